@@ -1,0 +1,178 @@
+"""Draws a report's charts: curves and bars as SVG that follows the page's colours, faces as JPEG data URIs."""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+# Charts are drawn in stand-in colours, replaced by CSS variables of the page: the same chart serves light and dark.
+RUN_COLOURS = tuple(f'#a1000{i}' for i in range(1, 7))
+INK, GRID = '#a20000', '#a30000'
+DASHES = ('solid', (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)), (0, (4, 4)), (0, (1, 3)))
+SVG_DASHES = ('', '6 2', '2 1.5', '8 2 2 2', '4 4', '1 3')
+# On photographs a colour needs no theme: bright ones, told apart with any kind of colour vision.
+FACE_COLOURS = ('#56b4e9', '#ff9a3d', '#2ad4a0', '#f0a6d0', '#f0e442', '#ffffff')
+
+WIDTH_INCHES = 4.6  # Narrow, so that the text stays readable when a phone shows the chart at its full width.
+MAX_POINTS = 300
+
+Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def curves(series: Series, *, run_numbers: Mapping[str, int], percent: bool) -> str:
+  """SVG of one line per run over training steps.
+
+  Args:
+    series: for each run its steps `[m]` and values `[m]`; NaN leaves a gap.
+    run_numbers: the number of each run, which gives its colour and dashes.
+    percent: whether values are fractions to be shown in per cent.
+  """
+  from matplotlib import ticker
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(WIDTH_INCHES, 2.5), layout='constrained')
+  axes = figure.add_subplot()
+  for run, (steps, values) in series.items():
+    steps, values = thinned(steps), thinned(values) * (100 if percent else 1)
+    number = run_numbers[run] % len(RUN_COLOURS)
+    marker = 'o' if len(steps) < 12 else ''
+    axes.plot(steps, values, color=RUN_COLOURS[number], linestyle=DASHES[number], marker=marker, markersize=3, lw=1.5)
+  everything = np.concatenate([values for _, values in series.values()])
+  everything = everything[np.isfinite(everything)]
+  if not percent and everything.size and everything.min() > 0 and everything.max() > 20 * everything.min():
+    axes.set_yscale('log')
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+  elif percent:
+    axes.yaxis.set_major_formatter('{x:g}%')
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+  axes.xaxis.set_major_formatter(lambda step, _: f'{step / 1000:g}k' if abs(step) >= 1000 else f'{step:g}')
+  axes.set_xlabel('step')
+  axes.set_xlim(left=0)
+  _quiet_axes(axes, grid='both')
+  return to_svg(figure)
+
+
+def bars(
+  names: Sequence[str],
+  values: Mapping[str, Sequence[float]],
+  *,
+  run_numbers: Mapping[str, int],
+  limits: tuple[float, float],
+) -> str:
+  """SVG of horizontal bars, a group for each name with a bar per run, the first name on top.
+
+  Args:
+    names: of the groups, `n` of them.
+    values: for each run `[n]` percentage points; NaN draws no bar.
+    run_numbers: the number of each run, which gives its colour.
+    limits: least and greatest value of the axis, so that charts side by side agree.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(WIDTH_INCHES, 0.5 + len(names) * (0.14 + 0.09 * len(values))), layout='constrained')
+  axes = figure.add_subplot()
+  rows = np.arange(len(names))
+  thickness = 0.76 / max(len(values), 1)
+  for i, (run, numbers) in enumerate(values.items()):
+    offset = (i - (len(values) - 1) / 2) * thickness
+    axes.barh(rows + offset, numbers, thickness * 0.9, color=RUN_COLOURS[run_numbers[run] % len(RUN_COLOURS)])
+  axes.axvline(0, color=INK, linewidth=1)
+  # Names come from data sets: they are text, never formulas.
+  axes.set_yticks(rows, [name.replace('_', ' ') for name in names], parse_math=False)
+  axes.set_ylim(len(names) - 0.5, -0.5)
+  axes.set_xlim(*limits)
+  axes.xaxis.set_major_formatter(lambda points, _: f'{points:+g}' if points else '0')
+  axes.set_xlabel('points above the majority class')
+  _quiet_axes(axes, grid='x')
+  axes.spines['left'].set_visible(False)
+  return to_svg(figure)
+
+
+def face(image: np.ndarray, true: np.ndarray, predicted: Mapping[int, np.ndarray], *, size: int = 320) -> str:
+  """A face with its landmarks as a JPEG data URI: a ring where a point is, a cross where a run puts it.
+
+  Args:
+    image: uint8 `[h, w, 3]`.
+    true: `[p, 2]`, fractions of width and height; NaN draws nothing.
+    predicted: for each run's number its `[p, 2]`; the runs' crosses are in turn diagonal and upright.
+    size: pixels of the longer side of the picture.
+  """
+  height, width = image.shape[:2]
+  scale = size / max(height, width)
+  picture = Image.fromarray(np.asarray(image)).resize(
+    (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
+  )
+  draw = ImageDraw.Draw(picture)
+  extent = np.array(picture.size)
+  for x, y in true[np.isfinite(true).all(-1)] * extent:
+    for radius, colour, thickness in ((10, 'black', 4), (9, 'white', 2)):
+      draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=thickness)
+  for i, (number, points) in enumerate(predicted.items()):
+    for x, y in points[np.isfinite(points).all(-1)] * extent:
+      for colour, thickness in (('black', 4), (FACE_COLOURS[number % len(FACE_COLOURS)], 2)):
+        _cross(draw, x, y, upright=i % 2 == 1, fill=colour, width=thickness)
+  stream = io.BytesIO()
+  picture.save(stream, 'JPEG', quality=88)
+  return 'data:image/jpeg;base64,' + base64.b64encode(stream.getvalue()).decode()
+
+
+def thinned(values: np.ndarray) -> np.ndarray:
+  """At most `MAX_POINTS` values `[m]`: means of neighbours, which also calms a noisy loss."""
+  window = -(-len(values) // MAX_POINTS)
+  if window <= 1:
+    return values
+  padded = np.pad(values, (0, -len(values) % window), mode='edge')
+  return padded.reshape(-1, window).mean(-1)
+
+
+def to_svg(figure: Any) -> str:
+  """The figure as an `<svg>` element for a page: themed, unnamed, with text as text and no outside address."""
+  from matplotlib import rc_context
+
+  stream = io.StringIO()
+  with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'mtl_jax'}):
+    unnamed = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    figure.savefig(stream, format='svg', transparent=True, metadata=unnamed)
+  svg = stream.getvalue()
+  svg = svg[svg.index('<svg') :]
+  svg = re.sub(r' xmlns(:\w+)?="[^"]*"', '', svg).replace('xlink:href', 'href')
+  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+  svg = re.sub(r'font: ([\d.]+)px [^;"]*', r'font-size: \1px', svg)
+  for i, colour in enumerate(RUN_COLOURS, 1):
+    svg = svg.replace(colour, f'var(--run-{i})')
+  svg = svg.replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
+  svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
+  used = set(re.findall(r'#([\w-]+)', svg))
+  svg = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else '', svg)
+  return _with_own_ids(svg)
+
+
+def _with_own_ids(svg: str) -> str:
+  """Ids of a page must differ from chart to chart: what a chart refers to inside itself is named by its content."""
+  prefix = 'c' + hashlib.sha256(svg.encode()).hexdigest()[:8]
+  return re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
+
+
+def _quiet_axes(axes: Any, *, grid: str) -> None:
+  axes.grid(axis=grid, color=GRID, linewidth=0.7)
+  axes.set_axisbelow(True)
+  axes.tick_params(which='both', colors=INK, labelsize=8.5, length=0)
+  axes.xaxis.label.set(color=INK, size=8.5)
+  for side in ('top', 'right'):
+    axes.spines[side].set_visible(False)
+  for side in ('left', 'bottom'):
+    axes.spines[side].set_color(GRID)
+
+
+def _cross(draw: ImageDraw.ImageDraw, x: float, y: float, *, upright: bool, fill: str, width: int) -> None:
+  reach = 6 if upright else 5
+  strokes = ((0, reach), (reach, 0)) if upright else ((reach, reach), (reach, -reach))
+  for dx, dy in strokes:
+    draw.line((x - dx, y - dy, x + dx, y + dy), fill=fill, width=width)

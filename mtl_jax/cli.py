@@ -1,0 +1,189 @@
+"""The command line: verbs, flags and exit codes; nothing else."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import mtl_jax
+from mtl_jax.errors import UserError
+
+DEMO_WORKDIR = 'mtl_jax_demo'
+CONFIG_PREFIX = '--config.'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs one verb. Returns the exit code: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved."""
+  _set_up_logging()
+  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  plain, overrides = _split_overrides(arguments)
+  options = _parser().parse_args(plain)
+  if overrides and 'config' not in options:
+    _parser().error(f'{CONFIG_PREFIX}{overrides[0]}: {options.verb} takes no configuration')
+  options.overrides = overrides
+  try:
+    return options.run(options)
+  except UserError as error:
+    print(f'mtl-jax: error: {error}', file=sys.stderr)
+    return error.exit_code
+  except KeyboardInterrupt:
+    print('mtl-jax: interrupted; the same command starts again', file=sys.stderr)
+    return 75
+  except BrokenPipeError:  # The reader of our output has left, as `head` does.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Parts `--config.a.b=value` or `--config.a.b value` from the rest; returns the rest and `a.b=value`."""
+  plain, overrides = [], []
+  remaining = iter(arguments)
+  for argument in remaining:
+    if not argument.startswith(CONFIG_PREFIX):
+      plain.append(argument)
+      continue
+    override = argument.removeprefix(CONFIG_PREFIX)
+    if '=' not in override:
+      value = next(remaining, None)
+      override = override if value is None else f'{override}={value}'
+    overrides.append(override)
+  return plain, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog='mtl-jax', description=mtl_jax.__doc__, allow_abbrev=False)
+  parser.add_argument('--version', action='version', version=f'mtl-jax {mtl_jax.__version__}')
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+
+  def verb(name: str, run, text: str) -> argparse.ArgumentParser:
+    added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    added.set_defaults(run=run)
+    return added
+
+  demo = verb('demo', _demo, 'train the joint and the single-task models on drawn faces and compare them')
+  demo.add_argument('--workdir', type=Path, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
+
+  prepare = verb('prepare', _prepare, 'read a data set once and store it for training')
+  prepare.add_argument('set', metavar='SET', help='celeba or synthetic')
+  prepare.add_argument('--source', type=Path, metavar='DIR', help='folder with the files of the set')
+  prepare.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder to make')
+  prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
+  prepare.add_argument('--num', type=int, default=4000, help='faces to draw (synthetic)')
+  prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
+
+  train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint')
+  train.add_argument('--config', type=Path, metavar='FILE.py', required=True, help='override with --config.a.b=VALUE')
+  train.add_argument('--workdir', type=Path, required=True)
+  train.add_argument('--allow_config_change', action='store_true', help='resume with another configuration')
+
+  evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split')
+  evaluation.add_argument('--workdir', type=Path, required=True)
+  evaluation.add_argument('--data', type=Path, metavar='DIR', help='another prepared set')
+  evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
+  evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
+  evaluation.add_argument('--predictions', type=Path, metavar='FILE.npz', help='write every prediction')
+
+  predict = verb('predict', _predict, 'predict for image files, a JSON line each')
+  predict.add_argument('--workdir', type=Path, required=True)
+  predict.add_argument('images', type=Path, nargs='+', metavar='IMAGE')
+  predict.add_argument('--out', type=Path, metavar='DIR', help='draw the predictions into this folder')
+
+  report = verb('report', _report, 'rebuild report.html from the files of one or several runs')
+  report.add_argument('--workdir', type=Path, required=True)
+  report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
+
+  verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
+  return parser
+
+
+# Verbs import what they need: `mtl-jax --help` and drawing faces in worker processes should not load JAX.
+
+
+def _demo(options: argparse.Namespace) -> int:
+  from mtl_jax import demo
+
+  print(demo.run(options.workdir))
+  return 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+  from mtl_jax.data.prepare import prepare
+
+  prepare(
+    options.set,
+    source=options.source,
+    out=options.out,
+    image_size=tuple(options.image_size),
+    num=options.num,
+    seed=options.seed,
+    log=logging.getLogger('mtl_jax').info,
+  )
+  return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+  from mtl_jax import config
+  from mtl_jax.training import loop
+
+  loop.train(
+    config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
+  )
+  return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+  from mtl_jax.evaluation.command import evaluate_workdir
+
+  found = evaluate_workdir(
+    options.workdir, data=options.data, split=options.split, step=options.step, predictions=options.predictions
+  )
+  print(json.dumps(found, indent=2))
+  return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+  from mtl_jax.predict import predict_files
+
+  refused = predict_files(options.workdir, options.images, out=options.out)
+  return 2 if refused else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+  from mtl_jax import report
+
+  out = options.workdir / 'report.html'
+  report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
+  print(out)
+  return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+  del options
+  from mtl_jax import doctor
+
+  print(doctor.describe())
+  return 0
+
+
+class _BarAwareHandler(logging.Handler):
+  """Log lines on stderr, above a progress bar if there is one."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _set_up_logging() -> None:
+  logger = logging.getLogger('mtl_jax')
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+  if not logger.handlers:
+    logger.addHandler(_BarAwareHandler())
+
+
+if __name__ == '__main__':
+  sys.exit(main())

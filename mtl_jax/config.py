@@ -1,0 +1,207 @@
+"""Configurations: from a Python file and `--config.a.b=v` overrides, to JSON and back; mistakes name the field."""
+
+import difflib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.configs import default
+from mtl_jax.errors import ConfigError
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> ConfigDict:
+  """The configuration of a file's `get_config()`, with overrides `a.b=value` applied, locked and checked."""
+  config = _run_get_config(path)
+  for override in overrides:
+    apply_override(config, override)
+  validate(config)
+  return config.lock()
+
+
+def _run_get_config(path: Path) -> ConfigDict:
+  if not path.is_file():
+    raise ConfigError(f'--config: no file {path}; variants lie in the folder configs/')
+  spec = importlib.util.spec_from_file_location('mtl_jax_user_config', path)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'--config: {path} is no Python file; it must define get_config()')
+  module = importlib.util.module_from_spec(spec)
+  sys.path.insert(0, str(path.resolve().parent))  # A variant imports the one it overrides from its own folder.
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config()
+  except Exception as error:
+    raise ConfigError(f'--config: {path} failed: {type(error).__name__}: {_one_line(error)}') from error
+  finally:
+    sys.path.pop(0)
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f'--config: get_config() of {path} gave {type(config).__name__}, not a ConfigDict')
+  _check_fields(config, default.get_config())
+  return config
+
+
+def apply_override(config: ConfigDict, override: str) -> None:
+  """Sets one field from text `a.b=value`; the value is read as the type of the field's present one."""
+  name, equals, text = override.partition('=')
+  if not equals:
+    raise ConfigError(f'config.{name} has no value; write --config.{name}=VALUE')
+  *parents, leaf = name.split('.')
+  node = config
+  for depth, part in enumerate(parents):
+    node = _child(node, part, '.'.join(parents[:depth]))
+    if not isinstance(node, ConfigDict):
+      raise ConfigError(f'config.{".".join(parents[: depth + 1])} is a value and has no field {leaf!r}')
+  present = _child(node, leaf, '.'.join(parents))
+  if isinstance(present, ConfigDict):
+    raise ConfigError(f'config.{name} is a group; set one of its fields: {", ".join(present)}')
+  node[leaf] = _parse(text, present, name)
+
+
+def _child(node: ConfigDict, part: str, path: str) -> Any:
+  if part in node:
+    return node[part]
+  where = f'config.{path}' if path else 'config'
+  near = difflib.get_close_matches(part, list(node), n=1, cutoff=0.4)
+  hint = f'did you mean {near[0]!r}?' if near else f'it has {", ".join(node)}'
+  raise ConfigError(f'{where} has no field {part!r}; {hint}')
+
+
+def _parse(text: str, present: Any, name: str) -> Any:
+  wanted = type(present)
+  try:
+    if wanted is bool:
+      return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
+    if wanted is tuple:
+      items = (item.strip().strip('\'"') for item in text.strip('()[] ').split(','))
+      return tuple(item for item in items if item)
+    return wanted(text)
+  except (ValueError, KeyError):
+    kind = {bool: 'true or false', int: 'a whole number', float: 'a number'}.get(wanted, wanted.__name__)
+    raise ConfigError(f'config.{name} must be {kind}, not {text!r}') from None
+
+
+def _check_fields(config: ConfigDict, reference: ConfigDict, path: str = '') -> None:
+  """Every field of the reference is there with its type, and none besides; `objective.weights` is open."""
+  for key in reference:
+    if key not in config:
+      raise ConfigError(f'config.{path}{key} is missing; start from mtl_jax.configs.default')
+  for key, value in config.items():
+    if path == 'objective.weights.':
+      expected: Any = 1.0
+    else:
+      expected = _child(reference, key, path.rstrip('.'))
+    if isinstance(expected, ConfigDict) and isinstance(value, ConfigDict):
+      _check_fields(value, expected, f'{path}{key}.')
+    elif type(value) is not type(expected) and not _convertible(value, expected, f'{path}{key}'):
+      kind, given = type(expected).__name__, type(value).__name__
+      raise ConfigError(f'config.{path}{key} must be {kind}, not {given}')
+
+
+def _convertible(value: Any, expected: Any, name: str) -> bool:
+  """Whole numbers serve as floats; `tasks` may be a tuple of names."""
+  whole_for_float = isinstance(expected, float) and isinstance(value, int) and not isinstance(value, bool)
+  return whole_for_float or (name == 'tasks' and isinstance(value, tuple))
+
+
+CHOICES = {
+  'model.stem': ('auto', 'imagenet', 'small'),
+  'model.dtype': ('auto', 'float32', 'bfloat16'),
+  'model.freeze': ('', 'backbone'),
+  'optimizer.name': ('adam', 'adamw', 'sgd'),
+  'optimizer.schedule': ('cosine', 'constant'),
+}
+
+# Least and largest values of the numeric fields; None sets no limit.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+  'data.augment.shift': (0, 0.5),
+  'data.augment.zoom': (0, 1),
+  'data.augment.brightness': (0, None),
+  'data.augment.contrast': (0, 1),
+  'model.width': (1, None),
+  'model.head_features': (1, None),
+  'optimizer.learning_rate': (0, None),
+  'optimizer.warmup_steps': (0, None),
+  'optimizer.weight_decay': (0, None),
+  'optimizer.momentum': (0, 1),
+  'optimizer.clip_norm': (0, None),
+  'optimizer.ema_decay': (0, 1),
+  'train.steps': (1, 2**31 - 1),
+  'train.batch_size': (1, None),
+  'train.seed': (0, 2**31 - 1),
+  'train.steps_per_dispatch': (0, None),
+  'train.log_every_steps': (1, None),
+  'eval.every_steps': (0, None),
+  'eval.batch_size': (1, None),
+  'eval.patience': (0, None),
+  'checkpoint.every_steps': (1, None),
+}
+
+
+def validate(config: ConfigDict) -> None:
+  """Raises ConfigError for the first field that is out of range or no known choice."""
+  for name, choices in CHOICES.items():
+    choose(_get(config, name), choices, field=f'config.{name}')
+  for name, (least, largest) in RANGES.items():
+    value = _get(config, name)
+    low = least is not None and not value >= least  # Written so that NaN fails.
+    if low or (largest is not None and not value <= largest):
+      bounds = f'at least {least:g}' if largest is None else f'from {least:g} to {largest:g}'
+      raise ConfigError(f'config.{name} must be {bounds}, not {value:g}')
+  for task, weight in config.objective.weights.items():
+    if not 0 <= weight < float('inf'):
+      raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
+  if config.model.freeze and not config.model.weights:
+    raise ConfigError('config.model.freeze needs pretrained weights; name their file with --config.model.weights=FILE')
+
+
+def choose(value: str, choices: Sequence[str], *, field: str) -> str:
+  """The value if it is one of the choices; else a ConfigError that names the field and the nearest choice."""
+  if value in choices:
+    return value
+  near = difflib.get_close_matches(value, choices, n=1)
+  hint = f'did you mean {near[0]!r}?' if near else f'choose from {", ".join(c or "(empty)" for c in choices)}'
+  raise ConfigError(f'{field}: no choice {value!r}; {hint}')
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+  value: Any = config
+  for part in name.split('.'):
+    value = value[part]
+  return value
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+  """Plain nested dictionaries with JSON's types."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def from_json(value: dict[str, Any]) -> ConfigDict:
+  """The configuration `to_json` wrote."""
+  config = ConfigDict(_lists_to_tuples(value))
+  _check_fields(config, default.get_config())
+  validate(config)
+  return config.lock()
+
+
+def _lists_to_tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _lists_to_tuples(item) for key, item in value.items()}
+  return tuple(value) if isinstance(value, list) else value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], path: str = 'config') -> Iterator[str]:
+  """One text `config.a.b: old -> new` for each field in which two configurations differ."""
+  for key in sorted(old.keys() | new.keys()):
+    before, after = old.get(key), new.get(key)
+    if isinstance(before, dict) and isinstance(after, dict):
+      yield from differences(before, after, f'{path}.{key}')
+    elif before != after:
+      yield f'{path}.{key}: {before!r} -> {after!r}'
+
+
+def _one_line(error: Exception) -> str:
+  return ' '.join(str(error).split())

@@ -1,0 +1,62 @@
+"""The default configuration: every field there is, with its meaning and unit. Variants override a few of them."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The joint model of all attributes and landmarks, sized for an accelerator."""
+  config = ConfigDict()
+  # Tasks to learn, by name, separated by commas; one task alone is the single-task model. `attributes/*` makes
+  # each attribute a task of its own.
+  config.tasks = 'attributes,landmarks'
+
+  config.data = data = ConfigDict()
+  data.dir = ''  # Folder of a prepared set (`mtl-jax prepare`).
+  data.attributes = ()  # Names of the attributes to keep; empty keeps all.
+  data.augment = augment = ConfigDict()
+  augment.flip = True  # Mirror half of the images; landmarks swap sides.
+  augment.shift = 0.05  # Largest shift, as a fraction of the side.
+  augment.zoom = 0.1  # Largest change of scale: 0.1 draws from 1/1.1 to 1.1.
+  augment.brightness = 0.1  # Largest change of brightness, in standard deviations of ImageNet's pixels.
+  augment.contrast = 0.1  # Largest relative change of contrast.
+
+  config.model = model = ConfigDict()
+  model.backbone = 'resnet18'  # resnet18, resnet34 or resnet50.
+  model.width = 64  # Features of the backbone's first stage; 64 is the published network.
+  model.stem = 'auto'  # imagenet, small, or auto: small for images up to 96 pixels a side.
+  model.head_features = 256  # Width of each head's hidden layer.
+  model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.
+  model.weights = ''  # File of pretrained weights for the backbone; empty starts from random ones.
+  model.freeze = ''  # `backbone` trains the heads alone; empty trains everything.
+
+  config.objective = objective = ConfigDict()
+  objective.name = 'fixed'  # How the tasks' losses become one: see mtl_jax/objectives.
+  objective.weights = ConfigDict({'attributes': 1.0, 'landmarks': 1.0})  # Of `fixed`; tasks not listed weigh 1.
+  objective.standardize = True  # Learn coordinates in units of the train split's spread; False: in [0, 1].
+
+  config.optimizer = optimizer = ConfigDict()
+  optimizer.name = 'adamw'  # adam, adamw or sgd.
+  optimizer.learning_rate = 1e-3  # Peak.
+  optimizer.schedule = 'cosine'  # cosine (to zero at the last step) or constant.
+  optimizer.warmup_steps = 0  # Steps of linear warm-up, part of train.steps.
+  optimizer.weight_decay = 1e-4  # Of kernels only; decoupled in adamw, added to the gradient in adam and sgd.
+  optimizer.momentum = 0.9  # Of sgd (Nesterov).
+  optimizer.clip_norm = 1.0  # Largest global norm of the gradient; 0 does not clip.
+  optimizer.ema_decay = 0.0  # Of the averaged weights that evaluation uses; 0 keeps none.
+
+  config.train = train = ConfigDict()
+  train.steps = 10_000  # Optimizer steps.
+  train.batch_size = 256  # Examples in the global batch, over all devices and processes.
+  train.seed = 0  # Decides initial weights, the order of the data, and augmentation.
+  train.steps_per_dispatch = 0  # Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU.
+  train.log_every_steps = 20  # A line of metrics.jsonl holds means over this many steps.
+
+  config.eval = evaluation = ConfigDict()
+  evaluation.every_steps = 1_000  # Evaluate on the validation split; 0: only at the end.
+  evaluation.batch_size = 256  # Examples a step.
+  evaluation.metric = 'loss'  # What picks the best checkpoint: loss, or <task>/<metric> such as landmarks/nme.
+  evaluation.patience = 0  # Stop after so many evaluations without a better one; 0 never stops early.
+
+  config.checkpoint = checkpoint = ConfigDict()
+  checkpoint.every_steps = 1_000  # Save for resuming; the best one on validation is kept besides.
+  return config.lock()

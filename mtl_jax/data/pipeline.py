@@ -1,0 +1,136 @@
+"""From (seed, step) to a global batch: which rows it holds, reading them, and keeping the next ones ready."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+
+from mtl_jax.data.store import Store
+from mtl_jax.errors import DataError
+from mtl_jax.tasks import Task
+
+Batch = dict[str, Any]  # image, labels, mask, example_id: see `Split.read`.
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split of a prepared set, with the labels of the chosen tasks.
+
+  Attributes:
+    images: uint8 `[n, h, w, 3]`, mapped from the store.
+    labels: for each task float32 `[n, k]`.
+    mask: for each task bool `[n, k]`, False where there is no label.
+    example_id: int32 `[n]`, the row number in the store.
+    source_size: int32 `[n, 2]`, width and height of the source images in pixels.
+  """
+
+  images: np.ndarray
+  labels: dict[str, np.ndarray]
+  mask: dict[str, np.ndarray]
+  example_id: np.ndarray
+  source_size: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def read(self, positions: Int64[np.ndarray, ' b']) -> Batch:
+    """The examples at these positions; position -1 is padding: a row that is masked throughout."""
+    rows = np.maximum(positions, 0)
+    present = (positions >= 0)[:, None]
+    return {
+      'image': np.take(self.images, rows, axis=0),
+      'labels': {name: values[rows] for name, values in self.labels.items()},
+      'mask': {name: values[rows] & present for name, values in self.mask.items()},
+      'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),
+    }
+
+
+def load_split(store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bool = False) -> Split:
+  """One split with the labels of these tasks.
+
+  Args:
+    store: a prepared set.
+    name: train, val or test.
+    tasks: the tasks to load labels for.
+    missing_ok: a task the set knows nothing of gets labels that are masked throughout.
+
+  Raises:
+    DataError: if the split has no rows, or the set lacks a task or label.
+  """
+  rows = store.split(name)
+  part = slice(rows.start, rows.stop)
+  groups = {task.name: task for task in store.tasks}
+  labels, mask = {}, {}
+  for task in tasks:
+    if task.group not in groups and missing_ok:
+      labels[task.name] = np.zeros((len(rows), len(task.labels)), np.float32)
+      mask[task.name] = np.zeros(labels[task.name].shape, bool)
+      continue
+    columns = _columns(groups, task, store)
+    labels[task.name] = np.ascontiguousarray(store.labels[task.group][part][:, columns])
+    mask[task.name] = np.ascontiguousarray(store.mask[task.group][part][:, columns])
+  example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
+  return Split(store.images[part], labels, mask, example_id, np.asarray(store.source_size[part]))
+
+
+def _columns(groups: dict[str, Task], task: Task, store: Store) -> list[int]:
+  """Where the task's labels are in the set's array of its group."""
+  have = groups[task.group].labels if task.group in groups else ()
+  for label in task.labels:
+    if label not in have:
+      raise DataError(f'{store.directory} has no label {label!r} of task {task.group!r}')
+  return [have.index(label) for label in task.labels]
+
+
+def batch_positions(step: int, *, seed: int, num_examples: int, batch_size: int) -> Int64[np.ndarray, ' b']:
+  """Positions in the train split of global batch `step`: a function, so resuming needs only the step.
+
+  Each epoch is a permutation of its own; an epoch's last batch runs on into the next one.
+  """
+  first = step * batch_size  # Python integers do not overflow.
+  parts = []
+  while batch_size:
+    epoch, offset = divmod(first, num_examples)
+    part = _permutation(seed, epoch, num_examples)[offset : offset + batch_size]
+    parts.append(part)
+    first += len(part)
+    batch_size -= len(part)
+  return np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_examples: int) -> Int64[np.ndarray, ' n']:
+  order = np.random.Generator(np.random.Philox(key=(seed, epoch))).permutation(num_examples)
+  order.flags.writeable = False
+  return order
+
+
+def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.ndarray, ' b']]:
+  """All positions in order, in batches of one size; the last is filled up with -1."""
+  for first in range(0, num_examples, batch_size):
+    positions = np.arange(first, first + batch_size)
+    yield np.where(positions < num_examples, positions, -1)
+
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+def prefetch(make: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
+  """`make(item)` for each item in order, up to `depth` of them made ahead in a thread."""
+  with ThreadPoolExecutor(max_workers=1, thread_name_prefix='input') as executor:
+    pending = []
+    try:
+      for item in items:
+        pending.append(executor.submit(make, item))
+        if len(pending) > depth:
+          yield pending.pop(0).result()
+      while pending:
+        yield pending.pop(0).result()
+    finally:
+      for future in pending:
+        future.cancel()

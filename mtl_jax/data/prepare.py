@@ -1,0 +1,53 @@
+"""Which data sets can be prepared, and how each is opened. A new reader is a file here and a line in `READERS`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.config import choose
+from mtl_jax.data import store, synthetic
+from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.source import Source
+from mtl_jax.errors import DataError
+from mtl_jax.training.progress import bar
+
+READERS: dict[str, Callable[[Path], Source]] = {'celeba': open_celeba}
+
+
+def prepare(
+  name: str,
+  *,
+  source: Path | None,
+  out: Path,
+  image_size: tuple[int, int],
+  num: int,
+  seed: int,
+  log: Callable[[str], None],
+) -> dict[str, Any]:
+  """Prepares a set by name; `synthetic` draws `num` faces from `seed`, the others are read from `source`.
+
+  Returns:
+    The schema of the prepared set.
+
+  Raises:
+    DataError: for bad input, naming file and row.
+  """
+  choose(name, (*READERS, 'synthetic'), field='prepare')
+  if name == 'synthetic':
+    return _prepare_synthetic(out, image_size=image_size, num=num, seed=seed, log=log)
+  if source is None:
+    raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
+  return store.prepare(READERS[name](source), out, image_size=image_size, log=log)
+
+
+def _prepare_synthetic(
+  out: Path, *, image_size: tuple[int, int], num: int, seed: int, log: Callable[[str], None]
+) -> dict[str, Any]:
+  """Draws faces in CelebA's layout into `out/source`, and reads them as CelebA."""
+
+  def draw(folder: Path) -> Source:
+    with bar(num, description='draw faces', unit='image') as progress:
+      synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update)
+    return open_celeba(folder / 'source')
+
+  return store.prepare(draw, out, image_size=image_size, log=log)

@@ -1,0 +1,50 @@
+"""The whole path on drawn faces: generate, prepare, train joint and single-task, evaluate, compare, report."""
+
+import logging
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mtl_jax import report
+from mtl_jax.configs import demo
+from mtl_jax.data.prepare import prepare
+from mtl_jax.evaluation.command import evaluate_workdir
+from mtl_jax.training import loop
+
+log = logging.getLogger('mtl_jax')
+
+# Each side by the name of its folder. All have the same model, data order, steps and schedule.
+SIDES = {'joint': 'attributes,landmarks', 'attributes': 'attributes', 'landmarks': 'landmarks'}
+NUM_FACES = 4_000
+SEED = 0
+
+
+def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = None) -> str:
+  """Runs the demo in `workdir`; started again it goes on from where it stopped.
+
+  Args:
+    workdir: gets `data`, one run folder a side, and `report.html`.
+    num_faces: how many faces to draw.
+    base: configuration of all sides; the demo's own by default.
+
+  Returns:
+    The table of all sides and of the baselines, as text.
+  """
+  data = workdir / 'data'
+  if not (data / 'schema.json').exists():
+    log.info('1/3 drawing %d faces and preparing them in %s', num_faces, data)
+    prepare('synthetic', source=None, out=data, image_size=(64, 64), num=num_faces, seed=SEED, log=log.info)
+  runs, evaluations = {}, {}
+  for number, (name, tasks) in enumerate(SIDES.items(), 1):
+    config = (base or demo.get_config()).copy_and_resolve_references()
+    config.tasks = tasks
+    config.data.dir = str(data)
+    log.info('2/3 model %d of %d: %s', number, len(SIDES), name)
+    loop.train(config, workdir / name, name=name)
+    predictions = workdir / name / 'eval' / 'test.npz'
+    evaluations[name] = evaluate_workdir(workdir / name, predictions=predictions)
+    runs[name] = workdir / name
+  page = workdir / 'report.html'
+  report.write_report(runs, page, title='mtl_jax demo: drawn faces', pictures=True)
+  log.info('3/3 wrote %s', page)
+  return report.text_table(evaluations)

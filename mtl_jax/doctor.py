@@ -1,0 +1,79 @@
+"""What this machine has, what would run where, and what is missing, each with the command that mends it."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from mtl_jax.models.multitask import compute_dtype
+
+PACKAGES = (
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'clu', 'tensorflow-datasets', 'numpy',
+)  # fmt: skip
+BATCH_PER_ACCELERATOR = 256  # A GPU or TPU core is well filled by this many images of 128x128.
+BATCH_ON_CPU = 64
+
+
+def describe() -> str:
+  """The report as text."""
+  return '\n'.join([*_machine(), '', *_versions(), '', *_choices(), '', *(_advice() or ['nothing is missing'])])
+
+
+def _machine() -> Iterator[str]:
+  yield f'host        {platform.platform()}, Python {platform.python_version()}'
+  yield f'cores       {os.cpu_count()} ({len(os.sched_getaffinity(0))} usable)'
+  pages, page = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
+  yield f'memory      {pages * page / 2**30:.1f} GiB, {_available_memory() / 2**30:.1f} GiB available'
+  for device in jax.local_devices():
+    stats = device.memory_stats() or {}
+    limit = f', {stats["bytes_limit"] / 2**30:.1f} GiB for arrays' if 'bytes_limit' in stats else ''
+    yield f'device {device.id:<4} {device.platform}: {device.device_kind}{limit}'
+
+
+def _available_memory() -> int:
+  """Bytes that can be had without swapping."""
+  for line in Path('/proc/meminfo').read_text().splitlines():
+    if line.startswith('MemAvailable:'):
+      return int(line.split()[1]) * 1024
+  return 0
+
+
+def _versions() -> Iterator[str]:
+  for name in PACKAGES:
+    yield f'{name:<20} {importlib.metadata.version(name)}'
+
+
+def _choices() -> Iterator[str]:
+  backend, count = jax.default_backend(), jax.device_count()
+  on_cpu = backend == 'cpu'
+  yield f'training runs on     {count} {backend} device(s), data split over all of them'
+  yield f'computation in       {compute_dtype("auto").__name__} (config.model.dtype=auto)'
+  yield f'steps a dispatch     {1 if on_cpu else 8} (config.train.steps_per_dispatch=0)'
+  yield 'input path           streamed: rows of the memory-mapped set, augmented on the device'
+  batch = BATCH_ON_CPU if on_cpu else BATCH_PER_ACCELERATOR * count
+  yield f'batch to start with  {batch} (--config.train.batch_size={batch})'
+
+
+def _advice() -> list[str]:
+  """A line for each thing that is missing, with the command that mends it."""
+  advice = []
+  backend = jax.default_backend()
+  has_gpu = bool(shutil.which('nvidia-smi')) or Path('/dev/nvidia0').exists()
+  has_tpu = Path('/dev/accel0').exists() or 'TPU_NAME' in os.environ
+  if has_gpu and backend != 'gpu':
+    advice.append("an NVIDIA GPU is here but JAX does not use it:  pip install 'mtl_jax[cuda]'")
+  elif has_tpu and backend != 'tpu':
+    advice.append("a TPU is here but JAX does not use it:  pip install 'mtl_jax[tpu]'")
+  elif backend == 'cpu':
+    advice.append("no GPU or TPU is here; on a host with one:  pip install 'mtl_jax[cuda]'  or  'mtl_jax[tpu]'")
+  if importlib.util.find_spec('tensorflow') is None:
+    advice.append("TensorFlow is not installed; only some TFDS sets need it:  pip install 'mtl_jax[tf]'")
+  free = shutil.disk_usage(Path.cwd()).free / 2**30
+  if free < 10:
+    advice.append(f'{free:.1f} GiB of disk are free here; CelebA at 128x128 takes 10: choose --out on another disk')
+  return advice

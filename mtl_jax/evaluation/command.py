@@ -1,0 +1,96 @@
+"""Evaluating a trained run from its working directory: restore, run over a split, write the JSON."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax import workdir
+from mtl_jax.data import pipeline
+from mtl_jax.data.store import Store, open_store
+from mtl_jax.errors import DataError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.tasks import Task
+from mtl_jax.training.progress import bar
+from mtl_jax.workdir import TrainedModel
+
+log = logging.getLogger('mtl_jax')
+
+
+def evaluate_workdir(
+  directory: Path,
+  *,
+  data: Path | None = None,
+  split: str = 'test',
+  step: int | None = None,
+  predictions: Path | None = None,
+) -> dict[str, Any]:
+  """Evaluates a run's best checkpoint and writes `eval/<split>.json`.
+
+  Args:
+    directory: the run's working directory.
+    data: another prepared set than the run's own; the result is then written to `eval/<its name>-<split>.json`.
+    split: train, val or test.
+    step: another checkpoint than the best.
+    predictions: a .npz file to write every prediction, label and mask to.
+
+  Returns:
+    What was written: step, split, number of examples, metrics of each task, and those of the constant predictions.
+  """
+  model = workdir.restore(directory, step=step)
+  store = open_store(data or Path(model.config.data.dir))
+  tasks = _common_tasks(model, store)
+  part = pipeline.load_split(store, split, model.tasks, missing_ok=True)
+  with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
+    result = evaluate.evaluate_split(
+      part,
+      model.variables,
+      model.label_stats,
+      compiled_step=evaluate.compile_eval_step(model.model, model.tasks, model.mesh),
+      mesh=model.mesh,
+      batch_size=model.config.eval.batch_size,
+      on_batch=lambda done: progress.update(done - progress.n),
+    )
+  found = {
+    'step': model.step,
+    'split': split,
+    'num_examples': len(part),
+    'data': str(store.directory),
+    'tasks': evaluate.task_metrics(result.predictions, part, tasks),
+    'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
+  }
+  if jax.process_index() == 0:
+    name = f'{store.directory.resolve().name}-{split}' if data else split
+    _write(directory / 'eval' / f'{name}.json', found)
+    if predictions:
+      predictions.parent.mkdir(parents=True, exist_ok=True)
+      np.savez(predictions, allow_pickle=False, **evaluate.dump(result, part))
+  return found
+
+
+def _common_tasks(model: TrainedModel, store: Store) -> tuple[Task, ...]:
+  """The model's tasks that the set has labels for. Raises DataError if it has none, or images of another size."""
+  if tuple(store.image_size) != model.facts.image_size:
+    have, want = ('x'.join(map(str, size)) for size in (store.image_size, model.facts.image_size))
+    size = ' '.join(map(str, model.facts.image_size))
+    raise DataError(
+      f'{store.directory} holds images of {have}, the model takes {want}; prepare them with --image_size {size}'
+    )
+  there = {task.name for task in store.tasks}
+  common = tuple(task for task in model.tasks if task.group in there)
+  if not common:
+    raise DataError(f'{store.directory} has labels for {", ".join(there)}, the model predicts none of these')
+  for task in model.tasks:
+    if task not in common:
+      log.warning('warning: %s has no labels for %s; it is not evaluated', store.directory, task.name)
+  return common
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
+  partial.replace(path)

@@ -1,0 +1,134 @@
+"""Evaluating a whole split: nothing is dropped, the last batch is padded and its padding masked."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from mtl_jax.data import pipeline
+from mtl_jax.data.pipeline import Split
+from mtl_jax.errors import ConfigError
+from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.training import sharding
+from mtl_jax.training.step import eval_step
+
+MAX_IN_FLIGHT = 16  # Batches on their way to the devices; unbounded dispatch can deadlock simulated devices.
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What a model says of every example of a split.
+
+  Attributes:
+    predictions: for each task `[n, outputs]`, probabilities or values in the labels' own units.
+    losses: for each task the mean over its labels, 0 where it has none.
+  """
+
+  predictions: dict[str, np.ndarray]
+  losses: dict[str, float]
+
+
+def compile_eval_step(model: nn.Module, tasks: Sequence[Task], mesh: Mesh) -> Callable[..., Any]:
+  """`eval_step`, jitted on the mesh; every process gets the predictions of the whole batch."""
+  return jax.jit(partial(eval_step, model=model, tasks=tasks), out_shardings=sharding.replicated(mesh))
+
+
+def evaluate_split(
+  split: Split,
+  variables: Mapping[str, Any],
+  label_stats: Mapping[str, LabelStats],
+  *,
+  compiled_step: Callable[..., Any],
+  mesh: Mesh,
+  batch_size: int,
+  on_batch: Callable[[int], Any] | None = None,
+) -> Evaluation:
+  """Runs `compiled_step` over a whole split. `on_batch` hears how many examples are done with each batch."""
+  batch_size = -(-batch_size // jax.device_count()) * jax.device_count()  # Padding is masked, so rounding is free.
+  local = sharding.local_rows(batch_size, field='eval.batch_size')
+  rows = sharding.by_rows(mesh)
+
+  def make(positions: np.ndarray) -> Any:
+    batch = split.read(positions[local])
+    batch.pop('example_id')
+    return sharding.to_global(batch, rows)
+
+  results = []
+  for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size)):
+    results.append(compiled_step(variables, label_stats, batch))
+    if len(results) > MAX_IN_FLIGHT:
+      jax.block_until_ready(results[-MAX_IN_FLIGHT])
+    if on_batch:
+      on_batch(min(len(results) * batch_size, len(split)))
+  results = jax.device_get(results)
+  predictions = {
+    name: np.concatenate([result['predictions'][name] for result in results])[: len(split)] for name in split.labels
+  }
+  losses = {}
+  for name in split.labels:
+    total = sum(float(result['loss_sum'][name]) for result in results)
+    losses[name] = total / max(sum(int(result['num_labels'][name]) for result in results), 1)
+  return Evaluation(predictions, losses)
+
+
+def task_metrics(
+  predictions: Mapping[str, np.ndarray], split: Split, tasks: Sequence[Task]
+) -> dict[str, dict[str, Any]]:
+  """The metrics of each task, as the eval JSON has them."""
+  return {
+    task.name: task.metrics(
+      predictions[task.name], split.labels[task.name], mask=split.mask[task.name], source_size=split.source_size
+    )
+    for task in tasks
+  }
+
+
+def baseline_metrics(
+  label_stats: Mapping[str, LabelStats], split: Split, tasks: Sequence[Task]
+) -> dict[str, dict[str, Any]]:
+  """What the train split's constant predictions score: the majority class, the mean face."""
+  constant = {
+    task.name: np.broadcast_to(
+      np.asarray(label_stats[task.name].baseline), (len(split), len(label_stats[task.name].baseline))
+    )
+    for task in tasks
+  }
+  return task_metrics(constant, split, tasks)
+
+
+def dump(evaluation: Evaluation, split: Split) -> dict[str, np.ndarray]:
+  """The arrays of a `--predictions` file."""
+  arrays = {'example_id': split.example_id}
+  for name, values in evaluation.predictions.items():
+    arrays |= {f'{name}/pred': values, f'{name}/label': split.labels[name], f'{name}/mask': split.mask[name]}
+  return arrays
+
+
+# Metrics of which less is better; of all others more is.
+LOWER_IS_BETTER = ('loss', 'mae', 'mse', 'rmse', 'nme', 'failure_rate_8', 'failure_rate_10')
+
+
+def score(metric: str, *, total_loss: float, metrics: Mapping[str, Mapping[str, Any]]) -> float:
+  """The value that picks the best checkpoint, higher is better.
+
+  Args:
+    metric: `loss`, or `<task>/<metric>`.
+    total_loss: weighted sum of the tasks' losses.
+    metrics: as `task_metrics` gives them.
+
+  Raises:
+    ConfigError: for a task or metric there is not.
+  """
+  if metric == 'loss':
+    return -total_loss
+  task, _, name = metric.rpartition('/')
+  value = metrics.get(task, {}).get(name)
+  if not isinstance(value, (int, float)):
+    have = ', '.join(f'{t}/{m}' for t, values in metrics.items() for m, v in values.items() if isinstance(v, float))
+    raise ConfigError(f'config.eval.metric: no metric {metric!r} on the validation split; there is loss, {have}')
+  return -float(value) if name in LOWER_IS_BETTER else float(value)

@@ -1,0 +1,46 @@
+"""Convolution and max-pooling in the form that is fastest on the platform at hand; the numbers are the same."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Below this many pixels a side XLA's CPU convolution is slower than one matrix product over gathered patches:
+# 3x3, 512 channels, batch 64, two cores: 2x2 maps 4 against 122 GFLOP/s, 4x4 180 against 237, 8x8 192 against 125.
+IM2COL_UP_TO = 4
+
+
+def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides, padding, **kwargs):
+  """`lax.conv_general_dilated` for `flax.linen.Conv`; small maps on a CPU take the form of a matrix product."""
+  small = max(lhs.shape[1:3]) <= IM2COL_UP_TO * max(strides)
+  plain = not any(d != 1 for d in (*(kwargs.get('lhs_dilation') or ()), *(kwargs.get('rhs_dilation') or ())))
+  if jax.default_backend() == 'cpu' and small and plain and kwargs.get('feature_group_count', 1) == 1:
+    return _im2col(lhs, rhs, strides, padding)
+  return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
+
+
+def _im2col(lhs, rhs, strides, padding):
+  """Convolution as one product of patches `[b, h2, w2, p * q * c]` and the kernel as a matrix."""
+  rows, columns, _, features = rhs.shape
+  padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+  height, width = ((n - k) // s + 1 for n, k, s in zip(padded.shape[1:3], (rows, columns), strides, strict=True))
+  slices = [
+    padded[:, i : i + (height - 1) * strides[0] + 1 : strides[0], j : j + (width - 1) * strides[1] + 1 : strides[1]]
+    for i in range(rows)
+    for j in range(columns)
+  ]
+  return jnp.concatenate(slices, axis=-1) @ rhs.reshape(-1, features)
+
+
+def max_pool_3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
+  """Max-pooling of stride 2 and padding 1 as the maximum of nine slices.
+
+  Unlike select-and-scatter its gradient is deterministic on GPUs, and fast on CPUs.
+  """
+  height, width = ((n - 1) // 2 + 1 for n in x.shape[1:3])
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+  slices = [padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
+  result = slices[0]
+  for other in slices[1:]:
+    result = jnp.maximum(result, other)
+  return result

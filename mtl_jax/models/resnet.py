@@ -1,0 +1,105 @@
+"""ResNet-18, -34 and -50 as torchvision has them (stride in the 3x3 convolution of a bottleneck), NHWC."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.models.convolution import convolve, max_pool_3x3
+
+# Images up to this many pixels a side get the small stem: the large one would leave maps of 2x2 and less.
+SMALL_IMAGE = 96
+
+Normalization = Callable[..., Any]
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut (He et al. 2016)."""
+
+  features: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Normalization
+  expansion = 1
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 f']:
+    y = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name='conv1')(x)
+    y = nn.relu(self.norm(name='bn1')(y))
+    y = self.conv(self.features, (3, 3), padding=1, name='conv2')(y)
+    y = self.norm(name='bn2')(y)
+    return nn.relu(y + shortcut(self, x, y.shape[-1]))
+
+
+class BottleneckBlock(nn.Module):
+  """1x1, 3x3 and 1x1 convolutions and a shortcut; the 3x3 one carries the stride."""
+
+  features: int
+  stride: int
+  conv: Callable[..., nn.Module]
+  norm: Normalization
+  expansion = 4
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 f']:
+    y = nn.relu(self.norm(name='bn1')(self.conv(self.features, (1, 1), name='conv1')(x)))
+    y = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name='conv2')(y)
+    y = nn.relu(self.norm(name='bn2')(y))
+    y = self.conv(4 * self.features, (1, 1), name='conv3')(y)
+    y = self.norm(name='bn3')(y)
+    return nn.relu(y + shortcut(self, x, y.shape[-1]))
+
+
+def shortcut(block: BasicBlock | BottleneckBlock, x: Array, features: int) -> Array:
+  """The block's input, projected where its size or width changes. Called inside the block."""
+  if x.shape[-1] == features and block.stride == 1:
+    return x
+  x = block.conv(features, (1, 1), strides=block.stride, padding=0, name='downsample_conv')(x)
+  return block.norm(name='downsample_bn')(x)
+
+
+class ResNet(nn.Module):
+  """Images to features: `[b, h, w, 3]` normalised floats to `[b, 8 * width * expansion]`.
+
+  Attributes:
+    stage_sizes: blocks in each of the four stages.
+    block: `BasicBlock` or `BottleneckBlock`.
+    width: features of the first stage; torchvision's is 64.
+    stem: `imagenet` (7x7 of stride 2, max-pool) or `small` (3x3 of stride 2, no pool); `auto` takes the small
+      one for images up to `SMALL_IMAGE` pixels.
+    dtype: type of the computation; parameters are float32.
+  """
+
+  stage_sizes: Sequence[int]
+  block: type[BasicBlock] | type[BottleneckBlock]
+  width: int = 64
+  stem: str = 'auto'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Float[Array, 'b f']:
+    conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+    norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+    small = self.stem == 'small' or (self.stem == 'auto' and min(images.shape[1:3]) <= SMALL_IMAGE)
+    size, padding = ((3, 3), 1) if small else ((7, 7), 3)
+    x = conv(self.width, size, strides=2, padding=padding, name='conv1')(images.astype(self.dtype))
+    x = nn.relu(norm(name='bn1')(x))
+    if not small:
+      x = max_pool_3x3(x)
+    for stage, num_blocks in enumerate(self.stage_sizes):
+      for index in range(num_blocks):
+        stride = 2 if stage > 0 and index == 0 else 1
+        name = f'layer{stage + 1}_{index}'
+        x = self.block(self.width * 2**stage, stride, conv, norm, name=name)(x)
+    return x.mean(axis=(1, 2))
+
+
+# He et al. 2015, as torchvision draws it: fan-out, normal.
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+resnet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
+resnet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BottleneckBlock)

@@ -1,0 +1,424 @@
+"""Compares evaluated runs: a table for the terminal, and one self-contained HTML page with charts."""
+
+import collections
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.resources
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_jax import charts
+from mtl_jax.errors import CheckpointError
+from mtl_jax.scoreboard import BASELINES, METRICS, MISSING, SHOWN, comparison, headlines, kinds_of, text, text_table
+
+__all__ = ['comparison', 'find_runs', 'text_table', 'write_report']
+
+# What the page says about a run's configuration, besides every field in which the runs differ.
+FIELDS = (
+  'tasks',
+  'model.backbone',
+  'model.sharing',
+  'objective.name',
+  'optimizer.name',
+  'optimizer.learning_rate',
+  'train.steps',
+  'train.batch_size',
+  'train.seed',
+  'data.dir',
+)
+MAX_CURVE_TASKS = 6
+MAX_VERDICTS = 6  # A page with more tasks counts them first.
+MAX_FACES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The files of one evaluated run."""
+
+  name: str
+  folder: Path
+  config: dict[str, Any]
+  evaluation: dict[str, Any]
+  log: list[dict[str, Any]]
+
+
+def find_runs(workdir: Path) -> dict[str, Path]:
+  """The runs of a folder by name: the folder itself, or its subfolders, `joint` first.
+
+  Raises:
+    CheckpointError: when there is none.
+  """
+  workdir = Path(workdir)
+  if (workdir / 'config.json').is_file():
+    return {workdir.resolve().name: workdir}
+  found = [path.parent for path in workdir.glob('*/config.json')]
+  if not found:
+    raise CheckpointError(
+      f'no run in {workdir}: neither it nor a subfolder has a config.json; '
+      f'make one with `mtl-jax train --config F.py --workdir {workdir}`'
+    )
+  found.sort(key=lambda path: (path.name != 'joint', path.name))
+  return {path.name: path for path in found}
+
+
+def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: bool = False) -> None:
+  """Writes one HTML file that needs nothing else: verdicts, table, charts, configuration.
+
+  Args:
+    runs: for each run's name its folder, which holds `config.json`, `metrics.jsonl` and `eval/test.json`.
+    out: the file to write.
+    title: of the page.
+    pictures: whether to show test faces with their landmarks. They come from the prepared set, which may hold
+      photos of real people, so they are shown only when asked for.
+
+  Raises:
+    CheckpointError: for a file that is missing or damaged; the message says which command makes it.
+  """
+  import jinja2
+
+  loaded = [_load(name, Path(folder)) for name, folder in runs.items()]
+  evals = {run.name: run.evaluation for run in loaded}
+  environment = jinja2.Environment(
+    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+  )
+  template = environment.from_string(importlib.resources.files('mtl_jax').joinpath('report.html').read_text('utf-8'))
+  said = headlines(evals)
+  page = template.render(
+    title=title,
+    runs=[_describe(run, number) for number, run in enumerate(loaded)],
+    headlines=said,
+    outcomes=collections.Counter(line['outcome'] for line in said if line['outcome']),
+    max_verdicts=MAX_VERDICTS,
+    notes=_notes(loaded),
+    table=comparison(evals),
+    metrics=METRICS,
+    outputs=_output_charts(loaded),
+    curves=_curve_charts(loaded),
+    faces=_faces(loaded) if pictures else None,
+    fields=_config_rows(loaded),
+    versions=_versions(loaded),
+  )
+  out = Path(out)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(page, encoding='utf-8')
+
+
+def _load(name: str, folder: Path) -> Run:
+  config = _read_json(folder / 'config.json', make=f'mtl-jax train --config F.py --workdir {folder}')
+  evaluation = _read_json(folder / 'eval' / 'test.json', make=f'mtl-jax eval --workdir {folder}')
+  if not isinstance(evaluation.get('tasks'), dict):
+    raise CheckpointError(f'{folder / "eval" / "test.json"} has no tasks; run `mtl-jax eval --workdir {folder}` again')
+  return Run(name, folder, config, evaluation, _read_log(folder / 'metrics.jsonl'))
+
+
+def _read_json(path: Path, *, make: str) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text('utf-8'))
+  except FileNotFoundError:
+    raise CheckpointError(f'no {path}; make it with `{make}`') from None
+  except (OSError, ValueError) as error:
+    raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
+  if not isinstance(value, dict):
+    raise CheckpointError(f'{path} is no JSON object; make it again with `{make}`')
+  return value
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+  """Log lines with a step; a line that an interrupted run left unfinished is passed over."""
+  lines = []
+  for row in path.read_text('utf-8').splitlines() if path.is_file() else ():
+    try:
+      line = json.loads(row)
+    except ValueError:
+      continue
+    if isinstance(line, dict) and isinstance(line.get('step'), int | float):
+      lines.append(line)
+  return lines
+
+
+def _series(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """For each run that logged the key, steps and values `[m]`."""
+  series = {}
+  for run in runs:
+    points = [(line['step'], line[key]) for line in run.log if isinstance(line.get(key), int | float)]
+    if points:
+      steps, values = np.array(points, np.float64).T
+      series[run.name] = steps, values
+  return series
+
+
+def _numbers(runs: Sequence[Run]) -> dict[str, int]:
+  return {run.name: number for number, run in enumerate(runs)}
+
+
+def _describe(run: Run, number: int) -> dict[str, Any]:
+  """What the page says about a run by itself."""
+  speeds = _series([run], 'images_per_sec').get(run.name)
+  speed = float(np.nanmedian(speeds[1])) if speeds and np.isfinite(speeds[1]).any() else None
+  return {
+    'name': run.name,
+    'colour': f'var(--run-{number % len(charts.RUN_COLOURS) + 1})',
+    'face_colour': charts.FACE_COLOURS[number % len(charts.FACE_COLOURS)],
+    'dashes': charts.SVG_DASHES[number % len(charts.SVG_DASHES)],
+    'tasks': ', '.join(run.evaluation['tasks']),
+    'step': run.evaluation.get('step'),
+    'num_examples': run.evaluation.get('num_examples'),
+    'images_per_sec': None if speed is None else f'{speed:,.0f}',
+    'config': json.dumps(run.config, indent=2, sort_keys=True, default=str),
+  }
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+  """What a reader must know before believing the comparison."""
+  if len(runs) < 2:
+    return []
+  seeds = {_flat(run.config).get('train.seed') for run in runs}
+  notes = [
+    f'{"One seed" if len(seeds) == 1 else "One seed a run"}: no statement about significance. Another seed may turn '
+    'a small difference around; mtl-jax study repeats the comparison over several seeds and tests it.'
+  ]
+  differing = [field for field in _differing_fields(runs) if field != 'tasks']
+  if differing:
+    notes.append(
+      f'The runs differ in more than their tasks ({", ".join(differing[:5])}{", …" if len(differing) > 5 else ""}), '
+      'so a difference need not come from joint training.'
+    )
+  if len({(run.evaluation.get('split'), run.evaluation.get('num_examples')) for run in runs}) > 1:
+    notes.append('The runs were evaluated on different examples: their figures cannot be compared.')
+  return notes
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested fields by their dotted names."""
+  fields: dict[str, Any] = {}
+  for key, value in config.items():
+    fields |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return fields
+
+
+def _differing_fields(runs: Sequence[Run]) -> list[str]:
+  configs = [_flat(run.config) for run in runs]
+  names = dict.fromkeys(name for config in configs for name in config)
+  return [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]
+
+
+def _config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """The fields to show, each with its value per run and whether the runs differ in it."""
+  configs = [_flat(run.config) for run in runs]
+  differing = _differing_fields(runs)
+  names = [name for name in FIELDS if any(name in config for config in configs)]
+  names += [name for name in differing if name not in names]
+  return [
+    {'name': name, 'values': [_field_text(config.get(name)) for config in configs], 'differs': name in differing}
+    for name in names
+  ]
+
+
+def _field_text(value: Any) -> str:
+  if isinstance(value, list | tuple):
+    return ', '.join(str(item) for item in value)
+  return MISSING if value is None or value == '' else str(value)
+
+
+def _versions(runs: Sequence[Run]) -> dict[str, str]:
+  """Packages, device and date. The device is the evaluation's where it says so, else that of this process."""
+  versions = {}
+  for package in ('mtl_jax', 'jax', 'flax', 'optax', 'numpy'):
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  devices = {str(run.evaluation['device']) for run in runs if run.evaluation.get('device')}
+  if devices:
+    versions['device'] = ', '.join(sorted(devices))
+  else:
+    versions['device of this report'] = _device()
+  versions['written'] = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
+  return versions
+
+
+def _device() -> str:
+  import jax
+
+  try:
+    devices = jax.devices()
+  except RuntimeError:
+    return 'unknown'
+  return devices[0].device_kind + (f', {len(devices)} of them' if len(devices) > 1 else '')
+
+
+def _curve_charts(runs: Sequence[Run]) -> dict[str, Any]:
+  """Training loss and validation metric of each task over steps, and the tasks left out for their number."""
+  kinds = kinds_of(run.evaluation for run in runs)
+  shown = list(kinds)[:MAX_CURVE_TASKS]
+  panels = []
+  wanted = [(f'{task}: training loss', f'train/{task}/loss', None) for task in shown]
+  wanted += [(f'{task}: validation', f'val/{task}/{SHOWN[kinds[task]][0]}', SHOWN[kinds[task]][0]) for task in shown]
+  if len(kinds) > len(shown):
+    wanted.insert(0, ('all tasks: training loss', 'train/loss', None))
+  order = {task: i for i, task in enumerate(shown)}
+  wanted.sort(key=lambda item: order.get(item[0].rpartition(': ')[0], -1))
+  for heading, key, metric in wanted:
+    series = _series(runs, key)
+    if not series:
+      continue
+    ends = ', '.join(f'{name} ends at {values[-1]:.4g}' for name, (_, values) in series.items())
+    phrase, percent = (METRICS[metric][0], METRICS[metric][2]) if metric else ('', False)
+    heading = f'{heading} {phrase}'.strip()
+    svg = charts.curves(series, run_numbers=_numbers(runs), percent=percent)
+    panels.append({'heading': heading, 'svg': _markup(svg), 'alt': f'{heading} over training steps: {ends}.'})
+  return {'runs': [run.name for run in runs if run.log], 'panels': panels, 'left_out': len(kinds) - len(shown)}
+
+
+def _output_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  """For each group of tasks the metric of every output by run: a table, and bars where a majority class exists."""
+  kinds = kinds_of(run.evaluation for run in runs)
+  groups: dict[tuple[str, str], None] = dict.fromkeys(
+    (task.split('/')[0], kind) for task, kind in kinds.items() if kind in ('binary', 'landmarks')
+  )
+  return [_output_chart(runs, group, kind) for group, kind in groups]
+
+
+def _output_chart(runs: Sequence[Run], group: str, kind: str) -> dict[str, Any]:
+  metric = 'accuracy' if kind == 'binary' else 'nme'
+  scores = {run.name: _per_output(run.evaluation['tasks'], group, metric) for run in runs}
+  scores = {name: values for name, values in scores.items() if values}
+  baseline: dict[str, float] = {}
+  for run in runs:
+    baseline = {**_per_output(run.evaluation.get('baseline', {}), group, metric), **baseline}
+  outputs = list(dict.fromkeys(output for values in scores.values() for output in values))
+  charts_of_group = []
+  if kind == 'binary' and scores and baseline:
+    charts_of_group = _gain_charts(outputs, scores, baseline, numbers=_numbers(runs))
+  rows = [
+    {
+      'name': output,
+      'cells': [_output_text(values, output, metric) for values in (baseline, *scores.values())],
+    }
+    for output in outputs
+  ]
+  return {
+    'group': group,
+    'metric': METRICS[metric][0],
+    'runs': list(scores),
+    'baseline': BASELINES[kind],
+    'rows': rows,
+    'charts': charts_of_group,
+  }
+
+
+def _per_output(tasks: Mapping[str, Any], group: str, metric: str) -> dict[str, float]:
+  """The metric of each output of the tasks of a group, where it is defined."""
+  found = {}
+  for task, metrics in tasks.items():
+    if task.split('/')[0] == group:
+      for output, values in metrics.get('per_output', {}).items():
+        if values.get(metric) is not None:
+          found[output] = values[metric]
+  return found
+
+
+def _output_text(values: Mapping[str, float], output: str, metric: str) -> str:
+  return text(values[output], metric) if output in values else MISSING
+
+
+def _gain_charts(
+  outputs: Sequence[str],
+  scores: Mapping[str, Mapping[str, float]],
+  baseline: Mapping[str, float],
+  *,
+  numbers: Mapping[str, int],
+) -> list[dict[str, Any]]:
+  """Bars of accuracy above the majority class, greatest gain first, in one or two columns."""
+  gains = {
+    run: {output: 100 * (values.get(output, math.nan) - baseline.get(output, math.nan)) for output in outputs}
+    for run, values in scores.items()
+  }
+  first = next(iter(gains.values()))
+  ordered = sorted(outputs, key=lambda output: -first[output] if math.isfinite(first[output]) else math.inf)
+  half = len(ordered) if len(ordered) <= 12 else -(-len(ordered) // 2)
+  every = [gain for values in gains.values() for gain in values.values() if math.isfinite(gain)]
+  limits = min([0.0, *every]) - 1, max([0.0, *every]) + 1
+  parts = []
+  for names in (ordered[:half], ordered[half:]):
+    if names:
+      values = {run: [gains[run][name] for name in names] for run in gains}
+      alt = f'Accuracy above the majority class in points, {len(names)} outputs from {names[0]} to {names[-1]}; '
+      svg = charts.bars(names, values, run_numbers=numbers, limits=limits)
+      parts.append({'svg': _markup(svg), 'alt': alt + 'the figures are in the table below.'})
+  return parts
+
+
+def _faces(runs: Sequence[Run]) -> dict[str, Any] | None:
+  """Test faces at even distances through the split, with the landmarks of every run that predicts them."""
+  kinds = kinds_of(run.evaluation for run in runs)
+  task = next((task for task, kind in kinds.items() if kind == 'landmarks'), None)
+  having = [(number, run) for number, run in enumerate(runs) if task in run.evaluation['tasks']]
+  if task is None or not having:
+    return None
+  images = _images(having[0][1])
+  predictions = {number: _predictions(run, task) for number, run in having}
+  first = next(iter(predictions.values()))
+  labelled = [row for row, (_, _, mask) in first.items() if mask.reshape(-1, 2).all(-1).any()]
+  labelled = [row for row in labelled if 0 <= row < len(images)]
+  chosen = [labelled[i] for i in np.linspace(0, len(labelled) - 1, min(MAX_FACES, len(labelled))).astype(int)]
+  sheet = []
+  for row in chosen:
+    _, label, mask = first[row]
+    true = np.where(mask, label, np.nan).reshape(-1, 2)
+    points = {number: rows[row][0].reshape(-1, 2) for number, rows in predictions.items() if row in rows}
+    distances = ', '.join(
+      f'{runs[number].name} off by {100 * np.nanmean(np.linalg.norm(p - true, axis=-1)):.1f}% of the image'
+      for number, p in points.items()
+    )
+    alt = f'Test face {row} with {np.isfinite(true).all(-1).sum()} true landmarks; {distances} on average.'
+    sheet.append({'uri': charts.face(images[row], true, points), 'alt': alt, 'row': row})
+  return {
+    'task': task,
+    'sheet': sheet,
+    'runs': [number for number, _ in having],
+    'folder': str(_data_dir(having[0][1])),
+  }
+
+
+def _data_dir(run: Run) -> Path:
+  return Path(_flat(run.config).get('data.dir') or '.')
+
+
+def _images(run: Run) -> np.ndarray:
+  """The prepared set's images `[n, h, w, 3]`, not read until looked at."""
+  path = _data_dir(run) / 'images.npy'
+  try:
+    return np.load(path, mmap_mode='r')
+  except (OSError, ValueError) as error:
+    raise CheckpointError(
+      f'no pictures from {path} ({error}); make it with `mtl-jax prepare SET --source DIR --out {path.parent}`, '
+      'or write the report without pictures'
+    ) from None
+
+
+def _predictions(run: Run, task: str) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """For each row of the prepared set its prediction, label and mask `[2 p]`."""
+  path = run.folder / 'eval' / 'test.npz'
+  make = f'mtl-jax eval --workdir {run.folder} --predictions {path}'
+  try:
+    with np.load(path) as file:
+      rows, *columns = (file[key] for key in ('example_id', f'{task}/pred', f'{task}/label', f'{task}/mask'))
+  except FileNotFoundError:
+    raise CheckpointError(f'no {path}; make it with `{make}`') from None
+  except (OSError, ValueError, KeyError) as error:
+    raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
+  return {int(row): (pred, label, mask) for row, pred, label, mask in zip(rows, *columns, strict=True)}
+
+
+def _markup(svg: str) -> Any:
+  """Marks our own drawing as HTML; the names in it were escaped when it was drawn."""
+  import markupsafe
+
+  return markupsafe.Markup(svg)

@@ -1,0 +1,126 @@
+"""Saving and restoring a run with Orbax: state and clock are one checkpoint, the latest and the best are kept."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from mtl_jax.errors import CheckpointError
+from mtl_jax.training.step import TrainState
+
+FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
+
+
+@dataclasses.dataclass
+class Clock:
+  """Where a run stands, besides the state on the devices.
+
+  Attributes:
+    step: optimizer steps taken.
+    seconds: time spent, over all restarts.
+    best_step: the step whose validation score was the best so far; 0 before the first evaluation.
+    best_score: that score, higher is better; it means nothing while best_step is 0.
+    evaluations_since_best: for early stopping.
+    stopped_early: the run has ended before its last step.
+  """
+
+  step: int = 0
+  seconds: float = 0.0
+  best_step: int = 0
+  best_score: float = 0.0
+  evaluations_since_best: int = 0
+  stopped_early: bool = False
+
+  def saw(self, score: float) -> bool:
+    """Takes in a validation score; True if it is the best so far."""
+    better = self.best_step == 0 or score > self.best_score
+    if better:
+      self.best_step, self.best_score = self.step, score
+    self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+    return better
+
+
+class Checkpoints:
+  """The checkpoints of one working directory, `checkpoints/<step>/`."""
+
+  def __init__(self, workdir: Path):
+    self.directory = workdir.resolve() / 'checkpoints'
+    best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
+    options = ocp.CheckpointManagerOptions(preservation_policy=keep, create=True, enable_async_checkpointing=True)
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+  def save(self, state: TrainState, clock: Clock) -> None:
+    """Begins to save; returns as soon as the state has left the devices. A step is saved once."""
+    if clock.step in self._manager.all_steps():
+      return
+    fields = {'format': FORMAT, **dataclasses.asdict(clock)}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
+    metrics = {'score': clock.best_score} if clock.best_step == clock.step else None
+    self._manager.save(clock.step, args=args, metrics=metrics, force=True)
+
+  def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, Clock] | None:
+    """State and clock of one step, the latest by default; None if there is no checkpoint at all.
+
+    Args:
+      like: the state's shapes, types and shardings, as `jax.eval_shape` gives them; the mesh may differ from
+        the one that saved.
+      step: a step that was saved.
+
+    Raises:
+      CheckpointError: for a step that was not saved, or a checkpoint of another version or model.
+    """
+    step = self._choose(step)
+    if step is None:
+      return None
+    clock = self.clock(step)
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
+      return self._manager.restore(step, args=args)['state'], clock
+    except (ValueError, KeyError, TypeError, OSError) as error:
+      reason = ' '.join(str(error).split())[:300]
+      raise CheckpointError(f'{self.directory / str(step)}: cannot be restored into this model: {reason}') from error
+
+  def clock(self, step: int | None = None) -> Clock:
+    """The clock of one step, the latest by default."""
+    step = self._choose(step)
+    if step is None:
+      raise CheckpointError(f'{self.directory.parent} holds no checkpoint; start with: mtl-jax train --workdir')
+    args = ocp.args.Composite(clock=ocp.args.JsonRestore())  # pyright: ignore
+    fields: dict[str, Any] = dict(self._manager.restore(step, args=args)['clock'])
+    version = fields.pop('format', None)
+    if version != FORMAT:
+      raise CheckpointError(f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}')
+    return Clock(**fields)
+
+  def _choose(self, step: int | None) -> int | None:
+    steps = sorted(self._manager.all_steps())
+    if step is None:
+      return steps[-1] if steps else None
+    if step not in steps:
+      have = ', '.join(map(str, steps)) or 'none'
+      raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step}; it has {have}')
+    return step
+
+  def close(self) -> None:
+    """Waits for the last save."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics['score']
+
+
+def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
+  """Shapes, types and shardings of the state that `state_fn()` would make, without making it."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(state_fn)
+  )
+
+
+logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells of every save in a dozen lines.

@@ -1,0 +1,321 @@
+"""The story of a training run: build, resume, step, look, save, end."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtl_jax import objectives, workdir
+from mtl_jax.data import pipeline
+from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.pipeline import Split
+from mtl_jax.data.store import Store, open_store
+from mtl_jax.errors import ConfigError, DataError, DivergedError, Interrupted
+from mtl_jax.evaluation import evaluate
+from mtl_jax.models import multitask
+from mtl_jax.tasks import Task
+from mtl_jax.training import checkpoint, optimizer, sharding
+from mtl_jax.training.checkpoint import Checkpoints, Clock
+from mtl_jax.training.interrupt import Interruption
+from mtl_jax.training.progress import MetricWriter, Progress
+from mtl_jax.training.step import TrainState, init_state, repeat, train_step
+
+log = logging.getLogger('mtl_jax')
+
+MAX_IN_FLIGHT = 16  # Steps dispatched and not waited for; unbounded dispatch can deadlock simulated devices.
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run is made of; nothing here changes while it trains."""
+
+  config: ConfigDict
+  mesh: Mesh
+  tasks: tuple[Task, ...]
+  train: Split
+  val: Split | None
+  model: nn.Module
+  schedule: Any  # Learning rate by step.
+  make_state: Any  # () -> TrainState, to be jitted.
+  compiled_steps: Any  # (state, stacked batches) -> (state, stacked metrics).
+  compiled_eval_step: Any
+
+  @property
+  def steps_per_dispatch(self) -> int:
+    asked = self.config.train.steps_per_dispatch
+    return asked or (1 if jax.default_backend() == 'cpu' else 8)
+
+
+def build(config: ConfigDict, store: Store) -> Run:
+  """Everything a run needs, from its config and its prepared set."""
+  mesh = sharding.make_mesh()
+  tasks = workdir.DataFacts.of(store).selected(config)
+  train = pipeline.load_split(store, 'train', tasks)
+  val = pipeline.load_split(store, 'val', tasks) if store.splits.get('val') else None
+  if val is None and (config.eval.patience or config.eval.metric != 'loss'):
+    raise DataError(f'split val of {config.data.dir} has no rows, but config.eval.patience or .metric asks for it')
+  model = multitask.from_config(config, tasks)
+  tx = optimizer.from_config(config)
+  objective = objectives.from_config(config, [task.name for task in tasks])
+  make_state = partial(
+    init_state,
+    config.train.seed,
+    model=model,
+    tx=tx,
+    objective=objective,
+    label_stats={
+      task.name: task.stats(
+        train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize
+      )
+      for task in tasks
+    },
+    image_size=store.image_size,
+    ema_decay=config.optimizer.ema_decay,
+  )
+  one_step = partial(
+    train_step,
+    model=model,
+    tasks=tasks,
+    tx=tx,
+    objective=objective,
+    augmentation=Augmentation(**config.data.augment),
+    seed=config.train.seed,
+    ema_decay=config.optimizer.ema_decay,
+  )
+  compiled_steps = jax.jit(
+    repeat(one_step, unroll=jax.default_backend() == 'cpu'),
+    donate_argnums=0,
+    in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh, axis=1)),
+    out_shardings=sharding.replicated(mesh),
+  )
+  compiled_eval_step = evaluate.compile_eval_step(model, tasks, mesh)
+  schedule = optimizer.schedule(config)
+  return Run(config, mesh, tasks, train, val, model, schedule, make_state, compiled_steps, compiled_eval_step)
+
+
+def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = False, name: str = 'train') -> Clock:
+  """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
+
+  Args:
+    config: a checked configuration.
+    directory: the run's working directory; see the README for the files in it.
+    allow_config_change: resume although the configuration differs from the one that began.
+    name: what the progress bar is called.
+
+  Raises:
+    UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
+  """
+  if not config.data.dir:
+    raise ConfigError('config.data.dir is empty; name a prepared set with --config.data.dir=DIR')
+  store = open_store(Path(config.data.dir))
+  with workdir.lock(directory), Interruption() as interruption:
+    run = build(config, store)
+    workdir.begin(directory, config, workdir.DataFacts.of(store), allow_config_change=allow_config_change)
+    checkpoints = Checkpoints(directory)
+    try:
+      state, clock = begin_state(run, checkpoints)
+      if clock.stopped_early or clock.step >= config.train.steps:
+        log.info('%s is complete at step %d', directory, clock.step)
+        return clock
+      describe(run, store, clock)
+      return train_from(
+        run, state, clock, checkpoints=checkpoints, directory=directory, interruption=interruption, name=name
+      )
+    finally:
+      checkpoints.close()
+
+
+def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
+  """The state of the latest checkpoint, or a new one; born on the mesh either way."""
+  replicated = sharding.replicated(run.mesh)
+  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, replicated))
+  if restored is not None:
+    return restored
+  return jax.jit(run.make_state, out_shardings=replicated)(), Clock()
+
+
+def train_from(
+  run: Run,
+  state: TrainState,
+  clock: Clock,
+  *,
+  checkpoints: Checkpoints,
+  directory: Path,
+  interruption: Interruption,
+  name: str,
+) -> Clock:
+  """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
+  config, primary = run.config, jax.process_index() == 0
+  started = time.monotonic() - clock.seconds
+  writer = MetricWriter(directory, resumed_at=clock.step, enabled=primary)
+  progress = Progress(
+    total=config.train.steps, start=clock.step, batch_size=config.train.batch_size, description=name, enabled=primary
+  )
+  unlogged: list[Any] = []
+  try:
+    for size, batches in input_batches(run, clock.step):
+      state, metrics = run.compiled_steps(state, batches)
+      unlogged.append(metrics)
+      if len(unlogged) > MAX_IN_FLIGHT:
+        jax.block_until_ready(unlogged[-MAX_IN_FLIGHT])
+      clock.step += size
+      progress.advance(size)
+      now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())
+      if now.log:
+        writer.write(clock.step, log_values(run, unlogged, clock.step, progress))
+        unlogged = []
+      better = False
+      if now.evaluate and run.val is not None:
+        with progress.aside():
+          score, values = validate(run, state)
+        writer.write(clock.step, values)
+        better = clock.saw(score)
+        clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
+      clock.seconds = time.monotonic() - started
+      if now.save or better or clock.stopped_early:
+        with progress.aside():
+          checkpoints.save(state, clock)
+      if clock.stopped_early:
+        log.info('stopped early at step %d: %s was best at step %d', clock.step, config.eval.metric, clock.best_step)
+        break
+      if now.stop and not now.end:
+        raise Interrupted(f'interrupted and saved at step {clock.step}; the same command goes on from there')
+  finally:
+    progress.close()
+    writer.close()
+  return clock
+
+
+class Due(NamedTuple):
+  """What the host has to do after a step."""
+
+  log: bool
+  evaluate: bool
+  save: bool
+  stop: bool
+  end: bool
+
+
+def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
+  """What is due after `step` steps; a log line comes with everything else, so that nothing bad is ever saved."""
+
+  def multiple(every: int) -> bool:
+    return every > 0 and step % every == 0
+
+  end = step == config.train.steps
+  evaluate_now = multiple(config.eval.every_steps) or end
+  save = multiple(config.checkpoint.every_steps) or end or stop
+  log_now = multiple(config.train.log_every_steps) or first or evaluate_now or save
+  return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
+
+
+def log_values(run: Run, unlogged: Sequence[dict[str, Any]], step: int, progress: Progress) -> dict[str, float]:
+  """One line of metrics.jsonl."""
+  return {
+    'epoch': step * run.config.train.batch_size / len(run.train),
+    **means(unlogged, step),
+    'images_per_sec': progress.images_per_sec(),
+    'learning_rate': float(np.asarray(run.schedule(step - 1))),
+  }
+
+
+def input_batches(run: Run, step: int) -> Iterator[tuple[int, Any]]:
+  """From `step` on: how many steps to dispatch at once, and their batches, stacked, on the devices."""
+  local = sharding.local_rows(run.config.train.batch_size, field='train.batch_size')
+  rows = sharding.by_rows(run.mesh, axis=1)
+
+  def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
+    first, size = dispatch
+    read = [run.train.read(positions(run, first + i)[local]) for i in range(size)]
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *read)
+    return size, sharding.to_global(stacked, rows)
+
+  return pipeline.prefetch(make, dispatches(run, step))
+
+
+def positions(run: Run, step: int) -> np.ndarray:
+  """Positions in the train split of the global batch of one step."""
+  return pipeline.batch_positions(
+    step, seed=run.config.train.seed, num_examples=len(run.train), batch_size=run.config.train.batch_size
+  )
+
+
+def dispatches(run: Run, step: int) -> Iterator[tuple[int, int]]:
+  """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.
+
+  With two sizes alone there are two programs to compile.
+  """
+  config = run.config
+  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  while step < config.train.steps:
+    stop = min([config.train.steps] + [step - step % every + every for every in intervals if every])
+    size = run.steps_per_dispatch if step + run.steps_per_dispatch <= stop else 1
+    yield step, size
+    step += size
+
+
+def means(dispatched: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
+  """Means of the metrics of all steps since the last log line. Raises DivergedError if one is not finite."""
+  fetched = jax.device_get(dispatched)
+  result = {}
+  for name in fetched[0]:
+    values = np.concatenate([metrics[name] for metrics in fetched])
+    if not np.isfinite(values).all():
+      bad = step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
+      raise DivergedError(
+        f'{name} became {values[bad - step - 1]} at step {bad}; the last checkpoint is clean: '
+        'lower config.optimizer.learning_rate'
+      )
+    result[f'train/{name}'] = float(values.mean())
+  return result
+
+
+def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
+  """The score that picks the best checkpoint, and every metric of the validation split by name."""
+  assert run.val is not None
+  evaluation = evaluate.evaluate_split(
+    run.val,
+    state.eval_variables,
+    state.label_stats,
+    compiled_step=run.compiled_eval_step,
+    mesh=run.mesh,
+    batch_size=run.config.eval.batch_size,
+  )
+  metrics = evaluate.task_metrics(evaluation.predictions, run.val, run.tasks)
+  weights = objectives.task_weights(run.config, [task.name for task in run.tasks])
+  total = sum(weight * evaluation.losses[task.name] for weight, task in zip(weights, run.tasks, strict=True))
+  values = {'val/loss': total} | {f'val/{name}/loss': loss for name, loss in evaluation.losses.items()}
+  for task, found in metrics.items():
+    values |= {f'val/{task}/{name}': float(v) for name, v in found.items() if isinstance(v, int | float)}
+  return evaluate.score(run.config.eval.metric, total_loss=total, metrics=metrics), values
+
+
+def describe(run: Run, store: Store, clock: Clock) -> None:
+  """Says what will be trained on what."""
+  config = run.config
+  height, width = store.image_size
+  shapes = jax.eval_shape(run.make_state).variables['params']
+  parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+  log.info(
+    '%s: %s, %.2f M parameters, %dx%d, tasks %s; %d train and %d validation examples; %d %s device(s), %d process(es)',
+    f'resuming at step {clock.step}' if clock.step else 'training',
+    config.model.backbone,
+    parameters / 1e6,
+    height,
+    width,
+    ', '.join(task.name for task in run.tasks),
+    len(run.train),
+    len(run.val) if run.val else 0,
+    jax.device_count(),
+    jax.devices()[0].platform,
+    jax.process_count(),
+  )

@@ -1,0 +1,37 @@
+"""Learning-rate schedules and the optax chain that a config asks for."""
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+  """Learning rate by step: linear warm-up from zero to the peak, then cosine to zero or constant."""
+  options, steps = config.optimizer, config.train.steps
+  warmup = min(options.warmup_steps, steps - 1)
+  if options.schedule == 'cosine':
+    after = optax.cosine_decay_schedule(options.learning_rate, max(steps - warmup, 1))
+  else:
+    after = optax.constant_schedule(options.learning_rate)
+  if not warmup:
+    return after
+  return optax.join_schedules([optax.linear_schedule(0.0, options.learning_rate, warmup), after], [warmup])
+
+
+def from_config(config: ConfigDict) -> optax.GradientTransformation:
+  """Clipping, then the optimizer with its schedule; kernels alone decay."""
+  options = config.optimizer
+  rate = schedule(config)
+  chain = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
+  if options.name == 'adamw':
+    return optax.chain(*chain, optax.adamw(rate, weight_decay=options.weight_decay, mask=is_kernel))
+  if options.weight_decay:
+    chain.append(optax.add_decayed_weights(options.weight_decay, mask=is_kernel))
+  if options.name == 'adam':
+    return optax.chain(*chain, optax.adam(rate))
+  return optax.chain(*chain, optax.sgd(rate, momentum=options.momentum, nesterov=options.momentum > 0))
+
+
+def is_kernel(params: optax.Params) -> optax.Params:
+  """True for matrices and convolution kernels, False for biases and normalisation scales."""
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,119 @@
+"""How far a run is: a progress bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class _Lines:
+  """A text stream on which each redrawn bar is a line of its own, for logs that are files."""
+
+  def __init__(self, stream: TextIO):
+    self._stream = stream
+
+  def write(self, text: str) -> None:
+    text = text.strip('\r\n ')
+    if text:
+      self._stream.write(text + '\n')
+
+  def flush(self) -> None:
+    self._stream.flush()
+
+
+def bar(total: int, *, description: str, unit: str, initial: int = 0, enabled: bool = True) -> tqdm:
+  """A tqdm bar on stderr; where that is no terminal, a line every 15 seconds."""
+  terminal = sys.stderr.isatty()
+  return tqdm(
+    total=total,
+    initial=initial,
+    desc=description,
+    unit=unit,
+    disable=not enabled,
+    dynamic_ncols=terminal,
+    ncols=None if terminal else 100,
+    mininterval=0.5 if terminal else 15,
+    file=sys.stderr if terminal else _Lines(sys.stderr),  # pyright: ignore
+  )
+
+
+class Progress:
+  """The bar of a training run, and its rate in images/s, with time spent on other things left out."""
+
+  def __init__(self, *, total: int, start: int, batch_size: int, description: str, enabled: bool = True):
+    self._bar = bar(total, description=description, unit='step', initial=start, enabled=enabled)
+    self._batch_size = batch_size
+    self._steps = 0
+    self._started = time.monotonic()
+    self._aside = 0.0
+
+  def advance(self, steps: int) -> None:
+    self._steps += steps
+    self._bar.update(steps)
+
+  def images_per_sec(self) -> float:
+    """The rate since this was last asked, also shown on the bar from now on."""
+    busy = time.monotonic() - self._started - self._aside
+    rate = self._steps * self._batch_size / max(busy, 1e-9)
+    self._steps, self._started, self._aside = 0, time.monotonic(), 0.0
+    self._bar.set_postfix_str(f'{rate:,.0f} images/s', refresh=False)
+    return rate
+
+  @contextmanager
+  def aside(self) -> Iterator[None]:
+    """Time spent inside does not count for the rate: evaluation, saving."""
+    began = time.monotonic()
+    try:
+      yield
+    finally:
+      self._aside += time.monotonic() - began
+
+  def close(self) -> None:
+    self._bar.close()
+
+
+class MetricWriter:
+  """Appends to metrics.jsonl and to TensorBoard events, one call a log line; in all but one process, nowhere."""
+
+  def __init__(self, workdir: Path, *, resumed_at: int, enabled: bool):
+    """Drops the lines after step `resumed_at`: the run will write them again."""
+    self._enabled = enabled
+    if not enabled:
+      return
+    path = workdir / 'metrics.jsonl'
+    kept = [line for line in read_metrics(path) if line['step'] <= resumed_at]
+    partial = path.with_suffix('.partial')
+    partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    partial.replace(path)
+    self._file = path.open('a')
+    self._events = SummaryWriter(str(workdir), purge_step=resumed_at + 1 if resumed_at else None)
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    if not self._enabled:
+      return
+    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    if self._enabled:
+      self._file.close()
+      self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The lines of a metrics.jsonl; a last line cut short by a kill is left out, no file is no line."""
+  lines = []
+  for text in path.read_text().splitlines() if path.exists() else []:
+    try:
+      lines.append(json.loads(text))
+    except json.JSONDecodeError:
+      break
+  return lines

@@ -1,0 +1,195 @@
+"""The training step and the evaluation step: pure functions of state and batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int32
+
+from mtl_jax.data import augment
+from mtl_jax.data.augment import Augmentation
+from mtl_jax.objectives import Objective, losses
+from mtl_jax.tasks import LabelStats, Task
+
+Metrics = dict[str, Array]
+
+
+class TrainState(struct.PyTreeNode):
+  """Everything that training changes, and what is needed to read the model's outputs.
+
+  Attributes:
+    step: number of optimizer steps taken.
+    variables: the model's `params` and `batch_stats`.
+    average: exponential moving averages of both; None when the config keeps none.
+    optimizer: optax's state.
+    objective: the objective's state.
+    label_stats: for each task.
+  """
+
+  step: Int32[Array, '']
+  variables: Mapping[str, Any]
+  average: Mapping[str, Any] | None
+  optimizer: optax.OptState
+  objective: Any
+  label_stats: Mapping[str, LabelStats]
+
+  @property
+  def eval_variables(self) -> Mapping[str, Any]:
+    """The weights to evaluate: the averaged ones where they are kept."""
+    return self.variables if self.average is None else self.average
+
+
+def init_state(
+  seed: int,
+  *,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  objective: Objective,
+  label_stats: Mapping[str, LabelStats],
+  image_size: tuple[int, int],
+  ema_decay: float,
+) -> TrainState:
+  """The state before the first step; a function of the seed alone, so it can be jitted with shardings."""
+  images = jnp.zeros((1, *image_size, 3), jnp.float32)
+  variables = model.init(jax.random.key(seed), images, train=False)
+  variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    variables=variables,
+    average=jax.tree.map(jnp.copy, variables) if ema_decay else None,
+    optimizer=tx.init(variables['params']),
+    objective=objective.init(),
+    label_stats=dict(label_stats),
+  )
+
+
+def train_step(
+  state: TrainState,
+  batch: Mapping[str, Any],
+  *,
+  model: nn.Module,
+  tasks: Sequence[Task],
+  tx: optax.GradientTransformation,
+  objective: Objective,
+  augmentation: Augmentation,
+  seed: int,
+  ema_decay: float,
+) -> tuple[TrainState, Metrics]:
+  """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
+  augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+  images, labels, mask = augment.augment(
+    augment.normalize(batch['image']),
+    batch['labels'],
+    batch['mask'],
+    key=augment_key,
+    tasks=tasks,
+    settings=augmentation,
+  )
+
+  def loss_fn(params):
+    variables = {'params': params, 'batch_stats': state.variables['batch_stats']}
+    outputs, mutated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    per_label = label_losses(outputs, labels, mask, tasks=tasks, label_stats=state.label_stats)
+    each = jnp.stack([losses.masked_mean(per_label[task.name], mask[task.name]) for task in tasks])
+    present = jnp.stack([mask[task.name].any() for task in tasks])
+    total, next_objective = objective.update(each, present, state.objective, objective_key)
+    return total, (each, next_objective, mutated.get('batch_stats', {}))
+
+  gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  (total, (each, next_objective, batch_stats)), gradients = gradient_fn(state.variables['params'])
+  updates, optimizer = tx.update(gradients, state.optimizer, state.variables['params'])
+  variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
+  next_state = state.replace(
+    step=state.step + 1,
+    variables=variables,
+    average=moving_average(state.average, variables, step=state.step, decay=ema_decay),
+    optimizer=optimizer,
+    objective=next_objective,
+  )
+  metrics = {f'{task.name}/loss': each[i] for i, task in enumerate(tasks)}
+  return next_state, {'loss': total, 'grad_norm': optax.global_norm(gradients), **metrics}
+
+
+def label_losses(
+  outputs: Mapping[str, Array],
+  labels: Mapping[str, Array],
+  mask: Mapping[str, Array],
+  *,
+  tasks: Sequence[Task],
+  label_stats: Mapping[str, LabelStats],
+) -> dict[str, Float[Array, 'b k']]:
+  """The loss of each label, `[b, k]` for each task, in the units that are learned."""
+  result = {}
+  for task in tasks:
+    stats = label_stats[task.name]
+    targets = (labels[task.name] - stats.mean) / stats.std
+    result[task.name] = task.loss(outputs[task.name], losses.guard(targets, mask[task.name]))
+  return result
+
+
+def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], decay: float) -> Any:
+  """The next average; its memory grows with the steps taken, so that early weights are soon forgotten."""
+  if average is None:
+    return None
+  keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda a, v: keep * a + (1 - keep) * v, average, variables)
+
+
+def predict_step(
+  variables: Mapping[str, Any],
+  label_stats: Mapping[str, LabelStats],
+  images: Array,
+  *,
+  model: nn.Module,
+  tasks: Sequence[Task],
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Raw outputs and predictions in the labels' own units, for uint8 images `[b, h, w, 3]`."""
+  outputs: Any = model.apply(variables, augment.normalize(images), train=False)
+  predictions = {}
+  for task in tasks:
+    stats = label_stats[task.name]
+    scaled = outputs[task.name] * stats.std + stats.mean if task.standardized else outputs[task.name]
+    predictions[task.name] = task.predict(scaled)
+  return outputs, predictions
+
+
+def eval_step(
+  variables: Mapping[str, Any],
+  label_stats: Mapping[str, LabelStats],
+  batch: Mapping[str, Any],
+  *,
+  model: nn.Module,
+  tasks: Sequence[Task],
+) -> dict[str, Any]:
+  """Predictions of a batch, and each task's sum of losses with the number of labels it runs over."""
+  outputs, predictions = predict_step(variables, label_stats, batch['image'], model=model, tasks=tasks)
+  mask = batch['mask']
+  per_label = label_losses(outputs, batch['labels'], mask, tasks=tasks, label_stats=label_stats)
+  return {
+    'predictions': predictions,
+    'loss_sum': {name: jnp.where(mask[name], values, 0).sum() for name, values in per_label.items()},
+    'num_labels': {name: mask[name].sum() for name in per_label},
+  }
+
+
+def repeat(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], *, unroll: bool) -> Callable:
+  """The step over batches stacked along a new first axis, in one call; metrics come stacked as well.
+
+  `unroll` writes the steps out one after another instead of looping: inside a loop XLA's CPU convolutions are 20
+  times slower, and `lax.scan(unroll=True)` leaves a loop of one turn.
+  """
+
+  def steps(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
+    if not unroll:
+      return jax.lax.scan(step, state, batches)
+    stacked = []
+    for index in range(jax.tree.leaves(batches)[0].shape[0]):
+      state, metrics = step(state, jax.tree.map(lambda leaf: leaf[index], batches))  # noqa: B023
+      stacked.append(metrics)
+    return state, jax.tree.map(lambda *values: jnp.stack(values), *stacked)
+
+  return steps

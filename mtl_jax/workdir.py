@@ -1,0 +1,173 @@
+"""A working directory: the configuration and data facts that rebuild its model, and the model restored from it."""
+
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtl_jax import config as configs
+from mtl_jax import objectives, tasks
+from mtl_jax.data.store import Store
+from mtl_jax.errors import CheckpointError
+from mtl_jax.models import multitask
+from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.training import checkpoint, optimizer, sharding
+from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.training.step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+  """What a model must know of the data it was trained on.
+
+  Attributes:
+    image_size: height and width of the network's input in pixels.
+    tasks: the tasks of the data set, of which the config selects some.
+    checksum: of the prepared set.
+  """
+
+  image_size: tuple[int, int]
+  tasks: tuple[Task, ...]
+  checksum: str
+
+  @classmethod
+  def of(cls, store: Store) -> 'DataFacts':
+    return cls(store.image_size, store.tasks, store.checksum)
+
+  def to_json(self) -> dict[str, Any]:
+    described = [task.to_json() for task in self.tasks]
+    return {'image_size': list(self.image_size), 'tasks': described, 'checksum': self.checksum}
+
+  @classmethod
+  def from_json(cls, value: dict[str, Any]) -> 'DataFacts':
+    described = tuple(tasks.from_json(task) for task in value['tasks'])
+    return cls(tuple(value['image_size']), described, value['checksum'])
+
+  def selected(self, config: ConfigDict) -> tuple[Task, ...]:
+    """The tasks that the config learns."""
+    return tasks.select(self.tasks, config.tasks, attributes=config.data.attributes)
+
+
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+  """Holds a working directory for one run; it is made if it is not there.
+
+  Raises:
+    CheckpointError: while another run holds it, or where it cannot be written.
+  """
+  if jax.process_index() != 0:  # The first process holds it for all.
+    yield
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    handle = (workdir / '.lock').open('w')
+  except OSError as error:
+    raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
+  with handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another') from None
+    yield
+
+
+def begin(workdir: Path, config: ConfigDict, facts: DataFacts, *, allow_config_change: bool) -> None:
+  """Writes config.json and dataset.json, or checks that they are those of the run to be resumed."""
+  path = workdir / 'config.json'
+  if path.exists() and not allow_config_change:
+    old_config, old_facts = read(workdir)
+    changed = list(configs.differences(configs.to_json(old_config), configs.to_json(config)))
+    if changed:
+      raise CheckpointError(
+        f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
+        'Take another --workdir, or go on with --allow_config_change'
+      )
+    if old_facts != facts:
+      raise CheckpointError(f'{workdir} was trained on other data than {config.data.dir} holds; take another --workdir')
+  if jax.process_index() == 0:
+    _write_json(workdir / 'dataset.json', facts.to_json())
+    _write_json(path, configs.to_json(config))
+
+
+def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
+  """The configuration and data facts of a run."""
+  config = _read_json(workdir / 'config.json')
+  facts = _read_json(workdir / 'dataset.json')
+  try:
+    return configs.from_json(config), DataFacts.from_json(facts)
+  except (KeyError, TypeError) as error:
+    raise CheckpointError(f'{workdir}: config.json or dataset.json lacks {error}') from error
+
+
+def _write_json(path: Path, value: Any) -> None:
+  partial_path = path.with_suffix('.partial')
+  partial_path.write_text(json.dumps(value, indent=2) + '\n')
+  partial_path.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise CheckpointError(f'--workdir: {path.parent} holds no run: {path.name} is missing') from None
+  except (OSError, ValueError) as error:
+    raise CheckpointError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """A model restored for evaluation, on whatever devices there are here.
+
+  Attributes:
+    step: of the checkpoint.
+    variables: the weights to evaluate, the averaged ones where the run kept them.
+  """
+
+  config: ConfigDict
+  facts: DataFacts
+  tasks: tuple[Task, ...]
+  model: nn.Module
+  mesh: Mesh
+  step: int
+  variables: Mapping[str, Any]
+  label_stats: Mapping[str, LabelStats]
+
+
+def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
+  """The model of a run, at the step that was best on validation unless another is asked for."""
+  config, facts = read(workdir)
+  if not (workdir / 'checkpoints').is_dir():
+    raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
+  chosen = facts.selected(config)
+  model, mesh = multitask.from_config(config, chosen), sharding.make_mesh()
+  make_state = partial(
+    init_state,
+    config.train.seed,
+    model=model,
+    tx=optimizer.from_config(config),
+    objective=objectives.from_config(config, [task.name for task in chosen]),
+    label_stats={task.name: task.empty_stats() for task in chosen},
+    image_size=facts.image_size,
+    ema_decay=config.optimizer.ema_decay,
+  )
+  checkpoints = Checkpoints(workdir)
+  try:
+    if step is None:
+      clock = checkpoints.clock()
+      step = clock.best_step or clock.step
+    like = checkpoint.abstract_state(make_state, sharding.replicated(mesh))
+    restored = checkpoints.restore(like, step=step)
+  finally:
+    checkpoints.close()
+  assert restored is not None  # A step that is not there has raised.
+  state = restored[0]
+  return TrainedModel(config, facts, chosen, model, mesh, step, state.eval_variables, state.label_stats)
