@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -22,41 +23,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
   _set_up_logging()
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   plain, overrides = _split_overrides(arguments)
-  options = _parser().parse_args(plain)
-  if overrides and 'config' not in options:
-    _parser().error(f'{CONFIG_PREFIX}{overrides[0]}: {options.verb} takes no configuration')
-  options.overrides = overrides
   try:
+    options = _parser().parse_args(plain)
+    if overrides and 'config' not in options:
+      raise UserError(f'{CONFIG_PREFIX}{overrides[0]}: {options.verb} takes no configuration')
+    options.overrides = overrides
     return options.run(options)
   except UserError as error:
     print(f'mtl-jax: error: {error}', file=sys.stderr)
     return error.exit_code
-  except KeyboardInterrupt:
-    print('mtl-jax: interrupted; the same command starts again', file=sys.stderr)
-    return 75
   except BrokenPipeError:  # The reader of our output has left, as `head` does.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+  except OSError as error:  # A disk that is full, a folder that may not be written.
+    print(f'mtl-jax: error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('mtl-jax: interrupted; the same command starts again', file=sys.stderr)
+    return 75
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
   """Parts `--config.a.b=value` or `--config.a.b value` from the rest; returns the rest and `a.b=value`."""
   plain, overrides = [], []
-  remaining = iter(arguments)
-  for argument in remaining:
+  remaining = list(arguments)
+  while remaining:
+    argument = remaining.pop(0)
     if not argument.startswith(CONFIG_PREFIX):
       plain.append(argument)
       continue
     override = argument.removeprefix(CONFIG_PREFIX)
-    if '=' not in override:
-      value = next(remaining, None)
-      override = override if value is None else f'{override}={value}'
+    if '=' not in override and remaining and not remaining[0].startswith('--'):
+      override = f'{override}={remaining.pop(0)}'
     overrides.append(override)
   return plain, overrides
 
 
+class _Parser(argparse.ArgumentParser):
+  """Tells of wrong usage in one line, as all else is told."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}; see {self.prog} --help')
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog='mtl-jax', description=mtl_jax.__doc__, allow_abbrev=False)
+  parser = _Parser(prog='mtl-jax', description=mtl_jax.__doc__, allow_abbrev=False)
   parser.add_argument('--version', action='version', version=f'mtl-jax {mtl_jax.__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
@@ -69,10 +80,17 @@ def _parser() -> argparse.ArgumentParser:
   demo.add_argument('--workdir', type=Path, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
 
   prepare = verb('prepare', _prepare, 'read a data set once and store it for training')
-  prepare.add_argument('set', metavar='SET', help='celeba or synthetic')
+  prepare.add_argument('set', metavar='SET', help='celeba, mtfl, utkface or synthetic')
   prepare.add_argument('--source', type=Path, metavar='DIR', help='folder with the files of the set')
   prepare.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder to make')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
+  prepare.add_argument(
+    '--crop_margin',
+    type=float,
+    metavar='M',
+    help='crop train images to their landmarks and M times their extent at each side; 0.9 frames them as the test '
+    'images are (mtfl)',
+  )
   prepare.add_argument('--num', type=int, default=4000, help='faces to draw (synthetic)')
   prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
 
@@ -121,6 +139,7 @@ def _prepare(options: argparse.Namespace) -> int:
     image_size=tuple(options.image_size),
     num=options.num,
     seed=options.seed,
+    crop_margin=options.crop_margin,
     log=logging.getLogger('mtl_jax').info,
   )
   return 0

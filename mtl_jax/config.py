@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ConfigDict:
   config = _run_get_config(path)
   for override in overrides:
     apply_override(config, override)
+  if isinstance(config.tasks, tuple):  # One way to write them, so that resuming sees no difference.
+    config.tasks = ','.join(config.tasks)
   validate(config)
   return config.lock()
 
@@ -34,7 +37,7 @@ def _run_get_config(path: Path) -> ConfigDict:
   try:
     spec.loader.exec_module(module)
     config = module.get_config()
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise ConfigError(f'--config: {path} failed: {type(error).__name__}: {_one_line(error)}') from error
   finally:
     sys.path.pop(0)
@@ -55,10 +58,14 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node = _child(node, part, '.'.join(parents[:depth]))
     if not isinstance(node, ConfigDict):
       raise ConfigError(f'config.{".".join(parents[: depth + 1])} is a value and has no field {leaf!r}')
-  present = _child(node, leaf, '.'.join(parents))
+  present = 1.0 if parents == OPEN and leaf else _child(node, leaf, '.'.join(parents))
   if isinstance(present, ConfigDict):
     raise ConfigError(f'config.{name} is a group; set one of its fields: {", ".join(present)}')
-  node[leaf] = _parse(text, present, name)
+  with node.unlocked():
+    node[leaf] = _parse(text, present, name)
+
+
+OPEN = ['objective', 'weights']  # The one group whose fields are not known beforehand: they are names of tasks.
 
 
 def _child(node: ConfigDict, part: str, path: str) -> Any:
@@ -71,7 +78,7 @@ def _child(node: ConfigDict, part: str, path: str) -> Any:
 
 
 def _parse(text: str, present: Any, name: str) -> Any:
-  wanted = type(present)
+  wanted = tuple if name == 'tasks' else type(present)
   try:
     if wanted is bool:
       return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
@@ -86,19 +93,19 @@ def _parse(text: str, present: Any, name: str) -> Any:
 
 def _check_fields(config: ConfigDict, reference: ConfigDict, path: str = '') -> None:
   """Every field of the reference is there with its type, and none besides; `objective.weights` is open."""
+  is_open = path == f'{".".join(OPEN)}.'
   for key in reference:
-    if key not in config:
+    if key not in config and not is_open:
       raise ConfigError(f'config.{path}{key} is missing; start from mtl_jax.configs.default')
   for key, value in config.items():
-    if path == 'objective.weights.':
-      expected: Any = 1.0
-    else:
-      expected = _child(reference, key, path.rstrip('.'))
+    expected: Any = 1.0 if is_open else _child(reference, key, path.rstrip('.'))
     if isinstance(expected, ConfigDict) and isinstance(value, ConfigDict):
       _check_fields(value, expected, f'{path}{key}.')
     elif type(value) is not type(expected) and not _convertible(value, expected, f'{path}{key}'):
       kind, given = type(expected).__name__, type(value).__name__
       raise ConfigError(f'config.{path}{key} must be {kind}, not {given}')
+    elif isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
+      raise ConfigError(f'config.{path}{key} must hold names in quotes, not {value}')
 
 
 def _convertible(value: Any, expected: Any, name: str) -> bool:
@@ -115,8 +122,8 @@ CHOICES = {
   'optimizer.schedule': ('cosine', 'constant'),
 }
 
-# Least and largest values of the numeric fields; None sets no limit.
-RANGES: dict[str, tuple[float | None, float | None]] = {
+# Least and largest values of the numeric fields; None sets no limit, but none may be infinite.
+RANGES: dict[str, tuple[float, float | None]] = {
   'data.augment.shift': (0, 0.5),
   'data.augment.zoom': (0, 1),
   'data.augment.brightness': (0, None),
@@ -147,14 +154,15 @@ def validate(config: ConfigDict) -> None:
     choose(_get(config, name), choices, field=f'config.{name}')
   for name, (least, largest) in RANGES.items():
     value = _get(config, name)
-    low = least is not None and not value >= least  # Written so that NaN fails.
-    if low or (largest is not None and not value <= largest):
-      bounds = f'at least {least:g}' if largest is None else f'from {least:g} to {largest:g}'
-      raise ConfigError(f'config.{name} must be {bounds}, not {value:g}')
+    if not (math.isfinite(value) and value >= least and (largest is None or value <= largest)):
+      bounds = f'finite and at least {least}' if largest is None else f'from {least} to {largest}'
+      raise ConfigError(f'config.{name} must be {bounds}, not {value}')
   for task, weight in config.objective.weights.items():
     if not 0 <= weight < float('inf'):
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
-  if config.model.freeze and not config.model.weights:
+  if config.model.weights:
+    raise ConfigError('config.model.weights: this version cannot read pretrained weights yet; leave it empty')
+  if config.model.freeze:
     raise ConfigError('config.model.freeze needs pretrained weights; name their file with --config.model.weights=FILE')
 
 
@@ -203,5 +211,5 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = 'config') 
       yield f'{path}.{key}: {before!r} -> {after!r}'
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
   return ' '.join(str(error).split())

@@ -28,11 +28,15 @@ def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -
   Returns:
     The number of files that could not be read; each is logged in one line, and the others are still done.
   """
+  if out is not None:
+    try:
+      out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
   model = workdir.restore(directory)
   compiled = jax.jit(partial(predict_step, model=model.model, tasks=model.tasks))
-  if out is not None:
-    out.mkdir(parents=True, exist_ok=True)
-  refused, drawn = 0, set()
+  refused = 0
+  drawn = {file.stem for file in files if out and file.resolve() == (out / f'{file.stem}.png').resolve()}  # Keep these.
   batch_size = min(BATCH, len(files))
   for first in range(0, len(files), batch_size):
     readable: list[tuple[Path, np.ndarray, tuple[int, int]]] = []
@@ -40,7 +44,7 @@ def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -
       try:
         readable.append((file, *decode(file, model.facts.image_size)))
       except DataError as error:
-        log.error('error: %s', error)
+        log.error('mtl-jax: error: %s', error)
         refused += 1
     for file, result in _predict_batch(model, compiled, readable, batch_size=batch_size):
       print(json.dumps({'file': str(file), **result}), flush=True)

@@ -181,7 +181,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
   seeds = {_flat(run.config).get('train.seed') for run in runs}
   notes = [
     f'{"One seed" if len(seeds) == 1 else "One seed a run"}: no statement about significance. Another seed may turn '
-    'a small difference around; mtl-jax study repeats the comparison over several seeds and tests it.'
+    'a small difference around; repeat both sides with other train.seed before you believe it.'
   ]
   differing = [field for field in _differing_fields(runs) if field != 'tasks']
   if differing:

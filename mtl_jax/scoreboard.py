@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
 from mtl_jax.tasks import KINDS
 
 BASELINE = 'majority class / mean face'
@@ -37,7 +38,6 @@ METRICS = {
   'accuracy': ('accuracy', 'accuracy', True),
   'balanced_accuracy': ('balanced accuracy', 'bal. acc.', True),
 }
-ERRORS = ('nme', 'failure_rate_10', 'mae', 'rmse')  # Smaller is better; for all others greater is.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Column:
 
   @property
   def higher_is_better(self) -> bool:
-    return self.metric not in ERRORS
+    return self.metric not in LOWER_IS_BETTER
 
   @property
   def arrow(self) -> str:

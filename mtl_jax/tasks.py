@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation import metrics
 from mtl_jax.objectives import losses
@@ -136,11 +137,12 @@ class Task:
     del described
     return []
 
-  def subset(self, labels: Sequence[str], *, name: str | None = None) -> 'Task':
-    """The same kind of task with only some of the labels."""
-    unknown = [label for label in labels if label not in self.labels]
-    if unknown:
-      raise ConfigError(f'task {self.name} has no label {unknown[0]!r}; it has {", ".join(self.labels)}')
+  def subset(self, labels: Sequence[str], *, field: str, name: str | None = None) -> 'Task':
+    """The same kind of task with only some of the labels; `field` of the config is to blame for a wrong one."""
+    for i, label in enumerate(labels):
+      choose(label, self.labels, field=field)
+      if label in labels[:i]:
+        raise ConfigError(f'{field}: {label!r} is named twice')
     return dataclasses.replace(self, labels=tuple(labels), name=name or self.name)
 
   def to_json(self) -> dict[str, Any]:
@@ -203,9 +205,9 @@ class LandmarkTask(Task):
     columns = jnp.array(self.mirrored)
     labels = jnp.where(geometry.flip[:, None], labels[:, columns], labels)
     mask = jnp.where(geometry.flip[:, None], mask[:, columns], mask)
-    points = labels.reshape(labels.shape[0], -1, 2)
-    inside = ((points >= 0) & (points <= 1)).all(-1)
-    return labels, mask & jnp.repeat(inside, 2, axis=1)
+    # Only labels that exist can lie outside: what is under a False mask must not reach its point's other coordinate.
+    outside = (((labels < 0) | (labels > 1)) & mask).reshape(labels.shape[0], -1, 2).any(-1)
+    return labels, mask & ~jnp.repeat(outside, 2, axis=1)
 
   def from_source(self, labels, *, width, height):
     """Pixels to fractions; a point outside the image is no label."""
@@ -316,7 +318,7 @@ def select(
   """
   by_name = {task.name: task for task in available}
   if attributes and 'attributes' in by_name:
-    by_name['attributes'] = by_name['attributes'].subset(attributes)
+    by_name['attributes'] = by_name['attributes'].subset(attributes, field='config.data.attributes')
   chosen: list[Task] = []
   for name in _split_names(names):
     group, _, label = name.partition('/')
@@ -329,7 +331,7 @@ def select(
       raise ConfigError(f'config.tasks: {name!r} cannot be had, since {group} is one task; name {group!r}')
     else:
       wanted = task.labels if label == '*' else (label,)
-      chosen.extend(task.subset((one,), name=f'{group}/{one}') for one in wanted)
+      chosen.extend(task.subset((one,), field='config.tasks', name=f'{group}/{one}') for one in wanted)
   repeated = [task.name for i, task in enumerate(chosen) if task.name in {t.name for t in chosen[:i]}]
   if repeated or not chosen:
     raise ConfigError(f'config.tasks: {repeated[0]!r} is named twice' if repeated else 'config.tasks: names no task')

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax import objectives, tasks
+from mtl_jax.configs import default
 from mtl_jax.data.store import Store
-from mtl_jax.errors import CheckpointError
+from mtl_jax.errors import CheckpointError, UserError
 from mtl_jax.models import multitask
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
@@ -53,7 +54,11 @@ class DataFacts:
     return cls(tuple(value['image_size']), described, value['checksum'])
 
   def selected(self, config: ConfigDict) -> tuple[Task, ...]:
-    """The tasks that the config learns."""
+    """The tasks that the config learns. Raises ConfigError for one, or a weight of one, that the data has not."""
+    named = [f'{task.name}/{label}' for task in self.tasks for label in task.labels]
+    known = [*default.get_config().objective.weights, *(task.name for task in self.tasks), *named]
+    for name in config.objective.weights:
+      configs.choose(name, known, field='config.objective.weights')
     return tasks.select(self.tasks, config.tasks, attributes=config.data.attributes)
 
 
@@ -81,9 +86,13 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts, *, allow_config_change: bool) -> None:
-  """Writes config.json and dataset.json, or checks that they are those of the run to be resumed."""
+  """Writes config.json and dataset.json, or checks that they are those of the run to be resumed.
+
+  A run that was refused or stopped before its first checkpoint has nothing to resume, so it may begin anew.
+  """
   path = workdir / 'config.json'
-  if path.exists() and not allow_config_change:
+  saved = [saved for saved in (workdir / 'checkpoints').glob('*') if saved.name.isdigit()]
+  if path.exists() and saved and not allow_config_change:
     old_config, old_facts = read(workdir)
     changed = list(configs.differences(configs.to_json(old_config), configs.to_json(config)))
     if changed:
@@ -104,8 +113,9 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
   facts = _read_json(workdir / 'dataset.json')
   try:
     return configs.from_json(config), DataFacts.from_json(facts)
-  except (KeyError, TypeError) as error:
-    raise CheckpointError(f'{workdir}: config.json or dataset.json lacks {error}') from error
+  except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    raise CheckpointError(f'{workdir}: config.json or dataset.json is not as it was written ({reason})') from error
 
 
 def _write_json(path: Path, value: Any) -> None:

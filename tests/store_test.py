@@ -1,5 +1,6 @@
 """A prepared set holds what its source said, whole or not at all, and is refused once it was touched."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -172,6 +173,27 @@ def test_a_photograph_taken_sideways_is_turned_upright():
   pixels, size = decode(file, (4, 2))
   assert size == (2, 4)
   assert pixels[:, :, 0].tolist() == [[255, 0]] * 4
+
+
+def test_a_crop_is_read_from_the_upright_image_and_is_black_beyond_it(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  sideways = np.arange(1, 7, dtype=np.uint8).reshape(2, 3)
+  upright = np.rot90(sideways, -1)  # [[4, 1], [5, 2], [6, 3]]
+  Image.fromarray(sideways).save(tmp_path / 'a.png', exif=exif)
+  record = Record('a.png', 'train', tmp_path / 'a.png', {}, crop=(1, -1, 4, 3))
+  prepare(OneTask([record]), tmp_path / 'set', image_size=(4, 3), log=print)
+  opened = open_store(tmp_path / 'set')
+  assert opened.source_size.tolist() == [[3, 4]]
+  expected = np.zeros((4, 3), np.uint8)
+  expected[1:, 0] = upright[:, 1]
+  assert opened.images[0, ..., 0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize('crop', [(2, 0, 2, 4), (0, 4, 4, 2)])
+def test_an_empty_crop_is_refused(tmp_path, crop):
+  record = dataclasses.replace(one_record(tmp_path / 'x'), crop=crop)
+  assert "of 'a.png' is empty" in refusal(prepare, OneTask([record]), tmp_path / 'set', image_size=SIZE, log=print)
 
 
 @pytest.mark.parametrize('kept', [0, 40, 0.5, 0.95])

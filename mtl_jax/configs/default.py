@@ -1,6 +1,6 @@
 """The default configuration: every field there is, with its meaning and unit. Variants override a few of them."""
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -8,7 +8,7 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   # Tasks to learn, by name, separated by commas; one task alone is the single-task model. `attributes/*` makes
   # each attribute a task of its own.
-  config.tasks = 'attributes,landmarks'
+  config.tasks = FieldReference('attributes,landmarks', field_type=object)  # Or a tuple of names.
 
   config.data = data = ConfigDict()
   data.dir = ''  # Folder of a prepared set (`mtl-jax prepare`).

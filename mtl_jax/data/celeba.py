@@ -1,17 +1,25 @@
 """Reads CelebA: the official folders, the same files side by side, or Kaggle's CSV files."""
 
-import array
 import csv
 import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from mtl_jax.data.source import SPLITS, Record
+from mtl_jax.data.source import SPLITS, ListedImages
+from mtl_jax.data.text_table import (
+  PIXELS,
+  Cell,
+  Table,
+  is_count,
+  read_rows,
+  read_text,
+  refuse_line,
+  rows_apart_by_blanks,
+)
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
 
@@ -22,15 +30,13 @@ IMAGE_FOLDERS = (
   'Img/img_align_celeba/img_align_celeba',
   'Img/img_align_celeba',
 )
-MAX_PIXELS = 1e6  # A coordinate beyond this is no pixel, and would lose its fraction in float32.
 
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-  """What the cells of one kind of file hold: how to read one, and in words."""
+  """What the cells of one kind of file hold, which are all alike."""
 
-  read: Callable[[str], float]
-  expected: str
+  cell: Cell
   columns: tuple[str, ...] = ()  # Known beforehand where the text file has no header.
 
 
@@ -40,58 +46,10 @@ class LabelFile:
 
   stem: str
   cells: Cells
-  make_task: Callable[['Table'], Task]
+  make_task: Callable[[Table], Task]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Table:
-  """One annotation file.
-
-  Attributes:
-    path: the file.
-    columns: names of the `k` columns.
-    names: the image of each of the `n` rows, all different.
-    lines: each row's line in the file, from 1, `[n]`.
-    values: the cells, float64 `[n, k]`.
-  """
-
-  path: Path
-  columns: tuple[str, ...]
-  names: list[str]
-  lines: list[int]
-  values: np.ndarray
-
-
-@dataclasses.dataclass(eq=False)
-class CelebA:
-  """CelebA's annotations, read and checked; the images are only listed. A `Source`.
-
-  Attributes:
-    tasks: `attributes`, `landmarks`, or both.
-    notes: lines that the user should see, such as what is missing.
-    images: the folder of the images.
-    image_names: names of the `n` images, in the order of the partition file.
-    splits: each image's split.
-    labels: for each task float32 `[n, k]`; landmarks in pixels of the source image.
-    identity: the number of the person, -1 where unknown, int32 `[n]`.
-  """
-
-  tasks: tuple[Task, ...]
-  notes: tuple[str, ...]
-  images: Path
-  image_names: list[str]
-  splits: list[str]
-  labels: dict[str, np.ndarray]
-  identity: np.ndarray
-  name: str = 'celeba'
-
-  def records(self) -> Iterator[Record]:
-    for row, name in enumerate(self.image_names):
-      labels = {task: values[row] for task, values in self.labels.items()}
-      yield Record(name, self.splits[row], self.images / name, labels, int(self.identity[row]))
-
-
-def open_celeba(directory: Path) -> CelebA:
+def open_celeba(directory: Path) -> ListedImages:
   """Finds and reads CelebA's annotation files below a folder.
 
   Raises:
@@ -125,7 +83,9 @@ def open_celeba(directory: Path) -> CelebA:
   identity = _find(directory, 'identity_CelebA', IDENTITY)
   people = np.full(len(partition.names), -1) if identity is None else _aligned(identity, partition)[:, 0]
   splits = [SPLITS[int(number)] for number in partition.values[:, 0]]
-  return CelebA(tuple(tasks), tuple(notes), images, partition.names, splits, labels, people.astype(np.int32))
+  return ListedImages(
+    'celeba', tuple(tasks), tuple(notes), images, partition.names, splits, labels, people.astype(np.int32)
+  )
 
 
 def read_table(path: Path, cells: Cells) -> Table:
@@ -137,58 +97,22 @@ def read_table(path: Path, cells: Cells) -> Table:
   Raises:
     DataError: for anything else, naming the file and the line.
   """
-  rows = _csv_rows(path) if path.suffix == '.csv' else _text_rows(path)
+  rows = _csv_rows(path) if path.suffix == '.csv' else rows_apart_by_blanks(path)
   columns, num_rows = _header(path, rows, cells)
-  names: list[str] = []
-  lines: list[int] = []
-  values = array.array('d')
-  for line, row in rows:
-    if len(row) != 1 + len(columns):
-      wrong = 'few' if len(row) <= len(columns) else 'many'
-      _refuse(path, line, f'too {wrong} columns: {len(row)}, not {1 + len(columns)}; correct or fetch the file again')
-    try:
-      values.extend(map(cells.read, row[1:]))
-    except (KeyError, ValueError):
-      _refuse_cell(path, line, columns, row, cells)
-    names.append(row[0])
-    lines.append(line)
-  if not names:
-    raise DataError(f'{path}: holds no row; fetch the file again')
-  if num_rows not in (None, len(names)):
-    _refuse(path, 1, f'says {num_rows} rows, but {len(names)} follow; correct it or fetch the file again')
-  if len(set(names)) != len(names):
-    _refuse_duplicate(path, names, lines)
-  return Table(path, columns, names, lines, np.array(values).reshape(len(names), len(columns)))
-
-
-def _text(path: Path) -> str:
-  try:
-    content = path.read_bytes()
-  except OSError as error:
-    raise DataError(f'{path}: cannot be read: {error.strerror}') from error
-  if not content.strip():
-    raise DataError(f'{path}: is empty; fetch the file again')
-  try:
-    return content.decode('utf-8-sig')
-  except UnicodeDecodeError as error:
-    line = content.count(b'\n', 0, error.start) + 1
-    _refuse(path, line, 'is no UTF-8 text; save the file as UTF-8 or fetch it again')
-
-
-def _text_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-  for line, text in enumerate(_text(path).split('\n'), start=1):
-    if row := text.split():
-      yield line, row
+  table = read_rows(path, rows, dict.fromkeys(columns, cells.cell))
+  if num_rows not in (None, len(table.names)):
+    refuse_line(path, 1, f'says {num_rows} rows, but {len(table.names)} follow; correct it or fetch the file again')
+  return table
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-  reader = csv.reader(io.StringIO(_text(path), newline=''), strict=True)
+  reader = csv.reader(io.StringIO(read_text(path), newline=''), strict=True)
   try:
     for row in reader:
       if row:
         yield reader.line_num, row
   except csv.Error as error:
-    _refuse(path, reader.line_num, f'is no CSV ({error}); correct or fetch the file again')
+    refuse_line(path, reader.line_num, f'is no CSV ({error}); correct or fetch the file again')
 
 
 def _header(path: Path, rows: Iterator[tuple[int, list[str]]], cells: Cells) -> tuple[tuple[str, ...], int | None]:
@@ -197,22 +121,22 @@ def _header(path: Path, rows: Iterator[tuple[int, list[str]]], cells: Cells) -> 
   if path.suffix == '.csv':
     line, (first, *columns) = next(rows, (1, ['']))
     if first != 'image_id':
-      _refuse(path, line, f"must begin with 'image_id' and name the columns, but begins with {first[:20]!r}")
+      refuse_line(path, line, f"must begin with 'image_id' and name the columns, but begins with {first[:20]!r}")
   elif cells.columns:
     return cells.columns, None
   else:
     line, count = next(rows, (1, []))
-    if len(count) != 1 or not _is_count(count[0]):
-      _refuse(path, line, f'must be the number of rows, but is {" ".join(count)[:40]!r}')
+    if len(count) != 1 or not is_count(count[0]):
+      refuse_line(path, line, f'must be the number of rows, but is {" ".join(count)[:40]!r}')
     num_rows = int(count[0])
     line, columns = next(rows, (line + 1, []))
   if not columns or '' in columns:
-    _refuse(path, line, 'must name the columns; fetch the file again')
+    refuse_line(path, line, 'must name the columns; fetch the file again')
   if len(set(columns)) != len(columns):
     twice = next(c for i, c in enumerate(columns) if c in columns[:i])
-    _refuse(path, line, f'names the column {twice[:40]!r} twice; rename or remove one')
+    refuse_line(path, line, f'names the column {twice[:40]!r} twice; rename or remove one')
   if cells.columns and tuple(columns) != cells.columns:
-    _refuse(path, line, f'must name the columns image_id,{",".join(cells.columns)}')
+    refuse_line(path, line, f'must name the columns image_id,{",".join(cells.columns)}')
   return tuple(columns), num_rows
 
 
@@ -227,11 +151,11 @@ def _landmark_task(table: Table) -> Task:
   columns = tuple(f'{point}_{axis}' for point in points for axis in 'xy')
   if sorted(columns) != sorted(table.columns):
     alone = sorted(set(columns) ^ set(table.columns))[0]
-    _refuse(table.path, header, f'landmarks are named POINT_x and POINT_y in pairs; see {alone[:40]!r}')
+    refuse_line(table.path, header, f'landmarks are named POINT_x and POINT_y in pairs; see {alone[:40]!r}')
   for side, other in (('left', 'right'), ('right', 'left')):
     for point in points:
       if point.startswith(side) and other + point.removeprefix(side) not in points:
-        _refuse(table.path, header, f'{point[:40]!r} needs its {other} partner, since images are mirrored')
+        refuse_line(table.path, header, f'{point[:40]!r} needs its {other} partner, since images are mirrored')
   return LandmarkTask('landmarks', columns)
 
 
@@ -269,53 +193,20 @@ def _check_images(images: Path, partition: Table) -> int:
   if missing:
     name = partition.names[missing[0]][:40]
     such = f'{len(missing)} such images; unpack them all or remove their rows from every file'
-    _refuse(partition.path, partition.lines[missing[0]], f'{name!r} is not in {images} ({such})')
+    refuse_line(partition.path, partition.lines[missing[0]], f'{name!r} is not in {images} ({such})')
   return sum(name.endswith(('.jpg', '.png')) for name in there.difference(partition.names))
 
 
-def _number_of_pixels(cell: str) -> float:
-  value = float(cell)
-  if not -MAX_PIXELS < value < MAX_PIXELS or '_' in cell:  # NaN fails the comparison.
-    raise ValueError(cell)
-  return value
-
-
 def _number_of_person(cell: str) -> float:
-  if not _is_count(cell):
+  if not is_count(cell):
     raise ValueError(cell)
   return float(cell)
 
 
-def _is_count(cell: str) -> bool:
-  return cell.isascii() and cell.isdigit() and len(cell) < 10  # So it fits in 32 bits.
-
-
-def _refuse(path: Path, line: int, message: str) -> NoReturn:
-  raise DataError(f'{path}: line {line}: {message}')
-
-
-def _refuse_cell(path: Path, line: int, columns: tuple[str, ...], row: list[str], cells: Cells) -> NoReturn:
-  for column, cell in zip(columns, row[1:], strict=True):
-    try:
-      cells.read(cell)
-    except (KeyError, ValueError):
-      _refuse(path, line, f'{column[:40]!r} of {row[0][:40]!r} is {cell[:20]!r}, not {cells.expected}; correct the row')
-  raise AssertionError('a row was refused, and none of its cells')
-
-
-def _refuse_duplicate(path: Path, names: list[str], lines: list[int]) -> NoReturn:
-  first: dict[str, int] = {}
-  for name, line in zip(names, lines, strict=True):
-    if name in first:
-      _refuse(path, line, f'{name[:40]!r} was already named in line {first[name]}; remove one of the rows')
-    first[name] = line
-  raise AssertionError('names repeat, and none was found twice')
-
-
-PARTITION = Cells({'0': 0.0, '1': 1.0, '2': 2.0}.__getitem__, '0 (train), 1 (val) or 2 (test)', ('partition',))
-IDENTITY = Cells(_number_of_person, "a person's number", ('identity',))
-ATTRIBUTES = Cells({'1': 1.0, '-1': 0.0}.__getitem__, '1 or -1')
-LANDMARKS = Cells(_number_of_pixels, 'a number of pixels')
+PARTITION = Cells(Cell({'0': 0.0, '1': 1.0, '2': 2.0}.__getitem__, '0 (train), 1 (val) or 2 (test)'), ('partition',))
+IDENTITY = Cells(Cell(_number_of_person, "a person's number"), ('identity',))
+ATTRIBUTES = Cells(Cell({'1': 1.0, '-1': 0.0}.__getitem__, '1 or -1'))
+LANDMARKS = Cells(PIXELS)
 LABELS = {
   'attributes': LabelFile('list_attr_celeba', ATTRIBUTES, _attribute_task),
   'landmarks': LabelFile('list_landmarks_align_celeba', LANDMARKS, _landmark_task),

@@ -1,5 +1,6 @@
 """Which data sets can be prepared, and how each is opened. A new reader is a file here and a line in `READERS`."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,17 @@ from typing import Any
 from mtl_jax.config import choose
 from mtl_jax.data import store, synthetic
 from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.mtfl import open_mtfl
 from mtl_jax.data.source import Source
+from mtl_jax.data.utkface import open_utkface
 from mtl_jax.errors import DataError
 from mtl_jax.training.progress import bar
 
-READERS: dict[str, Callable[[Path], Source]] = {'celeba': open_celeba}
+READERS: dict[str, Callable[[Path], Source]] = {
+  'celeba': open_celeba,
+  'mtfl': open_mtfl,
+  'utkface': open_utkface,
+}
 
 
 def prepare(
@@ -23,8 +30,11 @@ def prepare(
   num: int,
   seed: int,
   log: Callable[[str], None],
+  crop_margin: float | None = None,
 ) -> dict[str, Any]:
   """Prepares a set by name; `synthetic` draws `num` faces from `seed`, the others are read from `source`.
+
+  `crop_margin` is for `mtfl` alone, see `open_mtfl`.
 
   Returns:
     The schema of the prepared set.
@@ -33,11 +43,20 @@ def prepare(
     DataError: for bad input, naming file and row.
   """
   choose(name, (*READERS, 'synthetic'), field='prepare')
+  if crop_margin is not None and name != 'mtfl':
+    raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
   if name == 'synthetic':
+    if source is not None:
+      raise DataError('prepare synthetic draws its own faces; leave out --source')
     return _prepare_synthetic(out, image_size=image_size, num=num, seed=seed, log=log)
   if source is None:
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
-  return store.prepare(READERS[name](source), out, image_size=image_size, log=log)
+  reader = READERS[name] if crop_margin is None else functools.partial(open_mtfl, crop_margin=crop_margin)
+  try:
+    opened = reader(source)
+  except OSError as error:
+    raise DataError(f'{source}: cannot be read: {" ".join(str(error).split())}') from error
+  return store.prepare(opened, out, image_size=image_size, log=log)
 
 
 def _prepare_synthetic(

@@ -4,7 +4,7 @@
     DIR/images.npy          uint8 [n, h, w, 3]
     DIR/labels/<task>.npy   float32 [n, k], 0 where the label is missing
     DIR/mask/<task>.npy     bool [n, k], False where the label is missing
-    DIR/source_size.npy     int32 [n, 2], width and height of the source image in pixels
+    DIR/source_size.npy     int32 [n, 2], width and height of the source image, or of the part kept, in pixels
     DIR/identity.npy        int32 [n], the number of the person, -1 where unknown
     DIR/names.txt           the image's name in its source, one a line
 
@@ -54,7 +54,7 @@ class Store:
     images: uint8 `[n, h, w, 3]`, mapped from the disk.
     labels: for each task float32 `[n, k]`, 0 where missing.
     mask: for each task bool `[n, k]`, False where missing.
-    source_size: width and height of the source images in pixels, int32 `[n, 2]`.
+    source_size: width and height of the source images, or of the parts kept, in pixels, int32 `[n, 2]`.
     identity: the number of the person, -1 where unknown, int32 `[n]`.
     names: the images' names in their source.
     schema: what schema.json holds.
@@ -82,15 +82,19 @@ class Store:
     return self.splits[name]
 
 
-def decode(image: Path | BinaryIO, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+def decode(
+  image: Path | BinaryIO, size: tuple[int, int], *, crop: tuple[int, int, int, int] | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
   """Reads an image file, turned upright by its EXIF note, as RGB squashed to a size by an antialiased filter.
 
   Args:
     image: a file, or one opened, in any format that Pillow reads.
     size: height and width of the result in pixels.
+    crop: left, top, right and bottom, in pixels of the upright image, of the part to read instead of the whole;
+      black where it reaches past the edges.
 
   Returns:
-    Pixels uint8 `[h, w, 3]`, and the width and height that the image had.
+    Pixels uint8 `[h, w, 3]`, and the width and height that the image, or the part of it, had.
 
   Raises:
     DataError: for a file that is missing, truncated, no image, or absurdly large.
@@ -101,6 +105,7 @@ def decode(image: Path | BinaryIO, size: tuple[int, int]) -> tuple[np.ndarray, t
       if picture.mode.startswith('I;16'):  # Pillow would clip at 255 rather than scale.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
       picture = picture.convert('RGB')
+      picture = picture.crop(crop) if crop else picture
       pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
   except FileNotFoundError as error:
     raise DataError(f'{image}: no such image') from error
@@ -197,7 +202,7 @@ def _write(
   outside = {task.name: np.zeros(len(records), np.int32) for task in source.tasks}
 
   def read_row(row: int) -> np.ndarray:
-    pixels, size = decode(records[row].image, image_size)
+    pixels, size = decode(records[row].image, image_size, crop=records[row].crop)
     _fill_row(row, records[row], arrays, outside, tasks=source.tasks, size=size)
     return pixels
 
@@ -254,6 +259,8 @@ def _ordered(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
       raise DataError(f'{source.name}: {record.name!r} is in split {record.split!r}, not one of {", ".join(SPLITS)}')
     if '\n' in record.name:
       raise DataError(f'{source.name}: {record.name!r} has a line break in its name; rename it')
+    if record.crop and not (record.crop[0] < record.crop[2] and record.crop[1] < record.crop[3]):
+      raise DataError(f'{source.name}: the crop {record.crop} of {record.name!r} is empty; correct the source')
     names.add(record.name)
     by_split[record.split].append(record)
   if not names:

@@ -40,6 +40,8 @@ def evaluate_workdir(
   Returns:
     What was written: step, split, number of examples, metrics of each task, and those of the constant predictions.
   """
+  if predictions:
+    _make_room(predictions)
   model = workdir.restore(directory, step=step)
   store = open_store(data or Path(model.config.data.dir))
   tasks = _common_tasks(model, store)
@@ -59,6 +61,7 @@ def evaluate_workdir(
     'split': split,
     'num_examples': len(part),
     'data': str(store.directory),
+    'device': jax.devices()[0].device_kind,
     'tasks': evaluate.task_metrics(result.predictions, part, tasks),
     'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
   }
@@ -66,9 +69,18 @@ def evaluate_workdir(
     name = f'{store.directory.resolve().name}-{split}' if data else split
     _write(directory / 'eval' / f'{name}.json', found)
     if predictions:
-      predictions.parent.mkdir(parents=True, exist_ok=True)
       np.savez(predictions, allow_pickle=False, **evaluate.dump(result, part))
   return found
+
+
+def _make_room(predictions: Path) -> None:
+  """Makes the folder of a file to be written, so that a wrong path is told before the work and not after it."""
+  if predictions.suffix != '.npz' or predictions.is_dir():
+    raise DataError(f'--predictions: {predictions} must be a file named *.npz')
+  try:
+    predictions.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise DataError(f'--predictions: cannot write {predictions}: {error.strerror}') from error
 
 
 def _common_tasks(model: TrainedModel, store: Store) -> tuple[Task, ...]:

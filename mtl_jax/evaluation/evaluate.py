@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from mtl_jax.data import pipeline
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import ConfigError
+from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import sharding
 from mtl_jax.training.step import eval_step
@@ -107,10 +108,6 @@ def dump(evaluation: Evaluation, split: Split) -> dict[str, np.ndarray]:
   for name, values in evaluation.predictions.items():
     arrays |= {f'{name}/pred': values, f'{name}/label': split.labels[name], f'{name}/mask': split.mask[name]}
   return arrays
-
-
-# Metrics of which less is better; of all others more is.
-LOWER_IS_BETTER = ('loss', 'mae', 'mse', 'rmse', 'nme', 'failure_rate_8', 'failure_rate_10')
 
 
 def score(metric: str, *, total_loss: float, metrics: Mapping[str, Mapping[str, Any]]) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from mtl_jax.errors import DivergedError
 
 THRESHOLD = 0.5  # A probability of 0.5 or more says yes.
+LOWER_IS_BETTER = ('loss', 'mae', 'mse', 'rmse', 'nme', 'failure_rate_8', 'failure_rate_10')  # More is, of all others.
 
 
 def binary(predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides
   small = max(lhs.shape[1:3]) <= IM2COL_UP_TO * max(strides)
   plain = not any(d != 1 for d in (*(kwargs.get('lhs_dilation') or ()), *(kwargs.get('rhs_dilation') or ())))
   if jax.default_backend() == 'cpu' and small and plain and kwargs.get('feature_group_count', 1) == 1:
+    if isinstance(padding, str):
+      padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     return _im2col(lhs, rhs, strides, padding)
   return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
 

@@ -1,5 +1,6 @@
 """One mesh of all devices, and how arrays lie on it: the state on every device, batches split by rows."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mtl_jax.errors import ConfigError
 
 
-def make_mesh() -> Mesh:
-  """All devices of all processes along `data`; `model` is there for parameters too large for one device."""
-  return jax.make_mesh((jax.device_count(), 1), ('data', 'model'), axis_types=(AxisType.Auto, AxisType.Auto))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The devices, by default all of all processes, along `data`; `model` is for parameters too large for one."""
+  devices = jax.devices() if devices is None else devices
+  axis_types = (AxisType.Auto, AxisType.Auto)
+  return jax.make_mesh((len(devices), 1), ('data', 'model'), devices=devices, axis_types=axis_types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

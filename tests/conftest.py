@@ -1,0 +1,69 @@
+"""Eight simulated devices for the whole suite, and a small prepared set with a small trained run, made once."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+# Read when JAX is first imported, also by the processes that tests start.
+_DEVICES = '--xla_force_host_platform_device_count'
+if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
+os.environ.setdefault('PJRT_NPROC', '32')  # Fewer threads than devices can deadlock a collective.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'mtl_jax-xla-{os.getuid()}'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+NUM_FACES = 60
+IMAGE_SIZE = (32, 32)
+
+
+@pytest.fixture(scope='session')
+def store_dir(tmp_path_factory) -> Path:
+  """A prepared set of 60 drawn faces at 32x32."""
+  from mtl_jax.data.prepare import prepare
+
+  out = tmp_path_factory.mktemp('store') / 'faces'
+  prepare('synthetic', source=None, out=out, image_size=IMAGE_SIZE, num=NUM_FACES, seed=0, log=lambda _: None)
+  return out
+
+
+@pytest.fixture(scope='session')
+def tiny_config(store_dir) -> Callable[..., ConfigDict]:
+  """`tiny_config(tasks, **{'a.b': value})`: four steps of eight examples through a ResNet of width 4."""
+  from mtl_jax.configs import default
+
+  def make(tasks: str = 'attributes,landmarks', **overrides) -> ConfigDict:
+    config = default.get_config()
+    config.tasks = tasks
+    config.update_from_flattened_dict(
+      {
+        'data.dir': str(store_dir),
+        'model.width': 4,
+        'model.head_features': 8,
+        'train.steps': 4,
+        'train.batch_size': 8,
+        'train.log_every_steps': 1,
+        'eval.every_steps': 2,
+        'eval.batch_size': 16,
+        'checkpoint.every_steps': 2,
+        **overrides,
+      }
+    )
+    return config.lock()
+
+  return make
+
+
+@pytest.fixture(scope='session')
+def trained_dir(tmp_path_factory, tiny_config) -> Path:
+  """The working directory of a joint run that is complete; tests must not write into it."""
+  from mtl_jax.training import loop
+
+  directory = tmp_path_factory.mktemp('trained') / 'joint'
+  loop.train(tiny_config(), directory)
+  return directory

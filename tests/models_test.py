@@ -1,0 +1,171 @@
+"""Models have the published shapes and sizes, and our convolution and pooling are the usual ones."""
+
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.models import convolution, multitask, resnet
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
+
+TASKS = (
+  BinaryTask('attributes', tuple(f'a{i}' for i in range(40))),
+  LandmarkTask('landmarks', tuple(f'p{i}_{axis}' for i in range(5) for axis in 'xy')),
+  RegressionTask('age', ('years',)),
+  CategoricalTask('pose', ('pose',), classes=('left', 'front', 'right')),
+)
+OUTPUTS = {'attributes': 40, 'landmarks': 10, 'age': 1, 'pose': 3}
+
+
+def shapes(module, size=(64, 64), *, batch=2, train=False):
+  """Shapes of the variables and of what the module gives, without computing anything."""
+  images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+  variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
+  apply = lambda v, x: module.apply(v, x, train=train, mutable=['batch_stats'] if train else False)  # noqa: E731
+  return variables, jax.eval_shape(apply, variables, images)
+
+
+def count(tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('backbone', multitask.BACKBONES)
+@pytest.mark.parametrize('size', [(32, 32), (218, 178)])
+def test_every_task_gets_its_outputs_in_float32(tiny_config, backbone, size):
+  config = tiny_config(**{'model.backbone': backbone})
+  for train in (False, True):
+    _, found = shapes(multitask.from_config(config, TASKS), size, train=train)
+    outputs = found[0] if train else found
+    assert {name: value.shape for name, value in outputs.items()} == {name: (2, n) for name, n in OUTPUTS.items()}
+    assert {value.dtype for value in outputs.values()} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(
+  ('backbone', 'published'),
+  [(resnet.resnet18, 11_176_512), (resnet.resnet34, 21_284_672), (resnet.resnet50, 23_508_032)],
+)
+def test_backbones_have_as_many_parameters_as_torchvisions(backbone, published):
+  variables, features = shapes(backbone(stem='imagenet'), (224, 224))
+  assert count(variables['params']) == published
+  assert features.shape == (2, 512 * backbone.keywords['block'].expansion)
+
+
+def test_stage_maps_shrink_as_torchvisions():
+  def maps(stem, size):
+    model = resnet.resnet18(width=4, stem=stem)
+    run = lambda: model.init_with_output(  # noqa: E731
+      jax.random.key(0), jnp.zeros((1, *size, 3)), train=False, capture_intermediates=True
+    )
+    caught = jax.eval_shape(run)[1]['intermediates']
+    return [caught[f'layer{stage}_1']['__call__'][0].shape[1:3] for stage in (1, 2, 3, 4)]
+
+  assert maps('imagenet', (224, 224)) == [(56, 56), (28, 28), (14, 14), (7, 7)]
+  assert maps('small', (64, 48)) == [(32, 24), (16, 12), (8, 6), (4, 3)]
+
+
+@pytest.mark.parametrize(('side', 'kernel'), [(96, 3), (97, 7)])
+def test_the_auto_stem_depends_on_the_image_size(side, kernel):
+  variables, _ = shapes(resnet.resnet18(width=4), (side, side))
+  assert variables['params']['conv1']['kernel'].shape[:2] == (kernel, kernel)
+
+
+def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
+  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}), TASKS)
+  for train in (False, True):
+    variables, found = shapes(model, train=train)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, found))} == {jnp.dtype('float32')}
+  jaxpr = str(jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, jnp.zeros((1, 32, 32, 3))))
+  assert 'bf16' in jaxpr
+
+
+def test_a_single_task_model_is_the_joint_one_with_one_head(tiny_config):
+  joint, _ = shapes(multitask.from_config(tiny_config(), TASKS))
+  single, _ = shapes(multitask.from_config(tiny_config(), TASKS[1:2]))
+  assert set(single['params']) == {'backbone', 'head_landmarks'}
+  for name, params in single['params'].items():
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, joint['params'][name])
+
+
+def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
+  images = jnp.zeros((1, 8, 8, 3))
+
+  def first_weights(*heads):
+    backbone = resnet.ResNet(stage_sizes=(1,), block=resnet.BasicBlock, width=2, name='backbone')
+    model = multitask.MultiTaskModel(backbone, heads, head_features=2)
+    return jax.jit(lambda: model.init(jax.random.key(7), images, train=False)['params'])()
+
+  joint, single = first_weights(('attributes', 40), ('landmarks', 10)), first_weights(('landmarks', 10))
+  for name in single:
+    jax.tree.map(np.testing.assert_array_equal, joint[name], single[name])
+
+
+def test_an_unknown_backbone_is_refused_by_its_field(tiny_config):
+  with pytest.raises(ConfigError, match=r"config\.model\.backbone: no choice 'resnet19'; did you mean 'resnet18'"):
+    multitask.from_config(tiny_config(**{'model.backbone': 'resnet19'}), TASKS)
+
+
+# The convolution.
+
+
+def both_ways(stride: int, padding: int):
+  """Value and gradients of our matrix form and of XLA's convolution."""
+  pads, strides = ((padding, padding),) * 2, (stride, stride)
+  dimensions = ('NHWC', 'HWIO', 'NHWC')
+
+  def ours(x, k):
+    return convolution._im2col(x, k, strides, pads)
+
+  def theirs(x, k):
+    return lax.conv_general_dilated(x, k, strides, pads, dimension_numbers=dimensions, precision='highest')
+
+  def value_and_gradients(form):
+    def weighted(x, k, w):
+      y = form(x, k)
+      return (y * w[: y.shape[1], : y.shape[2]]).sum(), y
+
+    return jax.jit(lambda x, k, w: jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)(x, k, w))
+
+  return value_and_gradients(ours), value_and_gradients(theirs)
+
+
+@pytest.mark.parametrize(('stride', 'padding', 'kernel'), [(1, 1, 3), (2, 1, 3), (1, 0, 1), (2, 0, 1), (2, 3, 7)])
+def test_the_matrix_form_is_the_convolution_and_so_is_its_gradient(stride, padding, kernel):
+  rng = np.random.default_rng(0)
+  ours, theirs = both_ways(stride, padding)
+  k = rng.normal(size=(kernel, kernel, 3, 4)).astype(np.float32)
+  weights = rng.normal(size=(8, 8, 4)).astype(np.float32)
+  for size in ((1, 1), (2, 3), (4, 4), (7, 5), (8, 8)):
+    x = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, ours(x, k, weights), theirs(x, k, weights))
+
+
+def test_convolve_is_flax_convolution_whichever_form_it_takes():
+  """Through `nn.Conv`, on both sides of the size at which the form changes, with groups and dilation too."""
+  rng = np.random.default_rng(0)
+  options = [{}, {'strides': 2}, {'feature_group_count': 2}, {'kernel_dilation': 2}, {'padding': 'VALID'}]
+  for size, option in itertools.product((3, 4, 5, 8, 9), options):
+    if size == 3 and 'kernel_dilation' in option:
+      continue  # The dilated kernel is larger than the map.
+    x = jnp.array(rng.normal(size=(1, size, size, 4)), jnp.float32)
+    conv = nn.Conv(6, (3, 3), **option)
+    variables = conv.init(jax.random.key(0), x)
+    ours = nn.Conv(6, (3, 3), conv_general_dilated=convolution.convolve, **option)
+    np.testing.assert_allclose(ours.apply(variables, x), conv.apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 2), (5, 4), (8, 8), (9, 7)])
+def test_our_max_pooling_is_the_usual_one_and_so_is_its_gradient(size):
+  x = jnp.array(np.random.default_rng(0).permutation(2 * size[0] * size[1] * 3).reshape(2, *size, 3), jnp.float32)
+  usual = lambda x: nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # noqa: E731
+  found, expected = convolution.max_pool_3x3(x), usual(x)
+  np.testing.assert_array_equal(found, expected)
+  weights = jnp.arange(found.size, dtype=jnp.float32).reshape(found.shape)
+  gradient = lambda pool: jax.grad(lambda x: (pool(x) * weights).sum())(x)  # noqa: E731
+  np.testing.assert_array_equal(gradient(convolution.max_pool_3x3), gradient(usual))
