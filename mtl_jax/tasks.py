@@ -317,7 +317,9 @@ def select(
     ConfigError: for an unknown or repeated task or label.
   """
   by_name = {task.name: task for task in available}
-  if attributes and 'attributes' in by_name:
+  if attributes and 'attributes' not in by_name:
+    raise ConfigError(f'config.data.attributes: this data set has no attributes; it has {", ".join(by_name)}')
+  if attributes:
     by_name['attributes'] = by_name['attributes'].subset(attributes, field='config.data.attributes')
   chosen: list[Task] = []
   for name in _split_names(names):

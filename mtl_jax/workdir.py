@@ -85,16 +85,18 @@ def lock(workdir: Path) -> Iterator[None]:
     yield
 
 
-def begin(workdir: Path, config: ConfigDict, facts: DataFacts, *, allow_config_change: bool) -> None:
-  """Writes config.json and dataset.json, or checks that they are those of the run to be resumed.
+def check_resumable(workdir: Path, config: ConfigDict, facts: DataFacts, *, allow_config_change: bool) -> None:
+  """Raises CheckpointError if the directory holds a run of another configuration or of other data.
 
-  A run that was refused or stopped before its first checkpoint has nothing to resume, so it may begin anew.
+  The data may have moved: their checksum counts, not their place. A run that was refused or stopped before its first
+  checkpoint has nothing to resume, so it may begin anew.
   """
   path = workdir / 'config.json'
   saved = [saved for saved in (workdir / 'checkpoints').glob('*') if saved.name.isdigit()]
   if path.exists() and saved and not allow_config_change:
     old_config, old_facts = read(workdir)
     changed = list(configs.differences(configs.to_json(old_config), configs.to_json(config)))
+    changed = [field for field in changed if not field.startswith('config.data.dir:')]
     if changed:
       raise CheckpointError(
         f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
@@ -102,9 +104,13 @@ def begin(workdir: Path, config: ConfigDict, facts: DataFacts, *, allow_config_c
       )
     if old_facts != facts:
       raise CheckpointError(f'{workdir} was trained on other data than {config.data.dir} holds; take another --workdir')
+
+
+def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
+  """Writes config.json and dataset.json, from which the model can be rebuilt."""
   if jax.process_index() == 0:
     _write_json(workdir / 'dataset.json', facts.to_json())
-    _write_json(path, configs.to_json(config))
+    _write_json(workdir / 'config.json', configs.to_json(config))
 
 
 def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:

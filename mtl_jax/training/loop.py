@@ -63,6 +63,13 @@ def build(config: ConfigDict, store: Store) -> Run:
   val = pipeline.load_split(store, 'val', tasks) if store.splits.get('val') else None
   if val is None and (config.eval.patience or config.eval.metric != 'loss'):
     raise DataError(f'split val of {config.data.dir} has no rows, but config.eval.patience or .metric asks for it')
+  sharding.local_rows(config.train.batch_size, field='train.batch_size')  # Raises now rather than later.
+  label_stats = {
+    task.name: task.stats(train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize)
+    for task in tasks
+  }
+  if val is not None:  # A metric there is not is told now, not at the first evaluation.
+    evaluate.score(config.eval.metric, total_loss=0.0, metrics=evaluate.baseline_metrics(label_stats, val, tasks))
   model = multitask.from_config(config, tasks)
   tx = optimizer.from_config(config)
   objective = objectives.from_config(config, [task.name for task in tasks])
@@ -72,12 +79,7 @@ def build(config: ConfigDict, store: Store) -> Run:
     model=model,
     tx=tx,
     objective=objective,
-    label_stats={
-      task.name: task.stats(
-        train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize
-      )
-      for task in tasks
-    },
+    label_stats=label_stats,
     image_size=store.image_size,
     ema_decay=config.optimizer.ema_decay,
   )
@@ -116,13 +118,16 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   """
   if not config.data.dir:
     raise ConfigError('config.data.dir is empty; name a prepared set with --config.data.dir=DIR')
-  store = open_store(Path(config.data.dir))
+  store = open_store(Path(config.data.dir).resolve())
+  config = config.copy_and_resolve_references()
+  config.data.dir = str(store.directory)  # So that evaluation finds it from any folder.
   with workdir.lock(directory), Interruption() as interruption:
-    run = build(config, store)
-    workdir.begin(directory, config, workdir.DataFacts.of(store), allow_config_change=allow_config_change)
+    run, facts = build(config, store), workdir.DataFacts.of(store)
+    workdir.check_resumable(directory, config, facts, allow_config_change=allow_config_change)
     checkpoints = Checkpoints(directory)
     try:
       state, clock = begin_state(run, checkpoints)
+      workdir.begin(directory, config, facts)
       if clock.stopped_early or clock.step >= config.train.steps:
         log.info('%s is complete at step %d', directory, clock.step)
         return clock
@@ -170,16 +175,18 @@ def train_from(
       clock.step += size
       progress.advance(size)
       now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())
+      values, better = {}, False
       if now.log:
-        writer.write(clock.step, log_values(run, unlogged, clock.step, progress))
+        values = log_values(run, unlogged, clock.step, progress)
         unlogged = []
-      better = False
       if now.evaluate and run.val is not None:
         with progress.aside():
-          score, values = validate(run, state)
-        writer.write(clock.step, values)
+          score, validation = validate(run, state)
+        values |= validation
         better = clock.saw(score)
         clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
+      if values:
+        writer.write(clock.step, values)
       clock.seconds = time.monotonic() - started
       if now.save or better or clock.stopped_early:
         with progress.aside():
@@ -272,8 +279,7 @@ def means(dispatched: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
     if not np.isfinite(values).all():
       bad = step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
       raise DivergedError(
-        f'{name} became {values[bad - step - 1]} at step {bad}; the last checkpoint is clean: '
-        'lower config.optimizer.learning_rate'
+        f'{name} became {values[bad - step - 1]} at step {bad} and was not saved; lower config.optimizer.learning_rate'
       )
     result[f'train/{name}'] = float(values.mean())
   return result

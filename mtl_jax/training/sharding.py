@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mtl_jax.errors import ConfigError
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """The devices, by default all of all processes, along `data`; `model` is for parameters too large for one."""
   devices = jax.devices() if devices is None else devices
   axis_types = (AxisType.Auto, AxisType.Auto)

@@ -111,7 +111,7 @@ def train_step(
     objective=next_objective,
   )
   metrics = {f'{task.name}/loss': each[i] for i, task in enumerate(tasks)}
-  return next_state, {'loss': total, 'grad_norm': optax.global_norm(gradients), **metrics}
+  return next_state, {'loss': total, 'grad_norm': optax.tree.norm(gradients), **metrics}
 
 
 def label_losses(
