@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtl_jax import report, scoreboard
+from mtl_jax import report
 from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation import metrics
+from mtl_jax.report import scoreboard
+from mtl_jax.report.page import MAX_FACES
 
 ATTRIBUTES = ('Smiling', 'Wearing_Hat', 'Young')
 POINTS = ('lefteye', 'righteye', 'nose')
@@ -201,7 +203,7 @@ def test_page_parses_and_refers_to_nothing_outside(workdir):
   assert all(value.startswith(('data:image/jpeg;base64,', '#')) for value in references)
   assert 'url(http' not in text
   assert '@import' not in text
-  assert page.tags.count('img') == report.MAX_FACES
+  assert page.tags.count('img') == MAX_FACES
   assert 'One seed: no statement about significance' in page.text
   assert 'differ in more than their tasks' not in page.text
   ids = [value for name, value in page.attributes if name == 'id']
@@ -214,7 +216,7 @@ def test_every_picture_has_a_text(workdir):
   _, page = written(report.find_runs(workdir), workdir, pictures=True)
   texts = [value for name, value in page.attributes if name in ('alt', 'aria-label')]
   # Faces; bars; two tables of outputs; two losses and two validation metrics.
-  assert len(texts) == report.MAX_FACES + 1 + 2 + 4
+  assert len(texts) == MAX_FACES + 1 + 2 + 4
   assert any('3 true landmarks; joint off by' in value for value in texts)
   assert sum('2 true landmarks; joint off by' in value for value in texts) == 1
 

@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import charts
 from mtl_jax.errors import CheckpointError
-from mtl_jax.scoreboard import BASELINES, METRICS, MISSING, SHOWN, comparison, headlines, kinds_of, text, text_table
-
-__all__ = ['comparison', 'find_runs', 'text_table', 'write_report']
+from mtl_jax.report import charts
+from mtl_jax.report.scoreboard import BASELINES, METRICS, MISSING, SHOWN, comparison, headlines, kinds_of, text
 
 # What the page says about a run's configuration, besides every field in which the runs differ.
 FIELDS = (
@@ -87,7 +85,9 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
   environment = jinja2.Environment(
     autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
   )
-  template = environment.from_string(importlib.resources.files('mtl_jax').joinpath('report.html').read_text('utf-8'))
+  template = environment.from_string(
+    importlib.resources.files('mtl_jax.report').joinpath('page.html').read_text('utf-8')
+  )
   said = headlines(evals)
   page = template.render(
     title=title,
