@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
   config.optimizer.warmup_steps = 500
   config.optimizer.weight_decay = 0.05
   config.optimizer.ema_decay = 0.999
-  config.objective.weights.landmarks = 0.3
+  config.objective.weights.landmarks = 0.15
   config.eval.every_steps = 636
   config.checkpoint.every_steps = 636
   return config

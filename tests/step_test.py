@@ -42,7 +42,7 @@ def make_batch(seed: int = 0) -> dict:
 def parts():
   """State, and the step with everything static bound; plain SGD, so that rounding does not grow."""
   model = MultiTaskModel(resnet18(width=4), tuple((t.name, t.num_outputs) for t in TASKS), head_features=8)
-  tx, objective = optax.sgd(0.01), fixed([1.0, 0.5])
+  tx, objective = optax.sgd(1e-3), fixed([1.0, 0.5])
   batch = make_batch()
   stats = {t.name: t.stats(batch['labels'][t.name], mask=batch['mask'][t.name], standardize=True) for t in TASKS}
   make_state = partial(
@@ -125,7 +125,8 @@ def test_several_steps_in_one_call_equal_single_steps(parts, unroll):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), together.variables, state.variables)
 
 
-def test_a_run_compiles_its_step_once(tiny_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize('mode', ['resident', 'streamed'])
+def test_a_run_compiles_its_step_once(tiny_config, tmp_path, monkeypatch, mode):
   traces = []
 
   def counted(*arguments, **keywords):
@@ -133,7 +134,8 @@ def test_a_run_compiles_its_step_once(tiny_config, tmp_path, monkeypatch):
     return train_step(*arguments, **keywords)
 
   monkeypatch.setattr(loop, 'train_step', counted)
-  loop.train(tiny_config(**{'train.steps': 9, 'eval.every_steps': 4, 'checkpoint.every_steps': 3}), tmp_path)
+  overrides = {'data.mode': mode, 'train.steps': 9, 'eval.every_steps': 4, 'checkpoint.every_steps': 3}
+  loop.train(tiny_config(**overrides), tmp_path)
   assert len(traces) == 1
 
 
