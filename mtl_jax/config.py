@@ -1,16 +1,15 @@
 """Configurations: from a Python file and `--config.a.b=v` overrides, to JSON and back; mistakes name the field."""
 
 import difflib
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtl_jax import user_file
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
 
@@ -29,18 +28,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> ConfigDict:
 def _run_get_config(path: Path) -> ConfigDict:
   if not path.is_file():
     raise ConfigError(f'--config: no file {path}; variants lie in the folder configs/')
-  spec = importlib.util.spec_from_file_location('mtl_jax_user_config', path)
-  if spec is None or spec.loader is None:
-    raise ConfigError(f'--config: {path} is no Python file; it must define get_config()')
-  module = importlib.util.module_from_spec(spec)
-  sys.path.insert(0, str(path.resolve().parent))  # A variant imports the one it overrides from its own folder.
-  try:
-    spec.loader.exec_module(module)
-    config = module.get_config()
-  except (Exception, SystemExit) as error:
-    raise ConfigError(f'--config: {path} failed: {type(error).__name__}: {_one_line(error)}') from error
-  finally:
-    sys.path.pop(0)
+  config = user_file.call(path, 'get_config', raises=ConfigError, blame='--config: ')
   if not isinstance(config, ConfigDict):
     raise ConfigError(f'--config: get_config() of {path} gave {type(config).__name__}, not a ConfigDict')
   _check_fields(config, default.get_config())
@@ -115,6 +103,7 @@ def _convertible(value: Any, expected: Any, name: str) -> bool:
 
 
 CHOICES = {
+  'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.freeze': ('', 'backbone'),
@@ -124,6 +113,7 @@ CHOICES = {
 
 # Least and largest values of the numeric fields; None sets no limit, but none may be infinite.
 RANGES: dict[str, tuple[float, float | None]] = {
+  'data.resident_share': (0, 1),
   'data.augment.shift': (0, 0.5),
   'data.augment.zoom': (0, 1),
   'data.augment.brightness': (0, None),
@@ -209,7 +199,3 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = 'config') 
       yield from differences(before, after, f'{path}.{key}')
     elif before != after:
       yield f'{path}.{key}: {before!r} -> {after!r}'
-
-
-def _one_line(error: BaseException) -> str:
-  return ' '.join(str(error).split())

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from mtl_jax.configs import default
+from mtl_jax.data.resident import device_memory, host_memory
 from mtl_jax.models.multitask import compute_dtype
 
 PACKAGES = (
@@ -28,19 +30,11 @@ def _machine() -> Iterator[str]:
   yield f'host        {platform.platform()}, Python {platform.python_version()}'
   yield f'cores       {os.cpu_count()} ({len(os.sched_getaffinity(0))} usable)'
   pages, page = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-  yield f'memory      {pages * page / 2**30:.1f} GiB, {_available_memory() / 2**30:.1f} GiB available'
+  yield f'memory      {pages * page / 2**30:.1f} GiB, {host_memory() / 2**30:.1f} GiB available'
   for device in jax.local_devices():
     stats = device.memory_stats() or {}
     limit = f', {stats["bytes_limit"] / 2**30:.1f} GiB for arrays' if 'bytes_limit' in stats else ''
     yield f'device {device.id:<4} {device.platform}: {device.device_kind}{limit}'
-
-
-def _available_memory() -> int:
-  """Bytes that can be had without swapping."""
-  for line in Path('/proc/meminfo').read_text().splitlines():
-    if line.startswith('MemAvailable:'):
-      return int(line.split()[1]) * 1024
-  return 0
 
 
 def _versions() -> Iterator[str]:
@@ -54,9 +48,20 @@ def _choices() -> Iterator[str]:
   yield f'training runs on     {count} {backend} device(s), data split over all of them'
   yield f'computation in       {compute_dtype("auto").__name__} (config.model.dtype=auto)'
   yield f'steps a dispatch     {1 if on_cpu else 8} (config.train.steps_per_dispatch=0)'
-  yield 'input path           streamed: rows of the memory-mapped set, augmented on the device'
+  yield f'input path           {_input_path()}'
   batch = BATCH_ON_CPU if on_cpu else BATCH_PER_ACCELERATOR * count
   yield f'batch to start with  {batch} (--config.train.batch_size={batch})'
+
+
+def _input_path() -> str:
+  """The rule by which `data.mode=auto` chooses, with this machine's figures."""
+  share, memory = default.get_config().data.resident_share, device_memory()
+  if not memory:
+    return 'streamed: the devices do not say how much memory they have (config.data.mode=auto)'
+  return (
+    f'resident if the train split fits in {share:g} x {memory / 1e9:.1f} GB on every device, else streamed '
+    '(config.data.mode=auto)'
+  )
 
 
 def _advice() -> list[str]:

@@ -85,6 +85,11 @@ class Task:
     del geometry
     return labels, mask
 
+  def check(self, labels: np.ndarray) -> None:
+    """Raises ValueError for labels `[k]` that no source may state; NaN says that a label is missing."""
+    if np.isinf(labels).any():
+      raise ValueError('a label is infinite')
+
   def from_source(self, labels: np.ndarray, *, width: int, height: int) -> np.ndarray:
     """Labels `[k]` as a source states them, in the units of a prepared set; NaN says that a label is missing."""
     del width, height
@@ -157,6 +162,11 @@ class BinaryTask(Task):
   main_metric: ClassVar[str] = 'macro_accuracy'
   higher_is_better: ClassVar[bool] = True
   splittable: ClassVar[bool] = True
+
+  def check(self, labels):
+    for name, label in zip(self.labels, labels, strict=True):
+      if not (np.isnan(label) or label in (0, 1)):
+        raise ValueError(f'{name} is {label:g}, not 0 or 1')
 
   def loss(self, outputs, targets):
     return losses.binary_cross_entropy(outputs, targets)
@@ -265,6 +275,11 @@ class CategoricalTask(Task):
   @property
   def num_outputs(self) -> int:
     return len(self.classes)
+
+  def check(self, labels):
+    for name, label in zip(self.labels, labels, strict=True):
+      if not (np.isnan(label) or label in range(len(self.classes))):
+        raise ValueError(f'{name} is {label:g}, not the number of a class, from 0 to {len(self.classes) - 1}')
 
   def loss(self, outputs, targets):
     return losses.categorical_cross_entropy(outputs, targets)

@@ -25,6 +25,9 @@ from mtl_jax.training import checkpoint, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.step import init_state
 
+# Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
+WITHOUT_EFFECT = ('config.data.dir', 'config.data.mode', 'config.data.resident_share')
+
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
@@ -96,7 +99,7 @@ def check_resumable(workdir: Path, config: ConfigDict, facts: DataFacts, *, allo
   if path.exists() and saved and not allow_config_change:
     old_config, old_facts = read(workdir)
     changed = list(configs.differences(configs.to_json(old_config), configs.to_json(config)))
-    changed = [field for field in changed if not field.startswith('config.data.dir:')]
+    changed = [field for field in changed if field.split(':')[0] not in WITHOUT_EFFECT]
     if changed:
       raise CheckpointError(
         f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '

@@ -104,13 +104,14 @@ def test_a_missing_config_file_is_named(refused, train, tmp_path):
 
 def test_a_config_file_that_raises_is_named_with_its_error(refused, train, tmp_path):
   (tmp_path / 'bad.py').write_text('def get_config():\n  raise ValueError("no such\\nthing")\n')
-  assert refused(*train(config=tmp_path / 'bad.py')).endswith('bad.py failed: ValueError: no such thing')
+  assert refused(*train(config=tmp_path / 'bad.py')).endswith('bad.py failed: ValueError: no such thing (line 2)')
 
 
 @pytest.mark.parametrize(
   ('field', 'value', 'told'),
   [
     ('train.stepz', 3, "config.train has no field 'stepz'; did you mean 'steps'?"),
+    ('data.mode', 'residnt', "config.data.mode: no choice 'residnt'; did you mean 'resident'?"),
     ('train.steps', 'many', "config.train.steps must be a whole number, not 'many'"),
     ('data.dir', '', 'config.data.dir is empty; name a prepared set with --config.data.dir=DIR'),
     ('data.dir', '/no/such/set', '/no/such/set: no such folder of a prepared set'),

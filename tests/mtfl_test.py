@@ -76,14 +76,32 @@ def test_a_mirrored_pose_looks_the_other_way(tmp_path):
 
 def test_a_fixed_tenth_of_the_training_images_is_for_validation(tmp_path):
   write_mtfl(tmp_path, train=200, size=(2, 2))
+  for row in range(200):
+    (tmp_path / ('lfw_5590', 'net_7876')[row % 2] / f'face_{row}.jpg').write_text(f'face {row}')
   splits = {record.name: record.split for record in open_mtfl(tmp_path).records()}
   val = {name for name, split in splits.items() if split == 'val'}
   assert 10 <= len(val) <= 30
-  assert 'lfw_5590/face_0.jpg' in val  # Its digest begins with 4f39dee8, that is 1329192680.
+  assert 'lfw_5590/face_4.jpg' in val  # The digest of its bytes begins with 162ef2dc, that is 372175580.
   assert {name for name, split in splits.items() if split == 'test'} == {f'AFLW/{i:04d}-image.jpg' for i in range(3)}
   rows = (tmp_path / FILES[0]).read_text().split('\n')
   (tmp_path / FILES[0]).write_text('\n'.join(row.replace('\\', '/') for row in rows[50:]))
   assert {r.name for r in open_mtfl(tmp_path).records() if r.split == 'val'} <= val
+
+
+def test_copies_of_an_image_are_in_one_split(tmp_path):
+  write_mtfl(tmp_path, train=40, size=(2, 2))
+  for content in ('face 0', 'face 1', 'face 2', 'another'):
+    for path in (tmp_path / 'lfw_5590').iterdir():
+      path.write_text(content)
+    assert len({record.split for record in open_mtfl(tmp_path).records() if record.name.startswith('lfw_5590')}) == 1
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+  write_mtfl(tmp_path)
+  path = tmp_path / 'lfw_5590' / 'face_2.jpg'
+  path.unlink()
+  path.mkdir()
+  assert refusal(tmp_path) == f'{path}: cannot be read: Is a directory'
 
 
 def test_grey_images_and_mixed_sizes_are_prepared(tmp_path):
@@ -290,6 +308,7 @@ def test_the_command_line_crops_mtfl_and_refuses_to_crop_other_sets(tmp_path, ca
   assert cli.main(['prepare', 'mtfl', *arguments]) == 0
   opened = open_store(tmp_path / 'set')
   assert len({tuple(opened.source_size[row]) for row in opened.split('train')} & {(40, 50)}) == 0
+  assert opened.schema['options'] == {'crop_margin': 0.5}
 
 
 def real_mtfl() -> Path:
@@ -300,7 +319,7 @@ def real_mtfl() -> Path:
 
 def test_real_faces_are_read_whole():
   source = open_mtfl(real_mtfl())
-  assert [source.splits.count(split) for split in ('train', 'val', 'test')] == [7230, 750, 2995]
+  assert [source.splits.count(split) for split in ('train', 'val', 'test')] == [7120, 860, 2995]
   points = source.labels['landmarks'].reshape(-1, 5, 2)
   upright = points[:, 0, 1] < points[:, 3, 1]
   assert upright.mean() > 0.998  # A few faces of the test rows are upside down.

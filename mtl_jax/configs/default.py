@@ -12,7 +12,14 @@ def get_config() -> ConfigDict:
 
   config.data = data = ConfigDict()
   data.dir = ''  # Folder of a prepared set (`mtl-jax prepare`).
+  # Where batches come from: resident (the whole train split in the memory of every device), streamed (read from the
+  # prepared set while the devices compute), or auto: resident where it fits. Both give the same bits.
+  data.mode = 'auto'
+  data.resident_share = 0.5  # Largest share of a device's memory that auto lets the split take, from 0 to 1.
   data.attributes = ()  # Names of the attributes to keep; empty keeps all.
+  # Drops labels of the train split, by train.seed and row id alone; empty keeps all. `attributes:0.1,landmarks:0.5`
+  # keeps those shares of the rows' labels, `disjoint` one task's a row, `disjoint:attributes=3,landmarks=1` by weight.
+  data.keep_labels = ''
   data.augment = augment = ConfigDict()
   augment.flip = True  # Mirror half of the images; landmarks swap sides.
   augment.shift = 0.05  # Largest shift, as a fraction of the side.

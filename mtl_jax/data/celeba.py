@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.source import SPLITS, ListedImages
+from mtl_jax.data.source import SPLITS, ListedImages, landmark_task
 from mtl_jax.data.text_table import (
   PIXELS,
   Cell,
@@ -21,7 +21,7 @@ from mtl_jax.data.text_table import (
   rows_apart_by_blanks,
 )
 from mtl_jax.errors import DataError
-from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
+from mtl_jax.tasks import BinaryTask, Task
 
 FOLDERS = ('', 'Anno', 'Eval')
 IMAGE_FOLDERS = (
@@ -146,17 +146,10 @@ def _attribute_task(table: Table) -> Task:
 
 def _landmark_task(table: Table) -> Task:
   """Landmarks as x and y in turn, whatever the order of the file's columns."""
-  header = 1 if table.path.suffix == '.csv' else 2
-  points = tuple(dict.fromkeys(column[:-2] for column in table.columns))
-  columns = tuple(f'{point}_{axis}' for point in points for axis in 'xy')
-  if sorted(columns) != sorted(table.columns):
-    alone = sorted(set(columns) ^ set(table.columns))[0]
-    refuse_line(table.path, header, f'landmarks are named POINT_x and POINT_y in pairs; see {alone[:40]!r}')
-  for side, other in (('left', 'right'), ('right', 'left')):
-    for point in points:
-      if point.startswith(side) and other + point.removeprefix(side) not in points:
-        refuse_line(table.path, header, f'{point[:40]!r} needs its {other} partner, since images are mirrored')
-  return LandmarkTask('landmarks', columns)
+  try:
+    return landmark_task(table.columns)
+  except ValueError as error:
+    refuse_line(table.path, 1 if table.path.suffix == '.csv' else 2, str(error))
 
 
 def _aligned(table: Table, partition: Table) -> np.ndarray:

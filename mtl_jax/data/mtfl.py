@@ -1,13 +1,12 @@
 """Reads MTFL in its own layout: training.txt and testing.txt beside the folders of images that they name."""
 
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.source import ListedImages
+from mtl_jax.data.source import ListedImages, content_digest, tenth_of
 from mtl_jax.data.text_table import PIXELS, Cell, Table, read_rows, refuse_line, rows_apart_by_blanks
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, Task
@@ -42,8 +41,8 @@ Crop = tuple[int, int, int, int]
 def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedImages:
   """Reads MTFL's annotations; one of the two files may be missing, and a folder of test faces alone will do.
 
-  MTFL has no validation split. A training image whose name (with `/`) has a sha256 digest whose first 8 hex digits are
-  a multiple of 10 is in `val`: about 10 %, the same everywhere.
+  MTFL has no validation split. A training image whose bytes have a sha256 digest whose first 8 hex digits are a
+  multiple of 10 is in `val`: about 10 %, the same everywhere, and copies of an image under other names go with it.
 
   Args:
     directory: the folder that holds training.txt and testing.txt.
@@ -71,11 +70,11 @@ def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedIma
   notes = [
     f'warning: {FILES[split]} is missing, so there are no {split} images' for split in FILES if split not in tables
   ]
-  names = {split: table.names for split, table in tables.items()}
-  splits = [_train_or_val(name) for name in names.get('train', ())] + ['test'] * len(names.get('test', ()))
+  splits = [_train_or_val(directory / name) for name in tables['train'].names] if 'train' in tables else []
+  splits += ['test'] * len(tables['test'].names) if 'test' in tables else []
   crops: dict[str, Crop] = {}
   if crop_margin is not None and 'train' in tables:
-    crops = _crops(tables['train'], margin=crop_margin)
+    crops = _crops(tables['train'], splits, margin=crop_margin)
     notes.append(f'train images are cropped to their landmarks and a margin of {crop_margin:g}; others stay whole')
   labels = [_labels(table, crops) for table in tables.values()]
   return ListedImages(
@@ -87,6 +86,7 @@ def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedIma
     splits=splits,
     labels={task.name: np.concatenate([part[task.name] for part in labels]) for task in TASKS},
     crops=crops,
+    options={} if crop_margin is None else {'crop_margin': crop_margin},
   )
 
 
@@ -112,12 +112,12 @@ def square_around(points: np.ndarray, margin: float) -> Crop:
   return left, top, left + side, top + side
 
 
-def _crops(table: Table, *, margin: float) -> dict[str, Crop]:
-  """The squares of those images that are in `train`."""
+def _crops(table: Table, splits: Sequence[str], *, margin: float) -> dict[str, Crop]:
+  """The squares of those images of training.txt that are in `train`; `splits` begins with the table's rows."""
   crops = {}
   points = _columns(table, TASKS[0]).reshape(-1, len(POINTS), 2)
   for row, name in enumerate(table.names):
-    if _train_or_val(name) != 'train':
+    if splits[row] != 'train':
       continue
     if not np.ptp(points[row], axis=0).any():
       refuse_line(table.path, table.lines[row], f'the landmarks of {name[:40]!r} are one point; correct the row')
@@ -137,9 +137,9 @@ def _columns(table: Table, task: Task) -> np.ndarray:
   return table.values[:, [table.columns.index(label) for label in task.labels]]
 
 
-def _train_or_val(name: str) -> str:
-  """`val` or `train`, for an image that training.txt names."""
-  return 'val' if int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) % 10 == 0 else 'train'
+def _train_or_val(image: Path) -> str:
+  """`val` or `train`, for an image that training.txt names, by its bytes."""
+  return 'val' if tenth_of(content_digest(image)) == 0 else 'train'
 
 
 def _refuse_common_images(train: Table, test: Table) -> None:

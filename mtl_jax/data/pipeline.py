@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
@@ -47,6 +47,31 @@ class Split:
       'mask': {name: values[rows] & present for name, values in self.mask.items()},
       'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),
     }
+
+
+class Input(NamedTuple):
+  """The way of the train split's batches into the compiled step: what lies there, what travels, what is made of both.
+
+  Attributes:
+    reason: which way it is and why, in a line for the log.
+    place: makes the source, what lies on the devices from the start; `()` for nothing.
+    read: from positions of examples, `[b]`, to what travels to the devices for them: NumPy arrays of `b` rows.
+    fetch: from the source and what travelled to the batch; pure, called inside the compiled step.
+  """
+
+  reason: str
+  place: Callable[[], Any]
+  read: Callable[[Int64[np.ndarray, ' b']], Any]
+  fetch: Callable[[Any, Any], Batch]
+
+
+def streamed_input(split: Split, *, reason: str) -> Input:
+  """Nothing lies on the devices, whole batches travel."""
+  return Input(reason=reason, place=tuple, read=split.read, fetch=_as_it_came)
+
+
+def _as_it_came(_: Any, batch: Batch) -> Batch:
+  return batch
 
 
 def load_split(store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bool = False) -> Split:

@@ -1,6 +1,8 @@
-"""Which data sets can be prepared, and how each is opened. A new reader is a file here and a line in `READERS`."""
+"""Which data sets can be prepared, and how each is opened.
 
-import functools
+A new reader is a file here and a line in `READERS`; a user's own needs no line, see `own_source`.
+"""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ from mtl_jax.config import choose
 from mtl_jax.data import store, synthetic
 from mtl_jax.data.celeba import open_celeba
 from mtl_jax.data.mtfl import open_mtfl
+from mtl_jax.data.own_source import open_own
 from mtl_jax.data.source import Source
+from mtl_jax.data.tfds_source import open_tfds
 from mtl_jax.data.utkface import open_utkface
 from mtl_jax.errors import DataError
 from mtl_jax.training.progress import bar
@@ -19,6 +23,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
   'mtfl': open_mtfl,
   'utkface': open_utkface,
 }
+TFDS = 'tfds:'
 
 
 def prepare(
@@ -34,6 +39,9 @@ def prepare(
 ) -> dict[str, Any]:
   """Prepares a set by name; `synthetic` draws `num` faces from `seed`, the others are read from `source`.
 
+  `tfds:NAME` is a set that TFDS has prepared in its data_dir `source`, or in its default one where that is None. A name
+  that ends in `.py` is a file that opens a set of the user's own.
+
   `crop_margin` is for `mtfl` alone, see `open_mtfl`.
 
   Returns:
@@ -42,21 +50,30 @@ def prepare(
   Raises:
     DataError: for bad input, naming file and row.
   """
-  choose(name, (*READERS, 'synthetic'), field='prepare')
+  if not name.startswith(TFDS) and not name.endswith('.py'):
+    choose(name, (*READERS, 'synthetic', 'tfds:NAME', 'FILE.py'), field='prepare')
   if crop_margin is not None and name != 'mtfl':
     raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
   if name == 'synthetic':
     if source is not None:
       raise DataError('prepare synthetic draws its own faces; leave out --source')
     return _prepare_synthetic(out, image_size=image_size, num=num, seed=seed, log=log)
-  if source is None:
+  if source is None and not name.startswith(TFDS):
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
-  reader = READERS[name] if crop_margin is None else functools.partial(open_mtfl, crop_margin=crop_margin)
   try:
-    opened = reader(source)
+    opened = _open(name, source, crop_margin=crop_margin)
   except OSError as error:
     raise DataError(f'{source}: cannot be read: {" ".join(str(error).split())}') from error
   return store.prepare(opened, out, image_size=image_size, log=log)
+
+
+def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Source:
+  if name.startswith(TFDS):
+    return open_tfds(name.removeprefix(TFDS), source)
+  assert source is not None
+  if name.endswith('.py'):
+    return open_own(Path(name), source)
+  return READERS[name](source) if crop_margin is None else open_mtfl(source, crop_margin=crop_margin)
 
 
 def _prepare_synthetic(

@@ -83,7 +83,11 @@ class Store:
 
 
 def decode(
-  image: Path | BinaryIO, size: tuple[int, int], *, crop: tuple[int, int, int, int] | None = None
+  image: Path | BinaryIO,
+  size: tuple[int, int],
+  *,
+  crop: tuple[int, int, int, int] | None = None,
+  name: str = 'image',
 ) -> tuple[np.ndarray, tuple[int, int]]:
   """Reads an image file, turned upright by its EXIF note, as RGB squashed to a size by an antialiased filter.
 
@@ -92,6 +96,7 @@ def decode(
     size: height and width of the result in pixels.
     crop: left, top, right and bottom, in pixels of the upright image, of the part to read instead of the whole;
       black where it reaches past the edges.
+    name: what an opened file is called in errors, if it has no name of its own.
 
   Returns:
     Pixels uint8 `[h, w, 3]`, and the width and height that the image, or the part of it, had.
@@ -110,7 +115,7 @@ def decode(
   except FileNotFoundError as error:
     raise DataError(f'{image}: no such image') from error
   except Exception as error:  # Pillow's decoders raise a dozen kinds on bad bytes.
-    name = image if isinstance(image, Path) else getattr(image, 'name', 'image')
+    name = str(image) if isinstance(image, Path) else getattr(image, 'name', name)
     raise DataError(f'{name}: is no readable image ({_one_line(error)}); fetch it again or remove its row') from error
   return pixels, picture.size
 
@@ -202,8 +207,10 @@ def _write(
   outside = {task.name: np.zeros(len(records), np.int32) for task in source.tasks}
 
   def read_row(row: int) -> np.ndarray:
-    pixels, size = decode(records[row].image, image_size, crop=records[row].crop)
-    _fill_row(row, records[row], arrays, outside, tasks=source.tasks, size=size)
+    record = records[row]
+    image = io.BytesIO(record.image()) if callable(record.image) else record.image
+    pixels, size = decode(image, image_size, crop=record.crop, name=record.name)
+    _fill_row(row, record, arrays, outside, tasks=source.tasks, size=size)
     return pixels
 
   _write_images(folder / 'images.npy', read_row, shape=shapes['images.npy'][0], workers=workers)
@@ -222,6 +229,7 @@ def _write(
   schema = {
     'version': VERSION,
     'source': source.name,
+    'options': dict(getattr(source, 'options', {})),
     'image_size': list(image_size),
     'tasks': [task.to_json() for task in source.tasks],
     'splits': splits,
@@ -303,6 +311,10 @@ def _fill_row(
     stated = np.array(record.labels[task.name], np.float32)
     if stated.shape != (len(task.labels),):
       raise DataError(f'{record.name}: {task.name} has {stated.size} labels, not {len(task.labels)}')
+    try:
+      task.check(stated)
+    except ValueError as error:
+      raise DataError(f'{record.name}: {task.name}: {error}; correct the source') from error
     labels = task.from_source(stated, width=size[0], height=size[1])
     missing = np.isnan(labels)
     arrays[f'labels/{task.name}.npy'][row] = np.where(missing, 0, labels)

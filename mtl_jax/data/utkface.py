@@ -1,7 +1,6 @@
 """Reads UTKFace, whose labels are in the file names: AGE_GENDER_RACE_TIME.jpg, in any folders."""
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.source import ListedImages
+from mtl_jax.data.source import ListedImages, content_digest, tenth_of
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, CategoricalTask, RegressionTask, Task
 
@@ -119,7 +118,7 @@ def _without_copies(directory: Path, labels: dict[str, dict[str, float]]) -> tup
   images: dict[str, Image] = {}
   copies = []
   for name, said in labels.items():
-    digest = _digest(directory / name)
+    digest = content_digest(directory / name)
     if digest in images:
       images[digest].merge(said)
       copies.append(name)
@@ -128,16 +127,8 @@ def _without_copies(directory: Path, labels: dict[str, dict[str, float]]) -> tup
   return list(images.values()), copies
 
 
-def _digest(path: Path) -> str:
-  try:
-    with path.open('rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-  except OSError as error:
-    raise DataError(f'{path}: cannot be read: {error.strerror}') from error
-
-
 def _split(digest: str) -> str:
-  return {0: 'val', 1: 'test'}.get(int(digest[:8], 16) % 10, 'train')
+  return {0: 'val', 1: 'test'}.get(tenth_of(digest), 'train')
 
 
 def _notes(

@@ -15,19 +15,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtl_jax import objectives, workdir
-from mtl_jax.data import pipeline
+from mtl_jax.data import keep_labels, pipeline, resident
 from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.pipeline import Input, Split
 from mtl_jax.data.store import Store, open_store
 from mtl_jax.errors import ConfigError, DataError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multitask
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints, Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import MetricWriter, Progress
-from mtl_jax.training.step import TrainState, init_state, repeat, train_step
+from mtl_jax.training.step import TrainState, init_state, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
 
@@ -42,11 +42,12 @@ class Run:
   mesh: Mesh
   tasks: tuple[Task, ...]
   train: Split
+  input: Input
   val: Split | None
   model: nn.Module
   schedule: Any  # Learning rate by step.
   make_state: Any  # () -> TrainState, to be jitted.
-  compiled_steps: Any  # (state, stacked batches) -> (state, stacked metrics).
+  compiled_steps: Any  # (state, source, stacked items of the input) -> (state, stacked metrics).
   compiled_eval_step: Any
 
   @property
@@ -59,49 +60,70 @@ def build(config: ConfigDict, store: Store) -> Run:
   """Everything a run needs, from its config and its prepared set."""
   mesh = sharding.make_mesh()
   tasks = workdir.DataFacts.of(store).selected(config)
-  train = pipeline.load_split(store, 'train', tasks)
-  val = pipeline.load_split(store, 'val', tasks) if store.splits.get('val') else None
-  if val is None and (config.eval.patience or config.eval.metric != 'loss'):
-    raise DataError(f'split val of {config.data.dir} has no rows, but config.eval.patience or .metric asks for it')
-  sharding.local_rows(config.train.batch_size, field='train.batch_size')  # Raises now rather than later.
+  train, val, label_stats = load_data(config, store, tasks)
+  train_input = resident.train_input(train, mesh, mode=config.data.mode, share=config.data.resident_share)
+  model = multitask.from_config(config, tasks)
+  trained = {
+    'model': model,
+    'tx': optimizer.from_config(config),
+    'objective': objectives.from_config(config, [task.name for task in tasks]),
+    'ema_decay': config.optimizer.ema_decay,
+  }
+  one_step = partial(
+    train_step,
+    tasks=tasks,
+    augmentation=Augmentation(**config.data.augment),
+    seed=config.train.seed,
+    **trained,
+  )
+  whole = sharding.replicated(mesh)
+  return Run(
+    config=config,
+    mesh=mesh,
+    tasks=tasks,
+    train=train,
+    input=train_input,
+    val=val,
+    model=model,
+    schedule=optimizer.schedule(config),
+    make_state=partial(init_state, config.train.seed, label_stats=label_stats, image_size=store.image_size, **trained),
+    compiled_steps=jax.jit(
+      repeat_fetching(one_step, train_input.fetch, unroll=jax.default_backend() == 'cpu'),
+      donate_argnums=0,
+      in_shardings=(whole, whole, sharding.by_rows(mesh, axis=1)),
+      out_shardings=whole,
+    ),
+    compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
+  )
+
+
+def load_data(
+  config: ConfigDict, store: Store, tasks: Sequence[Task]
+) -> tuple[Split, Split | None, dict[str, LabelStats]]:
+  """The train split with the labels it keeps, the validation split if there is one, and the labels' statistics.
+
+  Raises:
+    UserError: for settings that this set cannot serve, now rather than hours later.
+  """
+  sharding.local_rows(config.train.batch_size, field='train.batch_size')
+  train = keep_labels.apply(
+    pipeline.load_split(store, 'train', tasks),
+    config.data.keep_labels,
+    tasks=tasks,
+    groups=[task.name for task in store.tasks],
+    seed=config.train.seed,
+  )
   label_stats = {
     task.name: task.stats(train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize)
     for task in tasks
   }
-  if val is not None:  # A metric there is not is told now, not at the first evaluation.
+  if store.splits.get('val'):
+    val = pipeline.load_split(store, 'val', tasks)
     evaluate.score(config.eval.metric, total_loss=0.0, metrics=evaluate.baseline_metrics(label_stats, val, tasks))
-  model = multitask.from_config(config, tasks)
-  tx = optimizer.from_config(config)
-  objective = objectives.from_config(config, [task.name for task in tasks])
-  make_state = partial(
-    init_state,
-    config.train.seed,
-    model=model,
-    tx=tx,
-    objective=objective,
-    label_stats=label_stats,
-    image_size=store.image_size,
-    ema_decay=config.optimizer.ema_decay,
-  )
-  one_step = partial(
-    train_step,
-    model=model,
-    tasks=tasks,
-    tx=tx,
-    objective=objective,
-    augmentation=Augmentation(**config.data.augment),
-    seed=config.train.seed,
-    ema_decay=config.optimizer.ema_decay,
-  )
-  compiled_steps = jax.jit(
-    repeat(one_step, unroll=jax.default_backend() == 'cpu'),
-    donate_argnums=0,
-    in_shardings=(sharding.replicated(mesh), sharding.by_rows(mesh, axis=1)),
-    out_shardings=sharding.replicated(mesh),
-  )
-  compiled_eval_step = evaluate.compile_eval_step(model, tasks, mesh)
-  schedule = optimizer.schedule(config)
-  return Run(config, mesh, tasks, train, val, model, schedule, make_state, compiled_steps, compiled_eval_step)
+    return train, val, label_stats
+  if config.eval.patience or config.eval.metric != 'loss':
+    raise DataError(f'split val of {config.data.dir} has no rows, but config.eval.patience or .metric asks for it')
+  return train, None, label_stats
 
 
 def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = False, name: str = 'train') -> Clock:
@@ -161,14 +183,15 @@ def train_from(
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
   started = time.monotonic() - clock.seconds
+  source = run.input.place()
   writer = MetricWriter(directory, resumed_at=clock.step, enabled=primary)
   progress = Progress(
     total=config.train.steps, start=clock.step, batch_size=config.train.batch_size, description=name, enabled=primary
   )
   unlogged: list[Any] = []
   try:
-    for size, batches in input_batches(run, clock.step):
-      state, metrics = run.compiled_steps(state, batches)
+    for size, items in input_items(run, clock.step):
+      state, metrics = run.compiled_steps(state, source, items)
       unlogged.append(metrics)
       if len(unlogged) > MAX_IN_FLIGHT:
         jax.block_until_ready(unlogged[-MAX_IN_FLIGHT])
@@ -235,14 +258,14 @@ def log_values(run: Run, unlogged: Sequence[dict[str, Any]], step: int, progress
   }
 
 
-def input_batches(run: Run, step: int) -> Iterator[tuple[int, Any]]:
-  """From `step` on: how many steps to dispatch at once, and their batches, stacked, on the devices."""
+def input_items(run: Run, step: int) -> Iterator[tuple[int, Any]]:
+  """From `step` on: how many steps to dispatch at once, and what their batches are made of, stacked, on the devices."""
   local = sharding.local_rows(run.config.train.batch_size, field='train.batch_size')
   rows = sharding.by_rows(run.mesh, axis=1)
 
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
-    read = [run.train.read(positions(run, first + i)[local]) for i in range(size)]
+    read = [run.input.read(positions(run, first + i)[local]) for i in range(size)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *read)
     return size, sharding.to_global(stacked, rows)
 
@@ -325,3 +348,4 @@ def describe(run: Run, store: Store, clock: Clock) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
+  log.info('input: %s', run.input.reason)

@@ -176,6 +176,23 @@ def eval_step(
   }
 
 
+def repeat_fetching(
+  step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+  fetch: Callable[[Any, Any], Any],
+  *,
+  unroll: bool,
+) -> Callable:
+  """As `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
+
+  The source is an argument of the result, after the state: a constant would be compiled into the program.
+  """
+
+  def steps(state: TrainState, source: Any, items: Any) -> tuple[TrainState, Metrics]:
+    return repeat(lambda state, item: step(state, fetch(source, item)), unroll=unroll)(state, items)
+
+  return steps
+
+
 def repeat(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], *, unroll: bool) -> Callable:
   """The step over batches stacked along a new first axis, in one call; metrics come stacked as well.
 

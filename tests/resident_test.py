@@ -1,0 +1,190 @@
+"""A resident split gives the same bits as a streamed one, moves no image between devices, and is chosen by its size."""
+
+import logging
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax import doctor
+from mtl_jax import tasks as task_values
+from mtl_jax.data import resident
+from mtl_jax.data.pipeline import Split, batch_positions, load_split
+from mtl_jax.data.store import open_store
+from mtl_jax.errors import ConfigError, Interrupted
+from mtl_jax.training import loop, sharding
+from mtl_jax.training.checkpoint import Clock
+from mtl_jax.training.interrupt import Interruption
+from mtl_jax.training.progress import read_metrics
+
+GB = 10**9
+COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-broadcast', 'collective-permute', 'reduce-scatter')
+
+
+@pytest.fixture
+def split(store_dir) -> Split:
+  store = open_store(store_dir)
+  return load_split(store, 'train', task_values.select(store.tasks, 'attributes,landmarks'))
+
+
+def train_losses(directory) -> list[dict[str, float]]:
+  """The losses of every logged step, of training and validation."""
+  lines = read_metrics(directory / 'metrics.jsonl')
+  return [{name: value for name, value in line.items() if 'loss' in name or name == 'step'} for line in lines]
+
+
+# Batches.
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+@pytest.mark.parametrize('step', [0, 5, 2**33])
+def test_a_gathered_batch_is_the_streamed_one_bit_for_bit(split, num_devices, step):
+  mesh = sharding.make_mesh(jax.devices()[:num_devices])
+  way = resident.resident_input(split, mesh, reason='')
+  positions = batch_positions(step, seed=3, num_examples=len(split), batch_size=16)
+  item = jax.device_put(way.read(positions), sharding.by_rows(mesh))
+  found = jax.jit(way.fetch)(way.place(), item)
+  expected = split.read(positions)
+  assert item.dtype == np.int32
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    assert ours.dtype == theirs.dtype
+    assert ours.sharding.is_equivalent_to(sharding.by_rows(mesh), ours.ndim)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_whole_split_lies_on_every_device(split):
+  source = resident.place(split, sharding.make_mesh())
+  for leaf in jax.tree.leaves(source):
+    assert [shard.data.shape for shard in leaf.addressable_shards] == [leaf.shape] * jax.device_count()
+  assert sum(leaf.nbytes for leaf in jax.tree.leaves(source)) == resident.num_bytes(split)
+
+
+# The compiled step.
+
+
+@pytest.fixture(scope='module', params=[True, False], ids=['unrolled', 'scanned'])
+def programs(request, tiny_config, store_dir) -> dict:
+  """The compiled program of each mode: one step unrolled, or two in a loop."""
+  found = {}
+  for mode in ('resident', 'streamed'):
+    with pytest.MonkeyPatch.context() as patch:
+      whole = loop.repeat_fetching
+      patch.setattr(loop, 'repeat_fetching', lambda step, fetch, **_: whole(step, fetch, unroll=request.param))  # noqa: B023
+      run = loop.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
+    items = [run.input.read(loop.positions(run, step)) for step in range(1 if request.param else 2)]
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
+    lowered = run.compiled_steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
+    found[mode] = lowered.compile()
+  return found
+
+
+def test_no_image_travels_between_devices(programs):
+  counts = {}
+  for mode, program in programs.items():
+    calls = re.findall(rf'.* (?:{"|".join(COLLECTIVES)})(?:-start)?\(.*', program.as_text())
+    assert calls  # The gradients travel.
+    assert not [line for line in calls if 'u8[' in line]
+    counts[mode] = {name: sum(f' {name}' in line for line in calls) for name in COLLECTIVES}
+  assert counts['resident'] == counts['streamed']
+
+
+def test_the_split_is_an_argument_and_is_not_copied(programs, split):
+  ours, theirs = (programs[mode].memory_analysis() for mode in ('resident', 'streamed'))
+  images = split.images.nbytes
+  assert ours.argument_size_in_bytes > theirs.argument_size_in_bytes + images / 2
+  assert ours.temp_size_in_bytes < theirs.temp_size_in_bytes + images / 2
+  assert ours.generated_code_size_in_bytes < theirs.generated_code_size_in_bytes + images
+
+
+# Runs.
+
+
+@pytest.fixture(scope='module')
+def run_config(tiny_config):
+  """The configuration of a mode, of six steps."""
+  settings = {'train.steps': 6, 'eval.every_steps': 0, 'checkpoint.every_steps': 100}
+  return lambda mode: tiny_config(**{'data.mode': mode, **settings})
+
+
+@pytest.fixture(scope='module')
+def whole_losses(run_config, tmp_path_factory) -> dict:
+  """The losses of an uninterrupted run of each mode, on eight devices."""
+  found = {}
+  for mode in ('resident', 'streamed'):
+    directory = tmp_path_factory.mktemp(mode)
+    loop.train(run_config(mode), directory)
+    found[mode] = train_losses(directory)
+  return found
+
+
+def test_both_modes_have_the_same_losses_bit_for_bit(whole_losses):
+  assert [line['step'] for line in whole_losses['resident']] == list(range(1, 7))
+  assert whole_losses['resident'] == whole_losses['streamed']
+
+
+def test_both_modes_have_the_same_losses_on_one_device_too(run_config, tmp_path, monkeypatch):
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  monkeypatch.setattr(sharding, 'make_mesh', lambda: mesh)
+  for mode in ('resident', 'streamed'):
+    loop.train(run_config(mode), tmp_path / mode)
+  assert train_losses(tmp_path / 'resident') == train_losses(tmp_path / 'streamed')
+
+
+@pytest.mark.parametrize(('first', 'second'), [('resident', 'streamed'), ('streamed', 'resident')])
+def test_a_run_goes_on_in_the_other_mode_with_the_same_losses(
+  run_config, whole_losses, tmp_path, monkeypatch, first, second
+):
+  asked = []
+  with monkeypatch.context() as patch:
+    patch.setattr(Interruption, 'requested', lambda self: asked.append(True) or len(asked) == 3)
+    with pytest.raises(Interrupted):
+      loop.train(run_config(first), tmp_path)
+  assert loop.train(run_config(second), tmp_path, allow_config_change=True).step == 6
+  assert train_losses(tmp_path) == whole_losses[first]
+
+
+# The choice.
+
+
+@pytest.mark.parametrize(
+  ('needed', 'memory', 'is_resident', 'reason'),
+  [
+    (90 * 10**6, 22.4 * GB, True, 'resident, 90.0 MB a device of 11.2 GB allowed'),
+    (8 * GB, 16 * GB, True, 'resident, 8.0 GB a device of 8.0 GB allowed'),
+    (18.9 * GB, 16 * GB, False, 'streamed, 18.9 GB on every device do not fit in 0.5 x 16.0 GB'),
+    (1, 0, False, 'streamed, the devices do not say how much memory they have'),
+  ],
+)
+def test_auto_chooses_by_size_and_says_why(needed, memory, is_resident, reason):
+  assert resident.choose('auto', share=0.5, needed=int(needed), memory=int(memory)) == (is_resident, reason)
+
+
+@pytest.mark.parametrize(('factor', 'mode'), [(2.1, 'resident'), (1.9, 'streamed')])
+def test_a_run_in_auto_takes_what_fits_and_logs_it(split, tiny_config, store_dir, monkeypatch, caplog, factor, mode):
+  monkeypatch.setattr(resident, 'device_memory', lambda: int(factor * resident.num_bytes(split)))
+  store = open_store(store_dir)
+  run = loop.build(tiny_config(), store)
+  assert bool(run.input.place()) is (mode == 'resident')
+  with caplog.at_level(logging.INFO, logger='mtl_jax'):
+    loop.describe(run, store, Clock())
+  assert [line.split(',')[0] for line in caplog.messages if line.startswith('input: ')] == [f'input: {mode}']
+
+
+def test_a_mode_that_is_asked_for_is_taken(split):
+  assert resident.choose('streamed', share=1.0, needed=1, memory=GB)[0] is False
+  assert resident.choose('resident', share=0.0, needed=GB, memory=GB)[0] is True
+  assert resident.choose('resident', share=0.5, needed=GB, memory=0)[0] is True  # Nobody knows better.
+  with pytest.raises(ConfigError, match=r'config.data.mode=resident: .* takes 2.0 GB on every device, which has 1.0'):
+    resident.choose('resident', share=0.5, needed=2 * GB, memory=GB)
+
+
+def test_a_cpu_device_has_its_part_of_the_host_memory(monkeypatch):
+  monkeypatch.setattr(resident, 'host_memory', lambda: 16 * GB)
+  assert resident.device_memory() == 2 * GB
+
+
+def test_the_doctor_tells_the_rule(monkeypatch):
+  monkeypatch.setattr(doctor, 'device_memory', lambda: 16 * GB)
+  assert 'resident if the train split fits in 0.5 x 16.0 GB on every device, else streamed' in doctor.describe()
