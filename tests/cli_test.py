@@ -166,7 +166,7 @@ def test_resuming_with_another_configuration_is_refused_with_the_fields(refused,
 
 def test_a_run_that_was_refused_at_its_start_does_not_hold_its_workdir(refused, train, tmp_path):
   refused(*train(**{'train.batch_size': 12}))
-  assert (tmp_path / 'run' / 'config.json').exists()
+  assert not (tmp_path / 'run' / 'config.json').exists()
   assert main(train()) == 0
   assert json.loads((tmp_path / 'run' / 'config.json').read_text())['train']['batch_size'] == 8
 
