@@ -14,15 +14,20 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.training.progress import read_metrics
 
 
+def reduced():
+  """The demo's configuration with fewer steps."""
+  config = demo_config.get_config()
+  config.train.steps = 150
+  config.optimizer.warmup_steps = 30
+  config.eval.every_steps = 75
+  return config
+
+
 @pytest.fixture(scope='session')
 def demo_dir(tmp_path_factory):
   """The demo, with fewer faces and steps."""
   workdir = tmp_path_factory.mktemp('demo')
-  config = demo_config.get_config()
-  config.train.steps = 100
-  config.optimizer.warmup_steps = 20
-  config.eval.every_steps = 50
-  table = demo.run(workdir, num_faces=1600, base=config)
+  table = demo.run(workdir, num_faces=1600, base=reduced())
   (workdir / 'table.txt').write_text(table)
   return workdir
 
@@ -112,11 +117,7 @@ def test_the_table_and_the_report_show_all_sides(demo_dir):
 @pytest.mark.slow
 def test_the_demo_started_again_trains_nothing(demo_dir, monkeypatch):
   before = {path: path.stat().st_mtime_ns for path in demo_dir.glob('*/checkpoints/*')}
-  config = demo_config.get_config()
-  config.train.steps = 100
-  config.optimizer.warmup_steps = 20
-  config.eval.every_steps = 50
-  assert demo.run(demo_dir, base=config) == (demo_dir / 'table.txt').read_text()
+  assert demo.run(demo_dir, base=reduced()) == (demo_dir / 'table.txt').read_text()
   assert before == {path: path.stat().st_mtime_ns for path in demo_dir.glob('*/checkpoints/*')}
 
 

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config.optimizer.warmup_steps = 40
   config.optimizer.weight_decay = 0.05
   config.optimizer.ema_decay = 0.98
-  config.objective.weights.landmarks = 0.3
+  config.objective.weights.landmarks = 0.15
   config.train.log_every_steps = 10
   config.eval.every_steps = 50
   config.checkpoint.every_steps = 100
