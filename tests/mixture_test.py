@@ -323,8 +323,10 @@ def test_a_run_over_two_sets_learns_all_tasks(mixed_run):
     assert np.isfinite(lines[-1][f'val/{task}/loss'])
 
 
-def test_the_log_says_how_many_rows_of_each_set_a_batch_holds(mixed_config, tmp_path, caplog, store_dir, other_dir):
-  logging.getLogger('mtl_jax').propagate = True
+def test_the_log_says_how_many_rows_of_each_set_a_batch_holds(
+  mixed_config, tmp_path, caplog, monkeypatch, store_dir, other_dir
+):
+  monkeypatch.setattr(logging.getLogger('mtl_jax'), 'propagate', True)
   with caplog.at_level(logging.INFO, 'mtl_jax'):
     loop.train(mixed_config('landmarks', **{'data.weights': (1.0, 3.0), 'train.steps': 1}), tmp_path)
   assert f'each batch holds 2 rows of {store_dir}, ' in caplog.text
@@ -387,6 +389,12 @@ def test_evaluation_covers_the_mixture_and_each_set_alone(mixed_run, store_dir, 
   assert smiles == whole['num_examples']
   assert (mixed_run / 'eval' / f'{other_dir.name}-test.json').is_file()
   assert (mixed_run / 'eval' / 'test.json').is_file()
+
+
+def test_attributes_as_tasks_of_their_own_are_evaluated_where_they_have_labels(mixed_config, other_dir, tmp_path):
+  loop.train(mixed_config('attributes/Bald,attributes/Smiling', **{'train.steps': 1}), tmp_path)
+  assert set(evaluate_workdir(tmp_path)['tasks']) == {'attributes/Bald', 'attributes/Smiling'}
+  assert set(evaluate_workdir(tmp_path, data=other_dir)['tasks']) == {'attributes/Smiling'}
 
 
 def test_the_example_configuration_is_valid():

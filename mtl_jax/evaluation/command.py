@@ -111,7 +111,7 @@ def _common_tasks(model: TrainedModel, store: Store | Mixture) -> tuple[Task, ..
     if task not in common:
       log.warning('warning: %s has no labels for %s; it is not evaluated', store.directory, task.name)
     elif mixed and lacking[task.name]:
-      log.warning('warning: %s has no labels for %d of %s', store.directory, len(lacking[task.name]), task.name)
+      log.warning('warning: %s lacks %d labels of %s', store.directory, len(lacking[task.name]), task.name)
   return common
 
 
