@@ -53,6 +53,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node[leaf] = _parse(text, present, name)
 
 
+NUMBERS = ('data.weights',)  # Tuples of numbers; all others are of names.
 OPEN = ['objective', 'weights']  # The one group whose fields are not known beforehand: they are names of tasks.
 
 
@@ -72,10 +73,11 @@ def _parse(text: str, present: Any, name: str) -> Any:
       return {'true': True, '1': True, 'false': False, '0': False}[text.lower()]
     if wanted is tuple:
       items = (item.strip().strip('\'"') for item in text.strip('()[] ').split(','))
-      return tuple(item for item in items if item)
+      return tuple(float(item) if name in NUMBERS else item for item in items if item)
     return wanted(text)
   except (ValueError, KeyError):
-    kind = {bool: 'true or false', int: 'a whole number', float: 'a number'}.get(wanted, wanted.__name__)
+    kinds = {bool: 'true or false', int: 'a whole number', float: 'a number', tuple: 'numbers with commas between'}
+    kind = kinds.get(wanted, wanted.__name__)
     raise ConfigError(f'config.{name} must be {kind}, not {text!r}') from None
 
 
@@ -92,8 +94,13 @@ def _check_fields(config: ConfigDict, reference: ConfigDict, path: str = '') -> 
     elif type(value) is not type(expected) and not _convertible(value, expected, f'{path}{key}'):
       kind, given = type(expected).__name__, type(value).__name__
       raise ConfigError(f'config.{path}{key} must be {kind}, not {given}')
-    elif isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
-      raise ConfigError(f'config.{path}{key} must hold names in quotes, not {value}')
+    elif isinstance(value, tuple) and not all(_fits_tuple(item, f'{path}{key}') for item in value):
+      kind = 'numbers' if f'{path}{key}' in NUMBERS else 'names in quotes'
+      raise ConfigError(f'config.{path}{key} must hold {kind}, not {value}')
+
+
+def _fits_tuple(item: Any, name: str) -> bool:
+  return (isinstance(item, int | float) and not isinstance(item, bool)) if name in NUMBERS else isinstance(item, str)
 
 
 def _convertible(value: Any, expected: Any, name: str) -> bool:
@@ -147,6 +154,7 @@ def validate(config: ConfigDict) -> None:
     if not (math.isfinite(value) and value >= least and (largest is None or value <= largest)):
       bounds = f'finite and at least {least}' if largest is None else f'from {least} to {largest}'
       raise ConfigError(f'config.{name} must be {bounds}, not {value}')
+  _validate_mixture(config.data)
   for task, weight in config.objective.weights.items():
     if not 0 <= weight < float('inf'):
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
@@ -154,6 +162,16 @@ def validate(config: ConfigDict) -> None:
     raise ConfigError('config.model.weights: this version cannot read pretrained weights yet; leave it empty')
   if config.model.freeze:
     raise ConfigError('config.model.freeze needs pretrained weights; name their file with --config.model.weights=FILE')
+
+
+def _validate_mixture(data: ConfigDict) -> None:
+  if data.dir and data.dirs:
+    raise ConfigError('config.data.dir and config.data.dirs are both set; name one set by dir, or several by dirs')
+  if data.weights and len(data.weights) != len(data.dirs):
+    raise ConfigError(f'config.data.weights holds {len(data.weights)} numbers for {len(data.dirs)} config.data.dirs')
+  for weight in data.weights:
+    if not 0 < weight < math.inf:
+      raise ConfigError(f'config.data.weights must be finite and above 0, not {weight:g}; leave out a set by its dir')
 
 
 def choose(value: str, choices: Sequence[str], *, field: str) -> str:

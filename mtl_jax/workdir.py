@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from mtl_jax import config as configs
 from mtl_jax import objectives, tasks
 from mtl_jax.configs import default
+from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import CheckpointError, UserError
 from mtl_jax.models import multitask
@@ -26,7 +27,7 @@ from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.step import init_state
 
 # Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
-WITHOUT_EFFECT = ('config.data.dir', 'config.data.mode', 'config.data.resident_share')
+WITHOUT_EFFECT = ('config.data.dir', 'config.data.dirs', 'config.data.mode', 'config.data.resident_share')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class DataFacts:
   Attributes:
     image_size: height and width of the network's input in pixels.
     tasks: the tasks of the data set, of which the config selects some.
-    checksum: of the prepared set.
+    checksum: of the prepared set, or of all sets of a mixture.
   """
 
   image_size: tuple[int, int]
@@ -44,7 +45,7 @@ class DataFacts:
   checksum: str
 
   @classmethod
-  def of(cls, store: Store) -> 'DataFacts':
+  def of(cls, store: Store | Mixture) -> 'DataFacts':
     return cls(store.image_size, store.tasks, store.checksum)
 
   def to_json(self) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def check_resumable(workdir: Path, config: ConfigDict, facts: DataFacts, *, allo
         'Take another --workdir, or go on with --allow_config_change'
       )
     if old_facts != facts:
-      raise CheckpointError(f'{workdir} was trained on other data than {config.data.dir} holds; take another --workdir')
+      place = config.data.dir or ', '.join(config.data.dirs)
+      raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
 
 
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:

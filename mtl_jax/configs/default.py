@@ -12,6 +12,11 @@ def get_config() -> ConfigDict:
 
   config.data = data = ConfigDict()
   data.dir = ''  # Folder of a prepared set (`mtl-jax prepare`).
+  data.dirs = ()  # Or folders of several, whose images are of one size: each batch then holds rows of each.
+  data.weights = ()  # The share of each of them in a batch, in any unit; empty: in proportion to their train splits.
+  # Labels that are another set's under other names, as `task/label=task/label`, such as
+  # `smile/Smiling=attributes/Smiling`; a task whose labels are all renamed is gone.
+  data.rename = ()
   # Where batches come from: resident (the whole train split in the memory of every device), streamed (read from the
   # prepared set while the devices compute), or auto: resident where it fits. Both give the same bits.
   data.mode = 'auto'

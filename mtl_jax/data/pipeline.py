@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Int64
 
+from mtl_jax.data.concatenation import Concatenation
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import Task
@@ -18,7 +19,7 @@ Batch = dict[str, Any]  # image, labels, mask, example_id: see `Split.read`.
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """One split of a prepared set, with the labels of the chosen tasks.
+  """One split of a prepared set, or of several one after another, with the labels of the chosen tasks.
 
   Attributes:
     images: uint8 `[n, h, w, 3]`, mapped from the store.
@@ -26,13 +27,15 @@ class Split:
     mask: for each task bool `[n, k]`, False where there is no label.
     example_id: int32 `[n]`, the row number in the store.
     source_size: int32 `[n, 2]`, width and height of the source images in pixels.
+    parts: the number of examples of each set of a mixture; empty for one set.
   """
 
-  images: np.ndarray
+  images: np.ndarray | Concatenation
   labels: dict[str, np.ndarray]
   mask: dict[str, np.ndarray]
   example_id: np.ndarray
   source_size: np.ndarray
+  parts: tuple[int, ...] = ()
 
   def __len__(self) -> int:
     return len(self.images)
@@ -42,7 +45,7 @@ class Split:
     rows = np.maximum(positions, 0)
     present = (positions >= 0)[:, None]
     return {
-      'image': np.take(self.images, rows, axis=0),
+      'image': self.images.take(rows, axis=0),
       'labels': {name: values[rows] for name, values in self.labels.items()},
       'mask': {name: values[rows] & present for name, values in self.mask.items()},
       'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),
@@ -74,7 +77,9 @@ def _as_it_came(_: Any, batch: Batch) -> Batch:
   return batch
 
 
-def load_split(store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bool = False) -> Split:
+def load_split(
+  store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bool = False, partial_ok: bool = False
+) -> Split:
   """One split with the labels of these tasks.
 
   Args:
@@ -82,6 +87,7 @@ def load_split(store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bo
     name: train, val or test.
     tasks: the tasks to load labels for.
     missing_ok: a task the set knows nothing of gets labels that are masked throughout.
+    partial_ok: so does a label that the set lacks of a task it knows.
 
   Raises:
     DataError: if the split has no rows, or the set lacks a task or label.
@@ -91,24 +97,19 @@ def load_split(store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bo
   groups = {task.name: task for task in store.tasks}
   labels, mask = {}, {}
   for task in tasks:
-    if task.group not in groups and missing_ok:
-      labels[task.name] = np.zeros((len(rows), len(task.labels)), np.float32)
-      mask[task.name] = np.zeros(labels[task.name].shape, bool)
-      continue
-    columns = _columns(groups, task, store)
-    labels[task.name] = np.ascontiguousarray(store.labels[task.group][part][:, columns])
-    mask[task.name] = np.ascontiguousarray(store.mask[task.group][part][:, columns])
+    have = groups[task.group].labels if task.group in groups else ()
+    lacking = [label for label in task.labels if label not in have]
+    if lacking and not (partial_ok if have else missing_ok):
+      raise DataError(f'{store.directory} has no label {lacking[0]!r} of task {task.group!r}')
+    labels[task.name] = np.zeros((len(rows), len(task.labels)), np.float32)
+    mask[task.name] = np.zeros((len(rows), len(task.labels)), bool)
+    if have:
+      here = [column for column, label in enumerate(task.labels) if label in have]
+      there = [have.index(task.labels[column]) for column in here]
+      labels[task.name][:, here] = store.labels[task.group][part][:, there]
+      mask[task.name][:, here] = store.mask[task.group][part][:, there]
   example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
   return Split(store.images[part], labels, mask, example_id, np.asarray(store.source_size[part]))
-
-
-def _columns(groups: dict[str, Task], task: Task, store: Store) -> list[int]:
-  """Where the task's labels are in the set's array of its group."""
-  have = groups[task.group].labels if task.group in groups else ()
-  for label in task.labels:
-    if label not in have:
-      raise DataError(f'{store.directory} has no label {label!r} of task {task.group!r}')
-  return [have.index(label) for label in task.labels]
 
 
 def batch_positions(step: int, *, seed: int, num_examples: int, batch_size: int) -> Int64[np.ndarray, ' b']:
@@ -127,7 +128,7 @@ def batch_positions(step: int, *, seed: int, num_examples: int, batch_size: int)
   return np.concatenate(parts)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # A mixture has a permutation for each of its sets.
 def _permutation(seed: int, epoch: int, num_examples: int) -> Int64[np.ndarray, ' n']:
   order = np.random.Generator(np.random.Philox(key=(seed, epoch))).permutation(num_examples)
   order.flags.writeable = False

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from mtl_jax import workdir
-from mtl_jax.data import pipeline
+from mtl_jax.data import mixture
+from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store, open_store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
@@ -32,7 +33,9 @@ def evaluate_workdir(
 
   Args:
     directory: the run's working directory.
-    data: another prepared set than the run's own; the result is then written to `eval/<its name>-<split>.json`.
+    data: another prepared set than the run's own, or one of its mixture; its labels are renamed as the run's were,
+      and what the model predicts beyond them is not evaluated. The result is then written to
+      `eval/<its name>-<split>.json`.
     split: train, val or test.
     step: another checkpoint than the best.
     predictions: a .npz file to write every prediction, label and mask to.
@@ -43,9 +46,12 @@ def evaluate_workdir(
   if predictions:
     _make_room(predictions)
   model = workdir.restore(directory, step=step)
-  store = open_store(data or Path(model.config.data.dir))
+  settings = model.config.data
+  store = (
+    mixture.rename(open_store(data), mixture.parse_renames(settings.rename)) if data else mixture.open_data(settings)
+  )
   tasks = _common_tasks(model, store)
-  part = pipeline.load_split(store, split, model.tasks, missing_ok=True)
+  part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
     result = evaluate.evaluate_split(
       part,
@@ -66,7 +72,7 @@ def evaluate_workdir(
     'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
   }
   if jax.process_index() == 0:
-    name = f'{store.directory.resolve().name}-{split}' if data else split
+    name = f'{data.resolve().name}-{split}' if data else split
     _write(directory / 'eval' / f'{name}.json', found)
     if predictions:
       np.savez(predictions, allow_pickle=False, **evaluate.dump(result, part))
@@ -83,7 +89,7 @@ def _make_room(predictions: Path) -> None:
     raise DataError(f'--predictions: cannot write {predictions}: {error.strerror}') from error
 
 
-def _common_tasks(model: TrainedModel, store: Store) -> tuple[Task, ...]:
+def _common_tasks(model: TrainedModel, store: Store | Mixture) -> tuple[Task, ...]:
   """The model's tasks that the set has labels for. Raises DataError if it has none, or images of another size."""
   if tuple(store.image_size) != model.facts.image_size:
     have, want = ('x'.join(map(str, size)) for size in (store.image_size, model.facts.image_size))
@@ -91,13 +97,21 @@ def _common_tasks(model: TrainedModel, store: Store) -> tuple[Task, ...]:
     raise DataError(
       f'{store.directory} holds images of {have}, the model takes {want}; prepare them with --image_size {size}'
     )
-  there = {task.name for task in store.tasks}
-  common = tuple(task for task in model.tasks if task.group in there)
+  there = {task.name: task.labels for task in store.tasks}
+  mixed = bool(model.config.data.dirs)  # Only then may labels of a task be missing.
+  lacking = {
+    task.name: [label for label in task.labels if label not in there.get(task.group, ())] for task in model.tasks
+  }
+  common = tuple(
+    task for task in model.tasks if task.group in there and not (mixed and len(lacking[task.name]) == len(task.labels))
+  )
   if not common:
     raise DataError(f'{store.directory} has labels for {", ".join(there)}, the model predicts none of these')
   for task in model.tasks:
     if task not in common:
       log.warning('warning: %s has no labels for %s; it is not evaluated', store.directory, task.name)
+    elif mixed and lacking[task.name]:
+      log.warning('warning: %s lacks %d labels of %s', store.directory, len(lacking[task.name]), task.name)
   return common
 
 

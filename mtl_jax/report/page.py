@@ -29,6 +29,7 @@ FIELDS = (
   'train.batch_size',
   'train.seed',
   'data.dir',
+  'data.dirs',
 )
 MAX_CURVE_TASKS = 6
 MAX_VERDICTS = 6  # A page with more tasks counts them first.
@@ -212,7 +213,7 @@ def _config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
   """The fields to show, each with its value per run and whether the runs differ in it."""
   configs = [_flat(run.config) for run in runs]
   differing = _differing_fields(runs)
-  names = [name for name in FIELDS if any(name in config for config in configs)]
+  names = [name for name in FIELDS if any(config.get(name, []) != [] for config in configs)]
   names += [name for name in differing if name not in names]
   return [
     {'name': name, 'values': [_field_text(config.get(name)) for config in configs], 'differs': name in differing}
@@ -360,7 +361,7 @@ def _faces(runs: Sequence[Run]) -> dict[str, Any] | None:
   kinds = kinds_of(run.evaluation for run in runs)
   task = next((task for task, kind in kinds.items() if kind == 'landmarks'), None)
   having = [(number, run) for number, run in enumerate(runs) if task in run.evaluation['tasks']]
-  if task is None or not having:
+  if task is None or not having or not _flat(having[0][1].config).get('data.dir'):  # A mixture's images lie apart.
     return None
   images = _images(having[0][1])
   predictions = {number: _predictions(run, task) for number, run in having}

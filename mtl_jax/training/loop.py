@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtl_jax import objectives, workdir
-from mtl_jax.data import keep_labels, pipeline, resident
+from mtl_jax.data import keep_labels, mixture, pipeline, resident
 from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.pipeline import Input, Split
-from mtl_jax.data.store import Store, open_store
-from mtl_jax.errors import ConfigError, DataError, DivergedError, Interrupted
+from mtl_jax.data.store import Store
+from mtl_jax.errors import DataError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multitask
 from mtl_jax.tasks import LabelStats, Task
@@ -56,8 +57,8 @@ class Run:
     return asked or (1 if jax.default_backend() == 'cpu' else 8)
 
 
-def build(config: ConfigDict, store: Store) -> Run:
-  """Everything a run needs, from its config and its prepared set."""
+def build(config: ConfigDict, store: Store | Mixture) -> Run:
+  """Everything a run needs, from its config and its prepared set, or a mixture of several."""
   mesh = sharding.make_mesh()
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = load_data(config, store, tasks)
@@ -98,7 +99,7 @@ def build(config: ConfigDict, store: Store) -> Run:
 
 
 def load_data(
-  config: ConfigDict, store: Store, tasks: Sequence[Task]
+  config: ConfigDict, store: Store | Mixture, tasks: Sequence[Task]
 ) -> tuple[Split, Split | None, dict[str, LabelStats]]:
   """The train split with the labels it keeps, the validation split if there is one, and the labels' statistics.
 
@@ -107,22 +108,23 @@ def load_data(
   """
   sharding.local_rows(config.train.batch_size, field='train.batch_size')
   train = keep_labels.apply(
-    pipeline.load_split(store, 'train', tasks),
+    mixture.load_split(store, 'train', tasks),
     config.data.keep_labels,
     tasks=tasks,
     groups=[task.name for task in store.tasks],
     seed=config.train.seed,
   )
+  rows_by_set(config, train)
   label_stats = {
     task.name: task.stats(train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize)
     for task in tasks
   }
   if store.splits.get('val'):
-    val = pipeline.load_split(store, 'val', tasks)
+    val = mixture.load_split(store, 'val', tasks)
     evaluate.score(config.eval.metric, total_loss=0.0, metrics=evaluate.baseline_metrics(label_stats, val, tasks))
     return train, val, label_stats
   if config.eval.patience or config.eval.metric != 'loss':
-    raise DataError(f'split val of {config.data.dir} has no rows, but config.eval.patience or .metric asks for it')
+    raise DataError(f'split val of {store.directory} has no rows, but config.eval.patience or .metric asks for it')
   return train, None, label_stats
 
 
@@ -138,11 +140,9 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
-  if not config.data.dir:
-    raise ConfigError('config.data.dir is empty; name a prepared set with --config.data.dir=DIR')
-  store = open_store(Path(config.data.dir).resolve())
+  store = mixture.open_data(config.data)
   config = config.copy_and_resolve_references()
-  config.data.dir = str(store.directory)  # So that evaluation finds it from any folder.
+  config.data.update(mixture.absolute_dirs(config.data))
   with workdir.lock(directory), Interruption() as interruption:
     run, facts = build(config, store), workdir.DataFacts.of(store)
     workdir.check_resumable(directory, config, facts, allow_config_change=allow_config_change)
@@ -274,9 +274,18 @@ def input_items(run: Run, step: int) -> Iterator[tuple[int, Any]]:
 
 def positions(run: Run, step: int) -> np.ndarray:
   """Positions in the train split of the global batch of one step."""
-  return pipeline.batch_positions(
-    step, seed=run.config.train.seed, num_examples=len(run.train), batch_size=run.config.train.batch_size
+  return mixture.batch_positions(
+    step,
+    seed=run.config.train.seed,
+    sizes=run.train.parts or (len(run.train),),
+    rows=rows_by_set(run.config, run.train),
   )
+
+
+def rows_by_set(config: ConfigDict, split: Split) -> tuple[int, ...]:
+  """How many rows of each set of the train split every global batch holds; of one set, all."""
+  weights = tuple(config.data.weights) or split.parts or (1,)
+  return mixture.rows_a_batch(weights, config.train.batch_size)
 
 
 def dispatches(run: Run, step: int) -> Iterator[tuple[int, int]]:
@@ -328,7 +337,7 @@ def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
   return evaluate.score(run.config.eval.metric, total_loss=total, metrics=metrics), values
 
 
-def describe(run: Run, store: Store, clock: Clock) -> None:
+def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
   """Says what will be trained on what."""
   config = run.config
   height, width = store.image_size
@@ -348,4 +357,7 @@ def describe(run: Run, store: Store, clock: Clock) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
+  if isinstance(store, Mixture):
+    for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
+      log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
   log.info('input: %s', run.input.reason)

@@ -1,0 +1,402 @@
+"""Several sets in one batch: how many rows of each and which, whose labels they have, and what a run makes of them."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtl_jax import cli, workdir
+from mtl_jax import config as configs
+from mtl_jax.configs import default
+from mtl_jax.data import mixture, pipeline
+from mtl_jax.data.mixture import batch_positions, interleaved, open_mixture, parse_renames, rows_a_batch
+from mtl_jax.data.prepare import prepare
+from mtl_jax.data.source import Record
+from mtl_jax.data.store import open_store
+from mtl_jax.data.store import prepare as prepare_source
+from mtl_jax.errors import ConfigError, DataError, Interrupted
+from mtl_jax.evaluation.command import evaluate_workdir
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
+from mtl_jax.training import checkpoint, loop
+from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.training.interrupt import Interruption
+
+quick = settings(deadline=None, max_examples=60)
+
+RENAME = ('smile/Smiling=attributes/Smiling',)
+TASKS = 'attributes,landmarks,age'
+POINTS = tuple(f'{p}_{a}' for p in ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth') for a in 'xy')
+OTHER_TASKS = (LandmarkTask('landmarks', POINTS), BinaryTask('smile', ('Smiling',)), RegressionTask('age', ('years',)))
+
+
+@dataclasses.dataclass
+class Drawn:
+  """Noise with landmarks, a smile and an age: a set whose labels overlap with those of the drawn faces."""
+
+  images: Path
+  tasks: tuple[Task, ...] = OTHER_TASKS
+  name: str = 'drawn'
+  splits: tuple[str, ...] = ('train',) * 20 + ('val',) * 6 + ('test',) * 6
+
+  def records(self):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for row, split in enumerate(self.splits):
+      path = self.images / f'{row}.png'
+      Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+      eyes_and_mouth = np.array([10, 10, 22, 10, 16, 16, 11, 24, 21, 24], np.float32) + row % 4
+      labels = {'landmarks': eyes_and_mouth, 'smile': np.array([row % 2], np.float32), 'age': np.array([20.0 + row])}
+      yield Record(path.name, split, path, {task.name: labels[task.name] for task in self.tasks})
+
+
+def prepared(folder: Path, **fields) -> Path:
+  images = folder.with_name(f'{folder.name}_images')
+  images.mkdir(parents=True)
+  prepare_source(Drawn(images, **fields), folder, image_size=(32, 32), log=lambda _: None)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def other_dir(tmp_path_factory) -> Path:
+  return prepared(tmp_path_factory.mktemp('other') / 'noise')
+
+
+@pytest.fixture(scope='module')
+def mixed_config(store_dir, other_dir, tiny_config):
+  def make(tasks: str = TASKS, **overrides):
+    mixed = {'data.dir': '', 'data.dirs': (str(store_dir), str(other_dir)), 'data.rename': RENAME}
+    return tiny_config(tasks, **{**mixed, **overrides})
+
+  return make
+
+
+@pytest.fixture
+def mixed(store_dir, other_dir):
+  return open_mixture([store_dir, other_dir], parse_renames(RENAME))
+
+
+# Which rows a batch holds.
+
+
+@given(weights=st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), extra=st.integers(0, 200))
+@quick
+def test_every_row_of_a_batch_is_of_a_set_and_every_set_has_about_its_share(weights, extra):
+  size = len(weights) + extra
+  rows = rows_a_batch(tuple(weights), size)
+  assert sum(rows) == size
+  assert min(rows) >= 1
+  if all(size * weight / sum(weights) >= 1 for weight in weights):
+    for count, weight in zip(rows, weights, strict=True):
+      assert abs(count - size * weight / sum(weights)) < 1 + 1e-9
+
+
+def test_shares_are_rounded_by_largest_remainders():
+  assert rows_a_batch((1, 1, 1), 8) == (3, 3, 2)
+  assert rows_a_batch((0.5, 0.3, 0.2), 10) == (5, 3, 2)
+  assert rows_a_batch((5, 3, 2), 8) == (4, 2, 2)
+  assert rows_a_batch((1000, 1, 1), 8) == (6, 1, 1)
+  with pytest.raises(ConfigError, match=r'train\.batch_size is 2, too few for a row of each of 3 sets'):
+    rows_a_batch((1, 1, 1), 2)
+
+
+@given(rows=st.lists(st.integers(1, 60), min_size=1, max_size=4), devices=st.sampled_from([2, 4, 8]))
+@quick
+def test_every_slice_of_a_batch_holds_each_set_about_evenly(rows, devices):
+  rows[0] += -sum(rows) % devices
+  sets = interleaved(tuple(rows))
+  slices = sets.reshape(devices, -1)
+  for number, count in enumerate(rows):
+    assert np.count_nonzero(sets == number) == count
+    in_slices = np.count_nonzero(slices == number, axis=1)
+    assert np.abs(in_slices - count / devices).max() <= 1 + len(rows) / 2
+
+
+@given(
+  sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), step=st.integers(0, 2**40), seed=st.integers(0, 2**31 - 1)
+)
+@quick
+def test_every_batch_holds_exactly_its_rows_of_each_set(sizes, step, seed):
+  rows = rows_a_batch(tuple(sizes), 16)
+  positions = batch_positions(step, seed=seed, sizes=sizes, rows=rows)
+  bounds = np.cumsum([0, *sizes])
+  assert tuple(np.histogram(positions, bounds - 0.5)[0]) == rows
+  np.testing.assert_array_equal(np.searchsorted(bounds, positions, side='right') - 1, interleaved(rows))
+  np.testing.assert_array_equal(batch_positions(step, seed=seed, sizes=sizes, rows=rows), positions)
+
+
+def test_each_set_is_permuted_epoch_by_epoch():
+  sizes, rows = (12, 12, 7), (3, 3, 2)
+  seen = np.stack([batch_positions(step, seed=4, sizes=sizes, rows=rows) for step in range(28)])
+  streams = [seen[:, interleaved(rows) == number].ravel() for number in range(3)]
+  for stream, first, size in zip(streams, (0, 12, 24), sizes, strict=True):
+    for epoch in stream[: len(stream) // size * size].reshape(-1, size):
+      np.testing.assert_array_equal(np.sort(epoch), first + np.arange(size))
+  assert (streams[0] != streams[1] - 12).any()  # Sets of one size have orders of their own.
+  assert (seen != np.stack([batch_positions(step, seed=5, sizes=sizes, rows=rows) for step in range(28)])).any()
+
+
+def test_a_mixture_of_one_set_is_that_set():
+  for step in range(5):
+    alone = pipeline.batch_positions(step, seed=3, num_examples=20, batch_size=8)
+    np.testing.assert_array_equal(batch_positions(step, seed=3, sizes=(20,), rows=(8,)), alone)
+
+
+# Labels.
+
+
+def test_a_mixture_has_the_tasks_of_all_sets_and_renamed_ones_vanish(mixed, store_dir, other_dir):
+  first, second = open_store(store_dir), open_store(other_dir)
+  assert [task.name for task in mixed.tasks] == ['attributes', 'landmarks', 'age']
+  assert mixed.tasks[:2] == first.tasks
+  assert mixed.splits == {name: len(first.splits[name]) + len(second.splits[name]) for name in first.splits}
+  assert mixed.checksum not in (first.checksum, second.checksum)
+  assert open_mixture([other_dir, store_dir], {}).checksum != mixed.checksum
+
+
+@pytest.mark.parametrize('name', ['train', 'val', 'test'])
+def test_a_split_is_the_sets_splits_one_after_another_with_lacking_labels_masked(name, mixed, store_dir, other_dir):
+  split = mixture.load_split(mixed, name, mixed.tasks)
+  first, second = open_store(store_dir), open_store(other_dir)
+  ours, theirs = (slice(store.splits[name].start, store.splits[name].stop) for store in (first, second))
+  size = ours.stop - ours.start
+  assert split.parts == (size, theirs.stop - theirs.start)
+  np.testing.assert_array_equal(split.images[:], np.concatenate([first.images[ours], second.images[theirs]]))
+  for task in first.tasks:
+    np.testing.assert_array_equal(split.labels[task.name][:size], first.labels[task.name][ours])
+    np.testing.assert_array_equal(split.mask[task.name][:size], first.mask[task.name][ours])
+  column = first.tasks[0].labels.index('Smiling')
+  np.testing.assert_array_equal(split.labels['attributes'][size:, column], second.labels['smile'][theirs, 0])
+  assert split.mask['attributes'][size:, column].all()
+  assert not np.delete(split.mask['attributes'][size:], column, axis=1).any()
+  np.testing.assert_array_equal(split.labels['landmarks'][size:], second.labels['landmarks'][theirs])
+  np.testing.assert_array_equal(split.labels['age'][size:], second.labels['age'][theirs])
+  assert not split.mask['age'][:size].any()
+  ids = np.concatenate([np.r_[ours], len(first.images) + np.r_[theirs]])
+  np.testing.assert_array_equal(split.example_id, ids)
+  assert split.example_id.dtype == np.int32
+  np.testing.assert_array_equal(split.source_size[size:], second.source_size[theirs])
+
+
+def test_rows_are_read_from_their_set(mixed):
+  split = mixture.load_split(mixed, 'train', mixed.tasks)
+  positions = np.array([len(split) - 1, 0, -1, split.parts[0], split.parts[0] - 1])
+  batch = split.read(positions)
+  np.testing.assert_array_equal(batch['image'][[0, 1, 3, 4]], split.images[:][positions[[0, 1, 3, 4]]])
+  assert batch['image'].dtype == np.uint8
+  assert not any(mask[2].any() for mask in batch['mask'].values())
+
+
+def test_what_a_set_lacks_moves_neither_losses_nor_gradients(mixed_config):
+  """A step in which NaN lies under every False mask ends in the same bits, weights and metrics."""
+  config = mixed_config(**{'data.mode': 'streamed', 'data.augment.flip': True})
+  run = loop.build(config, mixture.open_data(config.data))
+  clean = next(loop.input_items(run, 0))[1]
+  read = run.input.read(loop.positions(run, 0))
+  for name, labels in read['labels'].items():
+    labels[~read['mask'][name]] = np.nan
+  whole = loop.sharding.by_rows(run.mesh, axis=1)
+  dirty = loop.sharding.to_global(jax.tree.map(lambda values: values[None], read), whole)
+  states = []
+  for batch in (clean, dirty):
+    state = jax.jit(run.make_state, out_shardings=loop.sharding.replicated(run.mesh))()
+    states.append(jax.device_get(run.compiled_steps(state, (), batch)))
+  for one, other in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+# What is refused.
+
+
+def test_sets_of_other_image_sizes_are_refused_with_the_size_to_prepare(store_dir, tmp_path, capsys):
+  prepare('synthetic', source=None, out=tmp_path / 'small', image_size=(16, 24), num=8, seed=0, log=lambda _: None)
+  (tmp_path / 'config.py').write_text('from mtl_jax.configs.default import get_config')
+  arguments = ['--config', str(tmp_path / 'config.py'), '--workdir', str(tmp_path / 'run')]
+  assert cli.main(['train', *arguments, f'--config.data.dirs={store_dir},{tmp_path / "small"}']) == 2
+  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('mtl-jax: error:')]
+  assert len(said) == 1
+  assert f'{tmp_path / "small"} holds images of 16x24' in said[0]
+  assert '--image_size 32 32' in said[0]
+
+
+@pytest.mark.parametrize(
+  ('rename', 'said'),
+  [
+    ('smile', "'smile' is no TASK/LABEL=TASK/LABEL"),
+    ('smile/Smiling=attributes', "'smile/Smiling=attributes' is no TASK/LABEL=TASK/LABEL"),
+    ('smile/Smilin=attributes/Smiling', "no choice 'smile/Smilin'; did you mean 'smile/Smiling'?"),
+    ('smiles/x=y/z', "no choice 'smiles/x'"),
+    ('smile/Smiling=attributes/Smilling', "no choice 'attributes/Smilling'; did you mean 'attributes/Smiling'?"),
+    (
+      'age/years=attributes/Young',
+      r"its task 'attributes' is regression, that of the sets before it binary.*config\.data\.rename",
+    ),
+    ('landmarks/nose_x=landmarks2/nose_x', 'landmarks.* named POINT_x and POINT_y in pairs'),
+  ],
+)
+def test_a_wrong_rename_is_refused_by_name(rename, said, store_dir, other_dir):
+  with pytest.raises((ConfigError, DataError), match=said) as error:
+    open_mixture([store_dir, other_dir], parse_renames((rename,)))
+  assert '\n' not in str(error.value)
+
+
+def test_two_labels_of_a_set_cannot_become_one(store_dir):
+  renames = parse_renames(('attributes/Bald=attributes/Bangs',))
+  with pytest.raises(ConfigError, match=r'attributes/Bald and attributes/Bangs of .* would both be attributes/Bangs'):
+    open_mixture([store_dir], renames)
+  with pytest.raises(ConfigError, match='attributes/Bald is renamed twice'):
+    parse_renames(('attributes/Bald=attributes/Bangs', 'attributes/Bald=attributes/Blurry'))
+
+
+def test_tasks_of_one_name_and_another_kind_are_refused(tmp_path):
+  three = CategoricalTask('age', ('years',), classes=tuple(map(str, range(60))))
+  first = prepared(tmp_path / 'numbers', tasks=(OTHER_TASKS[2],))
+  second = prepared(tmp_path / 'classes', tasks=(three,))
+  with pytest.raises(DataError, match="classes: its task 'age' is categorical, that of the sets before it regression"):
+    open_mixture([first, second], {})
+
+
+def test_labels_of_different_kinds_cannot_become_one_task(other_dir):
+  renames = parse_renames(('smile/Smiling=both/Smiling', 'age/years=both/years'))
+  with pytest.raises(ConfigError, match=r'age/years of .* is regression and cannot join both, which is binary'):
+    open_mixture([other_dir], renames)
+
+
+def test_a_set_without_train_rows_or_named_twice_is_refused(store_dir, other_dir, tmp_path):
+  empty = prepared(tmp_path / 'tests', splits=('test',) * 4)
+  data = open_mixture([store_dir, empty], {})
+  with pytest.raises(DataError, match=r"split 'train' of .*tests has no rows"):
+    mixture.load_split(data, 'train', data.tasks)
+  assert mixture.load_split(data, 'val', data.tasks).parts == (len(open_store(store_dir).splits['val']),)
+  with pytest.raises(ConfigError, match='is named twice'):
+    open_mixture([other_dir, other_dir], {})
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'said'),
+  [
+    (('data.dir=a', 'data.dirs=b,c'), 'config.data.dir and config.data.dirs are both set'),
+    (('data.dirs=b,c', 'data.weights=1'), 'config.data.weights holds 1 numbers for 2'),
+    (('data.weights=1',), 'config.data.weights holds 1 numbers for 0'),
+    (('data.dirs=b,c', 'data.weights=1,0'), 'must be finite and above 0, not 0'),
+    (('data.dirs=b,c', 'data.weights=1,inf'), 'must be finite and above 0, not inf'),
+    (('data.dirs=b,c', 'data.weights=1,x'), 'config.data.weights must be numbers with commas between'),
+  ],
+)
+def test_wrong_fields_are_refused_by_name(overrides, said, tmp_path):
+  (tmp_path / 'config.py').write_text('from mtl_jax.configs.default import get_config')
+  with pytest.raises(ConfigError, match=said):
+    configs.load(tmp_path / 'config.py', overrides)
+
+
+def test_weights_survive_json_and_take_whole_numbers():
+  config = default.get_config()
+  configs.apply_override(config, 'data.dirs=a,b')
+  configs.apply_override(config, 'data.weights=3,0.5')
+  assert config.data.weights == (3.0, 0.5)
+  assert configs.from_json(json.loads(json.dumps(configs.to_json(config)))).data.weights == (3.0, 0.5)
+
+
+# Runs.
+
+
+@pytest.fixture(scope='module')
+def mixed_run(tmp_path_factory, mixed_config) -> Path:
+  directory = tmp_path_factory.mktemp('mixed') / 'run'
+  loop.train(mixed_config(), directory)
+  return directory
+
+
+def test_a_run_over_two_sets_learns_all_tasks(mixed_run):
+  lines = [json.loads(line) for line in (mixed_run / 'metrics.jsonl').read_text().splitlines()]
+  for task in TASKS.split(','):
+    losses = [line[f'train/{task}/loss'] for line in lines]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    assert np.min(losses) > 0
+    assert np.isfinite(lines[-1][f'val/{task}/loss'])
+
+
+def test_the_log_says_how_many_rows_of_each_set_a_batch_holds(
+  mixed_config, tmp_path, caplog, monkeypatch, store_dir, other_dir
+):
+  monkeypatch.setattr(logging.getLogger('mtl_jax'), 'propagate', True)
+  with caplog.at_level(logging.INFO, 'mtl_jax'):
+    loop.train(mixed_config('landmarks', **{'data.weights': (1.0, 3.0), 'train.steps': 1}), tmp_path)
+  assert f'each batch holds 2 rows of {store_dir}, ' in caplog.text
+  assert f'each batch holds 6 rows of {other_dir}, which has 20' in caplog.text
+
+
+def test_resident_and_streamed_mixtures_give_the_same_bits(mixed_config):
+  metrics = []
+  for mode in ('resident', 'streamed'):
+    config = mixed_config(**{'data.mode': mode})
+    run = loop.build(config, mixture.open_data(config.data))
+    assert run.input.reason.startswith(mode)
+    state = jax.jit(run.make_state, out_shardings=loop.sharding.replicated(run.mesh))()
+    _, items = next(loop.input_items(run, 1))
+    metrics.append(jax.device_get(run.compiled_steps(state, run.input.place(), items)[1]))
+  for name, values in metrics[0].items():
+    np.testing.assert_array_equal(values, metrics[1][name])
+
+
+def test_a_resumed_mixture_ends_in_the_same_bits(mixed_config, mixed_run, tmp_path, monkeypatch):
+  asked = []
+
+  def requested(self: Interruption) -> bool:
+    asked.append(1)
+    return len(asked) == 1
+
+  monkeypatch.setattr(Interruption, 'requested', requested)
+  with pytest.raises(Interrupted):
+    loop.train(mixed_config(), tmp_path)
+  assert loop.train(mixed_config(), tmp_path).step == 4
+  states = [_last_state(directory) for directory in (mixed_run, tmp_path)]
+  for one, other in zip(*states, strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def _last_state(directory: Path) -> list[np.ndarray]:
+  config, _ = workdir.read(directory)
+  run = loop.build(config, mixture.open_data(config.data))
+  checkpoints = Checkpoints(directory)
+  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, loop.sharding.replicated(run.mesh)))
+  checkpoints.close()
+  assert restored is not None
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
+
+
+def test_evaluation_covers_the_mixture_and_each_set_alone(mixed_run, store_dir, other_dir):
+  whole = evaluate_workdir(mixed_run)
+  assert set(whole['tasks']) == set(TASKS.split(','))
+  first = evaluate_workdir(mixed_run, data=store_dir)
+  second = evaluate_workdir(mixed_run, data=other_dir)
+  assert whole['num_examples'] == first['num_examples'] + second['num_examples']
+  assert set(first['tasks']) == {'attributes', 'landmarks'}
+  assert set(second['tasks']) == set(TASKS.split(','))
+  outputs = second['tasks']['attributes']['per_output']
+  assert [name for name, values in outputs.items() if values['accuracy'] is not None] == ['Smiling']
+  assert outputs['Smiling']['num_labels'] == 6
+  assert second['tasks']['attributes']['macro_accuracy'] == outputs['Smiling']['accuracy']
+  assert whole['tasks']['age'] == second['tasks']['age']
+  smiles = whole['tasks']['attributes']['per_output']['Smiling']['num_labels']
+  assert smiles == whole['num_examples']
+  assert (mixed_run / 'eval' / f'{other_dir.name}-test.json').is_file()
+  assert (mixed_run / 'eval' / 'test.json').is_file()
+
+
+def test_attributes_as_tasks_of_their_own_are_evaluated_where_they_have_labels(mixed_config, other_dir, tmp_path):
+  loop.train(mixed_config('attributes/Bald,attributes/Smiling', **{'train.steps': 1}), tmp_path)
+  assert set(evaluate_workdir(tmp_path)['tasks']) == {'attributes/Bald', 'attributes/Smiling'}
+  assert set(evaluate_workdir(tmp_path, data=other_dir)['tasks']) == {'attributes/Smiling'}
+
+
+def test_the_example_configuration_is_valid():
+  config = configs.load(Path(__file__).parents[1] / 'configs' / 'faces_mixture.py', ('data.dirs=a,b,c',))
+  assert len(parse_renames(config.data.rename)) == 3
