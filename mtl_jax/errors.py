@@ -1,6 +1,11 @@
 """The exceptions a user can cause or meet; the command line turns each into one line and an exit code."""
 
 
+def one_line(error: BaseException) -> str:
+  """An exception's text with its line breaks and runs of blanks as single blanks."""
+  return ' '.join(str(error).split())
+
+
 class UserError(Exception):
   """Bad usage or bad input. The message is one line: what is wrong, where, and what to do."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_line
 
 
 def call(path: Path, function: str, *arguments: Any, raises: type[UserError], blame: str = '') -> Any:
@@ -53,5 +53,5 @@ def blamed(path: Path, *, raises: type[UserError], blame: str = '') -> Iterator[
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     where = f' (line {lines[-1]})' if lines else ''
-    said = ' '.join(str(error).split())
+    said = one_line(error)
     raise raises(f'{blame}{path} failed: {type(error).__name__}: {said}{where}') from error

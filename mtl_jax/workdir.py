@@ -114,8 +114,8 @@ def check_resumable(workdir: Path, config: ConfigDict, facts: DataFacts, *, allo
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
   """Writes config.json and dataset.json, from which the model can be rebuilt."""
   if jax.process_index() == 0:
-    _write_json(workdir / 'dataset.json', facts.to_json())
-    _write_json(workdir / 'config.json', configs.to_json(config))
+    write_json(workdir / 'dataset.json', facts.to_json())
+    write_json(workdir / 'config.json', configs.to_json(config))
 
 
 def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
@@ -129,9 +129,11 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
     raise CheckpointError(f'{workdir}: config.json or dataset.json is not as it was written ({reason})') from error
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+  """Writes a file of a run, whole or not at all; its folder is made if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   partial_path = path.with_suffix('.partial')
-  partial_path.write_text(json.dumps(value, indent=2) + '\n')
+  partial_path.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
   partial_path.replace(path)
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from mtl_jax.data.new_folder import new_folder, sync
 from mtl_jax.data.source import SPLITS, Record, Source
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, one_line
 from mtl_jax.tasks import Task, from_json
 
 VERSION = 1
@@ -116,7 +116,7 @@ def decode(
     raise DataError(f'{image}: no such image') from error
   except Exception as error:  # Pillow's decoders raise a dozen kinds on bad bytes.
     name = str(image) if isinstance(image, Path) else getattr(image, 'name', name)
-    raise DataError(f'{name}: is no readable image ({_one_line(error)}); fetch it again or remove its row') from error
+    raise DataError(f'{name}: is no readable image ({one_line(error)}); fetch it again or remove its row') from error
   return pixels, picture.size
 
 
@@ -174,9 +174,9 @@ def open_store(directory: Path) -> Store:
     arrays = {path: _load(directory / path, *kind) for path, kind in shapes.items()}
     names = (directory / 'names.txt').read_text('utf-8').split('\n')[:-1]
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise DataError(f'{directory / "schema.json"}: is malformed ({_one_line(error)}); prepare the set again') from error
+    raise DataError(f'{directory / "schema.json"}: is malformed ({one_line(error)}); prepare the set again') from error
   except OSError as error:
-    raise DataError(f'{directory}: cannot be read: {_one_line(error)}') from error
+    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
   return Store(
     directory=directory,
     image_size=(height, width),
@@ -413,7 +413,3 @@ def _digest(path: Path) -> dict[str, Any]:
 def _checksum(schema: Schema) -> str:
   content = {key: value for key, value in schema.items() if key != 'checksum'}
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data.source import Record, landmark_task
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, one_line
 from mtl_jax.tasks import BinaryTask, Task
 
 SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # TFDS's names, and ours.
@@ -58,7 +58,7 @@ class TfdsSource:
     try:
       return self.examples[split][row]
     except Exception as error:  # Each file format has errors of its own.
-      raise DataError(f'{self.name}: {split}/{row} cannot be read ({_one_line(error)}); build the set again') from error
+      raise DataError(f'{self.name}: {split}/{row} cannot be read ({one_line(error)}); build the set again') from error
 
   def _image(self, split: str, row: int) -> bytes:
     return self._read(split, row)['image']
@@ -82,7 +82,7 @@ def open_tfds(name: str, directory: Path | None) -> TfdsSource:
     examples = _examples(builder)
   except ImportError as error:
     if 'tensorflow' not in str(error):
-      raise DataError(f'tfds:{name}: TFDS cannot be loaded: {_one_line(error)}') from error
+      raise DataError(f'tfds:{name}: TFDS cannot be loaded: {one_line(error)}') from error
     raise DataError(f'tfds:{name}: TFDS needs TensorFlow to read it; {_way_out(name)}') from error
   except NotImplementedError as error:  # TFDS's word for a file format that it cannot read at random places.
     form = getattr(builder.info.file_format, 'value', 'unknown')
@@ -185,7 +185,3 @@ def _is_scalar(feature: Any, kinds: str) -> bool:
 def _celeba_order(column: str) -> tuple[int, str]:
   point = column[:-2]
   return (POINTS.index(point) if point in POINTS else len(POINTS), column)
-
-
-def _one_line(error: Exception) -> str:
-  return ' '.join(str(error).split())

@@ -1,6 +1,5 @@
 """Evaluating a trained run from its working directory: restore, run over a split, write the JSON."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def evaluate_workdir(
   }
   if jax.process_index() == 0:
     name = f'{data.resolve().name}-{split}' if data else split
-    _write(directory / 'eval' / f'{name}.json', found)
+    workdir.write_json(directory / 'eval' / f'{name}.json', found)
     if predictions:
       np.savez(predictions, allow_pickle=False, **evaluate.dump(result, part))
   return found
@@ -113,10 +112,3 @@ def _common_tasks(model: TrainedModel, store: Store | Mixture) -> tuple[Task, ..
     elif mixed and lacking[task.name]:
       log.warning('warning: %s lacks %d labels of %s', store.directory, len(lacking[task.name]), task.name)
   return common
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
-  partial.replace(path)

@@ -18,8 +18,6 @@ from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import sharding
 from mtl_jax.training.step import eval_step
 
-MAX_IN_FLIGHT = 16  # Batches on their way to the devices; unbounded dispatch can deadlock simulated devices.
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -62,8 +60,8 @@ def evaluate_split(
   results = []
   for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size)):
     results.append(compiled_step(variables, label_stats, batch))
-    if len(results) > MAX_IN_FLIGHT:
-      jax.block_until_ready(results[-MAX_IN_FLIGHT])
+    if len(results) > sharding.MAX_IN_FLIGHT:
+      jax.block_until_ready(results[-sharding.MAX_IN_FLIGHT])
     if on_batch:
       on_batch(min(len(results) * batch_size, len(split)))
   results = jax.device_get(results)

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from mtl_jax.errors import CheckpointError
+from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.training.step import TrainState
 
 FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
@@ -82,7 +82,7 @@ class Checkpoints:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
       return self._manager.restore(step, args=args)['state'], clock
     except (ValueError, KeyError, TypeError, OSError) as error:
-      reason = ' '.join(str(error).split())[:300]
+      reason = one_line(error)[:300]
       raise CheckpointError(f'{self.directory / str(step)}: cannot be restored into this model: {reason}') from error
 
   def clock(self, step: int | None = None) -> Clock:

@@ -32,8 +32,6 @@ from mtl_jax.training.step import TrainState, init_state, repeat_fetching, train
 
 log = logging.getLogger('mtl_jax')
 
-MAX_IN_FLIGHT = 16  # Steps dispatched and not waited for; unbounded dispatch can deadlock simulated devices.
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -193,8 +191,8 @@ def train_from(
     for size, items in input_items(run, clock.step):
       state, metrics = run.compiled_steps(state, source, items)
       unlogged.append(metrics)
-      if len(unlogged) > MAX_IN_FLIGHT:
-        jax.block_until_ready(unlogged[-MAX_IN_FLIGHT])
+      if len(unlogged) > sharding.MAX_IN_FLIGHT:
+        jax.block_until_ready(unlogged[-sharding.MAX_IN_FLIGHT])
       clock.step += size
       progress.advance(size)
       now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())

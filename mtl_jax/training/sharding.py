@@ -9,6 +9,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.errors import ConfigError
 
+MAX_IN_FLIGHT = 16  # Dispatches that the host does not wait for; unbounded ones can deadlock simulated devices.
+
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """The devices, by default all of all processes, along `data`; `model` is for parameters too large for one."""
