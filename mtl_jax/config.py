@@ -169,6 +169,10 @@ def _validate_mixture(data: ConfigDict) -> None:
     raise ConfigError('config.data.dir and config.data.dirs are both set; name one set by dir, or several by dirs')
   if data.weights and len(data.weights) != len(data.dirs):
     raise ConfigError(f'config.data.weights holds {len(data.weights)} numbers for {len(data.dirs)} config.data.dirs')
+  if data.balance == 'domain' and (data.weights or not data.dirs):
+    raise ConfigError(
+      'config.data.balance=domain is for several sets, given by config.data.dirs, without config.data.weights'
+    )
   for weight in data.weights:
     if not 0 < weight < math.inf:
       raise ConfigError(f'config.data.weights must be finite and above 0, not {weight:g}; leave out a set by its dir')

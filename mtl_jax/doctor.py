@@ -59,7 +59,7 @@ def _input_path() -> str:
   if not memory:
     return 'streamed: the devices do not say how much memory they have (config.data.mode=auto)'
   return (
-    f'resident if the train split fits in {share:g} x {memory / 1e9:.1f} GB on every device, else streamed '
+    f"resident if a device's part of the train split fits in {share:g} x {memory / 1e9:.1f} GB, else streamed "
     '(config.data.mode=auto)'
   )
 

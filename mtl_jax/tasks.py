@@ -61,6 +61,7 @@ class Task:
   higher_is_better: ClassVar[bool]
   standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
+  discrete: ClassVar[bool] = False  # Labels are numbers of classes, so that batches can be balanced by them.
 
   @property
   def group(self) -> str:
@@ -162,6 +163,7 @@ class BinaryTask(Task):
   main_metric: ClassVar[str] = 'macro_accuracy'
   higher_is_better: ClassVar[bool] = True
   splittable: ClassVar[bool] = True
+  discrete: ClassVar[bool] = True
 
   def check(self, labels):
     for name, label in zip(self.labels, labels, strict=True):
@@ -271,6 +273,7 @@ class CategoricalTask(Task):
   kind: ClassVar[str] = 'categorical'
   main_metric: ClassVar[str] = 'accuracy'
   higher_is_better: ClassVar[bool] = True
+  discrete: ClassVar[bool] = True
 
   @property
   def num_outputs(self) -> int:

@@ -17,8 +17,12 @@ def get_config() -> ConfigDict:
   # Labels that are another set's under other names, as `task/label=task/label`, such as
   # `smile/Smiling=attributes/Smiling`; a task whose labels are all renamed is gone.
   data.rename = ()
-  # Where batches come from: resident (the whole train split in the memory of every device), streamed (read from the
-  # prepared set while the devices compute), or auto: resident where it fits. Both give the same bits.
+  # What a batch holds equally many rows of, to within one: `identity` (persons), `task/label` (the values of a label
+  # such as `attributes/Smiling`), in each set of a mixture by itself, or `domain` (the sets of a mixture: equal
+  # weights). Train rows without it are left out; those of a set that has it nowhere are all drawn. Empty: no balance.
+  data.balance = ''
+  # Where batches come from: resident (the train split in device memory, a large one divided over the devices), streamed
+  # (read from the prepared set while the devices compute), or auto: resident where it fits. Both give the same bits.
   data.mode = 'auto'
   data.resident_share = 0.5  # Largest share of a device's memory that auto lets the split take, from 0 to 1.
   data.attributes = ()  # Names of the attributes to keep; empty keeps all.

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mtl_jax.config import choose
+from mtl_jax.data.permutation import mixed
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.tasks import Task
@@ -122,13 +123,5 @@ def _numbers(text: str, separator: str, *, names: Sequence[str]) -> dict[str, fl
 def _draw(name: str, example_ids: Int[np.ndarray, ' n'], *, seed: int) -> Float[np.ndarray, ' n']:
   """A number in (0, 1) for each row, by splitmix64 of its id, keyed by the seed and the task's name."""
   key = np.frombuffer(hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:8], '<u8')
-  bits = _mixed(_mixed(np.asarray(example_ids).astype(np.uint64)) ^ key)
+  bits = mixed(mixed(np.asarray(example_ids).astype(np.uint64)) ^ key)
   return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-  """One step of splitmix64 (Steele et al. 2014), which wraps around at 2^64."""
-  values = values + np.uint64(0x9E3779B97F4A7C15)
-  values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return values ^ (values >> np.uint64(31))

@@ -7,13 +7,10 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Int64
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
@@ -242,61 +239,3 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
     source_size=np.concatenate([split.source_size for split in loaded]),
     parts=tuple(len(split) for split in loaded),
   )
-
-
-@lru_cache
-def rows_a_batch(weights: tuple[float, ...], batch_size: int) -> tuple[int, ...]:
-  """How many rows of each set every batch holds: by weight, largest remainders rounded up, but at least one.
-
-  Raises:
-    ConfigError: for fewer rows than sets.
-  """
-  if batch_size < len(weights):
-    raise ConfigError(f'config.train.batch_size is {batch_size}, too few for a row of each of {len(weights)} sets')
-  exact = dict(enumerate(map(Fraction, weights)))  # Floats would round ties by chance.
-  rows = dict.fromkeys(exact, 1)
-  left, quotas = batch_size, dict.fromkeys(exact, Fraction(0))
-  while exact:
-    quotas = {i: left * weight / sum(exact.values()) for i, weight in exact.items()}
-    small = [i for i, quota in quotas.items() if quota < 1]
-    if not small:
-      break
-    left -= len(small)  # These have their one row, the others share the rest.
-    exact = {i: weight for i, weight in exact.items() if i not in small}
-  rows |= {i: int(quota) for i, quota in quotas.items() if i in exact}
-  by_remainder = sorted(exact, key=lambda i: int(quotas[i]) - quotas[i])
-  for i in by_remainder[: batch_size - sum(rows.values())]:
-    rows[i] += 1
-  return tuple(rows[i] for i in range(len(weights)))
-
-
-@lru_cache
-def interleaved(rows: tuple[int, ...]) -> Int64[np.ndarray, ' b']:
-  """The set of each row of a batch: each set's rows at even distances, so that every slice holds each about evenly."""
-  places = np.concatenate([(np.arange(count) + 0.5) / count for count in rows])
-  sets = np.repeat(np.arange(len(rows)), rows)[np.argsort(places, kind='stable')]
-  sets.flags.writeable = False
-  return sets
-
-
-def batch_positions(step: int, *, seed: int, sizes: Sequence[int], rows: tuple[int, ...]) -> Int64[np.ndarray, ' b']:
-  """Positions in the train split of global batch `step`: a function, so resuming needs only the step.
-
-  Each set has a stream of permutations of its own, see `pipeline.batch_positions`; that of the first set, and so a
-  mixture of one, is the stream of the set alone.
-
-  Args:
-    step: from 0.
-    seed: below 2^32.
-    sizes: the number of examples of each set.
-    rows: how many of each set a batch holds.
-  """
-  sets = interleaved(rows)
-  positions = np.empty(len(sets), np.int64)
-  first = 0
-  for number, (size, count) in enumerate(zip(sizes, rows, strict=True)):
-    own_seed = seed + (number << 32)
-    own = pipeline.batch_positions(step, seed=own_seed, num_examples=size, batch_size=count)
-    positions[sets == number] = first + own
-    first += size
-  return positions

@@ -1,9 +1,8 @@
-"""From (seed, step) to a global batch: which rows it holds, reading them, and keeping the next ones ready."""
+"""From positions in a split to a batch: reading its rows, and keeping the next ones ready."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -110,29 +109,6 @@ def load_split(
       mask[task.name][:, here] = store.mask[task.group][part][:, there]
   example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
   return Split(store.images[part], labels, mask, example_id, np.asarray(store.source_size[part]))
-
-
-def batch_positions(step: int, *, seed: int, num_examples: int, batch_size: int) -> Int64[np.ndarray, ' b']:
-  """Positions in the train split of global batch `step`: a function, so resuming needs only the step.
-
-  Each epoch is a permutation of its own; an epoch's last batch runs on into the next one.
-  """
-  first = step * batch_size  # Python integers do not overflow.
-  parts = []
-  while batch_size:
-    epoch, offset = divmod(first, num_examples)
-    part = _permutation(seed, epoch, num_examples)[offset : offset + batch_size]
-    parts.append(part)
-    first += len(part)
-    batch_size -= len(part)
-  return np.concatenate(parts)
-
-
-@lru_cache(maxsize=16)  # A mixture has a permutation for each of its sets.
-def _permutation(seed: int, epoch: int, num_examples: int) -> Int64[np.ndarray, ' n']:
-  order = np.random.Generator(np.random.Philox(key=(seed, epoch))).permutation(num_examples)
-  order.flags.writeable = False
-  return order
 
 
 def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.ndarray, ' b']]:

@@ -1,5 +1,6 @@
 """The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,55 +11,62 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int32, Int64
 
+from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Batch, Input, Split, streamed_input
 from mtl_jax.errors import ConfigError
 from mtl_jax.training import sharding
 
-Source = dict[str, Any]  # image uint8 [n, h*w*3], labels, mask, example_id: the whole split, see `arrays`.
+Source = dict[str, Any]  # image uint8 [r, h*w*3], labels, mask, example_id: on each device its rows, see `place`.
+Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positions of the rows it needs, sorted.
 
 
-def train_input(split: Split, mesh: Mesh, *, mode: str, share: float) -> Input:
+def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: float) -> Input:
   """How the train split's batches come to the step; both ways give the same bits.
 
   Args:
     split: the train split.
+    order: says which rows come to which places of a batch, and so which of them a device needs.
     mesh: the devices of all processes.
     mode: auto, resident or streamed.
     share: of a device's memory that `auto` lets the split take.
 
   Raises:
-    ConfigError: if `mode` is resident and the split is larger than a device's memory.
+    ConfigError: if `mode` is resident and a device's rows are larger than its memory.
   """
-  resident, reason = choose(mode, share=share, needed=num_bytes(split), memory=agreed_memory())
-  return resident_input(split, mesh, reason=reason) if resident else streamed_input(split, reason=reason)
+  rows = rows_of_devices(order, mesh)
+  most = max(map(len, rows))
+  needed = most * bytes_a_row(split)
+  resident, reason = choose(mode, share=share, needed=needed, part=most / len(split), memory=agreed_memory())
+  return resident_input(split, rows, mesh, reason=reason) if resident else streamed_input(split, reason=reason)
 
 
-def choose(mode: str, *, share: float, needed: int, memory: int) -> tuple[bool, str]:
+def choose(mode: str, *, share: float, needed: int, part: float, memory: int) -> tuple[bool, str]:
   """Whether the split becomes resident, and why, in a line for the log.
 
   Args:
     mode: auto, resident or streamed.
     share: of a device's memory that `auto` lets the split take.
-    needed: bytes that the split takes on every device.
+    needed: bytes that it takes on a device.
+    part: what part of the split that is.
     memory: bytes that a device has, 0 where it does not say.
 
   Raises:
-    ConfigError: if `mode` is resident and the split is larger than a device's memory.
+    ConfigError: if `mode` is resident and a device needs more than its memory.
   """
   if mode == 'streamed':
     return False, 'streamed, as config.data.mode asks'
+  size = f'{_size(needed)} on every device ({part:.0%} of the train split)'
   if mode == 'resident':
     if 0 < memory < needed:
       raise ConfigError(
-        f'config.data.mode=resident: the train split takes {_size(needed)} on every device, which has '
-        f'{_size(memory)}; choose streamed, or auto'
+        f'config.data.mode=resident: takes {size}, but a device has {_size(memory)}; choose streamed, or auto'
       )
-    return True, f'resident, {_size(needed)} a device, as config.data.mode asks'
+    return True, f'resident, {size}, as config.data.mode asks'
   if not memory:
     return False, 'streamed, the devices do not say how much memory they have'
   if needed > share * memory:
-    return False, f'streamed, {_size(needed)} on every device do not fit in {share:g} x {_size(memory)}'
-  return True, f'resident, {_size(needed)} a device of {_size(share * memory)} allowed'
+    return False, f'streamed, {size} do not fit in {share:g} x {_size(memory)}'
+  return True, f'resident, {size}, of {_size(share * memory)} allowed'
 
 
 def _size(num: float) -> str:
@@ -90,56 +98,93 @@ def host_memory() -> int:
   return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')), 0)
 
 
-def arrays(split: Split) -> Source:
-  """The split as it is placed: a batch of all rows, but for images that are flat, uint8 `[n, h*w*3]`.
+def rows_of_devices(order: Order, mesh: Mesh) -> Rows:
+  """The rows that each device along `data` needs: those that can come to its places of a batch.
 
-  An image kept as `[h, w, 3]` would take 40 times its bytes on a TPU, where a last axis of 3 is padded to 128.
+  A process takes its places of the batch in the order of processes, wherever the mesh has its devices.
   """
-  images = split.images.reshape(len(split), -1)  # A view: the file stays mapped.
-  return {'image': images, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
+  processes = [device.process_index for device in mesh.devices[:, 0]]
+  places = len(order.sets) // len(processes)  # Of a device.
+  rows: Rows = []
+  for number, process in enumerate(processes):
+    before = sum(other < process for other in processes) + processes[:number].count(process)
+    rows.append(order.reach(slice(before * places, (before + 1) * places)))
+  return rows
 
 
-def num_bytes(split: Split) -> int:
-  """What the split takes on every device, without the padding that some devices add."""
-  return sum(values.nbytes for values in jax.tree.leaves(arrays(split)))
+def bytes_a_row(split: Split) -> int:
+  """What a row of the split takes on a device, without the padding that some devices add."""
+  return sum(values.nbytes // len(split) for values in jax.tree.leaves(_arrays(split)))
 
 
-def resident_input(split: Split, mesh: Mesh, *, reason: str) -> Input:
-  """Positions travel to the devices, 4 bytes an example; the step takes the examples from memory."""
+def _arrays(split: Split) -> Source:
+  return {'image': split.images, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
+
+
+def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Input:
+  """Row numbers travel to the devices, 4 bytes an example; the step takes the examples from memory.
+
+  Making them there too would spare a kilobyte a dispatch, sent ahead by a thread, and take 64-bit counters of examples,
+  which JAX has not by default.
+  """
   height, width, _ = split.images.shape[1:]
   return Input(
     reason=reason,
-    place=partial(place, split, mesh),
-    read=_positions_32,
+    place=partial(place, split, rows, mesh),
+    read=_reader(rows, mesh, num_examples=len(split)),
     fetch=partial(gather, mesh=mesh, image_size=(height, width)),
   )
 
 
-def _positions_32(positions: Int64[np.ndarray, ' b']) -> Int32[np.ndarray, ' b']:
-  return positions.astype(np.int32)
+def _reader(
+  rows: Rows, mesh: Mesh, *, num_examples: int
+) -> Callable[[Int64[np.ndarray, ' b']], Int32[np.ndarray, ' b']]:
+  """From this process's positions of a batch to row numbers in the memory of the devices that take them."""
+  process = jax.process_index()
+  own = [rows[i] for i, device in enumerate(mesh.devices[:, 0]) if device.process_index == process]
+  numbers = np.full((len(own), num_examples), -1, np.int32)
+  for device, held in enumerate(own):
+    numbers[device, held] = np.arange(len(held))
+
+  def read(positions: Int64[np.ndarray, ' b']) -> Int32[np.ndarray, ' b']:
+    return numbers[np.arange(len(positions)) * len(own) // len(positions), positions]
+
+  return read
 
 
-def place(split: Split, mesh: Mesh) -> Source:
-  """The whole split on every device of the mesh; every process reads it for its own devices."""
-  whole = sharding.replicated(mesh)
+def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
+  """On each device its rows, of a global array by rows; every process reads those of its own devices alone.
 
-  def put(values: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
+  Images are flat: kept as `[h, w, 3]` they would take 40 times their bytes on a TPU, where a last axis of 3 is padded
+  to 128. Where devices need unequal numbers of rows, the last one fills up.
+  """
+  most = max(map(len, rows))
 
-  return jax.tree.map(put, arrays(split))
+  def put(values: Any) -> jax.Array:
+    shape = values.shape[1:] if len(values.shape) < 3 else (int(np.prod(values.shape[1:])),)
+
+    def rows_of_device(index: Any) -> np.ndarray:
+      held = rows[(index[0].start or 0) // most]
+      if len(held) == len(values):
+        return values[:].reshape(-1, *shape)  # A view of the file: nothing is copied.
+      return values.take(np.pad(held, (0, most - len(held)), mode='edge'), axis=0).reshape(-1, *shape)
+
+    return jax.make_array_from_callback((len(rows) * most, *shape), sharding.by_rows(mesh), rows_of_device)
+
+  return jax.tree.map(put, _arrays(split))
 
 
-def gather(source: Source, positions: Int32[Array, ' b'], *, mesh: Mesh, image_size: tuple[int, int]) -> Batch:
-  """The batch at these positions, split by rows, as `Split.read` gives it; to be called inside a compiled step.
+def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_size: tuple[int, int]) -> Batch:
+  """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
 
-  Each device takes its rows from its own copy of the split, so nothing travels between devices.
+  Each device takes its rows from its own memory, so nothing travels between devices.
   """
 
-  def own_rows(source: Source, positions: Int32[Array, ' b']) -> Batch:
-    batch = jax.tree.map(lambda values: values.at[positions].get(mode='promise_in_bounds'), source)
+  def own_rows(source: Source, numbers: Int32[Array, ' b']) -> Batch:
+    batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
     return batch | {'image': batch['image'].reshape(-1, *image_size, 3)}
 
   by_rows = PartitionSpec('data')
-  batch = jax.shard_map(own_rows, mesh=mesh, in_specs=(PartitionSpec(), by_rows), out_specs=by_rows)(source, positions)
+  batch = jax.shard_map(own_rows, mesh=mesh, in_specs=by_rows, out_specs=by_rows)(source, numbers)
   # What follows must not be fused with the gather: it is then compiled as for a streamed batch, to the same bits.
   return jax.lax.optimization_barrier(batch)

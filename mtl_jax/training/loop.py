@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mtl_jax import objectives, workdir
-from mtl_jax.data import keep_labels, mixture, pipeline, resident
+from mtl_jax.data import balance, keep_labels, mixture, pipeline, resident
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.order import Order, make_order, rows_a_batch
 from mtl_jax.data.pipeline import Input, Split
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError, Interrupted
@@ -41,6 +42,7 @@ class Run:
   mesh: Mesh
   tasks: tuple[Task, ...]
   train: Split
+  order: Order
   input: Input
   val: Split | None
   model: nn.Module
@@ -60,7 +62,13 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   mesh = sharding.make_mesh()
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = load_data(config, store, tasks)
-  train_input = resident.train_input(train, mesh, mode=config.data.mode, share=config.data.resident_share)
+  order = make_order(
+    config.train.seed,
+    sizes=train.parts or (len(train),),
+    rows=rows_by_set(config, train),
+    groups=balance.groups(config, store),
+  )
+  train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
   model = multitask.from_config(config, tasks)
   trained = {
     'model': model,
@@ -81,6 +89,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     mesh=mesh,
     tasks=tasks,
     train=train,
+    order=order,
     input=train_input,
     val=val,
     model=model,
@@ -89,7 +98,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     compiled_steps=jax.jit(
       repeat_fetching(one_step, train_input.fetch, unroll=jax.default_backend() == 'cpu'),
       donate_argnums=0,
-      in_shardings=(whole, whole, sharding.by_rows(mesh, axis=1)),
+      in_shardings=(whole, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
       out_shardings=whole,
     ),
     compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
@@ -263,27 +272,18 @@ def input_items(run: Run, step: int) -> Iterator[tuple[int, Any]]:
 
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
-    read = [run.input.read(positions(run, first + i)[local]) for i in range(size)]
+    read = [run.input.read(run.order.positions(first + i)[local]) for i in range(size)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *read)
     return size, sharding.to_global(stacked, rows)
 
   return pipeline.prefetch(make, dispatches(run, step))
 
 
-def positions(run: Run, step: int) -> np.ndarray:
-  """Positions in the train split of the global batch of one step."""
-  return mixture.batch_positions(
-    step,
-    seed=run.config.train.seed,
-    sizes=run.train.parts or (len(run.train),),
-    rows=rows_by_set(run.config, run.train),
-  )
-
-
 def rows_by_set(config: ConfigDict, split: Split) -> tuple[int, ...]:
   """How many rows of each set of the train split every global batch holds; of one set, all."""
-  weights = tuple(config.data.weights) or split.parts or (1,)
-  return mixture.rows_a_batch(weights, config.train.batch_size)
+  sizes = split.parts or (len(split),)
+  equal = (1,) * len(sizes) if config.data.balance == balance.DOMAIN else ()
+  return rows_a_batch(tuple(config.data.weights) or equal or sizes, config.train.batch_size)
 
 
 def dispatches(run: Run, step: int) -> Iterator[tuple[int, int]]:
