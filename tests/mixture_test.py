@@ -1,4 +1,4 @@
-"""Several sets in one batch: how many rows of each and which, whose labels they have, and what a run makes of them."""
+"""Several sets as one: whose labels their rows have, what is refused, and what a run makes of them."""
 
 import dataclasses
 import json
@@ -8,14 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mtl_jax import cli, workdir
 from mtl_jax import config as configs
 from mtl_jax.configs import default
-from mtl_jax.data import mixture, pipeline
-from mtl_jax.data.mixture import batch_positions, interleaved, open_mixture, parse_renames, rows_a_batch
+from mtl_jax.data import mixture
+from mtl_jax.data.mixture import open_mixture, parse_renames
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.source import Record
 from mtl_jax.data.store import open_store
@@ -26,8 +24,6 @@ from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionT
 from mtl_jax.training import checkpoint, loop
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.interrupt import Interruption
-
-quick = settings(deadline=None, max_examples=60)
 
 RENAME = ('smile/Smiling=attributes/Smiling',)
 TASKS = 'attributes,landmarks,age'
@@ -82,72 +78,6 @@ def mixed(store_dir, other_dir):
   return open_mixture([store_dir, other_dir], parse_renames(RENAME))
 
 
-# Which rows a batch holds.
-
-
-@given(weights=st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), extra=st.integers(0, 200))
-@quick
-def test_every_row_of_a_batch_is_of_a_set_and_every_set_has_about_its_share(weights, extra):
-  size = len(weights) + extra
-  rows = rows_a_batch(tuple(weights), size)
-  assert sum(rows) == size
-  assert min(rows) >= 1
-  if all(size * weight / sum(weights) >= 1 for weight in weights):
-    for count, weight in zip(rows, weights, strict=True):
-      assert abs(count - size * weight / sum(weights)) < 1 + 1e-9
-
-
-def test_shares_are_rounded_by_largest_remainders():
-  assert rows_a_batch((1, 1, 1), 8) == (3, 3, 2)
-  assert rows_a_batch((0.5, 0.3, 0.2), 10) == (5, 3, 2)
-  assert rows_a_batch((5, 3, 2), 8) == (4, 2, 2)
-  assert rows_a_batch((1000, 1, 1), 8) == (6, 1, 1)
-  with pytest.raises(ConfigError, match=r'train\.batch_size is 2, too few for a row of each of 3 sets'):
-    rows_a_batch((1, 1, 1), 2)
-
-
-@given(rows=st.lists(st.integers(1, 60), min_size=1, max_size=4), devices=st.sampled_from([2, 4, 8]))
-@quick
-def test_every_slice_of_a_batch_holds_each_set_about_evenly(rows, devices):
-  rows[0] += -sum(rows) % devices
-  sets = interleaved(tuple(rows))
-  slices = sets.reshape(devices, -1)
-  for number, count in enumerate(rows):
-    assert np.count_nonzero(sets == number) == count
-    in_slices = np.count_nonzero(slices == number, axis=1)
-    assert np.abs(in_slices - count / devices).max() <= 1 + len(rows) / 2
-
-
-@given(
-  sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), step=st.integers(0, 2**40), seed=st.integers(0, 2**31 - 1)
-)
-@quick
-def test_every_batch_holds_exactly_its_rows_of_each_set(sizes, step, seed):
-  rows = rows_a_batch(tuple(sizes), 16)
-  positions = batch_positions(step, seed=seed, sizes=sizes, rows=rows)
-  bounds = np.cumsum([0, *sizes])
-  assert tuple(np.histogram(positions, bounds - 0.5)[0]) == rows
-  np.testing.assert_array_equal(np.searchsorted(bounds, positions, side='right') - 1, interleaved(rows))
-  np.testing.assert_array_equal(batch_positions(step, seed=seed, sizes=sizes, rows=rows), positions)
-
-
-def test_each_set_is_permuted_epoch_by_epoch():
-  sizes, rows = (12, 12, 7), (3, 3, 2)
-  seen = np.stack([batch_positions(step, seed=4, sizes=sizes, rows=rows) for step in range(28)])
-  streams = [seen[:, interleaved(rows) == number].ravel() for number in range(3)]
-  for stream, first, size in zip(streams, (0, 12, 24), sizes, strict=True):
-    for epoch in stream[: len(stream) // size * size].reshape(-1, size):
-      np.testing.assert_array_equal(np.sort(epoch), first + np.arange(size))
-  assert (streams[0] != streams[1] - 12).any()  # Sets of one size have orders of their own.
-  assert (seen != np.stack([batch_positions(step, seed=5, sizes=sizes, rows=rows) for step in range(28)])).any()
-
-
-def test_a_mixture_of_one_set_is_that_set():
-  for step in range(5):
-    alone = pipeline.batch_positions(step, seed=3, num_examples=20, batch_size=8)
-    np.testing.assert_array_equal(batch_positions(step, seed=3, sizes=(20,), rows=(8,)), alone)
-
-
 # Labels.
 
 
@@ -198,7 +128,7 @@ def test_what_a_set_lacks_moves_neither_losses_nor_gradients(mixed_config):
   config = mixed_config(**{'data.mode': 'streamed', 'data.augment.flip': True})
   run = loop.build(config, mixture.open_data(config.data))
   clean = next(loop.input_items(run, 0))[1]
-  read = run.input.read(loop.positions(run, 0))
+  read = run.input.read(run.order.positions(0))
   for name, labels in read['labels'].items():
     labels[~read['mask'][name]] = np.nan
   whole = loop.sharding.by_rows(run.mesh, axis=1)

@@ -1,4 +1,4 @@
-"""Data position is a function of seed and step; nothing is dropped, repeated or reordered on the way."""
+"""A split is read as it was prepared; nothing is dropped, repeated or reordered on the way."""
 
 import dataclasses
 import threading
@@ -10,71 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax import tasks as task_values
-from mtl_jax.data.pipeline import batch_positions, load_split, padded_positions, prefetch
+from mtl_jax.data.pipeline import load_split, padded_positions, prefetch
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import DataError
 
 quick = settings(deadline=None, max_examples=60)
-
-
-def stream(first: int, last: int, *, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
-  """The positions of steps `first` to `last`, one after another."""
-  parts = [
-    batch_positions(step, seed=seed, num_examples=num_examples, batch_size=batch_size) for step in range(first, last)
-  ]
-  return np.concatenate(parts)
-
-
-@given(num_examples=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 2**31 - 1))
-@quick
-def test_each_epoch_is_a_permutation_and_runs_on_into_the_next(num_examples, batch_size, seed):
-  epochs = 3
-  steps = -(-epochs * num_examples // batch_size)
-  seen = stream(0, steps, num_examples=num_examples, batch_size=batch_size, seed=seed)
-  assert len(seen) == steps * batch_size
-  for epoch in seen[: epochs * num_examples].reshape(epochs, num_examples):
-    np.testing.assert_array_equal(np.sort(epoch), np.arange(num_examples))
-
-
-@given(
-  step=st.one_of(st.integers(0, 100), st.integers(2**31 - 100, 2**31 + 100), st.integers(2**40, 2**41)),
-  batch_size=st.integers(1, 300),
-  num_examples=st.integers(1, 200),
-)
-@quick
-def test_positions_do_not_depend_on_the_batch_size_at_any_step(step, batch_size, num_examples):
-  """The stream of examples is one; batches of b at step s are examples s*b to s*b+b of it, even past 2^31."""
-  found = batch_positions(step, seed=3, num_examples=num_examples, batch_size=batch_size)
-  assert found.shape == (batch_size,)
-  assert 0 <= found.min() <= found.max() < num_examples
-  for place in (0, batch_size // 2, batch_size - 1):
-    one = batch_positions(step * batch_size + place, seed=3, num_examples=num_examples, batch_size=1)
-    assert found[place] == one[0]
-
-
-@given(num_examples=st.integers(8, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 1000))
-@quick
-def test_an_epoch_is_a_permutation_beyond_two_to_the_31_too(num_examples, batch_size, seed):
-  epoch = 2**33 // num_examples
-  first = epoch * num_examples // batch_size
-  steps = -(-2 * num_examples // batch_size) + 1
-  seen = stream(first, first + steps, num_examples=num_examples, batch_size=batch_size, seed=seed)
-  begin = epoch * num_examples - first * batch_size
-  np.testing.assert_array_equal(np.sort(seen[begin : begin + num_examples]), np.arange(num_examples))
-
-
-def test_epochs_and_seeds_differ():
-  kwargs = {'num_examples': 100, 'batch_size': 100}
-  orders = [tuple(batch_positions(step, seed=seed, **kwargs)) for step in range(3) for seed in range(3)]
-  assert len(set(orders)) == 9
-
-
-def test_positions_of_a_step_do_not_depend_on_what_was_asked_before():
-  kwargs = {'seed': 5, 'num_examples': 17, 'batch_size': 8}
-  fresh = batch_positions(1000, **kwargs)
-  for step in range(0, 100, 7):
-    batch_positions(step, **kwargs)
-  np.testing.assert_array_equal(batch_positions(1000, **kwargs), fresh)
 
 
 @given(num_examples=st.integers(1, 200), batch_size=st.integers(1, 64))

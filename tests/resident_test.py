@@ -2,15 +2,18 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from mtl_jax import doctor
 from mtl_jax import tasks as task_values
-from mtl_jax.data import resident
-from mtl_jax.data.pipeline import Split, batch_positions, load_split
+from mtl_jax.data import order, resident
+from mtl_jax.data.order import Order
+from mtl_jax.data.pipeline import Input, Split, load_split
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.training import loop, sharding
@@ -36,29 +39,72 @@ def train_losses(directory) -> list[dict[str, float]]:
 
 # Batches.
 
+SMILES = np.arange(1000) % 3 - 1  # A third of the rows is in no group.
+ORDERS = {  # With how many rows a stripe at least.
+  'one permutation': (1024, False),
+  'stripes': (3, False),
+  'balance': (1024, True),
+}
 
-@pytest.mark.parametrize('num_devices', [1, 8])
-@pytest.mark.parametrize('step', [0, 5, 2**33])
-def test_a_gathered_batch_is_the_streamed_one_bit_for_bit(split, num_devices, step):
+
+def make_order(split: Split, name: str, batch_size: int = 16) -> Order:
+  least, balanced = ORDERS[name]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(order, 'LEAST_STRIPE', least)
+    groups = SMILES[: len(split)] if balanced else None
+    return order.make_order(3, sizes=(len(split),), rows=(batch_size,), groups=groups)
+
+
+def resident_input(split: Split, made: Order, mesh: Mesh) -> Input:
+  return resident.resident_input(split, resident.rows_of_devices(made, mesh), mesh, reason='')
+
+
+@pytest.mark.parametrize('num_devices', [1, 4, 8])
+@pytest.mark.parametrize('name', ORDERS)
+def test_a_gathered_batch_is_the_streamed_one_bit_for_bit(split, num_devices, name):
+  mesh, made = sharding.make_mesh(jax.devices()[:num_devices]), make_order(split, name)
+  way = resident_input(split, made, mesh)
+  source, fetch = way.place(), jax.jit(way.fetch)
+  for step in (0, 5, 2**33):
+    positions = made.positions(step)
+    item = jax.device_put(way.read(positions), sharding.by_rows(mesh))
+    found, expected = fetch(source, item), split.read(positions)
+    assert item.dtype == np.int32
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+      assert ours.dtype == theirs.dtype
+      assert ours.sharding.is_equivalent_to(sharding.by_rows(mesh), ours.ndim)
+      np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(('num_devices', 'rows'), [(1, 47), (3, 24), (4, 12), (8, 6)])
+def test_each_device_has_the_stripes_of_its_places_alone(split, num_devices, rows):
+  """The last row of a device that needs fewer is there again; three devices share two of the eight stripes."""
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  way = resident.resident_input(split, mesh, reason='')
-  positions = batch_positions(step, seed=3, num_examples=len(split), batch_size=16)
-  item = jax.device_put(way.read(positions), sharding.by_rows(mesh))
-  found = jax.jit(way.fetch)(way.place(), item)
-  expected = split.read(positions)
-  assert item.dtype == np.int32
-  assert jax.tree.structure(found) == jax.tree.structure(expected)
-  for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-    assert ours.dtype == theirs.dtype
-    assert ours.sharding.is_equivalent_to(sharding.by_rows(mesh), ours.ndim)
-    np.testing.assert_array_equal(ours, theirs)
-
-
-def test_the_whole_split_lies_on_every_device(split):
-  source = resident.place(split, sharding.make_mesh())
+  made = make_order(split, 'stripes', batch_size=24)
+  source = resident_input(split, made, mesh).place()
   for leaf in jax.tree.leaves(source):
-    assert [shard.data.shape for shard in leaf.addressable_shards] == [leaf.shape] * jax.device_count()
-  assert sum(leaf.nbytes for leaf in jax.tree.leaves(source)) == resident.num_bytes(split)
+    assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {rows}
+  held = np.asarray(source['example_id']).reshape(num_devices, rows)
+  for device, ids in enumerate(held):
+    places = slice(24 // num_devices * device, 24 // num_devices * (device + 1))
+    np.testing.assert_array_equal(np.unique(ids), split.example_id[made.reach(places)])
+  assert sum(leaf.nbytes for leaf in jax.tree.leaves(source)) == num_devices * rows * resident.bytes_a_row(split)
+
+
+def test_a_small_split_lies_whole_on_every_device(split):
+  source = resident_input(split, make_order(split, 'one permutation'), sharding.make_mesh()).place()
+  for shard in source['example_id'].addressable_shards:
+    np.testing.assert_array_equal(shard.data, split.example_id)
+
+
+def test_processes_place_the_rows_of_their_own_devices_wherever_the_mesh_has_them(split):
+  """Two processes whose devices come by turns in the mesh: each takes its own half of the batch in their order."""
+  devices = [SimpleNamespace(process_index=process) for process in (0, 1, 0, 1)]
+  made = make_order(split, 'stripes')
+  rows = resident.rows_of_devices(made, SimpleNamespace(devices=np.array(devices)[:, None]))
+  for found, places in zip(rows, (slice(0, 4), slice(8, 12), slice(4, 8), slice(12, 16)), strict=True):
+    np.testing.assert_array_equal(found, made.reach(places))
 
 
 # The compiled step.
@@ -66,14 +112,15 @@ def test_the_whole_split_lies_on_every_device(split):
 
 @pytest.fixture(scope='module', params=[True, False], ids=['unrolled', 'scanned'])
 def programs(request, tiny_config, store_dir) -> dict:
-  """The compiled program of each mode: one step unrolled, or two in a loop."""
+  """The compiled program of each mode: one step unrolled, or two in a loop; the split is divided over the devices."""
   found = {}
   for mode in ('resident', 'streamed'):
     with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(order, 'LEAST_STRIPE', 4)
       whole = loop.repeat_fetching
       patch.setattr(loop, 'repeat_fetching', lambda step, fetch, **_: whole(step, fetch, unroll=request.param))  # noqa: B023
       run = loop.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
-    items = [run.input.read(loop.positions(run, step)) for step in range(1 if request.param else 2)]
+    items = [run.input.read(run.order.positions(step)) for step in range(1 if request.param else 2)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
     lowered = run.compiled_steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
     found[mode] = lowered.compile()
@@ -92,7 +139,7 @@ def test_no_image_travels_between_devices(programs):
 
 def test_the_split_is_an_argument_and_is_not_copied(programs, split):
   ours, theirs = (programs[mode].memory_analysis() for mode in ('resident', 'streamed'))
-  images = split.images.nbytes
+  images = split.images.nbytes / 8  # Sizes are those on one device.
   assert ours.argument_size_in_bytes > theirs.argument_size_in_bytes + images / 2
   assert ours.temp_size_in_bytes < theirs.temp_size_in_bytes + images / 2
   assert ours.generated_code_size_in_bytes < theirs.generated_code_size_in_bytes + images
@@ -148,36 +195,48 @@ def test_a_run_goes_on_in_the_other_mode_with_the_same_losses(
 # The choice.
 
 
+WHOLE = ' on every device (100% of the train split)'
+
+
 @pytest.mark.parametrize(
   ('needed', 'memory', 'is_resident', 'reason'),
   [
-    (90 * 10**6, 22.4 * GB, True, 'resident, 90.0 MB a device of 11.2 GB allowed'),
-    (8 * GB, 16 * GB, True, 'resident, 8.0 GB a device of 8.0 GB allowed'),
-    (18.9 * GB, 16 * GB, False, 'streamed, 18.9 GB on every device do not fit in 0.5 x 16.0 GB'),
+    (90 * 10**6, 22.4 * GB, True, f'resident, 90.0 MB{WHOLE}, of 11.2 GB allowed'),
+    (8 * GB, 16 * GB, True, f'resident, 8.0 GB{WHOLE}, of 8.0 GB allowed'),
+    (18.9 * GB, 16 * GB, False, f'streamed, 18.9 GB{WHOLE} do not fit in 0.5 x 16.0 GB'),
     (1, 0, False, 'streamed, the devices do not say how much memory they have'),
   ],
 )
 def test_auto_chooses_by_size_and_says_why(needed, memory, is_resident, reason):
-  assert resident.choose('auto', share=0.5, needed=int(needed), memory=int(memory)) == (is_resident, reason)
+  found = resident.choose('auto', share=0.5, needed=int(needed), part=1.0, memory=int(memory))
+  assert found == (is_resident, reason)
 
 
 @pytest.mark.parametrize(('factor', 'mode'), [(2.1, 'resident'), (1.9, 'streamed')])
-def test_a_run_in_auto_takes_what_fits_and_logs_it(split, tiny_config, store_dir, monkeypatch, caplog, factor, mode):
-  monkeypatch.setattr(resident, 'device_memory', lambda: int(factor * resident.num_bytes(split)))
+@pytest.mark.parametrize(('least', 'part'), [(1024, 1), (5, 0.13)])
+def test_a_run_in_auto_takes_what_fits_and_logs_it(
+  split, tiny_config, store_dir, monkeypatch, caplog, factor, mode, least, part
+):
+  rows = len(split) if part == 1 else -(-len(split) // 8)
+  monkeypatch.setattr(order, 'LEAST_STRIPE', least)
+  monkeypatch.setattr(resident, 'device_memory', lambda: int(factor * rows * resident.bytes_a_row(split)))
   store = open_store(store_dir)
   run = loop.build(tiny_config(), store)
   assert bool(run.input.place()) is (mode == 'resident')
   with caplog.at_level(logging.INFO, logger='mtl_jax'):
     loop.describe(run, store, Clock())
-  assert [line.split(',')[0] for line in caplog.messages if line.startswith('input: ')] == [f'input: {mode}']
+  said = [line for line in caplog.messages if line.startswith('input: ')]
+  assert len(said) == 1
+  assert said[0].startswith(f'input: {mode}, ')
+  assert f'on every device ({part:.0%} of the train split)' in said[0]
 
 
-def test_a_mode_that_is_asked_for_is_taken(split):
-  assert resident.choose('streamed', share=1.0, needed=1, memory=GB)[0] is False
-  assert resident.choose('resident', share=0.0, needed=GB, memory=GB)[0] is True
-  assert resident.choose('resident', share=0.5, needed=GB, memory=0)[0] is True  # Nobody knows better.
-  with pytest.raises(ConfigError, match=r'config.data.mode=resident: .* takes 2.0 GB on every device, which has 1.0'):
-    resident.choose('resident', share=0.5, needed=2 * GB, memory=GB)
+def test_a_mode_that_is_asked_for_is_taken():
+  assert resident.choose('streamed', share=1.0, needed=1, part=1.0, memory=GB)[0] is False
+  assert resident.choose('resident', share=0.0, needed=GB, part=1.0, memory=GB)[0] is True
+  assert resident.choose('resident', share=0.5, needed=GB, part=1.0, memory=0)[0] is True  # Nobody knows better.
+  with pytest.raises(ConfigError, match=r'mode=resident: takes 2.0 GB on every device \(13% .*, but a device has 1.0'):
+    resident.choose('resident', share=0.5, needed=2 * GB, part=0.13, memory=GB)
 
 
 def test_a_cpu_device_has_its_part_of_the_host_memory(monkeypatch):
@@ -187,4 +246,4 @@ def test_a_cpu_device_has_its_part_of_the_host_memory(monkeypatch):
 
 def test_the_doctor_tells_the_rule(monkeypatch):
   monkeypatch.setattr(doctor, 'device_memory', lambda: 16 * GB)
-  assert 'resident if the train split fits in 0.5 x 16.0 GB on every device, else streamed' in doctor.describe()
+  assert "resident if a device's part of the train split fits in 0.5 x 16.0 GB, else streamed" in doctor.describe()
