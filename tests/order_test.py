@@ -183,6 +183,14 @@ def test_every_batch_is_balanced_to_within_one_row(case, seed, first):
     assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.parametrize('num_groups', [7, 8, 9, 12, 15, 16, 17, 40])
+def test_no_batch_of_eight_has_a_group_twice_more_than_another_where_passes_meet(num_groups):
+  groups = np.arange(2 * num_groups) % num_groups
+  for positions in draw_balanced(groups, 8, range(200)):
+    counts = np.bincount(groups[positions], minlength=num_groups)
+    assert counts.max() - counts.min() <= 1
+
+
 @given(case=labelled(), seed=st.integers(0, 1000))
 @quick
 def test_all_groups_come_equally_often_in_the_long_run(case, seed):

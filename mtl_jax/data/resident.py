@@ -124,8 +124,8 @@ def _arrays(split: Split) -> Source:
 def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Input:
   """Row numbers travel to the devices, 4 bytes an example; the step takes the examples from memory.
 
-  Making them there too would spare a kilobyte a dispatch, sent ahead by a thread, and take 64-bit counters of examples,
-  which JAX has not by default.
+  That is a kilobyte for 256 of them, sent ahead by a thread; the device could make them itself only with 64-bit
+  integers, which JAX does not have by default.
   """
   height, width, _ = split.images.shape[1:]
   return Input(
