@@ -95,7 +95,7 @@ def arrays(split: Split) -> Source:
 
   An image kept as `[h, w, 3]` would take 40 times its bytes on a TPU, where a last axis of 3 is padded to 128.
   """
-  images = split.images.reshape(len(split), -1)  # A view: the file stays mapped.
+  images = split.images.reshape(len(split), -1)  # Nothing is read yet.
   return {'image': images, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
 
 
@@ -126,7 +126,10 @@ def place(split: Split, mesh: Mesh) -> Source:
   def put(values: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
 
-  return jax.tree.map(put, arrays(split))
+  source = arrays(split)
+  placed = {'image': put(source.pop('image'))}  # Reads all images; the labels of corrupt ones are masked thereby.
+  split.mask_corrupt(np.arange(len(split)))
+  return placed | jax.tree.map(put, source)
 
 
 def gather(source: Source, positions: Int32[Array, ' b'], *, mesh: Mesh, image_size: tuple[int, int]) -> Batch:
