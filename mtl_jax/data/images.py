@@ -106,7 +106,7 @@ class Records:
         *(self._path, row, self._names[row], reason),
       )
       if len(self.corrupt) > self._corrupt_share * len(self):
-        named = ', '.join(map(str, list(self.corrupt)[-_NAMED:]))
+        named = ', '.join(map(str, sorted(self.corrupt)[:_NAMED]))
         raise DataError(
           f'{self._path}: {len(self.corrupt)} of {len(self)} records are corrupt, more than '
           f'config.data.corrupt_share={self._corrupt_share:g}: record {named}; prepare the set again'
