@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Int64
 
@@ -71,20 +72,26 @@ class Input(NamedTuple):
   Attributes:
     reason: which way it is and why, in a line for the log.
     place: makes the source, what lies on the devices from the start; `()` for nothing.
-    read: from positions of examples, `[b]`, to what travels to the devices for them: NumPy arrays of `b` rows. A call
-      may be for several batches, one after another.
+    read: from positions of the examples of several batches, `[k, b]`, or of one, `[b]`, to what travels to the devices
+      for them: NumPy arrays `[k, b, ...]` or `[b, ...]`.
     fetch: from the source and what travelled to the batch; pure, called inside the compiled step.
   """
 
   reason: str
   place: Callable[[], Any]
-  read: Callable[[Int64[np.ndarray, ' b']], Any]
+  read: Callable[[Int64[np.ndarray, '... b']], Any]
   fetch: Callable[[Any, Any], Batch]
 
 
 def streamed_input(split: Split, *, reason: str) -> Input:
   """Nothing lies on the devices, whole batches travel."""
-  return Input(reason=reason, place=tuple, read=split.read, fetch=_as_it_came)
+  return Input(reason=reason, place=tuple, read=partial(_read_batches, split), fetch=_as_it_came)
+
+
+def _read_batches(split: Split, positions: Int64[np.ndarray, '... b']) -> Batch:
+  """Batches read together, so that all processors are kept busy, and laid out one after another without a copy."""
+  batch = split.read(positions.reshape(-1))
+  return jax.tree.map(lambda values: values.reshape(*positions.shape, *values.shape[1:]), batch)
 
 
 def _as_it_came(_: Any, batch: Batch) -> Batch:

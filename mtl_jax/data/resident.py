@@ -115,7 +115,7 @@ def resident_input(split: Split, mesh: Mesh, *, reason: str) -> Input:
   )
 
 
-def _positions_32(positions: Int64[np.ndarray, ' b']) -> Int32[np.ndarray, ' b']:
+def _positions_32(positions: Int64[np.ndarray, '... b']) -> Int32[np.ndarray, '... b']:
   return positions.astype(np.int32)
 
 

@@ -96,7 +96,7 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
   directory = Path(directory)
   try:
     schema = _read_schema(directory)
-    tasks = tuple(from_json(task) for task in schema['tasks'])
+    tasks = _tasks(schema)
     height, width = _image_size(schema)
     kinds, images = array_kinds(schema, tasks), ENCODINGS[schema.get('encoding', 'decoded')]
     _check_files(directory, {path: schema['files'][path] for path in (images, *kinds, 'names.txt')})
@@ -146,6 +146,18 @@ def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
     kinds[f'labels/{task.name}.npy'] = ((rows, len(task.labels)), np.float32)
     kinds[f'mask/{task.name}.npy'] = ((rows, len(task.labels)), np.bool_)
   return kinds
+
+
+def _tasks(schema: Schema) -> tuple[Task, ...]:
+  try:
+    tasks = tuple(from_json(task) for task in schema['tasks'])
+  except DataError as error:
+    raise ValueError(str(error)) from error
+  names = [task.name for task in tasks]
+  for named in (names, *(task.labels for task in tasks)):
+    if not (named and all(isinstance(name, str) for name in named) and len(set(named)) == len(named)):
+      raise ValueError(f'{named!r} are no names')
+  return tasks
 
 
 def _image_size(schema: Schema) -> tuple[int, int]:

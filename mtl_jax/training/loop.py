@@ -266,9 +266,8 @@ def input_items(run: Run, step: int) -> Iterator[tuple[int, Any]]:
 
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
-    read = run.input.read(np.concatenate([positions(run, first + i)[local] for i in range(size)]))
-    stacked = jax.tree.map(lambda values: values.reshape(size, -1, *values.shape[1:]), read)
-    return size, sharding.to_global(stacked, rows)
+    read = run.input.read(np.stack([positions(run, first + i)[local] for i in range(size)]))
+    return size, sharding.to_global(read, rows)
 
   return pipeline.prefetch(make, dispatches(run, step))
 
