@@ -14,18 +14,7 @@ from typing import Any
 
 import jax
 
-PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'numpy',
-  'simplejpeg',
-  'grain',
-  'torch',
-  'torchvision',
-)
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'simplejpeg', 'grain', 'torch')
 
 Row = dict[str, Any]  # name, value, unit; perhaps ratio and what it is a ratio to; perhaps the target of the ratio.
 

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     '--encoding',
     choices=('decoded', 'jpeg'),
     default='decoded',
-    help='keep pixels, or JPEGs of that size, a tenth as large; default: decoded',
+    help='keep pixels, or JPEGs of that size, a quarter to a seventh as large; default: decoded',
   )
   prepare.add_argument(
     '--crop_margin',
