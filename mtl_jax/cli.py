@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder to make')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
+    '--encoding',
+    choices=('decoded', 'jpeg'),
+    default='decoded',
+    help='keep pixels, or JPEGs of that size, a quarter to a seventh as large; default: decoded',
+  )
+  prepare.add_argument(
     '--crop_margin',
     type=float,
     metavar='M',
@@ -140,6 +146,7 @@ def _prepare(options: argparse.Namespace) -> int:
     num=options.num,
     seed=options.seed,
     crop_margin=options.crop_margin,
+    encoding=options.encoding,
     log=logging.getLogger('mtl_jax').info,
   )
   return 0

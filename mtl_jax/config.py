@@ -121,6 +121,7 @@ CHOICES = {
 # Least and largest values of the numeric fields; None sets no limit, but none may be infinite.
 RANGES: dict[str, tuple[float, float | None]] = {
   'data.resident_share': (0, 1),
+  'data.corrupt_share': (0, 1),
   'data.augment.shift': (0, 0.5),
   'data.augment.zoom': (0, 1),
   'data.augment.brightness': (0, None),

@@ -16,6 +16,7 @@ from mtl_jax.models.multitask import compute_dtype
 
 PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'clu', 'tensorflow-datasets', 'numpy',
+  'simplejpeg',
 )  # fmt: skip
 BATCH_PER_ACCELERATOR = 256  # A GPU or TPU core is well filled by this many images of 128x128.
 BATCH_ON_CPU = 64
@@ -77,7 +78,7 @@ def _advice() -> list[str]:
   elif backend == 'cpu':
     advice.append("no GPU or TPU is here; on a host with one:  pip install 'mtl_jax[cuda]'  or  'mtl_jax[tpu]'")
   if importlib.util.find_spec('tensorflow') is None:
-    advice.append("TensorFlow is not installed; only some TFDS sets need it:  pip install 'mtl_jax[tf]'")
+    advice.append("TensorFlow is not installed; only TFDS sets in tfrecord files need it:  pip install 'mtl_jax[tf]'")
   free = shutil.disk_usage(Path.cwd()).free / 2**30
   if free < 10:
     advice.append(f'{free:.1f} GiB of disk are free here; CelebA at 128x128 takes 10: choose --out on another disk')

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mtl_jax import workdir
-from mtl_jax.data.store import decode
+from mtl_jax.data.image_file import decode
 from mtl_jax.errors import DataError
 from mtl_jax.training.step import predict_step
 from mtl_jax.workdir import TrainedModel

@@ -17,7 +17,7 @@ from mtl_jax.data.mixture import open_mixture, parse_renames
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.source import Record
 from mtl_jax.data.store import open_store
-from mtl_jax.data.store import prepare as prepare_source
+from mtl_jax.data.store_writer import prepare as prepare_source
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task

@@ -18,8 +18,10 @@ from PIL import Image
 
 from mtl_jax.data import store
 from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.image_file import decode
 from mtl_jax.data.source import Record
-from mtl_jax.data.store import decode, open_store, prepare
+from mtl_jax.data.store import open_store
+from mtl_jax.data.store_writer import prepare
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, Task
 
@@ -340,7 +342,7 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
 @pytest.mark.parametrize(
   ('change', 'said'),
   [
-    (lambda text: text.replace('"version": 1', '"version": 2'), 'is of version 2, but this program reads 1'),
+    (lambda text: text.replace('"version": 2', '"version": 3'), 'is of version 3, but this program reads 1 and 2'),
     (lambda text: text.replace('Smiling', 'Smirking'), 'was changed'),
     (lambda text: text[:-9], 'is malformed'),
     (lambda _: '[]', 'is malformed'),

@@ -1,7 +1,9 @@
 """A set that TFDS has written is read without TensorFlow, or refused in one line that says what to do."""
 
+import importlib.util
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ WIDTH, HEIGHT = 178, 218
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
 LANDMARKS = tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy')
 ATTRIBUTES = ('5_o_Clock_Shadow', 'Male', 'Smiling', 'Young')
+HAS_TENSORFLOW = importlib.util.find_spec('tensorflow') is not None
 ROWS = {'train': range(12), 'validation': range(12, 16), 'test': range(16, 20), 'extra': range(20, 22)}
 
 
@@ -172,13 +175,43 @@ def test_the_default_folder_is_that_of_tfds(data_dir, tmp_path, monkeypatch, cap
   assert "has not written this set in TFDS's default data_dir (--source DIR takes another)" in capsys.readouterr().err
 
 
-def test_files_that_only_tensorflow_reads_are_refused(tmp_path):
+READ_WITH_TENSORFLOW = """
+import sys, numpy as np
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tfds_source_test as test
+from mtl_jax.data.tfds_source import open_tfds
+folders = [Path(sys.argv[2]) / form for form in ('array_record', 'tfrecord')]
+for folder in folders:
+  test.SmallCelebA(data_dir=str(folder), file_format=folder.name).download_and_prepare()
+first, second = (list(open_tfds('small_celeb_a', folder).records()) for folder in folders)
+for one, other in zip(first, second, strict=True):
+  assert (one.name, one.split, one.identity) == (other.name, other.split, other.identity)
+  assert one.image() == other.image()
+  for name, labels in one.labels.items():
+    np.testing.assert_array_equal(labels, other.labels[name])
+print(len(first), 'tensorflow' in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TENSORFLOW, reason='TensorFlow, the extra tf, is not installed')
+def test_tfrecord_files_are_read_with_tensorflow_to_the_same_records(tmp_path):
+  command = [sys.executable, '-c', READ_WITH_TENSORFLOW, str(Path(__file__).parent), str(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.stdout.splitlines()[-1:] == ['20 True'], done.stderr
+
+
+@pytest.mark.skipif(HAS_TENSORFLOW, reason='TensorFlow, the extra tf, is installed')
+def test_files_that_only_tensorflow_reads_are_refused_without_it(tmp_path):
   path = write(tmp_path) / 'small_celeb_a' / '1.2.3' / 'dataset_info.json'
   info = json.loads(path.read_text())
   path.write_text(json.dumps({**info, 'fileFormat': 'tfrecord'}))
   message = refusal('small_celeb_a', tmp_path)
-  assert 'is in tfrecord files, but only array_record files can be read at random places' in message
-  assert "pip install 'mtl_jax[tf]'" in message
+  assert message == (
+    'tfds:small_celeb_a: is in tfrecord files, which TFDS reads with TensorFlow alone; '
+    "pip install 'mtl_jax[tf]' and try again"
+  )
 
 
 def test_tfds_asking_for_tensorflow_is_told_in_one_line(data_dir, monkeypatch):

@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
   # (read from the prepared set while the devices compute), or auto: resident where it fits. Both give the same bits.
   data.mode = 'auto'
   data.resident_share = 0.5  # Largest share of a device's memory that auto lets the split take, from 0 to 1.
+  # Largest share of a set's images that may turn out to be corrupt before the run stops, from 0 to 1. One that does is
+  # named once; another image takes its place, and its labels are masked.
+  data.corrupt_share = 0.001
   data.attributes = ()  # Names of the attributes to keep; empty keeps all.
   # Drops labels of the train split, by train.seed and row id alone; empty keeps all. `attributes:0.1,landmarks:0.5`
   # keeps those shares of the rows' labels, `disjoint` one task's a row, `disjoint:attributes=3,landmarks=1` by weight.

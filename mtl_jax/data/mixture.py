@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mtl_jax.config import choose
 from mtl_jax.data import pipeline
 from mtl_jax.data.concatenation import Concatenation
+from mtl_jax.data.images import Images
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.source import SPLITS, landmark_task
 from mtl_jax.data.store import Store, open_store
@@ -70,12 +71,13 @@ def open_data(data: ConfigDict) -> Store | Mixture:
     UserError: for a folder without a prepared set, sets that do not fit together, or a wrong rename.
   """
   if data.dirs:
-    return open_mixture([Path(folder) for folder in data.dirs], parse_renames(data.rename))
+    folders = [Path(folder) for folder in data.dirs]
+    return open_mixture(folders, parse_renames(data.rename), corrupt_share=data.corrupt_share)
   if not data.dir:
     raise ConfigError(
       'config.data.dir is empty; name a prepared set with --config.data.dir=DIR, several with --config.data.dirs=A,B'
     )
-  store, renames = open_store(Path(data.dir).resolve()), parse_renames(data.rename)
+  store, renames = open_store(Path(data.dir).resolve(), corrupt_share=data.corrupt_share), parse_renames(data.rename)
   _check_renames(renames, [store])
   return rename(store, renames)
 
@@ -88,7 +90,7 @@ def absolute_dirs(data: ConfigDict) -> dict[str, Any]:
   }
 
 
-def open_mixture(directories: Sequence[Path], renames: Renames) -> Mixture:
+def open_mixture(directories: Sequence[Path], renames: Renames, *, corrupt_share: float = 0.0) -> Mixture:
   """Opens prepared sets as one.
 
   Raises:
@@ -99,7 +101,7 @@ def open_mixture(directories: Sequence[Path], renames: Renames) -> Mixture:
   for i, directory in enumerate(directories):
     if directory in directories[:i]:
       raise ConfigError(f'config.data.dirs: {directory} is named twice; config.data.weights says how much of each')
-  stores = [open_store(directory) for directory in directories]
+  stores = [open_store(directory, corrupt_share=corrupt_share) for directory in directories]
   for store in stores[1:]:
     if store.image_size != stores[0].image_size:
       have, want = ('x'.join(map(str, one.image_size)) for one in (store, stores[0]))
@@ -221,7 +223,7 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
   if isinstance(data, Store):
     return pipeline.load_split(data, name, tasks, **missing)
   first_rows = np.cumsum([0, *(len(part.images) for part in data.parts)])[:-1]
-  images: list[np.ndarray] = []
+  images: list[Images] = []
   loaded: list[Split] = []
   for part, first in zip(data.parts, first_rows, strict=True):
     if name != 'train' and data.splits[name] and not part.splits.get(name):
@@ -229,8 +231,7 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
       continue
     split = pipeline.load_split(part, name, tasks, missing_ok=True, partial_ok=True)
     loaded.append(dataclasses.replace(split, example_id=split.example_id + np.int32(first)))
-    rows = part.split(name)
-    images.append(part.images[rows.start : rows.stop])
+    images.append(part.images.part(part.split(name)))
   return Split(
     images=Concatenation(images),
     labels={task.name: np.concatenate([split.labels[task.name] for split in loaded]) for task in tasks},

@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import Int64
 
 from mtl_jax.data.concatenation import Concatenation
+from mtl_jax.data.images import Images
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import Task
@@ -21,15 +24,15 @@ class Split:
   """One split of a prepared set, or of several one after another, with the labels of the chosen tasks.
 
   Attributes:
-    images: uint8 `[n, h, w, 3]`, mapped from the store.
+    images: uint8 `[n, h, w, 3]`, read when asked for.
     labels: for each task float32 `[n, k]`.
-    mask: for each task bool `[n, k]`, False where there is no label.
+    mask: for each task bool `[n, k]`, False where there is no label, and where the image was found corrupt.
     example_id: int32 `[n]`, the row number in the store.
     source_size: int32 `[n, 2]`, width and height of the source images in pixels.
     parts: the number of examples of each set of a mixture; empty for one set.
   """
 
-  images: np.ndarray | Concatenation
+  images: Images | Concatenation
   labels: dict[str, np.ndarray]
   mask: dict[str, np.ndarray]
   example_id: np.ndarray
@@ -43,12 +46,24 @@ class Split:
     """The examples at these positions; position -1 is padding: a row that is masked throughout."""
     rows = np.maximum(positions, 0)
     present = (positions >= 0)[:, None]
+    images = self.images.take(rows)
+    self.mask_corrupt(rows)
     return {
-      'image': self.images.take(rows, axis=0),
+      'image': images,
       'labels': {name: values[rows] for name, values in self.labels.items()},
       'mask': {name: values[rows] & present for name, values in self.mask.items()},
       'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),
     }
+
+  def mask_corrupt(self, rows: Int64[np.ndarray, ' b']) -> None:
+    """Masks, for good, the labels of the images among these, taken before, that were found corrupt.
+
+    Batches, the resident copy and metrics all look at the one mask, so a label that has lost its image counts nowhere.
+    """
+    bad = rows[~self.images.good(rows)]
+    if bad.size:
+      for mask in self.mask.values():
+        mask[bad] = False
 
 
 class Input(NamedTuple):
@@ -57,19 +72,26 @@ class Input(NamedTuple):
   Attributes:
     reason: which way it is and why, in a line for the log.
     place: makes the source, what lies on the devices from the start; `()` for nothing.
-    read: from positions of examples, `[b]`, to what travels to the devices for them: NumPy arrays of `b` rows.
+    read: from positions of the examples of several batches, `[k, b]`, or of one, `[b]`, to what travels to the devices
+      for them: NumPy arrays `[k, b, ...]` or `[b, ...]`.
     fetch: from the source and what travelled to the batch; pure, called inside the compiled step.
   """
 
   reason: str
   place: Callable[[], Any]
-  read: Callable[[Int64[np.ndarray, ' b']], Any]
+  read: Callable[[Int64[np.ndarray, '... b']], Any]
   fetch: Callable[[Any, Any], Batch]
 
 
 def streamed_input(split: Split, *, reason: str) -> Input:
   """Nothing lies on the devices, whole batches travel."""
-  return Input(reason=reason, place=tuple, read=split.read, fetch=_as_it_came)
+  return Input(reason=reason, place=tuple, read=partial(_read_batches, split), fetch=_as_it_came)
+
+
+def _read_batches(split: Split, positions: Int64[np.ndarray, '... b']) -> Batch:
+  """Batches read together, so that all processors are kept busy, and laid out one after another without a copy."""
+  batch = split.read(positions.reshape(-1))
+  return jax.tree.map(lambda values: values.reshape(*positions.shape, *values.shape[1:]), batch)
 
 
 def _as_it_came(_: Any, batch: Batch) -> Batch:
@@ -108,7 +130,7 @@ def load_split(
       labels[task.name][:, here] = store.labels[task.group][part][:, there]
       mask[task.name][:, here] = store.mask[task.group][part][:, there]
   example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
-  return Split(store.images[part], labels, mask, example_id, np.asarray(store.source_size[part]))
+  return Split(store.images.part(rows), labels, mask, example_id, np.asarray(store.source_size[part]))
 
 
 def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.ndarray, ' b']]:
@@ -123,8 +145,11 @@ Result = TypeVar('Result')
 
 
 def prefetch(make: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
-  """`make(item)` for each item in order, up to `depth` of them made ahead in a thread."""
-  with ThreadPoolExecutor(max_workers=1, thread_name_prefix='input') as executor:
+  """`make(item)` for each item in order, up to `depth` of them made ahead in two threads.
+
+  While one ends, gathering labels and handing its arrays to the devices, the other keeps the decoding threads busy.
+  """
+  with ThreadPoolExecutor(max_workers=2, thread_name_prefix='input') as executor:
     pending = []
     try:
       for item in items:

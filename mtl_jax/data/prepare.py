@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.config import choose
-from mtl_jax.data import store, synthetic
+from mtl_jax.data import store_writer, synthetic
 from mtl_jax.data.celeba import open_celeba
 from mtl_jax.data.mtfl import open_mtfl
 from mtl_jax.data.own_source import open_own
@@ -36,13 +36,14 @@ def prepare(
   seed: int,
   log: Callable[[str], None],
   crop_margin: float | None = None,
+  encoding: str = 'decoded',
 ) -> dict[str, Any]:
   """Prepares a set by name; `synthetic` draws `num` faces from `seed`, the others are read from `source`.
 
   `tfds:NAME` is a set that TFDS has prepared in its data_dir `source`, or in its default one where that is None. A name
   that ends in `.py` is a file that opens a set of the user's own.
 
-  `crop_margin` is for `mtfl` alone, see `open_mtfl`.
+  `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` see `store_writer.prepare`.
 
   Returns:
     The schema of the prepared set.
@@ -57,14 +58,14 @@ def prepare(
   if name == 'synthetic':
     if source is not None:
       raise DataError('prepare synthetic draws its own faces; leave out --source')
-    return _prepare_synthetic(out, image_size=image_size, num=num, seed=seed, log=log)
+    return _prepare_synthetic(out, image_size=image_size, num=num, seed=seed, encoding=encoding, log=log)
   if source is None and not name.startswith(TFDS):
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
   try:
     opened = _open(name, source, crop_margin=crop_margin)
   except OSError as error:
     raise DataError(f'{source}: cannot be read: {" ".join(str(error).split())}') from error
-  return store.prepare(opened, out, image_size=image_size, log=log)
+  return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, log=log)
 
 
 def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Source:
@@ -77,7 +78,7 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
 
 
 def _prepare_synthetic(
-  out: Path, *, image_size: tuple[int, int], num: int, seed: int, log: Callable[[str], None]
+  out: Path, *, image_size: tuple[int, int], num: int, seed: int, encoding: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
   """Draws faces in CelebA's layout into `out/source`, and reads them as CelebA."""
 
@@ -86,4 +87,4 @@ def _prepare_synthetic(
       synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update)
     return open_celeba(folder / 'source')
 
-  return store.prepare(draw, out, image_size=image_size, log=log)
+  return store_writer.prepare(draw, out, image_size=image_size, encoding=encoding, log=log)

@@ -1,7 +1,7 @@
 """The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -138,16 +138,17 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
 
 def _reader(
   rows: Rows, mesh: Mesh, *, num_examples: int
-) -> Callable[[Int64[np.ndarray, ' b']], Int32[np.ndarray, ' b']]:
-  """From this process's positions of a batch to row numbers in the memory of the devices that take them."""
+) -> Callable[[Int64[np.ndarray, '... b']], Int32[np.ndarray, '... b']]:
+  """From this process's positions of batches to row numbers in the memory of the devices that take them."""
   process = jax.process_index()
   own = [rows[i] for i, device in enumerate(mesh.devices[:, 0]) if device.process_index == process]
   numbers = np.full((len(own), num_examples), -1, np.int32)
   for device, held in enumerate(own):
     numbers[device, held] = np.arange(len(held))
 
-  def read(positions: Int64[np.ndarray, ' b']) -> Int32[np.ndarray, ' b']:
-    return numbers[np.arange(len(positions)) * len(own) // len(positions), positions]
+  def read(positions: Int64[np.ndarray, '... b']) -> Int32[np.ndarray, '... b']:
+    size = positions.shape[-1]
+    return numbers[np.arange(size) * len(own) // size, positions]
 
   return read
 
@@ -163,15 +164,20 @@ def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
   def put(values: Any) -> jax.Array:
     shape = values.shape[1:] if len(values.shape) < 3 else (int(np.prod(values.shape[1:])),)
 
+    whole = cache(lambda: values[:].reshape(-1, *shape))  # Devices that all hold everything read it once.
+
     def rows_of_device(index: Any) -> np.ndarray:
       held = rows[(index[0].start or 0) // most]
       if len(held) == len(values):
-        return values[:].reshape(-1, *shape)  # A view of the file: nothing is copied.
+        return whole()
       return values.take(np.pad(held, (0, most - len(held)), mode='edge'), axis=0).reshape(-1, *shape)
 
     return jax.make_array_from_callback((len(rows) * most, *shape), sharding.by_rows(mesh), rows_of_device)
 
-  return jax.tree.map(put, _arrays(split))
+  source = _arrays(split)
+  placed = {'image': put(source.pop('image'))}  # Reads the images; the labels of corrupt ones are masked thereby.
+  split.mask_corrupt(np.unique(np.concatenate(rows)))
+  return placed | jax.tree.map(put, source)
 
 
 def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_size: tuple[int, int]) -> Batch:

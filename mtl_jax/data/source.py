@@ -39,7 +39,7 @@ class Record:
 
 
 class Source(Protocol):
-  """A data set that `store.prepare` can read.
+  """A data set that `store_writer.prepare` can read.
 
   Two attributes may come besides: `notes`, lines to log, and `options`, how the set was read, in JSON's types, which
   the prepared set keeps in its schema.

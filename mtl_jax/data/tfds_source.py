@@ -1,11 +1,16 @@
-"""Reads a set that TensorFlow Datasets has prepared, such as its celeb_a, at random places and without TensorFlow.
+"""Reads a set that TensorFlow Datasets has prepared, such as its celeb_a; without TensorFlow where TFDS can.
 
-TFDS must have written it as array_record (or parquet) files: those it reads without TensorFlow. Nothing is downloaded.
+It can where it has written array_record (or parquet) files. Others, such as tfrecord, it reads in order and with
+TensorFlow, if that is installed (the extra `tf`). Nothing is downloaded.
 """
 
 import dataclasses
+import importlib.util
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,15 +84,11 @@ def open_tfds(name: str, directory: Path | None) -> TfdsSource:
   """
   try:
     builder = _builder(name, directory)
-    examples = _examples(builder)
+    examples = _examples(builder, name=name)
   except ImportError as error:
     if 'tensorflow' not in str(error):
       raise DataError(f'tfds:{name}: TFDS cannot be loaded: {one_line(error)}') from error
     raise DataError(f'tfds:{name}: TFDS needs TensorFlow to read it; {_way_out(name)}') from error
-  except NotImplementedError as error:  # TFDS's word for a file format that it cannot read at random places.
-    form = getattr(builder.info.file_format, 'value', 'unknown')
-    said = f'is in {form} files, but only array_record files can be read at random places'
-    raise DataError(f'tfds:{name}: {said}; {_way_out(name)}') from error
   features, full_name = _tree(builder.info.features), builder.info.full_name
   tasks = _tasks(features, name=name)
   left_out = [split for split in builder.info.splits if split not in SPLITS]
@@ -121,12 +122,45 @@ def _builder(name: str, directory: Path | None) -> Any:
     raise DataError(f'tfds:{name}: cannot be opened in {where}: {said}') from error
 
 
-def _examples(builder: Any) -> dict[str, Sequence[Any]]:
+def _examples(builder: Any, *, name: str) -> dict[str, Sequence[Any]]:
   """The examples of each split that we know, at random places, with images still encoded."""
   import tensorflow_datasets as tfds
 
   skip = {'image': tfds.decode.SkipDecoding()} if 'image' in builder.info.features else None
-  return {split: builder.as_data_source(split, decoders=skip) for split in SPLITS if split in builder.info.splits}
+  splits = [split for split in SPLITS if split in builder.info.splits]
+  try:
+    return {split: builder.as_data_source(split, decoders=skip) for split in splits}
+  except NotImplementedError as error:  # TFDS's word for a file format that it cannot read at random places.
+    form = getattr(builder.info.file_format, 'value', 'unknown')
+    if importlib.util.find_spec('tensorflow') is None:
+      said = f"is in {form} files, which TFDS reads with TensorFlow alone; pip install 'mtl_jax[tf]' and try again"
+      raise DataError(f'tfds:{name}: {said}') from error
+  in_order = tfds.ReadConfig(interleave_cycle_length=1)
+  try:
+    return {
+      split: _Spooled(tfds.as_numpy(builder.as_dataset(split=split, decoders=skip, read_config=in_order)))
+      for split in splits
+    }
+  except Exception as error:  # TensorFlow has errors of its own.
+    raise DataError(f'tfds:{name}: TensorFlow cannot read its {form} files: {one_line(error)[:300]}') from error
+
+
+class _Spooled(Sequence[Any]):
+  """Examples that come in order alone, kept in a nameless file to be read at random places, from any thread."""
+
+  def __init__(self, examples: Iterable[Any]):
+    self._file, self._ends = tempfile.TemporaryFile(), [0]  # noqa: SIM115
+    for example in examples:
+      self._file.write(pickle.dumps(example))
+      self._ends.append(self._file.tell())
+    self._file.flush()
+
+  def __len__(self) -> int:
+    return len(self._ends) - 1
+
+  def __getitem__(self, row: Any) -> Any:
+    begin, end = self._ends[row], self._ends[row + 1]
+    return pickle.loads(os.pread(self._file.fileno(), end - begin, begin))
 
 
 def _tree(feature: Any) -> Any:

@@ -46,9 +46,11 @@ def evaluate_workdir(
     _make_room(predictions)
   model = workdir.restore(directory, step=step)
   settings = model.config.data
-  store = (
-    mixture.rename(open_store(data), mixture.parse_renames(settings.rename)) if data else mixture.open_data(settings)
-  )
+  if data:
+    opened = open_store(data, corrupt_share=settings.corrupt_share)
+    store = mixture.rename(opened, mixture.parse_renames(settings.rename))
+  else:
+    store = mixture.open_data(settings)
   tasks = _common_tasks(model, store)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:

@@ -229,6 +229,8 @@ def train_from(
   finally:
     progress.close()
     writer.close()
+    if run.train.images.num_corrupt:
+      log.warning('warning: %d corrupt images were replaced, their labels masked', run.train.images.num_corrupt)
   return clock
 
 
@@ -261,6 +263,7 @@ def log_values(run: Run, unlogged: Sequence[dict[str, Any]], step: int, progress
     'epoch': step * run.config.train.batch_size / len(run.train),
     **means(unlogged, step),
     'images_per_sec': progress.images_per_sec(),
+    **({'corrupt_images': run.train.images.num_corrupt} if run.train.images.num_corrupt else {}),
     'learning_rate': float(np.asarray(run.schedule(step - 1))),
   }
 
@@ -272,9 +275,8 @@ def input_items(run: Run, step: int) -> Iterator[tuple[int, Any]]:
 
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
-    read = [run.input.read(run.order.positions(first + i)[local]) for i in range(size)]
-    stacked = jax.tree.map(lambda *parts: np.stack(parts), *read)
-    return size, sharding.to_global(stacked, rows)
+    read = run.input.read(np.stack([run.order.positions(first + i)[local] for i in range(size)]))
+    return size, sharding.to_global(read, rows)
 
   return pipeline.prefetch(make, dispatches(run, step))
 

@@ -1,0 +1,291 @@
+"""How fast images come to the step: decoded, streamed, gathered from device memory; and what the step itself needs.
+
+    python benchmarks/input.py [--source DIR] [--json benchmarks/results/input.json]
+
+Faces are drawn unless a folder in CelebA's layout is given. Rates are the best of several rounds in turn.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import simplejpeg
+from ml_collections import ConfigDict
+from reporting import Row, best_rates, parser, report, row
+
+from mtl_jax.config import validate
+from mtl_jax.configs import default
+from mtl_jax.data import augment, synthetic
+from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.images import ENCODINGS, THREADS
+from mtl_jax.data.pipeline import load_split, streamed_input
+from mtl_jax.data.store import Store, open_store
+from mtl_jax.data.store_writer import prepare
+from mtl_jax.training import loop, sharding
+from mtl_jax.training.loop import Run
+from mtl_jax.training.step import TrainState
+
+SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
+QUICK = {'num': 200, 'batch_size': 16, 'width': 4, 'rounds': 1, 'secs': 0.1}
+TARGETS = {'streamed jpeg': 0.95, 'streamed decoded': 0.95, 'resident': 0.98}
+
+
+def main() -> None:
+  options = flags().parse_args()
+  if options.quick:
+    vars(options).update(QUICK)
+  rows: list[Row] = []
+  with tempfile.TemporaryDirectory() as scratch:
+    source = options.source or draw(Path(scratch), options.num)
+    for size in ((32, 32),) if options.quick else SIZES:
+      stores = prepared(source, Path(scratch), size)
+      decoded = decoding(stores['jpeg'], options)
+      found = [*decoded, *training(stores, options, bare=decoded[1], every=decoded[2])]
+      rows += [{**one, 'name': f'{size[1]}x{size[0]}: {one["name"]}'} for one in found]
+  report(rows, options)
+
+
+def flags() -> argparse.ArgumentParser:
+  on_cpu = jax.default_backend() == 'cpu'
+  made = parser('images/s of each way of the input')
+  made.add_argument('--source', type=Path, metavar='DIR', help="faces in CelebA's layout; by default some are drawn")
+  made.add_argument('--num', type=int, default=2000, help='faces to draw')
+  made.add_argument('--batch_size', type=int, default=64 if on_cpu else 256 * jax.device_count())
+  made.add_argument('--width', type=int, default=16 if on_cpu else 64, help='features of the first stage of the ResNet')
+  made.add_argument('--rounds', type=int, default=5)
+  made.add_argument('--secs', type=float, default=4.0, help='seconds that a round of training is to take')
+  return made
+
+
+def draw(scratch: Path, num: int) -> Path:
+  synthetic.write(scratch / 'source', num=num, seed=0)
+  return scratch / 'source'
+
+
+def prepared(source: Path, scratch: Path, size: tuple[int, int]) -> dict[str, Store]:
+  """The set in both encodings."""
+  stores = {}
+  for encoding in ENCODINGS:
+    out = scratch / f'{size[0]}x{size[1]}-{encoding}'
+    prepare(open_celeba(source), out, image_size=size, encoding=encoding, log=lambda _: None)
+    stores[encoding] = open_store(out)
+  return stores
+
+
+def decoding(store: Store, options: argparse.Namespace) -> list[Row]:
+  """One core's bare decoder against all that the loader does to read and decode the same JPEGs."""
+  split = load_split(store, 'train', store.tasks)
+  positions = np.random.default_rng(0).permutation(len(split))[: 8 * options.batch_size]
+  content = (store.directory / ENCODINGS['jpeg']).read_bytes()
+  offsets = np.load(store.directory / 'offsets.npy')
+  jpegs = [content[offsets[row] : offsets[row + 1]] for row in split.example_id[positions]]
+  slots: Any = np.empty((len(jpegs), *split.images.shape[1:]), np.uint8)
+  taken: list[np.ndarray] = []
+
+  def bare() -> int:
+    for jpeg, slot in zip(jpegs, slots, strict=True):
+      simplejpeg.decode_jpeg(jpeg, buffer=slot)
+    return len(jpegs)
+
+  def take() -> int:
+    taken[:] = [split.images.take(positions)]
+    return len(positions)
+
+  rates = best_rates({'bare': bare, 'take': take}, rounds=3 * options.rounds)
+  np.testing.assert_array_equal(taken[0], slots)  # Both decoded the same images.
+  every = row(f'{THREADS} core(s) x bare decode', THREADS * rates['bare'], 'images/s')
+  return [
+    row('a JPEG', float(np.mean([len(jpeg) for jpeg in jpegs])), 'bytes'),
+    row('bare libjpeg-turbo decode, one core', rates['bare'], 'images/s'),
+    every,
+    row('read, checked and decoded, all cores', rates['take'], 'images/s', to=every),
+  ]
+
+
+def training(stores: dict[str, Store], options: argparse.Namespace, *, bare: Row, every: Row) -> list[Row]:
+  """What comes to the devices, and the rate of the step fed by it, against the step fed with a constant batch."""
+  streamed = loop.build(config(stores['jpeg'], 'streamed', options), stores['jpeg'])
+  decoded = load_split(stores['decoded'], 'train', streamed.tasks)
+  runs = {
+    'streamed jpeg': streamed,
+    'streamed decoded': dataclasses.replace(streamed, train=decoded, input=streamed_input(decoded, reason='')),
+    'resident': loop.build(config(stores['jpeg'], 'resident', options), stores['jpeg']),
+  }
+  make_state = jax.jit(streamed.make_state, out_shardings=sharding.replicated(streamed.mesh))
+  steppers = {'constant': Stepper(streamed, make_state(), constant=True)}
+  steppers |= {name: Stepper(run, make_state()) for name, run in runs.items()}
+  for stepper in steppers.values():
+    stepper.advance(1)  # Compiles.
+  began = time.perf_counter()
+  steppers['constant'].advance(1)
+  dispatches = max(2, round(options.secs / (time.perf_counter() - began)))
+  parts = {name: partial(stepper.advance, dispatches) for name, stepper in steppers.items()}
+  rates = best_rates(parts, rounds=options.rounds)
+  for stepper in steppers.values():
+    stepper.check()
+  step = row('train step, constant batch', rates['constant'], 'images/s', to=bare)
+  rows = [step, *feeding(runs, options, every=every, step=step)]
+  rows += [row(f'training, {name}', rates[name], 'images/s', to=step, target=aim) for name, aim in TARGETS.items()]
+  return [*rows, hiccup(runs['resident'], secs_per_step=options.batch_size / step['value']), memory(runs, options)]
+
+
+def config(store: Store, mode: str, options: argparse.Namespace) -> ConfigDict:
+  made = default.get_config()
+  made.update_from_flattened_dict(
+    {
+      'data.dir': str(store.directory),
+      'data.mode': mode,
+      'model.width': options.width,
+      'train.batch_size': options.batch_size,
+      'train.steps': 10**6,
+      'train.log_every_steps': 10**6,
+      'eval.every_steps': 0,
+      'checkpoint.every_steps': 10**6,
+    }
+  )
+  validate(made)
+  return made.lock()
+
+
+class Stepper:
+  """A run that takes steps as `loop.train_from` does, without logging; or steps on its first batch over and over."""
+
+  def __init__(self, run: Run, state: TrainState, *, constant: bool = False):
+    self._run, self._state = run, state
+    self._source = run.input.place()
+    self._items = loop.input_items(run, 0)
+    self._constant = next(self._items) if constant else None
+    self._steps = 0
+    self._loss = np.zeros(())
+
+  def advance(self, dispatches: int) -> int:
+    """Takes steps to their end; returns how many images that were."""
+    before, flying = self._steps, []
+    for size, items in islice(iter(lambda: self._constant or next(self._items), None), dispatches):
+      self._state, metrics = self._run.compiled_steps(self._state, self._source, items)
+      self._steps += size
+      flying.append(metrics['loss'])
+      if len(flying) > sharding.MAX_IN_FLIGHT:
+        jax.block_until_ready(flying[-sharding.MAX_IN_FLIGHT])
+    jax.block_until_ready((self._state, flying))
+    self._loss = flying[-1]
+    return (self._steps - before) * self._run.config.train.batch_size
+
+  def check(self) -> None:
+    """The devices took those steps, and learned from images."""
+    assert int(self._state.step) == self._steps
+    assert np.isfinite(self._loss).all()
+
+
+def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, step: Row) -> list[Row]:
+  """What each way brings to the devices while they do nothing else."""
+  batches = max(2, 2 * len(runs['resident'].train) // options.batch_size)  # Two epochs.
+  parts = {name: partial(stream, runs[name], batches) for name in ('streamed jpeg', 'streamed decoded')}
+  parts['grain'] = partial(stream_with_grain, runs['streamed jpeg'], batches)
+  parts['resident'] = gatherer(runs['resident'], batches)
+  rates = best_rates(parts, rounds=options.rounds)
+  jpeg = row('streamed jpeg to the devices', rates['streamed jpeg'], 'images/s', to=every, target=0.6)
+  return [
+    jpeg,
+    row("the same with Grain's prefetching threads", rates['grain'], 'images/s', to=jpeg),
+    row('streamed decoded to the devices', rates['streamed decoded'], 'images/s', to=every),
+    row('resident: gathered and augmented', rates['resident'], 'images/s', to=every),
+    row('resident: gathered and augmented', rates['resident'], 'images/s', to=step),
+  ]
+
+
+def stream(run: Run, batches: int) -> int:
+  images, arrived = 0, None
+  for size, items in islice(loop.input_items(run, 0), max(2, batches // run.steps_per_dispatch)):
+    images, arrived = images + size * run.config.train.batch_size, items
+  jax.block_until_ready(arrived)
+  return images
+
+
+def stream_with_grain(run: Run, batches: int) -> int:
+  """As `stream`, but elements are made in Grain's threads, which are no part of the library: is it worth its place?"""
+  try:
+    import grain
+  except ImportError:
+    return 0
+  size, batch = run.steps_per_dispatch, run.config.train.batch_size
+
+  def make(dispatch: int) -> Any:
+    positions = np.random.default_rng(dispatch).integers(0, len(run.train), (size, batch))
+    return sharding.to_global(run.input.read(positions), sharding.by_rows(run.mesh, axis=1))
+
+  reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+  images, arrived = 0, None
+  for items in grain.MapDataset.range(max(2, batches // size)).map(make).to_iter_dataset(reading):
+    images, arrived = images + size * batch, items
+  jax.block_until_ready(arrived)
+  return images
+
+
+def gatherer(run: Run, batches: int) -> Any:
+  """Gathers and augments batches from device memory; the first is checked against the streamed one."""
+  source, (size, items) = run.input.place(), next(loop.input_items(run, 0))
+  settings = Augmentation(**run.config.data.augment)
+
+  def fetch(source: Any, items: Any, number: Any) -> Any:
+    return run.input.fetch(source, jax.tree.map(lambda values: values[number], items))
+
+  def fetch_augmented(source: Any, items: Any, number: Any) -> Any:
+    batch, key = fetch(source, items, number), jax.random.key(0)
+    images = augment.normalize(batch['image'])
+    return augment.augment(images, batch['labels'], batch['mask'], key=key, tasks=run.tasks, settings=settings)
+
+  gathered = jax.device_get(jax.jit(fetch)(source, items, 0))
+  expected = run.train.read(gathered['example_id'] - run.train.example_id[0])
+  np.testing.assert_array_equal(gathered['image'], expected['image'])
+  compiled = jax.jit(fetch_augmented)
+  jax.block_until_ready(compiled(source, items, 0))
+
+  def gather() -> int:
+    flying = []
+    for number in range(batches):
+      flying.append(compiled(source, items, number % size))
+      if len(flying) > 2:  # Not all at once in memory.
+        jax.block_until_ready(flying.pop(0))
+    jax.block_until_ready(flying)
+    return batches * run.config.train.batch_size
+
+  return gather
+
+
+def hiccup(run: Run, *, secs_per_step: float) -> Row:
+  """The longest that the resident way keeps the step waiting over two epochs, where their starts are the dearest."""
+  waits, items = [], loop.input_items(run, 0)
+  for _ in range(max(8, 2 * len(run.train) // run.config.train.batch_size)):
+    began = time.perf_counter()
+    size, _ = next(items)
+    waits.append((time.perf_counter() - began) / size)
+  longest = max(waits[4:]) - float(np.median(waits))  # The first ones start threads.
+  return row('resident: longest wait for positions', longest / secs_per_step, 'steps', target=1)
+
+
+def memory(runs: dict[str, Run], options: argparse.Namespace) -> Row:
+  """How much this process grows while an epoch is streamed, after one that has filled every buffer."""
+  run = runs['streamed jpeg']
+  batches = max(2, len(run.train) // options.batch_size)
+  stream(run, batches)
+  before = resident_bytes()
+  stream(run, batches)
+  return row('host memory gained over an epoch of streaming', (resident_bytes() - before) / 1e6, 'MB')
+
+
+def resident_bytes() -> int:
+  lines = Path('/proc/self/status').read_text().splitlines()
+  return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmRSS:'))
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,213 @@
+"""The images of a prepared set, in one file of pixels or of JPEGs: each is read, checked and decoded when asked for."""
+
+import dataclasses
+import logging
+import os
+import threading
+import weakref
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Bool, Int, Int64, UInt8, UInt32
+
+from mtl_jax.errors import DataError, one_line
+
+ENCODINGS = {'decoded': 'images.npy', 'jpeg': 'images.bin'}  # Of a set's images, and the file that holds them.
+THREADS = len(os.sched_getaffinity(0))
+_NAMED = 5  # Corrupt records that an error names.
+
+log = logging.getLogger('mtl_jax')
+
+
+class Records:
+  """The file of `n` images and what is known of each; a record that is not what was written is corrupt.
+
+  Attributes:
+    image_shape: `(h, w, 3)`.
+    corrupt: what is wrong with each record found corrupt so far, by its row.
+  """
+
+  def __init__(
+    self,
+    path: Path,
+    *,
+    image_shape: tuple[int, int, int],
+    offsets: Int64[np.ndarray, ' n+1'],
+    crc32: UInt32[np.ndarray, ' n'] | None,
+    encoding: str,
+    names: Sequence[str],
+    corrupt_share: float,
+  ):
+    """Opens the file.
+
+    Args:
+      path: images.npy or images.bin.
+      image_shape: of a decoded image.
+      offsets: where in the file each record begins, and where the last one ends, in bytes.
+      crc32: of each record's bytes; None where they were not kept.
+      encoding: one of `ENCODINGS`.
+      names: the images' names in their source.
+      corrupt_share: largest share of the records that may be corrupt.
+    """
+    self.image_shape = image_shape
+    self.corrupt: dict[int, str] = {}
+    self._path, self._offsets, self._crc32, self._names = path, offsets, crc32, names
+    self._jpeg = encoding == 'jpeg'
+    self._corrupt_share = corrupt_share
+    self._lock = threading.Lock()
+    # Not mapped: pages of a mapped file count as this process's memory, and one cut short while mapped kills it.
+    self._file = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._file)
+
+  def __len__(self) -> int:
+    return len(self._offsets) - 1
+
+  def read(self, row: int, out: UInt8[np.ndarray, 'h w 3']) -> bool:
+    """Reads an image into `out`; False, and `out` is undefined, if its record is corrupt.
+
+    Raises:
+      DataError: when more records are corrupt than may be.
+    """
+    if row in self.corrupt:
+      return False
+    try:
+      self._read(row, out)
+    except (OSError, ValueError) as error:  # A disk that fails; bytes that are none of ours.
+      self._report(row, one_line(error))
+      return False
+    return True
+
+  def _read(self, row: int, out: UInt8[np.ndarray, 'h w 3']) -> None:
+    begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
+    slot: Any = out
+    content = os.pread(self._file, end - begin, begin) if self._jpeg else slot
+    num_bytes = len(content) if self._jpeg else os.preadv(self._file, [slot], begin)
+    if num_bytes != end - begin:
+      raise ValueError(f'the file ends {end - begin - num_bytes} bytes too early')
+    if self._crc32 is not None and zlib.crc32(content) != self._crc32[row]:
+      raise ValueError('its bytes are not those that were written')
+    if self._jpeg and simplejpeg.decode_jpeg(content, buffer=slot).shape != out.shape:
+      raise ValueError('it is an image of another size')
+
+  def _report(self, row: int, reason: str) -> None:
+    """Counts a corrupt record, once."""
+    with self._lock:
+      if row in self.corrupt:
+        return
+      self.corrupt[row] = reason
+      log.warning(
+        'warning: %s: record %d (%s) is corrupt: %s; another image takes its place, its labels are masked',
+        *(self._path, row, self._names[row], reason),
+      )
+      if len(self.corrupt) > self._corrupt_share * len(self):
+        named = ', '.join(map(str, sorted(self.corrupt)[:_NAMED]))
+        raise DataError(
+          f'{self._path}: {len(self.corrupt)} of {len(self)} records are corrupt, more than '
+          f'config.data.corrupt_share={self._corrupt_share:g}: record {named}; prepare the set again'
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+  """A range of a set's images, with as much of an array's interface as a split needs; `[n, h, w, 3]` uint8.
+
+  In place of a corrupt record stands the next good one of the range: a blank image would enter the statistics of batch
+  norm. Which one that is depends on the file alone, so every way to read it gives the same bits.
+
+  Attributes:
+    records: the file.
+    rows: of the file.
+    row_shape: the shape of an image here, `(h, w, 3)` or flat.
+  """
+
+  records: Records
+  rows: range
+  row_shape: tuple[int, ...]
+  dtype = np.dtype(np.uint8)
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (len(self), *self.row_shape)
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the decoded images."""
+    return int(np.prod(self.shape, dtype=np.int64))
+
+  @property
+  def num_corrupt(self) -> int:
+    """Corrupt records found so far in the whole file."""
+    return len(self.records.corrupt)
+
+  def part(self, rows: range) -> 'Images':
+    """Some of these images, not read yet."""
+    return dataclasses.replace(self, rows=self.rows[rows.start : rows.stop])
+
+  def reshape(self, num_rows: int, width: int) -> 'Images':
+    """The same images, each as `width` values, or flat for -1, not read yet; `num_rows` stays as it is."""
+    size = int(np.prod(self.row_shape))
+    assert num_rows == len(self)
+    assert width in (-1, size)
+    return dataclasses.replace(self, row_shape=(size,))
+
+  def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> UInt8[np.ndarray, 'b ...']:
+    """The images at these positions, read and decoded by all processors.
+
+    Raises:
+      DataError: when more records are corrupt than may be.
+    """
+    assert axis == 0
+    taken = np.empty((len(rows), *self.records.image_shape), np.uint8)
+    wanted = [(slot, int(row)) for slot, row in enumerate(rows)]
+    if len(wanted) < 2:
+      self._fill(taken, wanted)
+    else:  # More parts than threads: some records are larger than others.
+      list(_threads().map(self._fill, [taken] * 4 * THREADS, (wanted[i :: 4 * THREADS] for i in range(4 * THREADS))))
+    return taken.reshape(len(rows), *self.row_shape)
+
+  def _fill(self, taken: UInt8[np.ndarray, 'b h w 3'], wanted: Sequence[tuple[int, int]]) -> None:
+    for slot, row in wanted:
+      if not self.records.read(self.rows[row], taken[slot]) and not any(
+        self.records.read(self.rows[(row + step) % len(self)], taken[slot]) for step in range(1, len(self))
+      ):
+        raise DataError('every record of the split is corrupt; prepare the set again')
+
+  def good(self, rows: Int[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
+    """Which of these positions, taken before, hold their own image and not another in its place."""
+    corrupt = self.records.corrupt
+    return np.array([self.rows[row] not in corrupt for row in rows], bool) if corrupt else np.ones(len(rows), bool)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """As of an array whose first index is of rows: only they are read."""
+    return indexed(self, index)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    del copy  # There is nothing that could be shared.
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def indexed(images: Any, index: Any) -> np.ndarray:
+  """`images[index]` of `Images` or several of them, where the first index is of rows: only they are read."""
+  first, *rest = index if isinstance(index, tuple) else (index,)
+  rows = np.arange(len(images))[first]
+  taken = images.take(rows.reshape(-1)).reshape(*rows.shape, *images.shape[1:])
+  return taken[(slice(None),) * rows.ndim + tuple(rest)]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+  """All processors: reading and decoding leave the interpreter to others."""
+  return ThreadPoolExecutor(THREADS, thread_name_prefix='decode')
