@@ -17,7 +17,8 @@ from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.data import images, mixture, resident
 from mtl_jax.data.image_file import decode
-from mtl_jax.data.pipeline import Split, batch_positions, load_split, streamed_input
+from mtl_jax.data.order import make_order
+from mtl_jax.data.pipeline import Split, load_split, streamed_input
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.source import Record
 from mtl_jax.data.store import Store, open_store
@@ -208,8 +209,9 @@ def test_images_are_indexed_like_an_array(stores, encoding):
 @pytest.mark.parametrize('step', [0, 2**33])
 def test_a_resident_batch_is_the_streamed_one_bit_for_bit(stores, encoding, step):
   split, mesh = train_split(open_store(stores[encoding])), sharding.make_mesh()
-  way = resident.resident_input(split, mesh, reason='')
-  positions = batch_positions(step, seed=3, num_examples=len(split), batch_size=16)
+  order = make_order(3, sizes=(len(split),), rows=(16,))
+  way = resident.resident_input(split, resident.rows_of_devices(order, mesh), mesh, reason='')
+  positions = order.positions(step)
   found = jax.jit(way.fetch)(way.place(), jax.device_put(way.read(positions), sharding.by_rows(mesh)))
   expected = split.read(positions)
   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -244,10 +246,11 @@ def test_memory_stays_flat_while_streaming(tmp_path):
   batch = 8 * 200 * 200 * 3
   split.read(np.arange(8))  # Starts the threads.
   before = resident_kilobytes()
+  order = make_order(0, sizes=(250,), rows=(8,))
   tracemalloc.start()
   try:
     for step in range(3 * 250 // 8):
-      split.read(batch_positions(step, seed=0, num_examples=250, batch_size=8))
+      split.read(order.positions(step))
     current, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
@@ -285,8 +288,8 @@ def test_a_corrupt_image_is_named_once_counted_replaced_and_masked(copy, caplog,
 @both
 def test_a_corrupt_image_is_the_same_resident_and_streamed(copy, encoding):
   store = copy(encoding, rows=(0, 5, 9))
-  mesh, positions = sharding.make_mesh(), np.arange(16)
-  way = resident.resident_input(train_split(store), mesh, reason='')
+  split, mesh, positions = train_split(store), sharding.make_mesh(), np.arange(16)
+  way = resident.resident_input(split, [np.arange(len(split))] * mesh.devices.size, mesh, reason='')
   found = jax.jit(way.fetch)(way.place(), jax.device_put(way.read(positions), sharding.by_rows(mesh)))
   expected = train_split(store).read(positions)
   assert not expected['mask']['attributes'][[0, 5, 9]].any()
