@@ -12,6 +12,7 @@ from jax import lax
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import convolution, multitask, resnet
+from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
 
 TASKS = (
@@ -87,7 +88,7 @@ def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
 def test_a_single_task_model_is_the_joint_one_with_one_head(tiny_config):
   joint, _ = shapes(multitask.from_config(tiny_config(), TASKS))
   single, _ = shapes(multitask.from_config(tiny_config(), TASKS[1:2]))
-  assert set(single['params']) == {'backbone', 'head_landmarks'}
+  assert set(single['params']) == {'shared', 'head_landmarks'}
   for name, params in single['params'].items():
     assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, joint['params'][name])
 
@@ -96,8 +97,8 @@ def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
   images = jnp.zeros((1, 8, 8, 3))
 
   def first_weights(*heads):
-    backbone = resnet.ResNet(stage_sizes=(1,), block=resnet.BasicBlock, width=2, name='backbone')
-    model = multitask.MultiTaskModel(backbone, heads, head_features=2)
+    backbone = resnet.ResNet(stage_sizes=(1,), block=resnet.BasicBlock, width=2)
+    model = multitask.MultiTaskModel(Hard(backbone, ()), heads, head_features=2)
     return jax.jit(lambda: model.init(jax.random.key(7), images, train=False)['params'])()
 
   joint, single = first_weights(('attributes', 40), ('landmarks', 10)), first_weights(('landmarks', 10))

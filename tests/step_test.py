@@ -13,6 +13,7 @@ from mtl_jax.data.augment import Augmentation
 from mtl_jax.data.store import open_store
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.resnet import resnet18
+from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives import fixed
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 from mtl_jax.training import loop, sharding
@@ -41,7 +42,9 @@ def make_batch(seed: int = 0) -> dict:
 @pytest.fixture(scope='module')
 def parts():
   """State, and the step with everything static bound; plain SGD, so that rounding does not grow."""
-  model = MultiTaskModel(resnet18(width=4), tuple((t.name, t.num_outputs) for t in TASKS), head_features=8)
+  model = MultiTaskModel(
+    Hard(resnet18(width=4), ('attributes', 'landmarks')), tuple((t.name, t.num_outputs) for t in TASKS), head_features=8
+  )
   tx, objective = optax.sgd(1e-3), fixed([1.0, 0.5])
   batch = make_batch()
   stats = {t.name: t.stats(batch['labels'][t.name], mask=batch['mask'][t.name], standardize=True) for t in TASKS}
@@ -195,6 +198,6 @@ def test_a_single_task_model_is_the_joint_program_without_the_other_head(tiny_co
   joint = jax.eval_shape(loop.build(tiny_config(), store).make_state).variables['params']
   single = jax.eval_shape(loop.build(tiny_config(tasks='landmarks'), store).make_state).variables['params']
   assert set(joint) - set(single) == {'head_attributes'}
-  assert jax.tree.map(lambda leaf: leaf.shape, joint['backbone']) == jax.tree.map(
-    lambda leaf: leaf.shape, single['backbone']
+  assert jax.tree.map(lambda leaf: leaf.shape, joint['shared']) == jax.tree.map(
+    lambda leaf: leaf.shape, single['shared']
   )

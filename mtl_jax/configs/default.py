@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
   config.model = model = ConfigDict()
   model.backbone = 'resnet18'  # resnet18, resnet34 or resnet50.
   model.width = 64  # Features of the backbone's first stage; 64 is the published network.
+  model.sharing = 'hard'  # How tasks share the backbone: see mtl_jax/models/sharing.
   model.stem = 'auto'  # imagenet, small, or auto: small for images up to 96 pixels a side.
   model.head_features = 256  # Width of each head's hidden layer.
   model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.

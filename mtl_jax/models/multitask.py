@@ -1,6 +1,6 @@
-"""One backbone and a head per task: images to `{task: outputs}`."""
+"""Backbone, way of sharing and heads: images to `{task: outputs}`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
 from mtl_jax.models import resnet
+from mtl_jax.models.backbone import Representation
+from mtl_jax.models.sharing import SHARING
 from mtl_jax.tasks import Task
 
 BACKBONES = {'resnet18': resnet.resnet18, 'resnet34': resnet.resnet34, 'resnet50': resnet.resnet50}
@@ -24,42 +26,61 @@ class Head(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, features: Float[Array, 'b f']) -> Float[Array, 'b n']:
-    hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(features))
+  def __call__(self, representation: Representation) -> Float[Array, 'b n']:
+    hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(representation.features))
     return nn.Dense(self.outputs, dtype=self.dtype, name='output')(hidden).astype(jnp.float32)
 
 
 class MultiTaskModel(nn.Module):
-  """Hard sharing: all heads read the same features. A single task is the same model with one head.
+  """A shared part and a head per task. A single task is the same model with one head.
+
+  Parameters are `shared` and `head_<task>` for each task.
 
   Attributes:
-    backbone: images `[b, h, w, 3]` to features `[b, f]`.
-    heads: the name and number of outputs of each task.
+    shared: images `[b, h, w, 3]` to what the heads read: see `models/sharing`.
+    outputs: the name and number of outputs of each task.
     head_features: width of each head's hidden layer.
     dtype: type of the computation; parameters are float32.
   """
 
-  backbone: nn.Module
-  heads: Sequence[tuple[str, int]]
+  shared: nn.Module
+  outputs: Sequence[tuple[str, int]]
   head_features: int = 256
   dtype: Any = jnp.float32
 
+  def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
+    """What the heads read: one for all tasks, or one of each by name."""
+    return self.shared(images, train=train)
+
   @nn.compact
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> dict[str, Float[Array, 'b n']]:
-    features = self.backbone(images, train=train)
+  def heads(
+    self, representation: Representation | Mapping[str, Representation], *, train: bool
+  ) -> dict[str, Float[Array, 'b n']]:
+    """Every task's outputs."""
+    del train
     return {
-      name: Head(self.head_features, outputs, self.dtype, name=f'head_{name.replace("/", "_")}')(features)
-      for name, outputs in self.heads
+      name: Head(self.head_features, num_outputs, self.dtype, name=f'head_{name.replace("/", "_")}')(
+        representation if isinstance(representation, Representation) else representation[name]
+      )
+      for name, num_outputs in self.outputs
     }
+
+  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> dict[str, Float[Array, 'b n']]:
+    return self.heads(self.represent(images, train=train), train=train)
 
 
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
   """The model that `config.model` asks for, with a head for each task."""
   name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
+  sharing = choose(config.model.sharing, tuple(SHARING), field='config.model.sharing')
   dtype = compute_dtype(config.model.dtype)
-  backbone = BACKBONES[name](width=config.model.width, stem=config.model.stem, dtype=dtype, name='backbone')
-  heads = tuple((task.name, task.num_outputs) for task in tasks)
-  return MultiTaskModel(backbone=backbone, heads=heads, head_features=config.model.head_features, dtype=dtype)
+  backbone = BACKBONES[name](width=config.model.width, stem=config.model.stem, dtype=dtype)
+  return MultiTaskModel(
+    shared=SHARING[sharing](backbone=backbone, tasks=tuple(task.name for task in tasks)),
+    outputs=tuple((task.name, task.num_outputs) for task in tasks),
+    head_features=config.model.head_features,
+    dtype=dtype,
+  )
 
 
 def compute_dtype(name: str) -> Any:

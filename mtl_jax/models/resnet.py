@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mtl_jax.models.backbone import Backbone
 from mtl_jax.models.convolution import convolve, max_pool_3x3
 
 # Images up to this many pixels a side get the small stem: the large one would leave maps of 2x2 and less.
@@ -61,7 +62,7 @@ def shortcut(block: BasicBlock | BottleneckBlock, x: Array, features: int) -> Ar
   return block.norm(name='downsample_bn')(x)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
   """Images to features: `[b, h, w, 3]` normalised floats to `[b, 8 * width * expansion]`.
 
   Attributes:
@@ -79,22 +80,25 @@ class ResNet(nn.Module):
   stem: str = 'auto'
   dtype: Any = jnp.float32
 
+  @property
+  def num_stages(self) -> int:
+    """The stem and the four stages of blocks."""
+    return 1 + len(self.stage_sizes)
+
   @nn.compact
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Float[Array, 'b f']:
+  def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Float[Array, 'b h2 w2 c2']:
     conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-    small = self.stem == 'small' or (self.stem == 'auto' and min(images.shape[1:3]) <= SMALL_IMAGE)
-    size, padding = ((3, 3), 1) if small else ((7, 7), 3)
-    x = conv(self.width, size, strides=2, padding=padding, name='conv1')(images.astype(self.dtype))
-    x = nn.relu(norm(name='bn1')(x))
-    if not small:
-      x = max_pool_3x3(x)
-    for stage, num_blocks in enumerate(self.stage_sizes):
-      for index in range(num_blocks):
-        stride = 2 if stage > 0 and index == 0 else 1
-        name = f'layer{stage + 1}_{index}'
-        x = self.block(self.width * 2**stage, stride, conv, norm, name=name)(x)
-    return x.mean(axis=(1, 2))
+    if index == 0:
+      small = self.stem == 'small' or (self.stem == 'auto' and min(x.shape[1:3]) <= SMALL_IMAGE)
+      size, padding = ((3, 3), 1) if small else ((7, 7), 3)
+      x = conv(self.width, size, strides=2, padding=padding, name='conv1')(x.astype(self.dtype))
+      x = nn.relu(norm(name='bn1')(x))
+      return x if small else max_pool_3x3(x)
+    for block in range(self.stage_sizes[index - 1]):
+      stride = 2 if index > 1 and block == 0 else 1
+      x = self.block(self.width * 2 ** (index - 1), stride, conv, norm, name=f'layer{index}_{block}')(x)
+    return x
 
 
 # He et al. 2015, as torchvision draws it: fan-out, normal.
