@@ -74,9 +74,16 @@ def zeros(num_tasks: int, like: Any) -> Any:
 
 
 class Weighted(NamedTuple):
-  """State of a method with weights: the last ones of each task, and its own."""
+  """State of a method with weights.
+
+  Attributes:
+    weights: each task's last one.
+    gram: the last Gram matrix.
+    inner: the method's own state.
+  """
 
   weights: Float[Array, ' k']
+  gram: Float[Array, 'k k']
   inner: Any
 
 
@@ -85,7 +92,7 @@ def solve(
 ) -> tuple[Float[Array, ' k'], Weighted]:
   """The weights for a Gram matrix, 0 for absent tasks; the state keeps an absent task's last one."""
   weights, inner = weighting.weights(matrix, state.inner, losses=losses, present=present, key=key)
-  return weights, Weighted(jnp.where(present, weights, state.weights), inner)
+  return weights, Weighted(jnp.where(present, weights, state.weights), matrix, inner)
 
 
 def balanced(weighting: GramWeighting, *, at: str = 'parameters') -> Objective:
@@ -95,7 +102,8 @@ def balanced(weighting: GramWeighting, *, at: str = 'parameters') -> Objective:
 
   def init(num_tasks, like=None):
     del like
-    return Weighted(jnp.full(num_tasks, 1 / num_tasks, jnp.float32), weighting.init(num_tasks))
+    equal = jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
+    return Weighted(equal, jnp.zeros((num_tasks, num_tasks)), weighting.init(num_tasks))
 
   def update(gradients, state, *, losses, present, key, at=None):
     del at
