@@ -55,8 +55,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 NUMBERS = ('data.weights',)  # Tuples of numbers; all others are of names.
-# Groups whose fields are not known beforehand, with what those are like: tasks have weights; the options of an objective
-# may be of any kind, and it checks them itself.
+# Groups whose fields are not known beforehand, with what those are like: tasks have weights; an objective's options may
+# be of any kind, and it checks them itself.
 OPEN: dict[str, Any] = {'objective.weights': 1.0, 'objective.options': None}
 
 

@@ -1,4 +1,4 @@
-"""Pytrees of K task gradients, their leaves `[K, ...]`: Gram matrix, weighted sums, and the objectives made of these."""
+"""Pytrees of K task gradients, leaves `[K, ...]`: Gram matrix, weighted sums, and the objectives made of these."""
 
 import functools
 import inspect
@@ -122,7 +122,7 @@ def on_gram(factory: Callable[..., GramWeighting], *, at: str = 'parameters') ->
   def make(*args, at: str = at, **options) -> Objective:
     return balanced(factory(*args, **options), at=at)
 
-  make.__signature__ = signature.replace(  # pyright: ignore[reportFunctionMemberAccess]
+  make.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
     parameters=[*signature.parameters.values(), point], return_annotation=Objective
   )
   return make

@@ -60,7 +60,7 @@ def differentiate_heads(
   return HeadPass(losses, seen, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), points), gradients)
 
 
-def _among_zeros(leaf: Array, own: slice, shape: tuple[int, int]) -> Array:
+def _among_zeros(leaf: Array, own: slice, shape: tuple[int, ...]) -> Array:
   """Gradients `[p, n, ...]` of one head's losses among zeros for those of the others, `[p, k, ...]`."""
   return jnp.zeros((*shape, *leaf.shape[2:]), leaf.dtype).at[:, own].set(leaf)
 

@@ -53,7 +53,7 @@ class Forward:
     representation, mutated = self.model.apply(
       variables, self.images, train=True, mutable=['batch_stats'], method='represent'
     )
-    return representation, mutated.get('batch_stats', {})
+    return representation, dict(mutated).get('batch_stats', {})
 
   def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
@@ -62,7 +62,7 @@ class Forward:
     per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
     each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
-    return each, Seen(task_losses, mutated.get('batch_stats', {}))
+    return each, Seen(task_losses, dict(mutated).get('batch_stats', {}))
 
   def losses(self, params: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch."""

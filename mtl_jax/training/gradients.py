@@ -41,6 +41,9 @@ class Settings:
     return cls(**{name: config.objective[name] for name in names}, memory=memory)
 
 
+PLAIN = Settings()
+
+
 class Found(NamedTuple):
   """What a step needs to move on.
 
@@ -110,11 +113,11 @@ def of_each(
   if objective.needs == 'representation':
     combined, next_state = objective.update(points, state, at=representation, **arguments)
     (shared_gradients,) = pull(combined)
-  elif objective.weighting is not None and gram_alone(shared, num=each.size, settings=settings):
+  elif (weighting := objective.weighting) is not None and gram_alone(shared, num=each.size, settings=settings):
 
     def renewed(state: Weighted) -> Weighted:
       gram, present = measure_gram(forward, params, pull, points, settings=settings)
-      return task_gradients.solve(objective.weighting, gram, state, **arguments | {'present': present})[1]
+      return task_gradients.solve(weighting, gram, state, **arguments | {'present': present})[1]
 
     every = settings.gram_every_steps
     next_state = renewed(state) if every == 1 else jax.lax.cond(step % every == 0, renewed, lambda old: old, state)
@@ -123,18 +126,21 @@ def of_each(
   else:
     chunk = backward.chunk_size(pull, each.size, asked=settings.chunk, memory=settings.memory)
     points = backward.at_parameters(pull, points, chunk=chunk)
-    points = jax.tree.map(lambda leaf: leaf.reshape(*each.shape[objective.parts == 1 :], *leaf.shape[1:]), points)
+    if objective.parts > 1:
+      points = jax.tree.map(lambda leaf: leaf.reshape(*each.shape, *leaf.shape[1:]), points)
     shared_gradients, next_state = objective.update(points, state, **arguments)
   metrics = {}
   if settings.log:
-    if objective.parts > 1:
-      points = jax.tree.map(lambda leaf: leaf.mean(0), points)
-    known = isinstance(next_state, Weighted)
-    gram = next_state.gram if known else task_gradients.gram(points)
+    gram = next_state.gram if isinstance(next_state, Weighted) else task_gradients.gram(_whole(points, objective))
     weights = getattr(next_state, 'weights', None)
     metrics = conflict.metrics(gram, weights, forward.present, entries=forward.entries)
   seen = seen._replace(batch_stats={**batch_stats, **seen.batch_stats})
   return Found(each.mean(0).sum(), {**shared_gradients, **head_gradients}, next_state, seen, metrics)
+
+
+def _whole(points: Any, objective: Objective) -> Any:
+  """Gradients of the whole batch, from those of its parts."""
+  return points if objective.parts == 1 else jax.tree.map(lambda leaf: leaf.mean(0), points)
 
 
 def gram_alone(shared: Params, *, num: int, settings: Settings) -> bool:
@@ -146,7 +152,7 @@ def gram_alone(shared: Params, *, num: int, settings: Settings) -> bool:
 def measure_gram(
   forward: Forward, params: Params, pull: Any, points: Any, *, settings: Settings
 ) -> tuple[Float[Array, 'k k'], Bool[Array, ' k']]:
-  """The Gram matrix at the shared parameters, of the whole batch or of some of its rows, and which losses those have."""
+  """The Gram matrix at the shared parameters, of the whole batch or some rows of it, and which losses those have."""
   shared, heads = split(params)
   if settings.gram_rows:
     forward = forward.rows(settings.gram_rows)
@@ -157,7 +163,7 @@ def measure_gram(
   return backward.gram_at_parameters(pull, points, chunk=chunk, keep=keep), forward.present
 
 
-def look_again(forward: Forward, params: Params, *, objective: Objective, state: Any) -> Any:
+def look_again(forward: Forward, params: Any, *, objective: Objective, state: Any) -> Any:
   """The objective's state after the step, for those that want to see what the step did to the batch's losses."""
   if objective.after is None:
     return state

@@ -84,7 +84,7 @@ def train_step(
   augmentation: Augmentation,
   seed: int,
   ema_decay: float,
-  settings: gradients.Settings = gradients.Settings(),
+  settings: gradients.Settings = gradients.PLAIN,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))

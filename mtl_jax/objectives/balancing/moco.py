@@ -1,4 +1,4 @@
-"""MoCo: multi-objective gradient correction (Fernando et al. 2023, arXiv:2210.12624). Class P, and K gradients of state."""
+"""MoCo: gradient correction (Fernando et al. 2023, arXiv:2210.12624). Class P, and K gradients of state."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from mtl_jax.objectives.weighting import guard
 
 
 class State(NamedTuple):
-  """Steps taken, the tracked gradients y, and their weights lambda."""
+  """Steps taken, the tracked gradients y, and their weights l."""
 
   step: Int32[Array, '']
   tracked: Any
@@ -23,7 +23,7 @@ class State(NamedTuple):
 def moco(
   beta: float = 0.5, beta_sigma: float = 0.5, gamma: float = 0.1, gamma_sigma: float = 0.5, rho: float = 0.0
 ) -> Objective:
-  """`y_k -= beta_t (y_k - L_k g_k / |g_k|)`, `lambda = softmax(lambda - gamma_t (y y' + rho I) lambda)`, `d = y' lambda`.
+  """`y_k -= beta_t (y_k - L_k g_k / |g_k|)`, `l = softmax(l - gamma_t (y y' + rho I) l)`, `d = y' l`.
 
   The steps fall as `beta_t = beta / t^beta_sigma`, and gamma_t likewise; the form, with the softmax in place of the
   paper's projection, and the defaults are LibMTL's.

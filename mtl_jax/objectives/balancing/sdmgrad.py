@@ -1,4 +1,4 @@
-"""SDMGrad: direction-oriented multi-objective learning (Xiao, Ban and Ji 2023, arXiv:2305.18409). Class P, three times."""
+"""SDMGrad: direction-oriented descent (Xiao, Ban and Ji 2023, arXiv:2305.18409). Class P, three times."""
 
 from typing import NamedTuple
 
