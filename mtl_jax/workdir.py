@@ -21,6 +21,7 @@ from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import CheckpointError, UserError
 from mtl_jax.models import multitask
+from mtl_jax.objectives import grain
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints
@@ -171,16 +172,18 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
   if not (workdir / 'checkpoints').is_dir():
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
   chosen = facts.selected(config)
+  names = grain.names(chosen, config.objective.grain)
   model, mesh = multitask.from_config(config, chosen), sharding.make_mesh()
   make_state = partial(
     init_state,
     config.train.seed,
     model=model,
     tx=optimizer.from_config(config),
-    objective=objectives.from_config(config, [task.name for task in chosen]),
+    objective=objectives.from_config(config, names),
     label_stats={task.name: task.empty_stats() for task in chosen},
     image_size=facts.image_size,
     ema_decay=config.optimizer.ema_decay,
+    num_losses=len(names),
   )
   checkpoints = Checkpoints(workdir)
   try:

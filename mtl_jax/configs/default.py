@@ -50,8 +50,18 @@ def get_config() -> ConfigDict:
   model.freeze = ''  # `backbone` trains the heads alone; empty trains everything.
 
   config.objective = objective = ConfigDict()
-  objective.name = 'fixed'  # How the tasks' losses become one: see mtl_jax/objectives.
+  # How the losses become one: fixed, uncertainty, dwa, gls, rlw, imtl_l, stch, famo, gradnorm, mgda, mgda_ub, pcgrad,
+  # gradvac, graddrop, cagrad, imtl_g, nash_mtl, aligned_mtl, fairgrad, upgrad, excess_mtl, db_mtl, moco or sdmgrad.
+  objective.name = 'fixed'
+  objective.options = ConfigDict()  # The method's own, such as `options.c` of cagrad; those not set are the paper's.
+  objective.grain = 'tasks'  # What counts as one loss: tasks, or outputs: each of 40 attributes, landmarks as one.
   objective.weights = ConfigDict({'attributes': 1.0, 'landmarks': 1.0})  # Of `fixed`; tasks not listed weigh 1.
+  # Methods at the shared parameters: backward passes side by side (0: as many as fit into memory), and for those with a
+  # Gram matrix the steps from one to the next and the rows of a batch that it is taken from (0: all of them).
+  objective.chunk = 0
+  objective.gram_every_steps = 1
+  objective.gram_rows = 0
+  objective.log = False  # Log weights, gradient norms and conflicts; `fixed` and the like then cost a little more.
   objective.standardize = True  # Learn coordinates in units of the train split's spread; False: in [0, 1].
 
   config.optimizer = optimizer = ConfigDict()

@@ -1,5 +1,6 @@
 """The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
 
+import os
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -75,7 +76,11 @@ def _size(num: float) -> str:
 
 def agreed_memory() -> int:
   """The least memory of a device of any process, in bytes, so that all processes choose the same way."""
-  memory = device_memory()
+  return agreed(device_memory())
+
+
+def agreed(memory: int) -> int:
+  """The least number of bytes that any process gives."""
   if jax.process_count() > 1:  # In MiB, because bytes would be cut to 32 bits.
     memory = int(multihost_utils.process_allgather(np.int32(memory >> 20)).min()) << 20
   return memory
@@ -87,6 +92,14 @@ def device_memory() -> int:
   if devices[0].platform == 'cpu':
     return host_memory() // len(devices)
   return min(int((device.memory_stats() or {}).get('bytes_limit', 0)) for device in devices)
+
+
+def device_size() -> int:
+  """Bytes of a device's memory, however much of it is taken: the same each time; 0 if unknown."""
+  devices = jax.local_devices()
+  if devices[0].platform == 'cpu':
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // len(devices)
+  return device_memory()
 
 
 def host_memory() -> int:

@@ -1,29 +1,67 @@
-"""Losses, and the ways to make one objective of several."""
+"""Losses, and the ways to make one objective of several: see `Objective` for what they all are."""
 
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
+from mtl_jax.objectives.balancing.db_mtl import db_mtl
+from mtl_jax.objectives.balancing.excess_mtl import excess_mtl
+from mtl_jax.objectives.balancing.graddrop import graddrop
+from mtl_jax.objectives.balancing.moco import moco
+from mtl_jax.objectives.balancing.sdmgrad import sdmgrad
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.options import build
+from mtl_jax.objectives.task_gradients import on_gram
+from mtl_jax.objectives.weighting import gradnorm as _gradnorm
+from mtl_jax.objectives.weighting.dwa import dwa
+from mtl_jax.objectives.weighting.famo import famo
 from mtl_jax.objectives.weighting.fixed import fixed
+from mtl_jax.objectives.weighting.gls import gls
+from mtl_jax.objectives.weighting.imtl_l import imtl_l
+from mtl_jax.objectives.weighting.rlw import rlw
+from mtl_jax.objectives.weighting.stch import stch
+from mtl_jax.objectives.weighting.uncertainty import uncertainty
 
-__all__ = ['OBJECTIVES', 'Objective', 'fixed', 'from_config', 'task_weights']
+gradnorm = on_gram(_gradnorm.gradnorm, at='representation')
 
-
-def task_weights(config: ConfigDict, task_names: Sequence[str]) -> list[float]:
-  """Each task's weight: its own, or its group's, or 1."""
-  weights = config.objective.weights
-  return [float(weights.get(name, weights.get(name.split('/')[0], 1.0))) for name in task_names]
-
-
-# A new objective is a file in weighting/ or balancing/ and a line here: config and task names to an Objective.
-OBJECTIVES: dict[str, Callable[[ConfigDict, Sequence[str]], Objective]] = {
-  'fixed': lambda config, task_names: fixed(task_weights(config, task_names)),
+# A new objective is a file in weighting/ or balancing/ and a line here.
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+  'fixed': fixed,
+  'uncertainty': uncertainty,
+  'dwa': dwa,
+  'gls': gls,
+  'rlw': rlw,
+  'imtl_l': imtl_l,
+  'stch': stch,
+  'famo': famo,
+  'gradnorm': gradnorm,
+  'graddrop': graddrop,
+  'excess_mtl': excess_mtl,
+  'db_mtl': db_mtl,
+  'moco': moco,
+  'sdmgrad': sdmgrad,
 }
+__all__ = [*OBJECTIVES, 'OBJECTIVES', 'Objective', 'from_config', 'on_gram', 'task_weights']  # pyright: ignore
 
 
-def from_config(config: ConfigDict, task_names: Sequence[str]) -> Objective:
-  """The objective that `config.objective.name` asks for."""
+def task_weights(config: ConfigDict, names: Sequence[str]) -> list[float]:
+  """Each loss's weight: its own, or its group's, or 1."""
+  weights = config.objective.weights
+  return [float(weights.get(name, weights.get(name.split('/')[0], 1.0))) for name in names]
+
+
+def from_config(config: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
+  """The objective that `config.objective` asks for.
+
+  Args:
+    config: the whole configuration.
+    names: of the losses it balances.
+    steps_per_epoch: for the methods that count epochs.
+
+  Raises:
+    ConfigError: for an unknown name or option, or settings that the method cannot serve.
+  """
   name = choose(config.objective.name, tuple(OBJECTIVES), field='config.objective.name')
-  return OBJECTIVES[name](config, task_names)
+  given = {'weights': task_weights(config, names), 'steps_per_epoch': steps_per_epoch}
+  return build(name, OBJECTIVES[name], config.objective, given=given)

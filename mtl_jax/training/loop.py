@@ -24,8 +24,9 @@ from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multitask
+from mtl_jax.objectives import grain
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import checkpoint, optimizer, sharding
+from mtl_jax.training import checkpoint, gradients, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints, Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import MetricWriter, Progress
@@ -70,17 +71,28 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   )
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
   model = multitask.from_config(config, tasks)
+  names = grain.names(tasks, config.objective.grain)
+  steps_per_epoch = -(-len(train) // config.train.batch_size)
   trained = {
     'model': model,
     'tx': optimizer.from_config(config),
-    'objective': objectives.from_config(config, [task.name for task in tasks]),
+    'objective': objectives.from_config(config, names, steps_per_epoch=steps_per_epoch),
     'ema_decay': config.optimizer.ema_decay,
   }
+  make_state = partial(
+    init_state,
+    config.train.seed,
+    label_stats=label_stats,
+    image_size=store.image_size,
+    num_losses=len(names),
+    **trained,
+  )
   one_step = partial(
     train_step,
     tasks=tasks,
     augmentation=Augmentation(**config.data.augment),
     seed=config.train.seed,
+    settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
     **trained,
   )
   whole = sharding.replicated(mesh)
@@ -94,7 +106,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     val=val,
     model=model,
     schedule=optimizer.schedule(config),
-    make_state=partial(init_state, config.train.seed, label_stats=label_stats, image_size=store.image_size, **trained),
+    make_state=make_state,
     compiled_steps=jax.jit(
       repeat_fetching(one_step, train_input.fetch, unroll=jax.default_backend() == 'cpu'),
       donate_argnums=0,

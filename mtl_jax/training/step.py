@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
 from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
-from mtl_jax.objectives import Objective, losses
+from mtl_jax.objectives import Objective, grain
 from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.training import gradients
+from mtl_jax.training.forward import Forward, label_losses, split
 
 Metrics = dict[str, Array]
 
@@ -52,8 +54,12 @@ def init_state(
   label_stats: Mapping[str, LabelStats],
   image_size: tuple[int, int],
   ema_decay: float,
+  num_losses: int | None = None,
 ) -> TrainState:
-  """The state before the first step; a function of the seed alone, so it can be jitted with shardings."""
+  """The state before the first step; a function of the seed alone, so it can be jitted with shardings.
+
+  `num_losses` is how many the objective balances, by default one a task.
+  """
   images = jnp.zeros((1, *image_size, 3), jnp.float32)
   variables = model.init(jax.random.key(seed), images, train=False)
   variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
@@ -62,7 +68,7 @@ def init_state(
     variables=variables,
     average=jax.tree.map(jnp.copy, variables) if ema_decay else None,
     optimizer=tx.init(variables['params']),
-    objective=objective.init(),
+    objective=objective.init(num_losses or len(label_stats), split(variables['params'])[0]),
     label_stats=dict(label_stats),
   )
 
@@ -78,57 +84,32 @@ def train_step(
   augmentation: Augmentation,
   seed: int,
   ema_decay: float,
+  settings: gradients.Settings = gradients.PLAIN,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+  pixels = augment.normalize(batch['image'])
   images, labels, mask = augment.augment(
-    augment.normalize(batch['image']),
-    batch['labels'],
-    batch['mask'],
-    key=augment_key,
-    tasks=tasks,
-    settings=augmentation,
+    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
-
-  def loss_fn(params):
-    variables = {'params': params, 'batch_stats': state.variables['batch_stats']}
-    outputs, mutated = model.apply(variables, images, train=True, mutable=['batch_stats'])
-    per_label = label_losses(outputs, labels, mask, tasks=tasks, label_stats=state.label_stats)
-    each = jnp.stack([losses.masked_mean(per_label[task.name], mask[task.name]) for task in tasks])
-    present = jnp.stack([mask[task.name].any() for task in tasks])
-    total, next_objective = objective.update(each, present, state.objective, objective_key)
-    return total, (each, next_objective, mutated.get('batch_stats', {}))
-
-  gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  (total, (each, next_objective, batch_stats)), gradients = gradient_fn(state.variables['params'])
-  updates, optimizer = tx.update(gradients, state.optimizer, state.variables['params'])
-  variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
+  entries = grain.entries(tasks, settings.grain)
+  batch_stats, params = state.variables['batch_stats'], state.variables['params']
+  forward = Forward(model, tasks, entries, images, labels, mask, batch_stats, state.label_stats, objective.parts)
+  found = gradients.find(
+    forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
+  )
+  updates, optimizer = tx.update(found.gradients, state.optimizer, params)
+  params = optax.apply_updates(params, updates)
+  variables = {'params': params, 'batch_stats': found.seen.batch_stats}
   next_state = state.replace(
     step=state.step + 1,
     variables=variables,
     average=moving_average(state.average, variables, step=state.step, decay=ema_decay),
     optimizer=optimizer,
-    objective=next_objective,
+    objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
   )
-  metrics = {f'{task.name}/loss': each[i] for i, task in enumerate(tasks)}
-  return next_state, {'loss': total, 'grad_norm': optax.tree.norm(gradients), **metrics}
-
-
-def label_losses(
-  outputs: Mapping[str, Array],
-  labels: Mapping[str, Array],
-  mask: Mapping[str, Array],
-  *,
-  tasks: Sequence[Task],
-  label_stats: Mapping[str, LabelStats],
-) -> dict[str, Float[Array, 'b k']]:
-  """The loss of each label, `[b, k]` for each task, in the units that are learned."""
-  result = {}
-  for task in tasks:
-    stats = label_stats[task.name]
-    targets = (labels[task.name] - stats.mean) / stats.std
-    result[task.name] = task.loss(outputs[task.name], losses.guard(targets, mask[task.name]))
-  return result
+  metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
+  return next_state, {'loss': found.total, 'grad_norm': optax.tree.norm(found.gradients), **metrics, **found.metrics}
 
 
 def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], decay: float) -> Any:

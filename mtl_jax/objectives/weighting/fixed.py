@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.objective import Objective, no_state
 
 
 def fixed(weights: Sequence[float]) -> Objective:
   """`sum_k w_k L_k` over the tasks that have labels in the batch."""
 
-  def update(losses, present, state, key):
+  def update(losses, state, *, present, key):
     del key
     return jnp.where(present, jnp.asarray(weights, losses.dtype) * losses, 0).sum(), state
 
-  return Objective(init=tuple, update=update)
+  return Objective(no_state, update)

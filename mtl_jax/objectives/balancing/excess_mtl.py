@@ -1,0 +1,60 @@
+"""ExcessMTL: weights by excess risk (He et al. 2024, "Robust Multi-Task Learning with Excess Risks"). Class P, and K
+gradients of state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.objectives import task_gradients
+from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.task_gradients import masked, weighted_sum
+from mtl_jax.objectives.weighting import guard
+
+EPSILON = 1e-7
+
+
+class State(NamedTuple):
+  """Sums of squared gradients, the weights, and each task's first excess risk, NaN before there is one."""
+
+  squares: Any
+  weights: Float[Array, ' k']
+  first: Float[Array, ' k']
+
+
+def excess_mtl(eta: float = 0.01) -> Objective:
+  """`w_k` grows as `exp(eta e_k / e_k(0))`, where `e_k = g_k' diag(sum_t g_k^2)^(-1/2) g_k` estimates the excess risk.
+
+  The weights lie on the simplex, from 1 / K each, as in the paper and torchjd (LibMTL starts at 1). At a task's first
+  step `e_k(0) = e_k`, so it grows by `exp(eta)` as the rule says; published code takes the unscaled `e_k` there.
+
+  Args:
+    eta: step of the exponentiated update.
+  """
+
+  def init(num_tasks, like):
+    return State(
+      task_gradients.zeros(num_tasks, like),
+      jnp.full(num_tasks, 1 / num_tasks, jnp.float32),
+      jnp.full(num_tasks, jnp.nan),
+    )
+
+  def update(gradients, state, *, losses, present, key, at=None):
+    del losses, key, at
+    squares = jax.tree.map(lambda old, g: old + jnp.square(g.astype(jnp.float32)), state.squares, gradients)
+    squares = masked(present, squares, state.squares)
+    excess = _excess(gradients, squares)
+    first = jnp.where(present & jnp.isnan(state.first), excess, state.first)
+    ratio = excess / (first + EPSILON)
+    moved = guard.softmax(jnp.log(jnp.maximum(state.weights, EPSILON**4)) + eta * jnp.where(present, ratio, 0), present)
+    return weighted_sum(moved, gradients), State(squares, jnp.where(present, moved, state.weights), first)
+
+  return Objective(init, update, needs='parameters')
+
+
+def _excess(gradients: Any, squares: Any) -> Float[Array, ' k']:
+  def of_leaf(g, s):
+    return (jnp.square(g.astype(jnp.float32)) / jnp.sqrt(s + EPSILON)).reshape(len(g), -1).sum(1)
+
+  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients, squares)), jnp.zeros(()))

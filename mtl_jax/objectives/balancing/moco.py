@@ -1,0 +1,50 @@
+"""MoCo: gradient correction (Fernando et al. 2023, arXiv:2210.12624). Class P, and K gradients of state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from mtl_jax.objectives import task_gradients
+from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.task_gradients import masked, scaled, weighted_sum
+from mtl_jax.objectives.weighting import guard
+
+
+class State(NamedTuple):
+  """Steps taken, the tracked gradients y, and their weights l."""
+
+  step: Int32[Array, '']
+  tracked: Any
+  weights: Float[Array, ' k']
+
+
+def moco(
+  beta: float = 0.5, beta_sigma: float = 0.5, gamma: float = 0.1, gamma_sigma: float = 0.5, rho: float = 0.0
+) -> Objective:
+  """`y_k -= beta_t (y_k - L_k g_k / |g_k|)`, `l = softmax(l - gamma_t (y y' + rho I) l)`, `d = y' l`.
+
+  The steps fall as `beta_t = beta / t^beta_sigma`, and gamma_t likewise; the form, with the softmax in place of the
+  paper's projection, and the defaults are LibMTL's.
+  """
+
+  def init(num_tasks, like):
+    return State(
+      jnp.zeros((), jnp.int32), task_gradients.zeros(num_tasks, like), jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
+    )
+
+  def update(gradients, state, *, losses, present, key, at=None):
+    del key, at
+    step = state.step + 1
+    time = step.astype(jnp.float32)
+    norms = jnp.sqrt(task_gradients.squares(gradients))
+    fresh = scaled(jnp.where(present & (norms > 0), losses / jnp.where(norms > 0, norms, 1), 0), gradients)
+    tracked = jax.tree.map(lambda y, new: y - beta / time**beta_sigma * (y - new), state.tracked, fresh)
+    tracked = masked(present, tracked, state.tracked)
+    old = jnp.where(present, state.weights, 0)
+    slope = task_gradients.gram(tracked) @ old + rho * old
+    weights = guard.softmax(old - gamma / time**gamma_sigma * slope, present)
+    return weighted_sum(weights, tracked), State(step, tracked, jnp.where(present, weights, state.weights))
+
+  return Objective(init, update, needs='parameters')

@@ -1,0 +1,72 @@
+"""SDMGrad: direction-oriented descent (Xiao, Ban and Ji 2023, arXiv:2305.18409). Class P, three times."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mtl_jax.objectives import task_gradients
+from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.task_gradients import weighted_sum
+from mtl_jax.objectives.weighting import guard
+
+
+class State(NamedTuple):
+  """The solver's weights w, on the simplex, from which the next step starts; and the last update's weights."""
+
+  simplex: Float[Array, ' k']
+  weights: Float[Array, ' k']
+
+
+def sdmgrad(lam: float = 0.3, solver_rate: float = 10.0, momentum: float = 0.5, solver_steps: int = 20) -> Objective:
+  """`d = sum_k (w_k + lam / K) g_k / (1 + lam)`, with w from projected steps along `g g'' (w + lam / K)`.
+
+  The three gradients in the rule, g, g' and that of d, come from independent batches: thirds of the step's batch (the
+  objective's `parts`; gradients have first axes `[3, K]`). The product is scaled by the mean norm as in the authors'
+  code, LibMTL and torchjd, whose defaults these are. A task that has no label in some third is left out of the step.
+
+  Args:
+    lam: pull towards the mean gradient.
+    solver_rate: step of the solver.
+    momentum: of the solver.
+    solver_steps: how many it takes.
+  """
+
+  def init(num_tasks, like=None):
+    del like
+    equal = jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
+    return State(equal, equal)
+
+  def update(gradients, state, *, losses, present, key, at=None):
+    del losses, key, at
+    first, second, third = (jax.tree.map(lambda leaf: leaf[part], gradients) for part in range(3))  # noqa: B023
+    product = task_gradients.gram(first, second)
+    product = jnp.where(present[:, None] & present[None, :], product, 0)
+    scale = guard.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(product), 0)), present)
+    product = product / (jnp.square(scale) + 1e-8)
+    toward = lam * present / guard.count(present)
+
+    def solver_step(carry, _):
+      w, velocity = carry
+      velocity = momentum * velocity + product @ (w + toward)
+      return (project(w - solver_rate * velocity, present), velocity), None
+
+    start = project(state.simplex, present)
+    (w, _), _ = jax.lax.scan(solver_step, (start, jnp.zeros_like(start)), length=solver_steps)
+    weights = jnp.where(present, (w + toward) / (1 + lam), 0)
+    keep = State(jnp.where(present, w, state.simplex), jnp.where(present, weights, state.weights))
+    return weighted_sum(weights, third), keep
+
+  return Objective(init, update, needs='parameters', parts=3)
+
+
+def project(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """The nearest point of the simplex over the tasks present (Duchi et al. 2008), 0 for the others."""
+  ordered = jnp.sort(jnp.where(present, values, -jnp.inf))[::-1]
+  finite = jnp.isfinite(ordered)
+  ranks = jnp.arange(1, len(values) + 1)
+  shifts = (jnp.cumsum(jnp.where(finite, ordered, 0)) - 1) / ranks
+  inside = finite & (ordered > shifts)
+  last = jnp.maximum(inside.sum() - 1, 0)
+  return jnp.where(present, jnp.maximum(values - shifts[last], 0), 0)

@@ -1,0 +1,67 @@
+"""What the objective counts as one loss: a task, or each output of the tasks that can be split."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mtl_jax.tasks import Task
+
+
+class Entry(NamedTuple):
+  """One loss of the objective: all labels of a task, or those of one column.
+
+  Attributes:
+    name: the task's, or `task/label`.
+    task: the task's.
+    column: of its labels; None takes all.
+  """
+
+  name: str
+  task: str
+  column: int | None = None
+
+
+def entries(tasks: Sequence[Task], grain: str = 'tasks') -> tuple[Entry, ...]:
+  """The losses that the objective balances: with grain `outputs` each of 40 attributes is one, landmarks stay one."""
+  found: list[Entry] = []
+  for task in tasks:
+    if grain == 'outputs' and task.splittable and len(task.labels) > 1:
+      found += [Entry(f'{task.name}/{label}', task.name, column) for column, label in enumerate(task.labels)]
+    else:
+      found.append(Entry(task.name, task.name))
+  return tuple(found)
+
+
+def names(tasks: Sequence[Task], grain: str) -> list[str]:
+  """The names of the losses."""
+  return [entry.name for entry in entries(tasks, grain)]
+
+
+def reduce(
+  per_label: Mapping[str, Float[Array, 'b n']],
+  mask: Mapping[str, Bool[Array, 'b n']],
+  *,
+  entries: Sequence[Entry],
+  parts: int = 1,
+) -> tuple[Float[Array, 'p k'], Bool[Array, 'p k']]:
+  """Each entry's mean loss over the labels it has, and whether it has any, in each part of the batch.
+
+  Part p holds the rows p, p + parts, ...: every device has rows of each, and so has every set of a mixture.
+  """
+  columns, whole = {}, {}
+  for name in dict.fromkeys(entry.task for entry in entries):
+    totals, counts = _columns(per_label[name], mask[name], parts)
+    columns[name] = totals / jnp.maximum(counts, 1), counts > 0
+    total, count = totals.sum(1), counts.sum(1)
+    whole[name] = total / jnp.maximum(count, 1), count > 0
+  found = [whole[e.task] if e.column is None else [v[:, e.column] for v in columns[e.task]] for e in entries]
+  return jnp.stack([mean for mean, _ in found], axis=1), jnp.stack([present for _, present in found], axis=1)
+
+
+def _columns(values: Float[Array, 'b n'], mask: Bool[Array, 'b n'], parts: int) -> tuple[Array, Array]:
+  """For each part and column `[p, n]` the sum of the values under a True mask, and how many there are."""
+  part = jnp.arange(len(values)) % parts
+  chosen = mask & (part == jnp.arange(parts)[:, None])[:, :, None]  # [p, b, n]
+  return jnp.where(chosen, values, 0).sum(1), chosen.sum(1)

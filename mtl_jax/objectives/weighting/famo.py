@@ -1,0 +1,58 @@
+"""FAMO: fast adaptive multitask optimization (Liu et al. 2023, arXiv:2306.03792). Class L, one forward pass more."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.weighting import guard
+from mtl_jax.objectives.weighting.learned import Learned, begin, step
+
+OFFSET = 1e-8
+
+
+class State(NamedTuple):
+  """The logits of the weights with their optimizer, and the logarithms of the losses before the step."""
+
+  logits: Learned
+  log_losses: Float[Array, ' k']
+
+
+def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float = 0.0) -> Objective:
+  """`sum_k z_k log D_k / sg(sum_k z_k / D_k)`, `z = softmax(w)`, `D = L - least_loss + 1e-8`.
+
+  After the step, on the same batch, `w` descends along `J_softmax^T (log D_old - log D_new)`: a task that gained more
+  than the others weighs less next time.
+
+  Args:
+    gamma: weight decay of `w`, added to its gradient; 0.001 is the paper's on CelebA.
+    learning_rate: of the Adam that moves `w`.
+    least_loss: the smallest value that a loss can take.
+  """
+  tx = optax.chain(optax.add_decayed_weights(gamma), optax.adam(learning_rate))
+
+  def logarithms(losses, present):
+    return jnp.log(jnp.where(present, jnp.maximum(losses - least_loss, 0) + OFFSET, 1))
+
+  def init(num_tasks, like=None):
+    del like
+    return State(begin(num_tasks, 0.0, tx), jnp.zeros(num_tasks))
+
+  def update(losses, state, *, present, key):
+    del key
+    logs = logarithms(losses, present)
+    weights = guard.softmax(state.logits.values, present)
+    unit = jnp.where(present, weights * jnp.exp(-jax.lax.stop_gradient(logs)), 0).sum()
+    total = (weights * logs).sum() / jnp.where(unit > 0, unit, 1)
+    return total, state._replace(log_losses=jax.lax.stop_gradient(logs))
+
+  def after(losses, state, *, present):
+    gain = jnp.where(present, state.log_losses - logarithms(losses, present), 0)
+    _, pullback = jax.vjp(lambda values: guard.softmax(values, present), state.logits.values)
+    (gradient,) = pullback(gain)
+    return state._replace(logits=step(state.logits, gradient, present=present, tx=tx))
+
+  return Objective(init, update, after=after)

@@ -1,0 +1,17 @@
+"""Geometric loss strategy (Chennupati et al. 2019, "MultiNet++", arXiv:1904.08492). Class L."""
+
+import jax.numpy as jnp
+
+from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.weighting import guard
+
+
+def gls() -> Objective:
+  """`(prod_k L_k)^(1/K)`, by way of logarithms so that 40 losses do not underflow."""
+
+  def update(losses, state, *, present, key):
+    del key
+    mean_log = guard.mean(jnp.log(guard.safe(losses, present)), present)
+    return jnp.where(present.any(), jnp.exp(mean_log), 0), state
+
+  return Objective(no_state, update)

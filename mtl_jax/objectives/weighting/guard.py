@@ -1,0 +1,28 @@
+"""Arithmetic over the tasks that are present, finite where a loss is zero."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+LEAST_LOSS = 1e-8  # Smaller losses count as this where a rule takes a logarithm or divides.
+NEVER = -1e30  # Logit of an absent task: infinity would make NaN where all are absent.
+
+
+def safe(losses: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """The losses, at least `LEAST_LOSS` and without gradient below it; 1 for absent tasks."""
+  return jnp.where(present, jnp.maximum(losses, LEAST_LOSS), 1)
+
+
+def count(present: Bool[Array, ' k']) -> Float[Array, '']:
+  """How many tasks are present, at least 1."""
+  return jnp.maximum(present.sum(), 1).astype(jnp.float32)
+
+
+def mean(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, '']:
+  """Mean over the tasks present; 0 if there is none."""
+  return jnp.where(present, values, 0).sum() / count(present)
+
+
+def softmax(logits: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """Softmax over the tasks present, 0 for the others."""
+  return jnp.where(present, jax.nn.softmax(jnp.where(present, logits, NEVER)), 0)

@@ -1,0 +1,15 @@
+"""IMTL-L: losses brought to one scale (Liu et al. 2021, "Towards Impartial Multi-Task Learning"). Class L."""
+
+import jax.numpy as jnp
+
+from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.weighting.learned import learned
+
+
+def imtl_l(learning_rate: float = 1e-3) -> Objective:
+  """`sum_k exp(s_k) L_k - s_k` with `s` learned from 0: at its optimum every scaled loss is 1.
+
+  Args:
+    learning_rate: of the Adam that learns `s`; the paper gives it to the network's own optimizer.
+  """
+  return learned(lambda s, losses: jnp.exp(s) * losses - s, start=0.0, learning_rate=learning_rate)

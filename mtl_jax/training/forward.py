@@ -1,0 +1,106 @@
+"""A batch's way from parameters to losses, in two parts: the shared one, and the heads."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from mtl_jax.objectives import grain, losses
+from mtl_jax.objectives.grain import Entry
+from mtl_jax.tasks import LabelStats, Task
+
+Params = Mapping[str, Any]
+
+
+class Seen(NamedTuple):
+  """What a forward pass gives besides the losses of the objective.
+
+  Attributes:
+    task_losses: each task's mean loss over the labels present.
+    batch_stats: the next statistics of batch normalisation.
+  """
+
+  task_losses: dict[str, Float[Array, '']]
+  batch_stats: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+  """One batch, with everything that its losses depend on except the parameters.
+
+  Attributes:
+    images: `[b, h, w, 3]`, normalised and augmented; labels and mask `{task: [b, n]}` belong to them.
+    entries: the losses that the objective balances.
+    parts: into how many parts of the batch each of them is split.
+  """
+
+  model: nn.Module
+  tasks: Sequence[Task]
+  entries: Sequence[Entry]
+  images: Float[Array, 'b h w 3']
+  labels: Mapping[str, Array]
+  mask: Mapping[str, Array]
+  batch_stats: Mapping[str, Any]
+  label_stats: Mapping[str, LabelStats]
+  parts: int = 1
+
+  def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
+    """What the heads read, and the next batch statistics of the shared part."""
+    variables = {'params': shared, 'batch_stats': split(self.batch_stats)[0]}
+    representation, mutated = self.model.apply(
+      variables, self.images, train=True, mutable=['batch_stats'], method='represent'
+    )
+    return representation, dict(mutated).get('batch_stats', {})
+
+  def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
+    """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
+    variables = {'params': heads, 'batch_stats': split(self.batch_stats)[1]}
+    outputs, mutated = self.model.apply(variables, representation, train=True, mutable=['batch_stats'], method='heads')
+    per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
+    each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts)
+    task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
+    return each, Seen(task_losses, dict(mutated).get('batch_stats', {}))
+
+  def losses(self, params: Params) -> tuple[Float[Array, 'p k'], Seen]:
+    """The losses of each part of the batch."""
+    shared, heads = split(params)
+    representation, batch_stats = self.represent(shared)
+    each, seen = self.head_losses(heads, representation)
+    return each, seen._replace(batch_stats={**batch_stats, **seen.batch_stats})
+
+  @property
+  def present(self) -> Bool[Array, ' k']:
+    """Which losses have a label, in every part of the batch."""
+    return grain.reduce(self.mask, self.mask, entries=self.entries, parts=self.parts)[1].all(0)
+
+  def rows(self, num_rows: int) -> 'Forward':
+    """The same of about `num_rows` rows, taken at even distances: from every device, and every set of a mixture."""
+    stride = max(len(self.images) // num_rows, 1)
+    images, labels, mask = jax.tree.map(lambda leaf: leaf[::stride], (self.images, self.labels, self.mask))
+    return dataclasses.replace(self, images=images, labels=labels, mask=mask)
+
+
+def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Parameters or batch statistics: those of the shared part, and those of the heads."""
+  shared = {name: value for name, value in collection.items() if name == 'shared'}
+  return shared, {name: value for name, value in collection.items() if name != 'shared'}
+
+
+def label_losses(
+  outputs: Mapping[str, Array],
+  labels: Mapping[str, Array],
+  mask: Mapping[str, Array],
+  *,
+  tasks: Sequence[Task],
+  label_stats: Mapping[str, LabelStats],
+) -> dict[str, Float[Array, 'b k']]:
+  """The loss of each label, `[b, k]` for each task, in the units that are learned."""
+  result = {}
+  for task in tasks:
+    stats = label_stats[task.name]
+    targets = (labels[task.name] - stats.mean) / stats.std
+    result[task.name] = task.loss(outputs[task.name], losses.guard(targets, mask[task.name]))
+  return result

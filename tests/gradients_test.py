@@ -1,0 +1,289 @@
+"""Task-by-task gradients are the gradients, whatever the chunks, the devices, or the way the Gram matrix is had."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import SIZE, TASKS, binary_tasks, label_stats, make_batch, make_model
+
+from mtl_jax.data.augment import Augmentation
+from mtl_jax.objectives import (
+  Objective,
+  fixed,
+  graddrop,
+  gradnorm,
+  grain,
+  on_gram,
+  sdmgrad,
+  task_gradients,
+  uncertainty,
+)
+from mtl_jax.objectives.balancing.gram import GramWeighting
+from mtl_jax.training import backward, gradients, sharding
+from mtl_jax.training.forward import Forward, split
+from mtl_jax.training.gradients import Settings
+from mtl_jax.training.step import init_state, train_step
+
+KEY = jax.random.key(0)
+
+
+def equal() -> GramWeighting:
+  """The plain sum, as a method on the Gram matrix."""
+
+  def weights(gram, state, *, losses, present, key):
+    return present.astype(jnp.float32), state
+
+  return GramWeighting(lambda num_tasks: (), weights)
+
+
+def by_norm() -> GramWeighting:
+  """Every gradient brought to norm 1: the least method whose weights depend on the Gram matrix."""
+
+  def weights(gram, state, *, losses, present, key):
+    norms = jnp.sqrt(jnp.diagonal(gram))
+    return jnp.where(present & (norms > 0), 1 / jnp.where(norms > 0, norms, 1), 0), state
+
+  return GramWeighting(lambda num_tasks: (), weights)
+
+
+def setup(tasks=TASKS, *, grain_='tasks', soft=False, parts=1, rows=16):
+  """A forward pass on a batch and parameters for it."""
+  batch = make_batch(tasks, rows=rows)
+  model = make_model(tasks, soft=soft)
+  stats = label_stats(batch, tasks)
+  images = jnp.asarray(batch['image'], jnp.float32) / 255
+  variables = model.init(KEY, images, train=False)
+  forward = Forward(
+    model,
+    tasks,
+    grain.entries(tasks, grain_),
+    images,
+    batch['labels'],
+    batch['mask'],
+    variables['batch_stats'],
+    stats,
+    parts,
+  )
+  return forward, variables['params']
+
+
+def find(forward, params, objective: Objective, settings: Settings = gradients.PLAIN, state=None, step=0):
+  state = objective.init(len(forward.entries), split(params)[0]) if state is None else state
+  found = partial(gradients.find, forward, objective=objective, key=KEY, settings=settings)
+  return jax.jit(lambda params, state, step: found(params, state=state, step=step))(params, state, step)
+
+
+def plain(forward, params):
+  return jax.jit(jax.grad(lambda params: forward.losses(params)[0].sum()))(params)
+
+
+def assert_close(found, expected, rtol=1e-5, atol=1e-6):
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, expected)
+
+
+@pytest.mark.parametrize('soft', [False, True], ids=['one representation', 'one for each task'])
+@pytest.mark.parametrize('grain_', ['tasks', 'outputs'])
+@pytest.mark.parametrize('at', task_gradients.POINTS)
+def test_equal_weights_give_the_gradient_of_the_sum(at, grain_, soft):
+  forward, params = setup(grain_=grain_, soft=soft)
+  found = find(forward, params, on_gram(equal)(at=at))
+  assert_close(found.gradients, plain(forward, params))
+  each, seen = jax.jit(forward.losses)(params)
+  np.testing.assert_allclose(found.total, each.sum(), rtol=1e-6)
+  assert_close(found.seen, seen)
+
+
+def test_each_gradient_is_that_of_its_loss():
+  forward, params = setup(binary_tasks(3))
+  shared, heads = split(params)
+  representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
+  _, _, points, own = backward.differentiate_heads(forward, heads, representation)
+  each = backward.at_parameters(pull, points, chunk=2)
+  for k in range(3):
+    expected = jax.grad(lambda params, k=k: forward.losses(params)[0][0, k])(params)
+    assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], each), split(expected)[0])
+    name = f'head_attributes_a{k}'
+    assert_close(own[name], expected[name])
+
+
+@pytest.mark.parametrize('chunk', [0, 1, 2, 3, 5, 100])
+def test_chunks_do_not_change_the_gradient(chunk):
+  forward, params = setup(binary_tasks(5))
+  found = find(forward, params, on_gram(by_norm)(), Settings(chunk=chunk))
+  expected = find(forward, params, on_gram(by_norm)(), Settings(chunk=5))
+  assert_close(found.gradients, expected.gradients)
+
+
+def test_a_loop_over_chunks_gives_what_chunks_written_out_give(monkeypatch):
+  forward, params = setup(binary_tasks(5))
+  expected = find(forward, params, on_gram(by_norm)(), Settings(chunk=2))
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for chunk in (1, 2):
+    found = find(forward, params, on_gram(by_norm)(), Settings(chunk=chunk))
+    assert_close(found.gradients, expected.gradients)
+
+
+def test_automatic_chunks_fit_the_memory_and_are_about_equal():
+  pull = [jnp.zeros(1000 * jax.device_count(), jnp.float32)]
+  sizes = {memory: backward.chunk_size(pull, 40, asked=0, memory=memory) for memory in (0, 16_000, 3 * 16_000, 10**9)}
+  assert sizes == {0: 1, 16_000: 1, 3 * 16_000: 3, 10**9: 40}
+  assert backward.chunk_size(pull, 40, asked=0, memory=30 * 16_000) == 20
+  assert backward.chunk_size(pull, 40, asked=7, memory=0) == 7
+  assert backward.chunk_size(pull, 2, asked=7, memory=0) == 2
+
+
+def test_gradients_that_cannot_be_kept_give_the_same_update_by_their_gram_matrix():
+  forward, params = setup(binary_tasks(3))
+  shared = split(params)[0]
+  kept, alone = Settings(memory=10**12), Settings(memory=4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(shared)))
+  assert not gradients.gram_alone(shared, num=3, settings=kept)
+  assert gradients.gram_alone(shared, num=3, settings=alone)
+  objective = on_gram(by_norm)()
+  found, expected = find(forward, params, objective, alone), find(forward, params, objective, kept)
+  assert_close(found.gradients, expected.gradients)
+  assert_close(found.objective, expected.objective)
+
+
+def test_between_gram_matrices_the_last_weights_hold():
+  forward, params = setup()
+  objective, settings = on_gram(by_norm)(), Settings(gram_every_steps=3)
+  fresh = find(forward, params, objective, settings, step=0)
+  assert_close(fresh.gradients, find(forward, params, objective).gradients)
+  doubled = fresh.objective._replace(weights=2 * fresh.objective.weights)
+  for step, factor in ((3, 1), (4, 2), (5, 2), (6, 1)):
+    found = find(forward, params, objective, settings, state=doubled, step=step)
+    expected = jax.tree.map(lambda leaf, factor=factor: factor * leaf, fresh.gradients['shared'])
+    assert_close(found.gradients['shared'], expected)
+
+
+def test_a_gram_matrix_of_some_rows_is_theirs_and_the_update_is_the_whole_batchs():
+  forward, params = setup(rows=16)
+  objective = on_gram(by_norm)()
+  found = find(forward, params, objective, Settings(gram_rows=8))
+  weights = find(forward.rows(8), params, objective).objective.weights
+  np.testing.assert_allclose(found.objective.weights, weights, rtol=1e-5)
+  assert len(forward.rows(8).images) == 8
+  total = jax.grad(lambda params: (weights * forward.losses(params)[0][0]).sum())(params)
+  assert_close(found.gradients['shared'], total['shared'])
+
+
+def test_a_loss_without_labels_in_the_rows_of_the_gram_matrix_keeps_its_last_weight():
+  forward, params = setup(rows=16)
+  mask = {**forward.mask, 'landmarks': np.arange(16)[:, None] * np.ones((1, 4)) % 2 == 1}
+  forward = dataclasses.replace(forward, mask=mask)
+  found = find(forward, params, on_gram(by_norm)(), Settings(gram_rows=8))
+  np.testing.assert_allclose(found.objective.weights[1], 0.5)
+  assert np.abs(jax.tree.leaves(found.gradients['head_landmarks'])[0]).max() > 0
+
+
+def test_heads_get_their_own_plain_gradient_and_a_methods_factors():
+  forward, params = setup()
+  expected = split(plain(forward, params))[1]
+  assert_close(split(find(forward, params, on_gram(by_norm)()).gradients)[1], expected)
+  halved = on_gram(by_norm)()._replace(head_scale=lambda losses: jnp.array([0.5, 2.0]))
+  found = find(forward, params, halved).gradients
+  for name, factor in (('head_attributes', 0.5), ('head_landmarks', 2.0)):
+    assert_close(found[name], jax.tree.map(lambda leaf, factor=factor: factor * leaf, expected[name]))
+
+
+def test_parts_of_a_batch_are_disjoint_and_make_up_the_whole():
+  forward, params = setup(parts=3, rows=18)
+  seen = []
+
+  def update(gradients, state, *, losses, present, key, at=None):
+    seen.append(jax.tree.map(jnp.shape, gradients))
+    return jax.tree.map(lambda leaf: leaf.mean(0).sum(0), gradients), state
+
+  find(forward, params, Objective(lambda num, like: (), update, needs='parameters', parts=3))
+  assert seen[0]['shared']['dense']['bias'] == (3, 2, 6)
+  each, _ = forward.losses(params)
+  for part in range(3):
+    mask = {name: m & (np.arange(18)[:, None] % 3 == part) for name, m in forward.mask.items()}
+    alone, _ = dataclasses.replace(forward, parts=1, mask=mask).losses(params)
+    np.testing.assert_allclose(each[part], alone[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'make', [on_gram(by_norm), gradnorm, sdmgrad, uncertainty], ids=['parameters', 'representation', 'parts', 'losses']
+)
+def test_eight_devices_give_one_devices_update(make):
+  assert jax.device_count() == 8
+  batch, objective = make_batch(rows=24, labelled=0.6), make()
+  stats = label_stats(batch)
+  model, tx = make_model(), optax.sgd(0.1)
+  common = {'model': model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
+  make_state = partial(init_state, 0, label_stats=stats, image_size=SIZE, **common)
+  step = partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, settings=Settings(log=True), **common)
+  results = {}
+  for count in (1, 8):
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    state = jax.jit(make_state, out_shardings=whole)()
+    compiled = jax.jit(step, in_shardings=(whole, rows), out_shardings=whole)
+    for _ in range(2):
+      state, metrics = compiled(state, jax.device_put(batch, rows))
+    results[count] = jax.device_get((state.variables, state.objective, metrics))
+  assert_close(results[8], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_logged_metrics_say_what_the_gradients_are():
+  forward, params = setup()
+  found = find(forward, params, on_gram(by_norm)(), Settings(log=True))
+  each = [split(jax.grad(lambda p, k=k: forward.losses(p)[0][0, k])(params))[0] for k in range(2)]
+  flat = np.stack([np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(one)]) for one in each])
+  norms = np.linalg.norm(flat, axis=1)
+  cosine = flat[0] @ flat[1] / norms.prod()
+  metrics = {name: float(value) for name, value in found.metrics.items()}
+  expected = {
+    'gradient_norm/attributes': norms[0],
+    'gradient_norm/landmarks': norms[1],
+    'cosine/attributes~landmarks': cosine,
+    'least_cosine': cosine,
+    'conflicting_pairs': float(cosine < 0),
+    'weight/attributes': 1 / norms[0],
+    'weight/landmarks': 1 / norms[1],
+  }
+  assert set(metrics) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_weights_of_loss_weightings_are_logged_too():
+  forward, params = setup()
+  metrics = find(forward, params, fixed([2.0, 0.5]), Settings(log=True)).metrics
+  np.testing.assert_allclose([metrics['weight/attributes'], metrics['weight/landmarks']], [2.0, 0.5])
+  assert metrics['gradient_norm/landmarks'] > 0
+
+
+def test_an_absent_task_counts_in_no_logged_pair():
+  forward, params = setup()
+  forward = dataclasses.replace(forward, mask={**forward.mask, 'landmarks': np.zeros((16, 4), bool)})
+  metrics = find(forward, params, on_gram(by_norm)(), Settings(log=True)).metrics
+  found = {name: float(value) for name, value in metrics.items() if 'landmarks' in name or '/' not in name}
+  assert found == {
+    'gradient_norm/landmarks': 0, 'cosine/attributes~landmarks': 0, 'weight/landmarks': 0,
+    'least_cosine': 1, 'conflicting_pairs': 0,
+  }  # fmt: skip
+
+
+def test_the_grain_of_outputs_is_one_loss_for_each_attribute():
+  batch = make_batch()
+  entries = grain.entries(TASKS, 'outputs')
+  assert [e.name for e in entries] == ['attributes/Smiling', 'attributes/Male', 'attributes/Young', 'landmarks']
+  values = {name: np.where(mask, batch['labels'][name], np.nan) for name, mask in batch['mask'].items()}
+  found, present = grain.reduce(values, batch['mask'], entries=entries)
+  expected = [*np.nanmean(values['attributes'], axis=0), np.nanmean(values['landmarks'])]
+  np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+  assert present.all()
+
+
+def test_sign_dropout_sees_the_representation():
+  """With a leak of 1 nothing is dropped; with none, the update differs from the sum."""
+  forward, params = setup()
+  assert_close(find(forward, params, graddrop(leak=1.0)).gradients, plain(forward, params))
+  dropped = find(forward, params, graddrop()).gradients['shared']['dense']['kernel']
+  assert np.abs(dropped - plain(forward, params)['shared']['dense']['kernel']).max() > 1e-4
