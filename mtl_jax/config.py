@@ -46,7 +46,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node = _child(node, part, '.'.join(parents[:depth]))
     if not isinstance(node, ConfigDict):
       raise ConfigError(f'config.{".".join(parents[: depth + 1])} is a value and has no field {leaf!r}')
-  present = 1.0 if parents == OPEN and leaf else _child(node, leaf, '.'.join(parents))
+  parent = '.'.join(parents)
+  present = OPEN[parent] if parent in OPEN and leaf else _child(node, leaf, parent)
   if isinstance(present, ConfigDict):
     raise ConfigError(f'config.{name} is a group; set one of its fields: {", ".join(present)}')
   with node.unlocked():
@@ -54,7 +55,9 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 NUMBERS = ('data.weights',)  # Tuples of numbers; all others are of names.
-OPEN = ['objective', 'weights']  # The one group whose fields are not known beforehand: they are names of tasks.
+# Groups whose fields are not known beforehand, with what those are like: tasks have weights and heads; the options of a
+# way of sharing may be of any kind, and it checks them itself.
+OPEN: dict[str, Any] = {'objective.weights': 1.0, 'model.heads': '', 'model.sharing_options': None}
 
 
 def _child(node: ConfigDict, part: str, path: str) -> Any:
@@ -67,6 +70,8 @@ def _child(node: ConfigDict, part: str, path: str) -> Any:
 
 
 def _parse(text: str, present: Any, name: str) -> Any:
+  if present is None:
+    return _literal(text)
   wanted = tuple if name == 'tasks' else type(present)
   try:
     if wanted is bool:
@@ -81,14 +86,26 @@ def _parse(text: str, present: Any, name: str) -> Any:
     raise ConfigError(f'config.{name} must be {kind}, not {text!r}') from None
 
 
+def _literal(text: str) -> Any:
+  """A number, several with commas between, true, false, or else the text itself."""
+  for read in (int, float, lambda text: tuple(float(item) for item in text.strip('()[] ').split(',') if item.strip())):
+    try:
+      return read(text)
+    except ValueError:
+      continue
+  return {'true': True, 'false': False}.get(text.lower(), text)
+
+
 def _check_fields(config: ConfigDict, reference: ConfigDict, path: str = '') -> None:
-  """Every field of the reference is there with its type, and none besides; `objective.weights` is open."""
-  is_open = path == f'{".".join(OPEN)}.'
+  """Every field of the reference is there with its type, and none besides, except in open groups."""
+  is_open = path.rstrip('.') in OPEN
   for key in reference:
     if key not in config and not is_open:
       raise ConfigError(f'config.{path}{key} is missing; start from mtl_jax.configs.default')
   for key, value in config.items():
-    expected: Any = 1.0 if is_open else _child(reference, key, path.rstrip('.'))
+    expected: Any = OPEN[path.rstrip('.')] if is_open else _child(reference, key, path.rstrip('.'))
+    if expected is None and isinstance(value, bool | int | float | str | tuple):
+      continue
     if isinstance(expected, ConfigDict) and isinstance(value, ConfigDict):
       _check_fields(value, expected, f'{path}{key}.')
     elif type(value) is not type(expected) and not _convertible(value, expected, f'{path}{key}'):
@@ -112,6 +129,7 @@ def _convertible(value: Any, expected: Any, name: str) -> bool:
 CHOICES = {
   'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
+  'objective.coordinate_loss': ('squared', 'l1', 'smooth_l1', 'wing'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.freeze': ('', 'backbone'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),

@@ -92,7 +92,8 @@ def train_step(
 
   def loss_fn(params):
     variables = {'params': params, 'batch_stats': state.variables['batch_stats']}
-    outputs, mutated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    rngs = {'sharing': jax.random.fold_in(objective_key, 1)}
+    outputs, mutated = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
     per_label = label_losses(outputs, labels, mask, tasks=tasks, label_stats=state.label_stats)
     each = jnp.stack([losses.masked_mean(per_label[task.name], mask[task.name]) for task in tasks])
     present = jnp.stack([mask[task.name].any() for task in tasks])
@@ -101,6 +102,7 @@ def train_step(
 
   gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
   (total, (each, next_objective, batch_stats)), gradients = gradient_fn(state.variables['params'])
+  total, gradients = add_penalty(model, state.variables['params'], total, gradients)
   updates, optimizer = tx.update(gradients, state.optimizer, state.variables['params'])
   variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
   next_state = state.replace(
@@ -112,6 +114,14 @@ def train_step(
   )
   metrics = {f'{task.name}/loss': each[i] for i, task in enumerate(tasks)}
   return next_state, {'loss': total, 'grad_norm': optax.tree.norm(gradients), **metrics}
+
+
+def add_penalty(model: Any, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
+  """The total and its gradients with the penalty that the way of sharing puts on parameters, if it does."""
+  if model.penalty(params) is None:
+    return total, gradients
+  penalty, more = jax.value_and_grad(model.penalty)(params)
+  return total + penalty, jax.tree.map(jnp.add, gradients, more)
 
 
 def label_losses(
