@@ -55,9 +55,14 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 NUMBERS = ('data.weights',)  # Tuples of numbers; all others are of names.
-# Groups whose fields are not known beforehand, with what those are like: tasks have weights; an objective's options may
-# be of any kind, and it checks them itself.
-OPEN: dict[str, Any] = {'objective.weights': 1.0, 'objective.options': None}
+# Groups whose fields are not known beforehand, with what those are like: tasks have weights and heads; options of an
+# objective or a way of sharing may be of any kind, and it checks them itself.
+OPEN: dict[str, Any] = {
+  'objective.weights': 1.0,
+  'objective.options': None,
+  'model.heads': '',
+  'model.sharing_options': None,
+}
 
 
 def _child(node: ConfigDict, part: str, path: str) -> Any:
@@ -129,6 +134,7 @@ def _convertible(value: Any, expected: Any, name: str) -> bool:
 CHOICES = {
   'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
+  'objective.coordinate_loss': ('squared', 'l1', 'smooth_l1', 'wing'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.freeze': ('', 'backbone'),
   'objective.grain': ('tasks', 'outputs'),

@@ -62,6 +62,7 @@ class Task:
   standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
   discrete: ClassVar[bool] = False  # Labels are numbers of classes, so that batches can be balanced by them.
+  coordinates: ClassVar[bool] = False  # Outputs are x and y of points in turn, which spatial heads can give.
 
   @property
   def group(self) -> str:
@@ -151,6 +152,11 @@ class Task:
         raise ConfigError(f'{field}: {label!r} is named twice')
     return dataclasses.replace(self, labels=tuple(labels), name=name or self.name)
 
+  def with_coordinate_loss(self, name: str) -> 'Task':
+    """The same task, learned by one of `losses.COORDINATE_LOSSES` if it is one of coordinates."""
+    del name
+    return self
+
   def to_json(self) -> dict[str, Any]:
     return {'kind': self.kind, **dataclasses.asdict(self)}
 
@@ -185,10 +191,13 @@ class BinaryTask(Task):
 class LandmarkTask(Task):
   """Points as x and y in turn, `<point>_x`, `<point>_y`, in [0, 1] of the stored image's width and height."""
 
+  coordinate_loss: str = 'squared'
+
   kind: ClassVar[str] = 'landmarks'
   main_metric: ClassVar[str] = 'nme'
   higher_is_better: ClassVar[bool] = False
   standardized: ClassVar[bool] = True
+  coordinates: ClassVar[bool] = True
 
   @property
   def points(self) -> tuple[str, ...]:
@@ -207,7 +216,15 @@ class LandmarkTask(Task):
     return tuple(columns)
 
   def loss(self, outputs, targets):
-    return losses.squared_error(outputs, targets)
+    return losses.COORDINATE_LOSSES[self.coordinate_loss](outputs, targets)
+
+  def with_coordinate_loss(self, name):
+    choose(name, tuple(losses.COORDINATE_LOSSES), field='config.objective.coordinate_loss')
+    return dataclasses.replace(self, coordinate_loss=name)
+
+  def to_json(self):
+    """How it is learned is the config's to say, not the data's."""
+    return {key: value for key, value in super().to_json().items() if key != 'coordinate_loss'}
 
   def move(self, labels, mask, geometry):
     points = labels.reshape(labels.shape[0], -1, 2)

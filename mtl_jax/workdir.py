@@ -59,12 +59,14 @@ class DataFacts:
     return cls(tuple(value['image_size']), described, value['checksum'])
 
   def selected(self, config: ConfigDict) -> tuple[Task, ...]:
-    """The tasks that the config learns. Raises ConfigError for one, or a weight of one, that the data has not."""
+    """The tasks that the config learns. ConfigError for one, or a weight or head of one, that is not in the data."""
     named = [f'{task.name}/{label}' for task in self.tasks for label in task.labels]
     known = [*default.get_config().objective.weights, *(task.name for task in self.tasks), *named]
-    for name in config.objective.weights:
-      configs.choose(name, known, field='config.objective.weights')
-    return tasks.select(self.tasks, config.tasks, attributes=config.data.attributes)
+    for field, group in (('objective.weights', config.objective.weights), ('model.heads', config.model.heads)):
+      for name in group:
+        configs.choose(name, known, field=f'config.{field}')
+    chosen = tasks.select(self.tasks, config.tasks, attributes=config.data.attributes)
+    return tuple(task.with_coordinate_loss(config.objective.coordinate_loss) for task in chosen)
 
 
 @contextmanager

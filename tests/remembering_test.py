@@ -1,4 +1,4 @@
-"""The balancing methods that need more than one Gram matrix are their formulas, and agree with torchjd where it has them."""
+"""The balancing methods that need more than one Gram matrix are their formulas, and agree with torchjd where it can."""
 
 import jax
 import jax.numpy as jnp

@@ -43,8 +43,11 @@ def get_config() -> ConfigDict:
   model.backbone = 'resnet18'  # resnet18, resnet34 or resnet50.
   model.width = 64  # Features of the backbone's first stage; 64 is the published network.
   model.sharing = 'hard'  # How tasks share the backbone: see mtl_jax/models/sharing.
+  model.sharing_options = ConfigDict()  # Options of that way by name, such as `experts` of mmoe: see its file.
+  model.head = 'mlp'  # What reads the features for a task: linear, mlp, per_output or soft_argmax: see models/heads.py.
+  model.heads = ConfigDict()  # Heads of single tasks by name, such as `landmarks: soft_argmax`.
   model.stem = 'auto'  # imagenet, small, or auto: small for images up to 96 pixels a side.
-  model.head_features = 256  # Width of each head's hidden layer.
+  model.head_features = 256  # Width of the hidden layer of mlp, per_output and soft_argmax heads.
   model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.
   model.weights = ''  # File of pretrained weights for the backbone; empty starts from random ones.
   model.freeze = ''  # `backbone` trains the heads alone; empty trains everything.
@@ -63,6 +66,7 @@ def get_config() -> ConfigDict:
   objective.gram_rows = 0
   objective.log = False  # Log weights, gradient norms and conflicts; `fixed` and the like then cost a little more.
   objective.standardize = True  # Learn coordinates in units of the train split's spread; False: in [0, 1].
+  objective.coordinate_loss = 'squared'  # Of landmarks, in those units: squared, l1, smooth_l1 or wing.
 
   config.optimizer = optimizer = ConfigDict()
   optimizer.name = 'adamw'  # adam, adamw or sgd.

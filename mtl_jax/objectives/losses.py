@@ -16,6 +16,31 @@ def squared_error(outputs: Float[Array, 'b k'], targets: Float[Array, 'b k']) ->
   return jnp.square(outputs - targets)
 
 
+def absolute_error(outputs: Float[Array, 'b k'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
+  """Absolute difference, in the unit of the targets."""
+  return jnp.abs(outputs - targets)
+
+
+def smooth_l1(outputs: Float[Array, 'b k'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
+  """`x^2 / 2` up to an error x of 1 and `|x| - 1/2` beyond (Girshick 2015, there too in units of the spread)."""
+  return optax.huber_loss(outputs, targets, delta=1.0)
+
+
+# Width and curvature of the wing loss, in the unit of the targets. The paper's are 10 and 2 pixels of a 256-pixel face.
+# Landmarks are learned in units of their spread, which is 20 such pixels where it is 8 % of the image's side.
+WING_WIDTH, WING_CURVATURE = 0.5, 0.1
+
+
+def wing(outputs: Float[Array, 'b k'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
+  """`w log(1 + |x| / e)` up to an error x of w, and `|x| - c` beyond, c joining the two (Feng et al. 2018)."""
+  error, w, e = jnp.abs(outputs - targets), WING_WIDTH, WING_CURVATURE
+  return jnp.where(error < w, w * jnp.log1p(error / e), error - (w - w * jnp.log1p(w / e)))
+
+
+# Of coordinates; a new one is a function of outputs and targets, and a line.
+COORDINATE_LOSSES = {'squared': squared_error, 'l1': absolute_error, 'smooth_l1': smooth_l1, 'wing': wing}
+
+
 def categorical_cross_entropy(logits: Float[Array, 'b c'], labels: Float[Array, 'b 1']) -> Float[Array, 'b 1']:
   """Cross-entropy of categorical logits in nats; labels are class numbers."""
   classes = labels[:, 0].astype(jnp.int32)

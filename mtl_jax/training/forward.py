@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from mtl_jax.objectives import grain, losses
 from mtl_jax.objectives.grain import Entry
@@ -35,6 +35,7 @@ class Forward:
     images: `[b, h, w, 3]`, normalised and augmented; labels and mask `{task: [b, n]}` belong to them.
     entries: the losses that the objective balances.
     parts: into how many parts of the batch each of them is split.
+    key: of what is random in a way of sharing.
   """
 
   model: nn.Module
@@ -46,19 +47,26 @@ class Forward:
   batch_stats: Mapping[str, Any]
   label_stats: Mapping[str, LabelStats]
   parts: int = 1
+  key: Key[Array, ''] | None = None
+
+  @property
+  def _rngs(self) -> dict[str, Any]:
+    return {} if self.key is None else {'sharing': self.key}
 
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
     """What the heads read, and the next batch statistics of the shared part."""
     variables = {'params': shared, 'batch_stats': split(self.batch_stats)[0]}
     representation, mutated = self.model.apply(
-      variables, self.images, train=True, mutable=['batch_stats'], method='represent'
+      variables, self.images, train=True, mutable=['batch_stats'], method='represent', rngs=self._rngs
     )
     return representation, dict(mutated).get('batch_stats', {})
 
   def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
     variables = {'params': heads, 'batch_stats': split(self.batch_stats)[1]}
-    outputs, mutated = self.model.apply(variables, representation, train=True, mutable=['batch_stats'], method='heads')
+    outputs, mutated = self.model.apply(
+      variables, representation, train=True, mutable=['batch_stats'], method='heads', rngs=self._rngs
+    )
     per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
     each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}

@@ -33,5 +33,13 @@ def from_config(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def is_kernel(params: optax.Params) -> optax.Params:
-  """True for matrices and convolution kernels, False for biases and normalisation scales."""
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+  """True for matrices and convolution kernels, False for biases, scales, and what mixes or chooses between nets."""
+
+  def decays(path: tuple, leaf: jax.Array) -> bool:
+    return leaf.ndim > 1 and getattr(path[-1] if path else None, 'key', None) not in NOT_KERNELS
+
+  return jax.tree_util.tree_map_with_path(decays, params)
+
+
+# By name, since copies side by side, and the ways of sharing, have some with several axes.
+NOT_KERNELS = ('bias', 'scale', 'unit', 'logits')

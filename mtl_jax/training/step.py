@@ -88,17 +88,21 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+  sharing_key = jax.random.fold_in(objective_key, 1)
   pixels = augment.normalize(batch['image'])
   images, labels, mask = augment.augment(
     pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   entries = grain.entries(tasks, settings.grain)
   batch_stats, params = state.variables['batch_stats'], state.variables['params']
-  forward = Forward(model, tasks, entries, images, labels, mask, batch_stats, state.label_stats, objective.parts)
+  forward = Forward(
+    model, tasks, entries, images, labels, mask, batch_stats, state.label_stats, objective.parts, sharing_key
+  )
   found = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
-  updates, optimizer = tx.update(found.gradients, state.optimizer, params)
+  total, descent = add_penalty(model, params, found.total, found.gradients)
+  updates, optimizer = tx.update(descent, state.optimizer, params)
   params = optax.apply_updates(params, updates)
   variables = {'params': params, 'batch_stats': found.seen.batch_stats}
   next_state = state.replace(
@@ -109,7 +113,15 @@ def train_step(
     objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
   )
   metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
-  return next_state, {'loss': found.total, 'grad_norm': optax.tree.norm(found.gradients), **metrics, **found.metrics}
+  return next_state, {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+
+
+def add_penalty(model: Any, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
+  """The total and its gradients with the penalty that the way of sharing puts on parameters, if it does."""
+  if model.penalty(params) is None:
+    return total, gradients
+  penalty, more = jax.value_and_grad(model.penalty)(params)
+  return total + penalty, jax.tree.map(jnp.add, gradients, more)
 
 
 def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], decay: float) -> Any:

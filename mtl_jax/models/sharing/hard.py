@@ -1,28 +1,14 @@
 """Hard sharing: one backbone, whose features all heads read (Caruana 1993)."""
 
-from typing import Any
-
-import flax.linen as nn
-from jaxtyping import Array, Float
-
-from mtl_jax.models.backbone import Backbone, Representation
+from mtl_jax.models.backbone import Representation
+from mtl_jax.models.sharing.way import Sharing
 
 
-class Hard(nn.Module):
-  """One representation for all tasks.
+class Hard(Sharing):
+  """One representation for all tasks."""
 
-  Attributes:
-    backbone: the network.
-    tasks: names of the tasks.
-    spatial: whether some head reads maps.
-  """
-
-  backbone: Backbone
-  tasks: tuple[str, ...]
-  spatial: bool = False
-
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation:
-    x: Any = images
+  def __call__(self, images, *, train: bool) -> Representation:
+    x = images
     for index in range(self.backbone.num_stages):
       x = self.backbone.stage(x, index, train=train)
     return self.backbone.represent(x, spatial=self.spatial)

@@ -1,0 +1,93 @@
+"""Heads: what is read for a task to its outputs, in float32 at the end."""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.models.backbone import Representation
+
+
+class Head(nn.Module):
+  """What every head is made with.
+
+  Attributes:
+    outputs: how many there are.
+    hidden: width of the hidden layer, where there is one.
+    dtype: type of the computation; parameters are float32.
+  """
+
+  outputs: int
+  hidden: int
+  dtype: Any
+
+  spatial: ClassVar[bool] = False  # Reads maps, and gives x and y of points in turn: for tasks of coordinates.
+
+  def __call__(self, representation: Representation) -> Float[Array, 'b n']:
+    raise NotImplementedError
+
+
+class Mlp(Head):
+  """Features -> hidden layer -> ReLU -> outputs."""
+
+  @nn.compact
+  def __call__(self, representation):
+    hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(representation.features))
+    return nn.Dense(self.outputs, dtype=self.dtype, name='output')(hidden).astype(jnp.float32)
+
+
+class Linear(Head):
+  """Features -> outputs."""
+
+  @nn.compact
+  def __call__(self, representation):
+    return nn.Dense(self.outputs, dtype=self.dtype, name='output')(representation.features).astype(jnp.float32)
+
+
+class PerOutput(Head):
+  """A head of one output for each, side by side; their parameters have a first axis for them."""
+
+  @nn.compact
+  def __call__(self, representation):
+    axes = {'variable_axes': {'params': 0}, 'split_rngs': {'params': True}, 'in_axes': None}
+    side_by_side = nn.vmap(Mlp, axis_size=self.outputs, **axes)
+    each = side_by_side(1, self.hidden, self.dtype, name='each')(representation)
+    return each[..., 0].T
+
+
+class SoftArgmax(Head):
+  """A heat map for each point, and where its mass lies (Sun et al. 2018, "Integral human pose regression").
+
+  1x1 convolutions make the heat maps, a softmax over places makes them probabilities, and the expected place, `(x,
+  y)` of pixel centres in [0, 1], is a point's coordinate. Coordinates are learned in units of the train split's
+  spread, which a model does not know, so each is put there by a scale and an offset that are learned: `(place -
+  offset) * scale`. They begin at the image's centre, where a flat heat map lies, which thereby means the mean face,
+  and at a spread of 1/10. A heat map's peak is therefore near its point, but need not be on it.
+  """
+
+  spatial: ClassVar[bool] = True
+
+  @nn.compact
+  def __call__(self, representation):
+    maps = representation.maps
+    assert maps is not None  # The model asks for maps where a head is spatial.
+    hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(maps))
+    heat = nn.Dense(self.outputs // 2, dtype=self.dtype, name='heat')(hidden).astype(jnp.float32)
+    places = expected_places(heat).reshape(len(heat), -1)
+    offset = self.param('offset', nn.initializers.constant(0.5), (self.outputs,))
+    scale = self.param('scale', nn.initializers.constant(10.0), (self.outputs,))
+    return (places - offset) * scale
+
+
+def expected_places(heat: Float[Array, 'b h w p']) -> Float[Array, 'b p 2']:
+  """`(x, y)` of the mean pixel centre under a softmax over places, as fractions of width and height."""
+  batch, height, width, points = heat.shape
+  share = jax.nn.softmax(heat.reshape(batch, height * width, points), axis=1).reshape(heat.shape)
+  x, y = ((jnp.arange(size) + 0.5) / size for size in (width, height))
+  return jnp.stack([(share.sum(1) * x[:, None]).sum(1), (share.sum(2) * y[:, None]).sum(1)], axis=-1)
+
+
+# A new head is a class here and a line.
+HEADS: dict[str, type[Head]] = {'mlp': Mlp, 'linear': Linear, 'per_output': PerOutput, 'soft_argmax': SoftArgmax}

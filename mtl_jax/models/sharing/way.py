@@ -1,0 +1,77 @@
+"""What every way of sharing is: a module from images to what the tasks' heads read, and perhaps a prior on weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.models.backbone import Backbone, Representation
+
+
+class Sharing(nn.Module):
+  """Fields that a subclass adds are its options, with their defaults: whole numbers count, real ones are at least 0.
+
+  Backbones lie under names that begin with `backbone`, each with the parameters of those stages it runs.
+
+  Attributes:
+    backbone: the network, of which there may be copies.
+    tasks: names of the tasks.
+    spatial: whether some head reads maps.
+  """
+
+  backbone: Backbone
+  tasks: tuple[str, ...]
+  spatial: bool = False
+
+  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
+    """What the heads read: one for all tasks, or one of each by name."""
+    raise NotImplementedError
+
+  def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:
+    """What is added to the total loss for the whole model's parameters, by those ways that have a prior on them."""
+    del params
+    return None
+
+  def copied(self, name: str) -> Backbone:
+    """A backbone with parameters of its own. Called where the module computes."""
+    return self.backbone.copy(name=copy_name(name))
+
+  def trunk(self, images: Float[Array, 'b h w 3'], *, last: int, option: str, train: bool) -> Any:
+    """What the stages before the last so many make of images, in a backbone that all tasks share.
+
+    Raises:
+      ConfigError: where there are not so many stages; `option` is to blame.
+    """
+    if last > self.backbone.num_stages:
+      raise ConfigError(
+        f'config.model.sharing_options.{option} is {last}, but the backbone has {self.backbone.num_stages} stages'
+      )
+    x: Any = images
+    for index in range(self.backbone.num_stages - last):
+      x = self.backbone.stage(x, index, train=train)
+    return x
+
+
+def copy_name(name: str) -> str:
+  """Where the parameters of a task's or an expert's copy of the backbone lie."""
+  return f'backbone_{name.replace("/", "_")}'
+
+
+def pooled(x: Float[Array, 'b ... c']) -> Float[Array, 'b c']:
+  """The mean over places: of maps `[b, h, w, c]`, tokens `[b, n, c]` or features `[b, c]`, for gates to read."""
+  return x.astype(jnp.float32).mean(axis=tuple(range(1, x.ndim - 1)))
+
+
+def mixed(weights: Float[Array, '... n'], parts: Sequence[Any]) -> Any:
+  """`sum_i weights[..., i] parts[i]`, leaf by leaf, with one set of weights for all examples or one for each."""
+
+  def of_leaf(*leaves: Array) -> Array:
+    places = [1] * (leaves[0].ndim - (weights.ndim - 1))
+    each = [weights[..., i].reshape(*weights.shape[:-1], *places).astype(leaf.dtype) for i, leaf in enumerate(leaves)]
+    return sum((w * leaf for w, leaf in zip(each[1:], leaves[1:], strict=True)), each[0] * leaves[0])
+
+  return jax.tree.map(of_leaf, *parts)
