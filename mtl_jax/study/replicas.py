@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.models import multitask
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import loop, optimizer, sharding
-from mtl_jax.training.step import TrainState, eval_step, init_state, repeat, train_step
+from mtl_jax.training.step import TrainState, eval_step, init_state, predict_step, repeat, train_step
 
 log = logging.getLogger('mtl_jax')
 
@@ -119,6 +119,19 @@ class Program:
 
     return repeat(step, unroll=jax.default_backend() == 'cpu')(state, positions)
 
+  def num_params(self) -> int:
+    """Parameters of the model."""
+    shapes = jax.eval_shape(self.init, 0, 0.0).variables['params']
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+  def flops_per_image(self) -> float:
+    """Floating-point operations of the forward pass of one image, as XLA counts them; 0 where it does not."""
+    images = jax.ShapeDtypeStruct((1, *self.train.images.shape[1:]), self.train.images.dtype)
+    variables = jax.eval_shape(self.init, 0, 0.0).eval_variables
+    predict = partial(predict_step, model=self.model, tasks=self.tasks)
+    analysis = jax.jit(predict).lower(variables, self.label_stats, images).cost_analysis()
+    return float((analysis or {}).get('flops', 0.0))
+
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""
     return eval_step(variables, self.label_stats, batch, model=self.model, tasks=self.tasks)
@@ -129,6 +142,25 @@ def _take(source: Any, positions: Array, *, image_shape: tuple[int, ...]) -> Any
   batch = jax.tree.map(lambda values: values.at[positions].get(mode='promise_in_bounds'), source)
   # As in `resident.gather`: what follows is compiled as for a batch that came from elsewhere.
   return jax.lax.optimization_barrier(batch | {'image': batch['image'].reshape(-1, *image_shape)})
+
+
+def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
+  """Median milliseconds in which all these programs, one after another, predict for one image."""
+  calls = []
+  for program in programs:
+    device = program.mesh.devices.flat[0]
+    variables = jax.device_put(jax.jit(program.init)(0, 0.0).eval_variables, device)
+    image = jax.device_put(np.zeros((1, *program.train.images.shape[1:]), program.train.images.dtype), device)
+    predict = jax.jit(partial(predict_step, model=program.model, tasks=program.tasks))
+    calls.append(partial(predict, variables, program.label_stats, image))
+  jax.block_until_ready([call() for call in calls])
+  times = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    for call in calls:
+      jax.block_until_ready(call())
+    times.append(time.perf_counter() - started)
+  return 1e3 * float(np.median(times))
 
 
 def over_replicas(function: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> Callable[..., Any]:
@@ -196,6 +228,44 @@ class Trainer:
     self._evaluate = jax.jit(over_replicas(program.evaluate, mesh, shared=1))
     self._keep_better = jax.jit(_keep_better, donate_argnums=1)
     self._source = resident.place(program.train, mesh)
+
+  def width(self, count: int, asked: int) -> int:
+    """How many replicas to train together: what the config asks for, or what is measured to be fastest.
+
+    Args:
+      count: how many replicas there are to train.
+      asked: so many at once; 0 measures one a device against as many as there are, and 8 a device at most.
+    """
+    devices = self.program.mesh.devices.size
+    if asked:
+      return -(-asked // devices) * devices
+    many = min(-(-count // devices), 8) * devices
+    if many == devices or self._bytes_a_replica() * many > 0.4 * max(resident.device_memory(), 1) * devices:
+      return devices
+    each = {width: self._seconds_a_step(width) / width for width in (devices, many)}
+    best = min(each, key=lambda width: each[width])
+    log.info('%d replicas at once: %s', best, ', '.join(f'{w} take {1e3 * s:.3g} ms a step each' for w, s in each.items()))
+    return best
+
+  def _bytes_a_replica(self) -> int:
+    """A lower bound of the memory a replica takes: its state, a gradient, and the best weights."""
+    state = jax.eval_shape(self.program.init, 0, 0.0)
+    own = [state, state.variables, state.variables]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(own) if hasattr(leaf, 'dtype'))
+
+  def _seconds_a_step(self, width: int) -> float:
+    """Measured on throw-away replicas, after the compilation."""
+    seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
+    state = self._init(seeds, rates)
+    _, size = next(_dispatches(self.program.config))
+    positions = np.stack([_positions(self.program, 0, 0, size)] * width)
+    seconds = []
+    for _ in range(3):
+      started = time.perf_counter()
+      state, metrics = self._steps(state, seeds, rates, positions, self._source)
+      jax.block_until_ready(metrics)
+      seconds.append(time.perf_counter() - started)
+    return min(seconds) / size
 
   def run(self, replicas: Sequence[Replica], *, test: bool, stop: Callable[[], None], advance: Callable[[int], Any]):
     """Trains replicas together, as many as a multiple of the devices, and returns each one's `Result`.

@@ -143,9 +143,11 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   config.data.update(mixture.absolute_dirs(config.data))
   with workdir.lock(directory), Interruption() as interruption:
     run, facts = build(config, store), workdir.DataFacts.of(store)
-    workdir.check_resumable(directory, config, facts, allow_config_change=allow_config_change)
     checkpoints = Checkpoints(directory)
     try:
+      workdir.check_resumable(
+        directory, config, facts, begun=checkpoints.exist(), allow_config_change=allow_config_change
+      )
       state, clock = begin_state(run, checkpoints)
       workdir.begin(directory, config, facts)
       if clock.stopped_early or clock.step >= config.train.steps:
