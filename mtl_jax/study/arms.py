@@ -22,7 +22,7 @@ class Arm:
   first_seed: int = 0
 
 
-def _with(config: ConfigDict, **fields: object) -> ConfigDict:
+def with_fields(config: ConfigDict, **fields: object) -> ConfigDict:
   """A copy of a configuration with some fields, `a.b` written `a__b`, set."""
   copy = config.copy_and_resolve_references()
   with copy.unlocked():
@@ -32,7 +32,7 @@ def _with(config: ConfigDict, **fields: object) -> ConfigDict:
 
 def single(config: ConfigDict, tasks: Sequence[Task]) -> Arm:
   """A model of its own for each task."""
-  return Arm({task.name: _with(config, tasks=task.name) for task in tasks})
+  return Arm({task.name: with_fields(config, tasks=task.name) for task in tasks})
 
 
 def joint(config: ConfigDict, tasks: Sequence[Task]) -> Arm:

@@ -244,7 +244,9 @@ class Trainer:
       return devices
     each = {width: self._seconds_a_step(width) / width for width in (devices, many)}
     best = min(each, key=lambda width: each[width])
-    log.info('%d replicas at once: %s', best, ', '.join(f'{w} take {1e3 * s:.3g} ms a step each' for w, s in each.items()))
+    log.info(
+      '%d replicas at once: %s', best, ', '.join(f'{w} take {1e3 * s:.3g} ms a step each' for w, s in each.items())
+    )
     return best
 
   def _bytes_a_replica(self) -> int:

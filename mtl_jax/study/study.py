@@ -8,8 +8,7 @@ import csv
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +56,8 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     shelf = Shelf(directory / 'replicas')
     workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
     workdir.begin(directory, config, facts)
+    if config.study.match == 'compute':
+      sides = matched(sides, store)
     study = Study(config, store, sides, shelf, interruption)
     rates = study.choose_rates()
     study.train(rates)
@@ -210,6 +211,34 @@ class Study:
       'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
       'date': time.strftime('%Y-%m-%d'),
     }
+
+
+def matched(sides: Mapping[str, Arm], store: Store | Mixture) -> dict[str, Arm]:
+  """The arms with as much compute each as the cheapest: the steps of its programs cut alike, evaluations as many.
+
+  Compute is taken to be proportional to the FLOPs of the forward pass.
+  """
+  mesh = sharding.make_mesh(jax.local_devices())
+  flops = {
+    name: sum(replicas.build(config, store, mesh).flops_per_image() for config in arm.programs.values())
+    for name, arm in sides.items()
+  }
+  if not all(flops.values()):
+    raise ConfigError('config.study.match=compute: XLA counts no FLOPs on this platform; choose steps')
+  least = min(flops.values())
+
+  def cut(config: ConfigDict, share: float) -> ConfigDict:
+    fields = {'train__steps': max(1, round(config.train.steps * share))}
+    if config.eval.every_steps:
+      fields['eval__every_steps'] = max(1, round(config.eval.every_steps * share))
+    return arms.with_fields(config, **fields)
+
+  return {
+    name: dataclasses.replace(
+      arm, programs={one: cut(config, least / flops[name]) for one, config in arm.programs.items()}
+    )
+    for name, arm in sides.items()
+  }
 
 
 def write_csv(path: Path, study: Mapping[str, Any]) -> None:
