@@ -117,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('images', type=Path, nargs='+', metavar='IMAGE')
   predict.add_argument('--out', type=Path, metavar='DIR', help='draw the predictions into this folder')
 
+  study = verb('study', _study, 'train joint and single-task models with several seeds and test the difference')
+  study.add_argument('--config', type=Path, metavar='FILE.py', required=True, help='override with --config.a.b=VALUE')
+  study.add_argument('--workdir', type=Path, required=True)
+  study.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
+
   report = verb('report', _report, 'rebuild report.html from the files of one or several runs')
   report.add_argument('--workdir', type=Path, required=True)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
@@ -177,6 +182,17 @@ def _predict(options: argparse.Namespace) -> int:
 
   refused = predict_files(options.workdir, options.images, out=options.out)
   return 2 if refused else 0
+
+
+def _study(options: argparse.Namespace) -> int:
+  from mtl_jax import config
+  from mtl_jax.study import study
+
+  found = study.run(
+    config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
+  )
+  print(json.dumps(found, indent=2))
+  return 0
 
 
 def _report(options: argparse.Namespace) -> int:

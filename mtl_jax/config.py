@@ -54,7 +54,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node[leaf] = _parse(text, present, name)
 
 
-NUMBERS = ('data.weights',)  # Tuples of numbers; all others are of names.
+NUMBERS = ('data.weights', 'study.learning_rates')  # Tuples of numbers; all others are of names.
 # Groups whose fields are not known beforehand, with what those are like: tasks have weights and heads; options of an
 # objective or a way of sharing may be of any kind, and it checks them itself.
 OPEN: dict[str, Any] = {
@@ -138,6 +138,7 @@ CHOICES = {
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.freeze': ('', 'backbone'),
   'objective.grain': ('tasks', 'outputs'),
+  'study.match': ('steps', 'compute'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'constant'),
 }
@@ -170,6 +171,10 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'eval.batch_size': (1, None),
   'eval.patience': (0, None),
   'checkpoint.every_steps': (1, None),
+  'study.num_seeds': (1, 100_000),
+  'study.num_tuning_seeds': (1, 100_000),
+  'study.num_resamples': (100, 100_000),
+  'study.replicas_at_once': (0, None),
 }
 
 
@@ -183,6 +188,9 @@ def validate(config: ConfigDict) -> None:
       bounds = f'finite and at least {least}' if largest is None else f'from {least} to {largest}'
       raise ConfigError(f'config.{name} must be {bounds}, not {value}')
   _validate_mixture(config.data)
+  for rate in config.study.learning_rates:
+    if not 0 < rate < math.inf:
+      raise ConfigError(f'config.study.learning_rates must be finite and above 0, not {rate:g}')
   for task, weight in config.objective.weights.items():
     if not 0 <= weight < float('inf'):
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')

@@ -28,7 +28,11 @@ from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.step import init_state
 
 # Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
-WITHOUT_EFFECT = ('config.data.dir', 'config.data.dirs', 'config.data.mode', 'config.data.resident_share')
+WITHOUT_EFFECT = (
+  *('config.data.dir', 'config.data.dirs', 'config.data.mode', 'config.data.resident_share'),
+  *('config.study.arms', 'config.study.num_seeds', 'config.study.learning_rates', 'config.study.num_tuning_seeds'),
+  *('config.study.num_resamples', 'config.study.replicas_at_once'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +96,16 @@ def lock(workdir: Path) -> Iterator[None]:
     yield
 
 
-def check_resumable(workdir: Path, config: ConfigDict, facts: DataFacts, *, allow_config_change: bool) -> None:
+def check_resumable(
+  workdir: Path, config: ConfigDict, facts: DataFacts, *, begun: bool, allow_config_change: bool
+) -> None:
   """Raises CheckpointError if the directory holds a run of another configuration or of other data.
 
-  The data may have moved: their checksum counts, not their place. A run that was refused or stopped before its first
-  checkpoint has nothing to resume, so it may begin anew.
+  The data may have moved: their checksum counts, not their place. A run that was refused or stopped before anything
+  was kept of it, which `begun` says, has nothing to resume, so it may begin anew.
   """
   path = workdir / 'config.json'
-  saved = [saved for saved in (workdir / 'checkpoints').glob('*') if saved.name.isdigit()]
-  if path.exists() and saved and not allow_config_change:
+  if path.exists() and begun and not allow_config_change:
     old_config, old_facts = read(workdir)
     changed = list(configs.differences(configs.to_json(old_config), configs.to_json(config)))
     changed = [field for field in changed if field.split(':')[0] not in WITHOUT_EFFECT]

@@ -93,4 +93,13 @@ def get_config() -> ConfigDict:
 
   config.checkpoint = checkpoint = ConfigDict()
   checkpoint.every_steps = 1_000  # Save for resuming; the best one on validation is kept besides.
+
+  config.study = study = ConfigDict()
+  study.arms = ('single', 'joint')  # What is compared, the reference first: see mtl_jax/study/arms.py.
+  study.num_seeds = 5  # Seeds that are tested, from train.seed on; both sides of a pair share theirs.
+  study.learning_rates = ()  # The grid tried on validation for every program; empty: optimizer.learning_rate alone.
+  study.num_tuning_seeds = 1  # Seeds, other than those tested, that learning rates are chosen on.
+  study.match = 'steps'  # What both sides have alike: the steps of every model, or the arm's whole `compute`.
+  study.num_resamples = 1_000  # Of the test split's people, for the intervals.
+  study.replicas_at_once = 0  # Trained in one program; 0: measured.
   return config.lock()

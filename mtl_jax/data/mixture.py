@@ -240,3 +240,15 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
     source_size=np.concatenate([split.source_size for split in loaded]),
     parts=tuple(len(split) for split in loaded),
   )
+
+
+def identities(data: Store | Mixture, example_ids: np.ndarray) -> np.ndarray:
+  """The number of the person on each of these examples, -1 where unknown; sets of a mixture share no person."""
+  if isinstance(data, Store):
+    return np.asarray(data.identity)[example_ids]
+  known, first = [], 0
+  for part in data.parts:
+    own = np.asarray(part.identity, np.int64)
+    known.append(np.where(own >= 0, own + first, -1))
+    first += int(own.max(initial=-1)) + 1
+  return np.concatenate(known)[example_ids]

@@ -64,7 +64,11 @@ def evaluate_split(
       jax.block_until_ready(results[-sharding.MAX_IN_FLIGHT])
     if on_batch:
       on_batch(min(len(results) * batch_size, len(split)))
-  results = jax.device_get(results)
+  return gathered(jax.device_get(results), split)
+
+
+def gathered(results: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
+  """What `eval_step` gave for all batches of a split in order, as one; the last batch's padding is dropped."""
   predictions = {
     name: np.concatenate([result['predictions'][name] for result in results])[: len(split)] for name in split.labels
   }

@@ -64,6 +64,36 @@ def landmarks(
     ValueError: for shapes that do not fit, or labels that are not finite.
     DivergedError: for a prediction that is not finite where a label exists.
   """
+  errors, present, distances, counted = landmark_errors(
+    predictions, labels, mask=mask, points=points, source_size=source_size
+  )
+  images = image_nme(distances, counted)
+  return {
+    **_error_means(errors[present]),
+    'nme': _mean(images),
+    'failure_rate_8': _mean(images > 0.08),
+    'failure_rate_10': _mean(images > 0.10),
+    'num_images': len(images),
+    'per_output': {
+      point: {
+        'mae': _mean(np.abs(errors[:, i][present[:, i]])),
+        'nme': _mean(distances[:, i][counted[:, i]]),
+        'num_labels': int(present[:, i].all(-1).sum()),
+      }
+      for i, point in enumerate(points)
+    },
+  }
+
+
+def landmark_errors(
+  predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, points: Sequence[str], source_size: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """What `landmarks` averages, from the same arguments.
+
+  Returns:
+    Errors of coordinates `[n, p, 2]` and which are labelled; distances of points `[n, p]` over the distance between
+    the eyes, and which count: both coordinates labelled, in an image whose eyes are both labelled and apart.
+  """
   coordinates = [f'{point}_{axis}' for point in points for axis in 'xy']
   predictions, labels, mask = _checked(predictions, labels, mask, coordinates)
   if np.shape(source_size) != (len(labels), 2):
@@ -75,24 +105,15 @@ def landmarks(
   # A padded row may have any source size; one pixel keeps its unused distances finite.
   pixels = np.where(labelled.any(-1, keepdims=True), np.asarray(source_size, np.float64), 1.0)[:, None]
   between_eyes = _between_eyes(labels.reshape(by_point) * pixels, labelled, points)
-  counted = between_eyes > 0
-  distances = np.linalg.norm(errors * pixels, axis=-1) / np.where(counted, between_eyes, 1.0)[:, None]
-  images = distances[counted].sum(-1, where=labelled[counted]) / np.maximum(labelled[counted].sum(-1), 1)
-  return {
-    **_error_means(errors[coordinate_mask]),
-    'nme': _mean(images),
-    'failure_rate_8': _mean(images > 0.08),
-    'failure_rate_10': _mean(images > 0.10),
-    'num_images': int(counted.sum()),
-    'per_output': {
-      point: {
-        'mae': _mean(np.abs(errors[:, i][coordinate_mask[:, i]])),
-        'nme': _mean(distances[:, i][counted & labelled[:, i]]),
-        'num_labels': int(labelled[:, i].sum()),
-      }
-      for i, point in enumerate(points)
-    },
-  }
+  apart = between_eyes > 0
+  distances = np.linalg.norm(errors * pixels, axis=-1) / np.where(apart, between_eyes, 1.0)[:, None]
+  return errors, coordinate_mask, distances, apart[:, None] & labelled
+
+
+def image_nme(distances: np.ndarray, counted: np.ndarray) -> np.ndarray:
+  """The nme of each image that has one, from what `landmark_errors` gave."""
+  images = counted.any(-1)
+  return distances[images].sum(-1, where=counted[images]) / counted[images].sum(-1)
 
 
 def regression(

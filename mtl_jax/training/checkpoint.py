@@ -97,6 +97,10 @@ class Checkpoints:
       raise CheckpointError(f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}')
     return Clock(**fields)
 
+  def exist(self) -> bool:
+    """Whether anything was saved."""
+    return bool(self._manager.all_steps())
+
   def _choose(self, step: int | None) -> int | None:
     steps = sorted(self._manager.all_steps())
     if step is None:

@@ -164,9 +164,11 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   config.data.update(mixture.absolute_dirs(config.data))
   with workdir.lock(directory), Interruption() as interruption:
     run, facts = build(config, store), workdir.DataFacts.of(store)
-    workdir.check_resumable(directory, config, facts, allow_config_change=allow_config_change)
     checkpoints = Checkpoints(directory)
     try:
+      workdir.check_resumable(
+        directory, config, facts, begun=checkpoints.exist(), allow_config_change=allow_config_change
+      )
       state, clock = begin_state(run, checkpoints)
       workdir.begin(directory, config, facts)
       if clock.stopped_early or clock.step >= config.train.steps:
@@ -340,13 +342,20 @@ def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
     mesh=run.mesh,
     batch_size=run.config.eval.batch_size,
   )
-  metrics = evaluate.task_metrics(evaluation.predictions, run.val, run.tasks)
-  weights = objectives.task_weights(run.config, [task.name for task in run.tasks])
-  total = sum(weight * evaluation.losses[task.name] for weight, task in zip(weights, run.tasks, strict=True))
+  return validation_values(run.config, evaluation, run.val, run.tasks)
+
+
+def validation_values(
+  config: ConfigDict, evaluation: evaluate.Evaluation, val: Split, tasks: Sequence[Task]
+) -> tuple[float, dict[str, float]]:
+  """The score that picks the best weights, and every metric by name, of an evaluation of the validation split."""
+  metrics = evaluate.task_metrics(evaluation.predictions, val, tasks)
+  weights = objectives.task_weights(config, [task.name for task in tasks])
+  total = sum(weight * evaluation.losses[task.name] for weight, task in zip(weights, tasks, strict=True))
   values = {'val/loss': total} | {f'val/{name}/loss': loss for name, loss in evaluation.losses.items()}
   for task, found in metrics.items():
     values |= {f'val/{task}/{name}': float(v) for name, v in found.items() if isinstance(v, int | float)}
-  return evaluate.score(run.config.eval.metric, total_loss=total, metrics=metrics), values
+  return evaluate.score(config.eval.metric, total_loss=total, metrics=metrics), values
 
 
 def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:

@@ -2,26 +2,31 @@
 
 import jax
 import optax
+from jaxtyping import ArrayLike
 from ml_collections import ConfigDict
 
 
-def schedule(config: ConfigDict) -> optax.Schedule:
-  """Learning rate by step: linear warm-up from zero to the peak, then cosine to zero or constant."""
+def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Schedule:
+  """Learning rate by step: linear warm-up from zero to the peak, then cosine to zero or constant.
+
+  `peak`, which may be traced, takes the place of the config's learning rate.
+  """
   options, steps = config.optimizer, config.train.steps
+  peak = options.learning_rate if peak is None else peak
   warmup = min(options.warmup_steps, steps - 1)
   if options.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(options.learning_rate, max(steps - warmup, 1))
+    after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
   else:
-    after = optax.constant_schedule(options.learning_rate)
+    after = optax.constant_schedule(peak)
   if not warmup:
     return after
-  return optax.join_schedules([optax.linear_schedule(0.0, options.learning_rate, warmup), after], [warmup])
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def from_config(config: ConfigDict) -> optax.GradientTransformation:
-  """Clipping, then the optimizer with its schedule; kernels alone decay."""
+def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -> optax.GradientTransformation:
+  """Clipping, then the optimizer with its schedule (see there for `learning_rate`); kernels alone decay."""
   options = config.optimizer
-  rate = schedule(config)
+  rate = schedule(config, peak=learning_rate)
   chain = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
   if options.name == 'adamw':
     return optax.chain(*chain, optax.adamw(rate, weight_decay=options.weight_decay, mask=is_kernel))

@@ -1,0 +1,250 @@
+"""The study: joint and single-task models with the same budget and several seeds, and what the difference is worth.
+
+For each arm and each of its programs the learning rate is chosen on validation, on seeds of its own; then replicas of
+the study's seeds are trained, and their test predictions compared. Every finished replica is a file of its own.
+"""
+
+import csv
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+import mtl_jax
+from mtl_jax import workdir
+from mtl_jax.data import mixture
+from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.store import Store
+from mtl_jax.errors import ConfigError, DivergedError, Interrupted
+from mtl_jax.study import arms, bootstrap, replicas, scores, summary
+from mtl_jax.study.arms import Arm
+from mtl_jax.study.replicas import Program, Replica, Trainer
+from mtl_jax.study.shelf import Shelf
+from mtl_jax.tasks import Task
+from mtl_jax.training import sharding
+from mtl_jax.training.interrupt import Interruption
+from mtl_jax.training.progress import bar
+
+log = logging.getLogger('mtl_jax')
+
+TUNING_SEED = 900_000  # Learning rates are chosen on seeds that are never tested.
+
+
+def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
+  """Runs the study, or what is left of it, and writes `study.json` and `study.csv`.
+
+  Returns:
+    The study's JSON.
+
+  Raises:
+    UserError: for bad input, an arm none of whose replicas came through, or a request to stop.
+  """
+  store = mixture.open_data(config.data)
+  config = config.copy_and_resolve_references()
+  config.data.update(mixture.absolute_dirs(config.data))
+  facts = workdir.DataFacts.of(store)
+  tasks = facts.selected(config)
+  sides = arms.from_config(config, tasks)
+  with workdir.lock(directory), Interruption() as interruption:
+    shelf = Shelf(directory / 'replicas')
+    workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
+    workdir.begin(directory, config, facts)
+    if config.study.match == 'compute':
+      sides = matched(sides, store)
+    study = Study(config, store, sides, shelf, interruption)
+    rates = study.choose_rates()
+    study.train(rates)
+    result = study.compare(tasks, rates)
+  if jax.process_index() == 0:
+    workdir.write_json(directory / 'study.json', result)
+    write_csv(directory / 'study.csv', result)
+  return result
+
+
+@dataclasses.dataclass
+class Study:
+  """A study under way: its configuration, its data, and where finished replicas lie."""
+
+  config: ConfigDict
+  store: Store | Mixture
+  arms: Mapping[str, Arm]
+  shelf: Shelf
+  interruption: Interruption
+
+  @property
+  def programs(self) -> dict[str, ConfigDict]:
+    """All programs of all arms by name; arms may have one in common."""
+    return {name: config for arm in self.arms.values() for name, config in arm.programs.items()}
+
+  def seeds(self, arm: Arm) -> list[int]:
+    first = self.config.train.seed + arm.first_seed
+    return list(range(first, first + self.config.study.num_seeds))
+
+  def choose_rates(self) -> dict[str, float]:
+    """The learning rate of each program: of the grid, the best on validation over the tuning seeds."""
+    grid = sorted(set(self.config.study.learning_rates) or {self.config.optimizer.learning_rate})
+    if len(grid) == 1:
+      return dict.fromkeys(self.programs, grid[0])
+    seeds = [TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
+    wanted = {name: [Replica(seed, rate) for rate in grid for seed in seeds] for name in self.programs}
+    self._train(wanted, test=False, title='choosing learning rates')
+    return {name: self._best_rate(name, grid, seeds) for name in self.programs}
+
+  def _best_rate(self, program: str, grid: Sequence[float], seeds: Sequence[int]) -> float:
+    means = {}
+    for rate in grid:
+      found = [self.shelf.get(program, Replica(seed, rate)) for seed in seeds]
+      if all(result.score is not None and not result.diverged_at for result in found):
+        means[rate] = float(np.mean([result.score for result in found]))
+    if not means:
+      raise DivergedError(f'every learning rate of config.study.learning_rates diverged for {program}; try lower ones')
+    best = max(means, key=lambda rate: means[rate])
+    if best in (grid[0], grid[-1]):
+      log.warning('warning: %s does best at %g, an end of config.study.learning_rates; widen it', program, best)
+    return best
+
+  def train(self, rates: Mapping[str, float]) -> None:
+    """Trains the replicas that are tested."""
+    wanted: dict[str, list[Replica]] = {name: [] for name in self.programs}
+    for arm in self.arms.values():
+      for name in arm.programs:
+        wanted[name] += [Replica(seed, rates[name]) for seed in self.seeds(arm)]
+    self._train({name: list(dict.fromkeys(those)) for name, those in wanted.items()}, test=True, title='training')
+
+  def _train(self, wanted: Mapping[str, Sequence[Replica]], *, test: bool, title: str) -> None:
+    """Trains what is not on the shelf yet; processes share the replicas, each on its own devices."""
+    own = {name: list(those)[jax.process_index() :: jax.process_count()] for name, those in wanted.items()}
+    left = {name: [one for one in those if not self.shelf.has(name, one)] for name, those in own.items()}
+    total = sum(len(those) * self.programs[name].train.steps for name, those in left.items())
+    done = sum(len(those) for those in own.values()) - sum(len(those) for those in left.values())
+    count = sum(len(those) for those in own.values())
+    log.info('%s: %d replicas of %d programs%s', title, count, len(own), f', of which {done} are done' * bool(done))
+    with bar(total, description=title, unit='step', enabled=jax.process_index() == 0) as progress:
+      for name, those in left.items():
+        self._train_program(name, those, test=test, advance=progress.update)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(title)
+
+  def _train_program(self, name: str, left: Sequence[Replica], *, test: bool, advance: Callable[[int], Any]) -> None:
+    if not left:
+      return
+    trainer = Trainer(self.program(name))
+    width = trainer.width(len(left), self.config.study.replicas_at_once)
+    for first in range(0, len(left), width):
+      chunk = list(left[first : first + width])
+      padded = chunk + chunk[-1:] * (-len(chunk) % trainer.program.mesh.devices.size)
+      for result in trainer.run(padded, test=test, stop=self._stop, advance=advance)[: len(chunk)]:
+        if result.diverged_at:
+          log.warning('warning: %s with %s diverged at step %d', name, result.replica, result.diverged_at)
+        self.shelf.put(name, result)
+
+  def _stop(self) -> None:
+    if self.interruption.requested():
+      raise Interrupted('interrupted; finished replicas are kept, and the same command goes on from there')
+
+  def program(self, name: str) -> Program:
+    return replicas.build(self.programs[name], self.store, sharding.make_mesh(jax.local_devices()))
+
+  def compare(self, tasks: Sequence[Task], rates: Mapping[str, float]) -> dict[str, Any]:
+    """The study's JSON, from the replicas on the shelf."""
+    test = mixture.load_split(self.store, 'test', tasks)
+    resampling = bootstrap.draw(
+      mixture.identities(self.store, test.example_id), num_resamples=self.config.study.num_resamples
+    )
+    predictions = {name: self._predictions(arm, rates) for name, arm in self.arms.items()}
+    found = {}
+    for task in tasks:
+      own = {name: [by_task.get(task.name) for by_task in of_arm] for name, of_arm in predictions.items()}
+      for name, replicas_of_arm in own.items():
+        if all(one is None for one in replicas_of_arm):
+          raise DivergedError(f'every replica of {name} that learns {task.name} diverged; lower the learning rate')
+      found[task.name] = scores.score_task(
+        task,
+        own,
+        test.labels[task.name],
+        mask=test.mask[task.name],
+        source_size=test.source_size,
+        resampling=resampling,
+      )
+    result = summary.summarize(found, arms=list(self.arms), seeds=self.seeds(next(iter(self.arms.values()))))
+    return result | {'cost': self.cost(rates), 'learning_rates': dict(rates), **self.facts(test)}
+
+  def _predictions(self, arm: Arm, rates: Mapping[str, float]) -> list[dict[str, np.ndarray]]:
+    """For each seed the arm's test predictions by task."""
+    return [
+      {
+        task: values
+        for name in arm.programs
+        for task, values in self.shelf.get(name, Replica(seed, rates[name])).predictions.items()
+      }
+      for seed in self.seeds(arm)
+    ]
+
+  def cost(self, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What each arm takes: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
+    return {
+      name: {
+        'params': sum(program.num_params() for program in programs.values()),
+        'flops_per_image': sum(program.flops_per_image() for program in programs.values()),
+        'seconds': sum(
+          float(np.mean([self.shelf.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
+          for one in programs
+        ),
+        'latency_ms': replicas.latency_ms(list(programs.values())),
+      }
+      for name, arm in self.arms.items()
+      if (programs := {one: self.program(one) for one in arm.programs})
+    }
+
+  def facts(self, test: Any) -> dict[str, Any]:
+    """What the study was made of."""
+    return {
+      'data': {'directory': str(self.store.directory), 'checksum': self.store.checksum, 'num_test': len(test)},
+      'device': jax.devices()[0].device_kind,
+      'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
+      'date': time.strftime('%Y-%m-%d'),
+    }
+
+
+def matched(sides: Mapping[str, Arm], store: Store | Mixture) -> dict[str, Arm]:
+  """The arms with as much compute each as the cheapest: the steps of its programs cut alike, evaluations as many.
+
+  Compute is taken to be proportional to the FLOPs of the forward pass.
+  """
+  mesh = sharding.make_mesh(jax.local_devices())
+  flops = {
+    name: sum(replicas.build(config, store, mesh).flops_per_image() for config in arm.programs.values())
+    for name, arm in sides.items()
+  }
+  if not all(flops.values()):
+    raise ConfigError('config.study.match=compute: XLA counts no FLOPs on this platform; choose steps')
+  least = min(flops.values())
+
+  def cut(config: ConfigDict, share: float) -> ConfigDict:
+    fields = {'train__steps': max(1, round(config.train.steps * share))}
+    if config.eval.every_steps:
+      fields['eval__every_steps'] = max(1, round(config.eval.every_steps * share))
+    return arms.with_fields(config, **fields)
+
+  return {
+    name: dataclasses.replace(
+      arm, programs={one: cut(config, least / flops[name]) for one, config in arm.programs.items()}
+    )
+    for name, arm in sides.items()
+  }
+
+
+def write_csv(path: Path, study: Mapping[str, Any]) -> None:
+  """A row for each task, metric and arm."""
+  rows = summary.csv_rows(study)
+  with path.open('w', newline='') as file:
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
