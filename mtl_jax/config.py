@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node[leaf] = _parse(text, present, name)
 
 
-NUMBERS = ('data.weights',)  # Tuples of numbers; all others are of names.
+NUMBERS = ('data.weights', 'model.trunk_features')  # Tuples of numbers; all others are of names.
 OPEN = ['objective', 'weights']  # The one group whose fields are not known beforehand: they are names of tasks.
 
 
@@ -113,7 +114,7 @@ CHOICES = {
   'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
-  'model.freeze': ('', 'backbone'),
+  'model.frozen_statistics': ('fixed', 'drift'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'constant'),
 }
@@ -160,8 +161,7 @@ def validate(config: ConfigDict) -> None:
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
   if config.model.weights:
     raise ConfigError('config.model.weights: this version cannot read pretrained weights yet; leave it empty')
-  if config.model.freeze:
-    raise ConfigError('config.model.freeze needs pretrained weights; name their file with --config.model.weights=FILE')
+  _validate_frozen(config.model)
 
 
 def _validate_mixture(data: ConfigDict) -> None:
@@ -172,6 +172,14 @@ def _validate_mixture(data: ConfigDict) -> None:
   for weight in data.weights:
     if not 0 < weight < math.inf:
       raise ConfigError(f'config.data.weights must be finite and above 0, not {weight:g}; leave out a set by its dir')
+
+
+def _validate_frozen(model: ConfigDict) -> None:
+  if not re.fullmatch(r'|backbone|stage\d{1,3}', model.freeze):
+    raise ConfigError(f'config.model.freeze must be empty, backbone, or stageN, such as stage3, not {model.freeze!r}')
+  for width in model.trunk_features:
+    if not (width >= 1 and width == int(width)):
+      raise ConfigError(f'config.model.trunk_features must be whole numbers of at least 1, not {width:g}')
 
 
 def choose(value: str, choices: Sequence[str], *, field: str) -> str:

@@ -21,6 +21,9 @@ def get_config() -> ConfigDict:
   # prepared set while the devices compute), or auto: resident where it fits. Both give the same bits.
   data.mode = 'auto'
   data.resident_share = 0.5  # Largest share of a device's memory that auto lets the split take, from 0 to 1.
+  # Folder where outputs of frozen stages are kept, computed once, where nothing is augmented and their statistics
+  # are fixed; empty: `features` beside the workdir, none: compute them from the images in every step.
+  data.feature_cache = ''
   data.attributes = ()  # Names of the attributes to keep; empty keeps all.
   # Drops labels of the train split, by train.seed and row id alone; empty keeps all. `attributes:0.1,landmarks:0.5`
   # keeps those shares of the rows' labels, `disjoint` one task's a row, `disjoint:attributes=3,landmarks=1` by weight.
@@ -40,7 +43,12 @@ def get_config() -> ConfigDict:
   model.head_features = 256  # Width of each head's hidden layer.
   model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.
   model.weights = ''  # File of pretrained weights for the backbone; empty starts from random ones.
-  model.freeze = ''  # `backbone` trains the heads alone; empty trains everything.
+  # What does not learn: `backbone`, or `stageN`, its stages up to number N (of a ResNet 0 is the stem, 4 the last);
+  # empty trains everything.
+  model.freeze = ''
+  # Batch statistics of what is frozen: fixed, or drift: taken from each batch, and their averages go on moving.
+  model.frozen_statistics = 'fixed'
+  model.trunk_features = ()  # Widths of dense layers after the backbone's pooling, for the tasks to share.
 
   config.objective = objective = ConfigDict()
   objective.name = 'fixed'  # How the tasks' losses become one: see mtl_jax/objectives.

@@ -106,12 +106,11 @@ def num_bytes(split: Split) -> int:
 
 def resident_input(split: Split, mesh: Mesh, *, reason: str) -> Input:
   """Positions travel to the devices, 4 bytes an example; the step takes the examples from memory."""
-  height, width, _ = split.images.shape[1:]
   return Input(
     reason=reason,
     place=partial(place, split, mesh),
     read=_positions_32,
-    fetch=partial(gather, mesh=mesh, image_size=(height, width)),
+    fetch=partial(gather, mesh=mesh, image_shape=split.images.shape[1:]),
   )
 
 
@@ -129,7 +128,7 @@ def place(split: Split, mesh: Mesh) -> Source:
   return jax.tree.map(put, arrays(split))
 
 
-def gather(source: Source, positions: Int32[Array, ' b'], *, mesh: Mesh, image_size: tuple[int, int]) -> Batch:
+def gather(source: Source, positions: Int32[Array, ' b'], *, mesh: Mesh, image_shape: tuple[int, ...]) -> Batch:
   """The batch at these positions, split by rows, as `Split.read` gives it; to be called inside a compiled step.
 
   Each device takes its rows from its own copy of the split, so nothing travels between devices.
@@ -137,7 +136,7 @@ def gather(source: Source, positions: Int32[Array, ' b'], *, mesh: Mesh, image_s
 
   def own_rows(source: Source, positions: Int32[Array, ' b']) -> Batch:
     batch = jax.tree.map(lambda values: values.at[positions].get(mode='promise_in_bounds'), source)
-    return batch | {'image': batch['image'].reshape(-1, *image_size, 3)}
+    return batch | {'image': batch['image'].reshape(-1, *image_shape)}
 
   by_rows = PartitionSpec('data')
   batch = jax.shard_map(own_rows, mesh=mesh, in_specs=(PartitionSpec(), by_rows), out_specs=by_rows)(source, positions)

@@ -1,6 +1,7 @@
 """Backbone, way of sharing and heads: images to `{task: outputs}`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from mtl_jax.config import choose
 from mtl_jax.models import resnet
 from mtl_jax.models.backbone import Representation
+from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.sharing import SHARING
 from mtl_jax.tasks import Task
 
@@ -34,23 +36,27 @@ class Head(nn.Module):
 class MultiTaskModel(nn.Module):
   """A shared part and a head per task. A single task is the same model with one head.
 
-  Parameters are `shared` and `head_<task>` for each task.
+  Parameters are `shared` and `head_<task>` for each task; what is frozen lies in the collection `frozen` instead.
 
   Attributes:
-    shared: images `[b, h, w, 3]` to what the heads read: see `models/sharing`.
+    shared: images `[b, h, w, 3]`, or what the frozen stages make of them, to what the heads read: see
+      `models/sharing`.
     outputs: the name and number of outputs of each task.
     head_features: width of each head's hidden layer.
     dtype: type of the computation; parameters are float32.
+    frozen: the stages before `shared` that do not learn. `model.clone(frozen=None)` has the same parameters and
+      takes the frozen stages' outputs instead of images.
   """
 
   shared: nn.Module
   outputs: Sequence[tuple[str, int]]
   head_features: int = 256
   dtype: Any = jnp.float32
+  frozen: FrozenStages | None = None
 
   def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """What the heads read: one for all tasks, or one of each by name."""
-    return self.shared(images, train=train)
+    return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
   def heads(
@@ -74,12 +80,14 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
   name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
   sharing = choose(config.model.sharing, tuple(SHARING), field='config.model.sharing')
   dtype = compute_dtype(config.model.dtype)
-  backbone = BACKBONES[name](width=config.model.width, stem=config.model.stem, dtype=dtype)
+  make_backbone = partial(BACKBONES[name], width=config.model.width, stem=config.model.stem, dtype=dtype)
+  frozen_stages, backbone = cut(make_backbone, config.model)
   return MultiTaskModel(
     shared=SHARING[sharing](backbone=backbone, tasks=tuple(task.name for task in tasks)),
     outputs=tuple((task.name, task.num_outputs) for task in tasks),
     head_features=config.model.head_features,
     dtype=dtype,
+    frozen=frozen_stages,
   )
 
 

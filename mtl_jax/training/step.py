@@ -23,8 +23,8 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: number of optimizer steps taken.
-    variables: the model's `params` and `batch_stats`.
-    average: exponential moving averages of both; None when the config keeps none.
+    variables: the model's `params` and `batch_stats`, and `frozen` where the model has stages that do not learn.
+    average: exponential moving averages of the first two; None when the config keeps none.
     optimizer: optax's state.
     objective: the objective's state.
     label_stats: for each task.
@@ -40,7 +40,7 @@ class TrainState(struct.PyTreeNode):
   @property
   def eval_variables(self) -> Mapping[str, Any]:
     """The weights to evaluate: the averaged ones where they are kept."""
-    return self.variables if self.average is None else self.average
+    return self.variables if self.average is None else {**self.variables, **self.average}
 
 
 def init_state(
@@ -56,11 +56,11 @@ def init_state(
   """The state before the first step; a function of the seed alone, so it can be jitted with shardings."""
   images = jnp.zeros((1, *image_size, 3), jnp.float32)
   variables = model.init(jax.random.key(seed), images, train=False)
-  variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+  learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
-    variables=variables,
-    average=jax.tree.map(jnp.copy, variables) if ema_decay else None,
+    variables={**variables, **learned},
+    average=jax.tree.map(jnp.copy, learned) if ema_decay else None,
     optimizer=tx.init(variables['params']),
     objective=objective.init(),
     label_stats=dict(label_stats),
@@ -82,7 +82,7 @@ def train_step(
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
   images, labels, mask = augment.augment(
-    augment.normalize(batch['image']),
+    network_input(batch['image']),
     batch['labels'],
     batch['mask'],
     key=augment_key,
@@ -91,18 +91,19 @@ def train_step(
   )
 
   def loss_fn(params):
-    variables = {'params': params, 'batch_stats': state.variables['batch_stats']}
-    outputs, mutated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+    variables = {**state.variables, 'params': params}
+    outputs, mutated = model.apply(variables, images, train=True, mutable=['batch_stats', 'frozen'])
     per_label = label_losses(outputs, labels, mask, tasks=tasks, label_stats=state.label_stats)
     each = jnp.stack([losses.masked_mean(per_label[task.name], mask[task.name]) for task in tasks])
     present = jnp.stack([mask[task.name].any() for task in tasks])
     total, next_objective = objective.update(each, present, state.objective, objective_key)
-    return total, (each, next_objective, mutated.get('batch_stats', {}))
+    return total, (each, next_objective, mutated)
 
   gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  (total, (each, next_objective, batch_stats)), gradients = gradient_fn(state.variables['params'])
+  (total, (each, next_objective, mutated)), gradients = gradient_fn(state.variables['params'])
   updates, optimizer = tx.update(gradients, state.optimizer, state.variables['params'])
-  variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
+  params = optax.apply_updates(state.variables['params'], updates)
+  variables = {**state.variables, **mutated, 'params': params}
   next_state = state.replace(
     step=state.step + 1,
     variables=variables,
@@ -112,6 +113,11 @@ def train_step(
   )
   metrics = {f'{task.name}/loss': each[i] for i, task in enumerate(tasks)}
   return next_state, {'loss': total, 'grad_norm': optax.tree.norm(gradients), **metrics}
+
+
+def network_input(images: Array) -> Array:
+  """uint8 images `[b, h, w, 3]`, normalised; or outputs of frozen stages, floats that are taken as they are."""
+  return augment.normalize(images) if images.dtype == jnp.uint8 else images
 
 
 def label_losses(
@@ -135,6 +141,7 @@ def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], deca
   """The next average; its memory grows with the steps taken, so that early weights are soon forgotten."""
   if average is None:
     return None
+  variables = {name: variables[name] for name in average}  # What is frozen needs no average.
   keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda a, v: keep * a + (1 - keep) * v, average, variables)
 
@@ -147,8 +154,8 @@ def predict_step(
   model: nn.Module,
   tasks: Sequence[Task],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Raw outputs and predictions in the labels' own units, for uint8 images `[b, h, w, 3]`."""
-  outputs: Any = model.apply(variables, augment.normalize(images), train=False)
+  """Raw outputs and predictions in the labels' own units, for images, or features of them: see `network_input`."""
+  outputs: Any = model.apply(variables, network_input(images), train=False)
   predictions = {}
   for task in tasks:
     stats = label_stats[task.name]
