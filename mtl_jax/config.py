@@ -112,6 +112,7 @@ def _convertible(value: Any, expected: Any, name: str) -> bool:
 CHOICES = {
   'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
+  'model.norm': ('auto', 'batch', 'group', 'none'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.freeze': ('', 'backbone'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
@@ -125,7 +126,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'data.augment.zoom': (0, 1),
   'data.augment.brightness': (0, None),
   'data.augment.contrast': (0, 1),
-  'model.width': (1, None),
+  'model.width': (0, None),
+  'model.norm_rows': (0, None),
   'model.head_features': (1, None),
   'optimizer.learning_rate': (0, None),
   'optimizer.warmup_steps': (0, None),
@@ -158,9 +160,7 @@ def validate(config: ConfigDict) -> None:
   for task, weight in config.objective.weights.items():
     if not 0 <= weight < float('inf'):
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
-  if config.model.weights:
-    raise ConfigError('config.model.weights: this version cannot read pretrained weights yet; leave it empty')
-  if config.model.freeze:
+  if config.model.freeze and not config.model.weights:
     raise ConfigError('config.model.freeze needs pretrained weights; name their file with --config.model.weights=FILE')
 
 

@@ -124,7 +124,7 @@ def test_the_last_override_counts():
     ('objective.weights.landmarks=-1', 'config.objective.weights.landmarks must be a finite number'),
     ('objective.weights.landmarks=nan', 'config.objective.weights.landmarks must be a finite number'),
     ('objective.weights.=1', "config.objective.weights has no field ''"),
-    ('model.weights=resnet.pth', 'config.model.weights'),
+    ('model.norm=layer', "config.model.norm: no choice 'layer'; choose from auto, batch, group, none"),
     ('model.freeze=backbone', 'config.model.weights'),
   ],
 )
