@@ -113,6 +113,7 @@ def _convertible(value: Any, expected: Any, name: str) -> bool:
 CHOICES = {
   'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
+  'model.norm': ('auto', 'batch', 'group', 'none'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.frozen_statistics': ('fixed', 'drift'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
@@ -126,7 +127,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'data.augment.zoom': (0, 1),
   'data.augment.brightness': (0, None),
   'data.augment.contrast': (0, 1),
-  'model.width': (1, None),
+  'model.width': (0, None),
+  'model.norm_rows': (0, None),
   'model.head_features': (1, None),
   'optimizer.learning_rate': (0, None),
   'optimizer.warmup_steps': (0, None),
@@ -159,8 +161,6 @@ def validate(config: ConfigDict) -> None:
   for task, weight in config.objective.weights.items():
     if not 0 <= weight < float('inf'):
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
-  if config.model.weights:
-    raise ConfigError('config.model.weights: this version cannot read pretrained weights yet; leave it empty')
   _validate_frozen(config.model)
 
 

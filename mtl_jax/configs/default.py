@@ -36,10 +36,16 @@ def get_config() -> ConfigDict:
   augment.contrast = 0.1  # Largest relative change of contrast.
 
   config.model = model = ConfigDict()
-  model.backbone = 'resnet18'  # resnet18, resnet34 or resnet50.
-  model.width = 64  # Features of the backbone's first stage; 64 is the published network.
+  model.backbone = 'resnet18'  # See BACKBONES in mtl_jax/models/multitask.py.
+  model.width = 0  # Features of the backbone's first layer, all others in proportion; 0 is the published network.
   model.sharing = 'hard'  # How tasks share the backbone: see mtl_jax/models/sharing.
   model.stem = 'auto'  # imagenet, small, or auto: small for images up to 96 pixels a side.
+  # Normalisation of nets with convolutions: batch, group, none, or auto: as published. Statistics of batch norm are
+  # over the global batch, on however many devices; norm_rows takes them over so many of its rows at a time (rows a
+  # device: then devices do not wait for each other).
+  model.norm = 'auto'
+  model.norm_rows = 0  # 0: all.
+  model.remat = False  # Keep less for the backward pass and compute it again: a third more work for less memory.
   model.head_features = 256  # Width of each head's hidden layer.
   model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.
   model.weights = ''  # File of pretrained weights for the backbone; empty starts from random ones.

@@ -1,6 +1,7 @@
 """Backbone, way of sharing and heads: images to `{task: outputs}`."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,21 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
-from mtl_jax.models import resnet
-from mtl_jax.models.backbone import Representation
+from mtl_jax.errors import ConfigError
+from mtl_jax.models import mobilenet, resnet
+from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.sharing import SHARING
 from mtl_jax.tasks import Task
 
-BACKBONES = {'resnet18': resnet.resnet18, 'resnet34': resnet.resnet34, 'resnet50': resnet.resnet50}
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+  'resnet18': resnet.resnet18,
+  'resnet34': resnet.resnet34,
+  'resnet50': resnet.resnet50,
+  'mobilenet_v2': mobilenet.MobileNetV2,
+}
+# Fields of `config.model` that a backbone takes if it has them, and the values that leave the choice to it.
+BACKBONE_FIELDS = {'width': 0, 'stem': 'auto', 'norm': 'auto', 'norm_rows': 0, 'remat': False}
 
 
 class Head(nn.Module):
@@ -77,11 +86,9 @@ class MultiTaskModel(nn.Module):
 
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
   """The model that `config.model` asks for, with a head for each task."""
-  name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
   sharing = choose(config.model.sharing, tuple(SHARING), field='config.model.sharing')
   dtype = compute_dtype(config.model.dtype)
-  make_backbone = partial(BACKBONES[name], width=config.model.width, stem=config.model.stem, dtype=dtype)
-  frozen_stages, backbone = cut(make_backbone, config.model)
+  frozen_stages, backbone = cut(backbone_maker(config), config.model)
   return MultiTaskModel(
     shared=SHARING[sharing](backbone=backbone, tasks=tuple(task.name for task in tasks)),
     outputs=tuple((task.name, task.num_outputs) for task in tasks),
@@ -89,6 +96,38 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
     dtype=dtype,
     frozen=frozen_stages,
   )
+
+
+def backbone_from_config(config: ConfigDict) -> Backbone:
+  """The backbone alone."""
+  return backbone_maker(config)()
+
+
+def backbone_maker(config: ConfigDict) -> Callable[..., Backbone]:
+  """Makes the backbone, a new one at each call.
+
+  Raises:
+    ConfigError: for an option that this backbone does not have.
+  """
+  name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
+  make = BACKBONES[name]
+  plain = make()
+  known = {field.name for field in dataclasses.fields(plain)}  # pyright: ignore[reportArgumentType]
+  options = {}
+  for option, untouched in BACKBONE_FIELDS.items():
+    value = config.model[option]
+    if value == untouched:
+      continue
+    if option not in known:
+      raise ConfigError(f'config.model.{option}: {name} has no such option; leave it at {untouched!r}')
+    options[option] = value
+  if config.model.weights and 'stem' in known:
+    options.setdefault('stem', 'imagenet')  # Weights are of the published network, whatever the image size.
+  if config.model.norm_rows and options.get('norm', plain.norm) != 'batch':
+    raise ConfigError('config.model.norm_rows: only batch norm has statistics over rows; leave it at 0')
+  if config.model.norm_rows and config.train.batch_size % config.model.norm_rows:
+    raise ConfigError(f'config.model.norm_rows: {config.model.norm_rows} does not divide config.train.batch_size')
+  return partial(make, **options, dtype=compute_dtype(config.model.dtype))
 
 
 def compute_dtype(name: str) -> Any:

@@ -22,7 +22,7 @@ from mtl_jax.data.pipeline import Input, Split
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models import multitask
+from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, features, optimizer, sharding
@@ -44,9 +44,10 @@ class Run:
   train: Split
   input: Input
   val: Split | None
+  image_size: tuple[int, int]  # Height and width, in pixels.
   model: MultiTaskModel
   schedule: Any  # Learning rate by step.
-  make_state: Any  # () -> TrainState, to be jitted.
+  make_state: Any  # (pretrained_weights=None) -> TrainState, to be jitted.
   one_step: Any  # train_step, with all that is static bound.
   compiled_steps: Any  # (state, source, stacked items of the input) -> (state, stacked metrics).
   compiled_eval_step: Any
@@ -86,6 +87,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     train=train,
     input=train_input,
     val=val,
+    image_size=store.image_size,
     model=model,
     schedule=optimizer.schedule(config),
     make_state=partial(init_state, config.train.seed, label_stats=label_stats, image_size=store.image_size, **trained),
@@ -187,6 +189,8 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   """
   store = mixture.open_data(config.data)
   config = config.copy_and_resolve_references()
+  if config.model.weights:
+    config.model.weights = str(Path(config.model.weights).resolve())
   config.data.update(mixture.absolute_dirs(config.data))
   with workdir.lock(directory), Interruption() as interruption:
     run, facts = build(config, store), workdir.DataFacts.of(store)
@@ -214,7 +218,18 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
   restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, replicated))
   if restored is not None:
     return restored
-  return jax.jit(run.make_state, out_shardings=replicated)(), Clock()
+  weights = pretrained_weights(run.config, run.image_size)
+  if run.model.frozen and weights is None:
+    log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
+  return jax.jit(run.make_state, out_shardings=replicated)(pretrained_weights=weights), Clock()
+
+
+def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """What the backbone starts from, if the config names a file. A checkpoint holds it, so a resumed run needs none."""
+  if not config.model.weights:
+    return None
+  backbone = multitask.backbone_from_config(config)
+  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)
 
 
 def train_from(
@@ -394,14 +409,17 @@ def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
 def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
   """Says what will be trained on what."""
   config = run.config
-  height, width = store.image_size
-  shapes = jax.eval_shape(run.make_state).variables
-  parameters, frozen = (sum(leaf.size for leaf in jax.tree.leaves(shapes.get(k, ()))) for k in ('params', 'frozen'))
+  height, width = run.image_size
+  variables = jax.eval_shape(run.make_state).variables
+  learned, frozen = (cost.num_parameters(variables.get(kind, {})) / 1e6 for kind in ('params', 'frozen'))
+  log.info('parameters:\n%s', cost.parameter_table(variables['params']))
   log.info(
-    '%s: %s, %s, %dx%d, tasks %s; %d train and %d validation examples; %d %s device(s), %d process(es)',
+    '%s: %s, %s, %s an image forward, %dx%d, tasks %s; '
+    '%d train and %d validation examples; %d %s device(s), %d process(es)',
     f'resuming at step {clock.step}' if clock.step else 'training',
     config.model.backbone,
-    f'{parameters / 1e6:.2f} M parameters' + (f' and {frozen / 1e6:.2f} M frozen ones' if frozen else ''),
+    f'{learned:.2f} M parameters' + (f' and {frozen:.2f} M frozen ones' if frozen else ''),
+    cost.forward_flops_text(run.model, variables, run.image_size),
     height,
     width,
     ', '.join(task.name for task in run.tasks),

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32
 
 from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
+from mtl_jax.models import pretrained
 from mtl_jax.objectives import Objective, losses
 from mtl_jax.tasks import LabelStats, Task
 
@@ -52,10 +53,17 @@ def init_state(
   label_stats: Mapping[str, LabelStats],
   image_size: tuple[int, int],
   ema_decay: float,
+  pretrained_weights: Mapping[str, Any] | None = None,
 ) -> TrainState:
-  """The state before the first step; a function of the seed alone, so it can be jitted with shardings."""
+  """The state before the first step; a function of seed and weights alone, so it can be jitted with shardings.
+
+  Args:
+    pretrained_weights: variables of the backbone, which every copy of it starts from.
+  """
   images = jnp.zeros((1, *image_size, 3), jnp.float32)
   variables = model.init(jax.random.key(seed), images, train=False)
+  if pretrained_weights is not None:
+    variables = pretrained.place(variables, pretrained_weights)
   learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
