@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node[leaf] = _parse(text, present, name)
 
 
-NUMBERS = ('data.weights', 'study.learning_rates')  # Tuples of numbers; all others are of names.
+NUMBERS = (
+  'data.weights',
+  'model.trunk_features',
+  'study.learning_rates',
+)  # Tuples of numbers; all others are of names.
 # Groups whose fields are not known beforehand, with what those are like: tasks have weights and heads; options of an
 # objective or a way of sharing may be of any kind, and it checks them itself.
 OPEN: dict[str, Any] = {
@@ -134,10 +139,11 @@ def _convertible(value: Any, expected: Any, name: str) -> bool:
 CHOICES = {
   'data.mode': ('auto', 'resident', 'streamed'),
   'model.stem': ('auto', 'imagenet', 'small'),
-  'objective.coordinate_loss': ('squared', 'l1', 'smooth_l1', 'wing'),
+  'model.norm': ('auto', 'batch', 'group', 'none'),
   'model.dtype': ('auto', 'float32', 'bfloat16'),
-  'model.freeze': ('', 'backbone'),
+  'model.frozen_statistics': ('fixed', 'drift'),
   'objective.grain': ('tasks', 'outputs'),
+  'objective.coordinate_loss': ('squared', 'l1', 'smooth_l1', 'wing'),
   'study.match': ('steps', 'compute'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'constant'),
@@ -151,7 +157,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'data.augment.zoom': (0, 1),
   'data.augment.brightness': (0, None),
   'data.augment.contrast': (0, 1),
-  'model.width': (1, None),
+  'model.width': (0, None),
+  'model.norm_rows': (0, None),
   'model.head_features': (1, None),
   'objective.chunk': (0, None),
   'objective.gram_every_steps': (1, None),
@@ -194,10 +201,7 @@ def validate(config: ConfigDict) -> None:
   for task, weight in config.objective.weights.items():
     if not 0 <= weight < float('inf'):
       raise ConfigError(f'config.objective.weights.{task} must be a finite number of at least 0, not {weight:g}')
-  if config.model.weights:
-    raise ConfigError('config.model.weights: this version cannot read pretrained weights yet; leave it empty')
-  if config.model.freeze:
-    raise ConfigError('config.model.freeze needs pretrained weights; name their file with --config.model.weights=FILE')
+  _validate_frozen(config.model)
 
 
 def _validate_mixture(data: ConfigDict) -> None:
@@ -212,6 +216,14 @@ def _validate_mixture(data: ConfigDict) -> None:
   for weight in data.weights:
     if not 0 < weight < math.inf:
       raise ConfigError(f'config.data.weights must be finite and above 0, not {weight:g}; leave out a set by its dir')
+
+
+def _validate_frozen(model: ConfigDict) -> None:
+  if not re.fullmatch(r'|backbone|stage\d{1,3}', model.freeze):
+    raise ConfigError(f'config.model.freeze must be empty, backbone, or stageN, such as stage3, not {model.freeze!r}')
+  for width in model.trunk_features:
+    if not (width >= 1 and width == int(width)):
+      raise ConfigError(f'config.model.trunk_features must be whole numbers of at least 1, not {width:g}')
 
 
 def choose(value: str, choices: Sequence[str], *, field: str) -> str:

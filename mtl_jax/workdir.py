@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,6 +20,7 @@ from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import CheckpointError, UserError
 from mtl_jax.models import multitask
+from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import grain
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
@@ -28,10 +28,10 @@ from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.step import init_state
 
 # Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
-WITHOUT_EFFECT = (
-  *('config.data.dir', 'config.data.dirs', 'config.data.mode', 'config.data.resident_share'),
-  *('config.study.arms', 'config.study.num_seeds', 'config.study.learning_rates', 'config.study.num_tuning_seeds'),
-  *('config.study.num_resamples', 'config.study.replicas_at_once'),
+WITHOUT_EFFECT = tuple(
+  [f'config.data.{name}' for name in ('dir', 'dirs', 'mode', 'resident_share', 'feature_cache')]
+  + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
+  + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
 )
 
 
@@ -166,7 +166,7 @@ class TrainedModel:
   config: ConfigDict
   facts: DataFacts
   tasks: tuple[Task, ...]
-  model: nn.Module
+  model: MultiTaskModel
   mesh: Mesh
   step: int
   variables: Mapping[str, Any]

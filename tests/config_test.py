@@ -64,11 +64,6 @@ def test_every_variant_loads_and_survives_json(path):
   assert [type(value) for _, value in leaves(back)] == [type(value) for _, value in leaves(config)]
 
 
-def test_the_frozen_variant_asks_for_its_weights():
-  frozen = next(path for path in FILES if path.stem == 'seed_frozen3')
-  assert 'config.model.weights' in refusal(configs.load, frozen)
-
-
 @pytest.mark.parametrize(
   ('override', 'value'),
   [
@@ -82,6 +77,7 @@ def test_the_frozen_variant_asks_for_its_weights():
     ('data.attributes=Smiling, Male', ('Smiling', 'Male')),
     ("data.attributes=('Smiling',)", ('Smiling',)),
     ('data.attributes=', ()),
+    ('model.trunk_features=64,32', (64.0, 32.0)),
     ('objective.weights.landmarks=0.25', 0.25),
     ('objective.weights.age=2', 2.0),
     ('objective.weights.attributes/Smiling=0', 0.0),
@@ -124,8 +120,10 @@ def test_the_last_override_counts():
     ('objective.weights.landmarks=-1', 'config.objective.weights.landmarks must be a finite number'),
     ('objective.weights.landmarks=nan', 'config.objective.weights.landmarks must be a finite number'),
     ('objective.weights.=1', "config.objective.weights has no field ''"),
-    ('model.weights=resnet.pth', 'config.model.weights'),
-    ('model.freeze=backbone', 'config.model.weights'),
+    ('model.norm=layer', "config.model.norm: no choice 'layer'; choose from auto, batch, group, none"),
+    ('model.freeze=stage', "config.model.freeze must be empty, backbone, or stageN, such as stage3, not 'stage'"),
+    ('model.frozen_statistics=move', "config.model.frozen_statistics: no choice 'move'; choose from fixed, drift"),
+    ('model.trunk_features=64,0.5', 'config.model.trunk_features must be whole numbers of at least 1, not 0.5'),
   ],
 )
 def test_a_wrong_override_is_refused_with_its_field(override, told):

@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
   # Largest share of a set's images that may turn out to be corrupt before the run stops, from 0 to 1. One that does is
   # named once; another image takes its place, and its labels are masked.
   data.corrupt_share = 0.001
+  # Folder where outputs of frozen stages are kept, computed once, where nothing is augmented and their statistics
+  # are fixed; empty: `features` beside the workdir, none: compute them from the images in every step.
+  data.feature_cache = ''
   data.attributes = ()  # Names of the attributes to keep; empty keeps all.
   # Drops labels of the train split, by train.seed and row id alone; empty keeps all. `attributes:0.1,landmarks:0.5`
   # keeps those shares of the rows' labels, `disjoint` one task's a row, `disjoint:attributes=3,landmarks=1` by weight.
@@ -40,17 +43,28 @@ def get_config() -> ConfigDict:
   augment.contrast = 0.1  # Largest relative change of contrast.
 
   config.model = model = ConfigDict()
-  model.backbone = 'resnet18'  # resnet18, resnet34 or resnet50.
-  model.width = 64  # Features of the backbone's first stage; 64 is the published network.
+  model.backbone = 'resnet18'  # See BACKBONES in mtl_jax/models/multitask.py.
+  model.width = 0  # Features of the backbone's first layer, all others in proportion; 0 is the published network.
   model.sharing = 'hard'  # How tasks share the backbone: see mtl_jax/models/sharing.
   model.sharing_options = ConfigDict()  # Options of that way by name, such as `experts` of mmoe: see its file.
   model.head = 'mlp'  # What reads the features for a task: linear, mlp, per_output or soft_argmax: see models/heads.py.
   model.heads = ConfigDict()  # Heads of single tasks by name, such as `landmarks: soft_argmax`.
   model.stem = 'auto'  # imagenet, small, or auto: small for images up to 96 pixels a side.
+  # Normalisation of nets with convolutions: batch, group, none, or auto: as published. Statistics of batch norm are
+  # over the global batch, on however many devices; norm_rows takes them over so many of its rows at a time (rows a
+  # device: then devices do not wait for each other).
+  model.norm = 'auto'
+  model.norm_rows = 0  # 0: all.
+  model.remat = False  # Keep less for the backward pass and compute it again: a third more work for less memory.
   model.head_features = 256  # Width of the hidden layer of mlp, per_output and soft_argmax heads.
   model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.
   model.weights = ''  # File of pretrained weights for the backbone; empty starts from random ones.
-  model.freeze = ''  # `backbone` trains the heads alone; empty trains everything.
+  # What does not learn: `backbone`, or `stageN`, its stages up to number N (of a ResNet 0 is the stem, 4 the last);
+  # empty trains everything.
+  model.freeze = ''
+  # Batch statistics of what is frozen: fixed, or drift: taken from each batch, and their averages go on moving.
+  model.frozen_statistics = 'fixed'
+  model.trunk_features = ()  # Widths of dense layers after the backbone's pooling, for the tasks to share.
 
   config.objective = objective = ConfigDict()
   # How the losses become one: fixed, uncertainty, dwa, gls, rlw, imtl_l, stch, famo, gradnorm, mgda, mgda_ub, pcgrad,

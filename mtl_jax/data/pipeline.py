@@ -24,7 +24,7 @@ class Split:
   """One split of a prepared set, or of several one after another, with the labels of the chosen tasks.
 
   Attributes:
-    images: uint8 `[n, h, w, 3]`, read when asked for.
+    images: uint8 `[n, h, w, 3]`, read when asked for; or features of them, floats `[n, ...]`.
     labels: for each task float32 `[n, k]`.
     mask: for each task bool `[n, k]`, False where there is no label, and where the image was found corrupt.
     example_id: int32 `[n]`, the row number in the store.

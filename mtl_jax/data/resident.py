@@ -140,12 +140,11 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
   That is a kilobyte for 256 of them, sent ahead by a thread; the device could make them itself only with 64-bit
   integers, which JAX does not have by default.
   """
-  height, width, _ = split.images.shape[1:]
   return Input(
     reason=reason,
     place=partial(place, split, rows, mesh),
     read=_reader(rows, mesh, num_examples=len(split)),
-    fetch=partial(gather, mesh=mesh, image_size=(height, width)),
+    fetch=partial(gather, mesh=mesh, image_shape=split.images.shape[1:]),
   )
 
 
@@ -193,7 +192,7 @@ def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
   return placed | jax.tree.map(put, source)
 
 
-def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_size: tuple[int, int]) -> Batch:
+def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_shape: tuple[int, ...]) -> Batch:
   """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
 
   Each device takes its rows from its own memory, so nothing travels between devices.
@@ -201,7 +200,7 @@ def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_siz
 
   def own_rows(source: Source, numbers: Int32[Array, ' b']) -> Batch:
     batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
-    return batch | {'image': batch['image'].reshape(-1, *image_size, 3)}
+    return batch | {'image': batch['image'].reshape(-1, *image_shape)}
 
   by_rows = PartitionSpec('data')
   batch = jax.shard_map(own_rows, mesh=mesh, in_specs=by_rows, out_specs=by_rows)(source, numbers)

@@ -14,6 +14,7 @@ from mtl_jax.data.store import Store, open_store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.tasks import Task
+from mtl_jax.training import features
 from mtl_jax.training.progress import bar
 from mtl_jax.workdir import TrainedModel
 
@@ -53,12 +54,17 @@ def evaluate_workdir(
     store = mixture.open_data(settings)
   tasks = _common_tasks(model, store)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
+  cache = features.open_cache(
+    model.config, model.model, model.variables, workdir=directory, data=store, mesh=model.mesh
+  )
+  cached = cache.replace_images(part, split) if cache else None
+  network = model.model.clone(frozen=None) if cached else model.model
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
     result = evaluate.evaluate_split(
-      part,
+      cached or part,
       model.variables,
       model.label_stats,
-      compiled_step=evaluate.compile_eval_step(model.model, model.tasks, model.mesh),
+      compiled_step=evaluate.compile_eval_step(network, model.tasks, model.mesh),
       mesh=model.mesh,
       batch_size=model.config.eval.batch_size,
       on_batch=lambda done: progress.update(done - progress.n),

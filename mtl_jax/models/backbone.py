@@ -1,9 +1,18 @@
 """What every backbone is: stages in a row, from images to a map, and a pooling of the last map to features."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 from jaxtyping import Array, Float
+
+# Images up to this many pixels a side get the small stem: the large one would leave maps of 2x2 and less.
+SMALL_IMAGE = 96
+
+
+def has_small_stem(stem: str, shape: tuple[int, ...]) -> bool:
+  """What `config.model.stem` means for images of this shape, `[b, h, w, 3]`."""
+  return stem == 'small' or (stem == 'auto' and min(shape[1:3]) <= SMALL_IMAGE)
 
 
 class Representation(NamedTuple):
@@ -21,8 +30,18 @@ class Representation(NamedTuple):
 class Backbone(nn.Module):
   """Stages in a row; a subclass gives `num_stages` and a compact `stage`, and may pool in its own way.
 
-  Ways of sharing connect the stages of several backbones; a frozen backbone is cut between two stages.
+  Ways of sharing connect the stages of several backbones; a frozen backbone is cut between two stages. A field named
+  as one of `config.model` (width, stem, norm, norm_rows, remat) is set from there; one that is missing does not apply.
   """
+
+  # How parameters are called in torchvision: patterns and what takes their place, in turn, in `layer1_0.conv1.weight`.
+  # None of them where torchvision has no such network.
+  torchvision_names: ClassVar[tuple[tuple[str, str], ...] | None] = None
+
+  def from_torchvision(self, name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of torchvision's as parameter `name` of this shape: `[h, w, in, out]` and `[in, out]` here."""
+    del name, shape
+    return tensor.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim, range(tensor.ndim)))
 
   @property
   def num_stages(self) -> int:

@@ -1,5 +1,6 @@
 """Convolution and max-pooling in the form that is fastest on the platform at hand; the numbers are the same."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,29 +10,51 @@ from jaxtyping import Array, Float
 # 3x3, 512 channels, batch 64, two cores: 2x2 maps 4 against 122 GFLOP/s, 4x4 180 against 237, 8x8 192 against 125.
 IM2COL_UP_TO = 4
 
+# He et al. 2015, as torchvision draws it: fan-out, normal.
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
 
 def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides, padding, **kwargs):
-  """`lax.conv_general_dilated` for `flax.linen.Conv`; small maps on a CPU take the form of a matrix product."""
-  small = max(lhs.shape[1:3]) <= IM2COL_UP_TO * max(strides)
+  """`lax.conv_general_dilated` for `flax.linen.Conv`.
+
+  On a CPU small maps take the form of a matrix product, and depthwise kernels that of shifted products.
+  """
+  groups = kwargs.get('feature_group_count', 1)
+  small = groups == 1 and max(lhs.shape[1:3]) <= IM2COL_UP_TO * max(strides)
+  depthwise = groups == lhs.shape[-1] == rhs.shape[-1] > 1
   plain = not any(d != 1 for d in (*(kwargs.get('lhs_dilation') or ()), *(kwargs.get('rhs_dilation') or ())))
-  if jax.default_backend() == 'cpu' and small and plain and kwargs.get('feature_group_count', 1) == 1:
+  if jax.default_backend() == 'cpu' and plain and (small or depthwise):
     if isinstance(padding, str):
       padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-    return _im2col(lhs, rhs, strides, padding)
+    return (_shifted if depthwise else _im2col)(lhs, rhs, strides, padding)
   return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
 
 
 def _im2col(lhs, rhs, strides, padding):
   """Convolution as one product of patches `[b, h2, w2, p * q * c]` and the kernel as a matrix."""
-  rows, columns, _, features = rhs.shape
+  slices = _slices(lhs, rhs.shape[:2], strides, padding)
+  return jnp.concatenate(slices, axis=-1) @ rhs.reshape(-1, rhs.shape[-1])
+
+
+def _shifted(lhs, rhs, strides, padding):
+  """Depthwise convolution as a sum of shifted maps, each times its entry of the kernel `[p, q, 1, c]`.
+
+  Forward, batch 8, two cores: 3x3 on 14x14 maps of 384 channels 0.5 ms against 29 natively, 7x7 5 against 42.
+  """
+  taps = rhs.reshape(-1, rhs.shape[-1])
+  return sum(x * taps[i] for i, x in enumerate(_slices(lhs, rhs.shape[:2], strides, padding)))
+
+
+def _slices(lhs, kernel_size, strides, padding):
+  """What each entry of a kernel meets: `p * q` maps `[b, h2, w2, c]`."""
+  rows, columns = kernel_size
   padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
   height, width = ((n - k) // s + 1 for n, k, s in zip(padded.shape[1:3], (rows, columns), strides, strict=True))
-  slices = [
+  return [
     padded[:, i : i + (height - 1) * strides[0] + 1 : strides[0], j : j + (width - 1) * strides[1] + 1 : strides[1]]
     for i in range(rows)
     for j in range(columns)
   ]
-  return jnp.concatenate(slices, axis=-1) @ rhs.reshape(-1, features)
 
 
 def max_pool_3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:

@@ -1,6 +1,8 @@
 """Backbone, way of sharing and heads: images to `{task: outputs}`."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,27 +14,38 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError
-from mtl_jax.models import resnet
-from mtl_jax.models.backbone import Representation
+from mtl_jax.models import mobilenet, resnet
+from mtl_jax.models.backbone import Backbone, Representation
+from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS
 from mtl_jax.models.sharing import SHARING, check_options
 from mtl_jax.models.sharing.way import Sharing
 from mtl_jax.tasks import Task
 
-BACKBONES = {'resnet18': resnet.resnet18, 'resnet34': resnet.resnet34, 'resnet50': resnet.resnet50}
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+  'resnet18': resnet.resnet18,
+  'resnet34': resnet.resnet34,
+  'resnet50': resnet.resnet50,
+  'mobilenet_v2': mobilenet.MobileNetV2,
+}
+# Fields of `config.model` that a backbone takes if it has them, and the values that leave the choice to it.
+BACKBONE_FIELDS = {'width': 0, 'stem': 'auto', 'norm': 'auto', 'norm_rows': 0, 'remat': False}
 
 
 class MultiTaskModel(nn.Module):
   """A shared part and a head per task. A single task is the same model with one head.
 
-  Parameters are `shared` and `head_<task>` for each task.
+  Parameters are `shared` and `head_<task>` for each task; what is frozen lies in the collection `frozen` instead.
 
   Attributes:
-    shared: images `[b, h, w, 3]` to what the heads read: see `models/sharing`.
+    shared: images `[b, h, w, 3]`, or what the frozen stages make of them, to what the heads read: see
+      `models/sharing`.
     outputs: the name and number of outputs of each task.
     head_features: width of each head's hidden layer.
     head_kinds: for each task by name, which of `HEADS` it has; `mlp` where none is named.
     dtype: type of the computation; parameters are float32.
+    frozen: the stages before `shared` that do not learn. `model.clone(frozen=None)` has the same parameters and
+      takes the frozen stages' outputs instead of images.
   """
 
   shared: Sharing
@@ -40,10 +53,11 @@ class MultiTaskModel(nn.Module):
   head_features: int = 256
   head_kinds: Mapping[str, str] = FrozenDict()
   dtype: Any = jnp.float32
+  frozen: FrozenStages | None = None
 
   def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """What the heads read: one for all tasks, or one of each by name."""
-    return self.shared(images, train=train)
+    return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
   def heads(
@@ -68,15 +82,15 @@ class MultiTaskModel(nn.Module):
 
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
   """The model that `config.model` asks for, with a head for each task."""
-  name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
   sharing = choose(config.model.sharing, tuple(SHARING), field='config.model.sharing')
   dtype = compute_dtype(config.model.dtype)
-  backbone = BACKBONES[name](width=config.model.width, stem=config.model.stem, dtype=dtype)
   heads = {task.name: head_of(config, task) for task in tasks}
+  spatial = any(HEADS[kind].spatial for kind in heads.values())
+  frozen_stages, backbone = cut(backbone_maker(config), config.model, spatial=spatial)
   shared = SHARING[sharing](
     backbone=backbone,
     tasks=tuple(task.name for task in tasks),
-    spatial=any(HEADS[kind].spatial for kind in heads.values()),
+    spatial=spatial,
     **check_options(sharing, config.model.sharing_options),
   )
   return MultiTaskModel(
@@ -85,6 +99,7 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
     head_features=config.model.head_features,
     head_kinds=FrozenDict(heads),
     dtype=dtype,
+    frozen=frozen_stages,
   )
 
 
@@ -103,6 +118,38 @@ def head_of(config: ConfigDict, task: Task) -> str:
       f'name a task of landmarks, as with --config.model.heads.landmarks={kind}'
     )
   return kind
+
+
+def backbone_from_config(config: ConfigDict) -> Backbone:
+  """The backbone alone."""
+  return backbone_maker(config)()
+
+
+def backbone_maker(config: ConfigDict) -> Callable[..., Backbone]:
+  """Makes the backbone, a new one at each call.
+
+  Raises:
+    ConfigError: for an option that this backbone does not have.
+  """
+  name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
+  make = BACKBONES[name]
+  plain = make()
+  known = {field.name for field in dataclasses.fields(plain)}  # pyright: ignore[reportArgumentType]
+  options = {}
+  for option, untouched in BACKBONE_FIELDS.items():
+    value = config.model[option]
+    if value == untouched:
+      continue
+    if option not in known:
+      raise ConfigError(f'config.model.{option}: {name} has no such option; leave it at {untouched!r}')
+    options[option] = value
+  if config.model.weights and 'stem' in known:
+    options.setdefault('stem', 'imagenet')  # Weights are of the published network, whatever the image size.
+  if config.model.norm_rows and options.get('norm', plain.norm) != 'batch':
+    raise ConfigError('config.model.norm_rows: only batch norm has statistics over rows; leave it at 0')
+  if config.model.norm_rows and config.train.batch_size % config.model.norm_rows:
+    raise ConfigError(f'config.model.norm_rows: {config.model.norm_rows} does not divide config.train.batch_size')
+  return partial(make, **options, dtype=compute_dtype(config.model.dtype))
 
 
 def compute_dtype(name: str) -> Any:

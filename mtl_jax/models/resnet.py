@@ -8,13 +8,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mtl_jax.models.backbone import Backbone
-from mtl_jax.models.convolution import convolve, max_pool_3x3
-
-# Images up to this many pixels a side get the small stem: the large one would leave maps of 2x2 and less.
-SMALL_IMAGE = 96
-
-Normalization = Callable[..., Any]
+from mtl_jax.models import normalization
+from mtl_jax.models.backbone import Backbone, has_small_stem
+from mtl_jax.models.convolution import KERNEL_INIT, convolve, max_pool_3x3
+from mtl_jax.models.normalization import Normalization
 
 
 class BasicBlock(nn.Module):
@@ -24,6 +21,7 @@ class BasicBlock(nn.Module):
   stride: int
   conv: Callable[..., nn.Module]
   norm: Normalization
+  last_norm: Normalization
   expansion = 1
 
   @nn.compact
@@ -31,7 +29,7 @@ class BasicBlock(nn.Module):
     y = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name='conv1')(x)
     y = nn.relu(self.norm(name='bn1')(y))
     y = self.conv(self.features, (3, 3), padding=1, name='conv2')(y)
-    y = self.norm(name='bn2')(y)
+    y = self.last_norm(name='bn2')(y)
     return nn.relu(y + shortcut(self, x, y.shape[-1]))
 
 
@@ -42,6 +40,7 @@ class BottleneckBlock(nn.Module):
   stride: int
   conv: Callable[..., nn.Module]
   norm: Normalization
+  last_norm: Normalization
   expansion = 4
 
   @nn.compact
@@ -50,7 +49,7 @@ class BottleneckBlock(nn.Module):
     y = self.conv(self.features, (3, 3), strides=self.stride, padding=1, name='conv2')(y)
     y = nn.relu(self.norm(name='bn2')(y))
     y = self.conv(4 * self.features, (1, 1), name='conv3')(y)
-    y = self.norm(name='bn3')(y)
+    y = self.last_norm(name='bn3')(y)
     return nn.relu(y + shortcut(self, x, y.shape[-1]))
 
 
@@ -70,7 +69,10 @@ class ResNet(Backbone):
     block: `BasicBlock` or `BottleneckBlock`.
     width: features of the first stage; torchvision's is 64.
     stem: `imagenet` (7x7 of stride 2, max-pool) or `small` (3x3 of stride 2, no pool); `auto` takes the small
-      one for images up to `SMALL_IMAGE` pixels.
+      one for small images.
+    norm: see `normalization.make`.
+    norm_rows: likewise.
+    remat: compute each block again in the backward pass instead of keeping what is inside it.
     dtype: type of the computation; parameters are float32.
   """
 
@@ -78,7 +80,16 @@ class ResNet(Backbone):
   block: type[BasicBlock] | type[BottleneckBlock]
   width: int = 64
   stem: str = 'auto'
+  norm: str = 'batch'
+  norm_rows: int = 0
+  remat: bool = False
   dtype: Any = jnp.float32
+
+  torchvision_names = (
+    (r'layer(\d)_(\d+)', r'layer\1.\2'),
+    (r'downsample_conv', 'downsample.0'),
+    (r'downsample_bn', 'downsample.1'),
+  )
 
   @property
   def num_stages(self) -> int:
@@ -88,21 +99,21 @@ class ResNet(Backbone):
   @nn.compact
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Float[Array, 'b h2 w2 c2']:
     conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
-    norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+    norm = normalization.make(self.norm, rows=self.norm_rows, train=train, dtype=self.dtype)
+    last_norm = normalization.last_of_branch(norm, self.norm)
     if index == 0:
-      small = self.stem == 'small' or (self.stem == 'auto' and min(x.shape[1:3]) <= SMALL_IMAGE)
+      small = has_small_stem(self.stem, x.shape)
       size, padding = ((3, 3), 1) if small else ((7, 7), 3)
       x = conv(self.width, size, strides=2, padding=padding, name='conv1')(x.astype(self.dtype))
       x = nn.relu(norm(name='bn1')(x))
       return x if small else max_pool_3x3(x)
+    make_block = nn.remat(self.block) if self.remat else self.block
     for block in range(self.stage_sizes[index - 1]):
       stride = 2 if index > 1 and block == 0 else 1
-      x = self.block(self.width * 2 ** (index - 1), stride, conv, norm, name=f'layer{index}_{block}')(x)
+      features = self.width * 2 ** (index - 1)
+      x = make_block(features, stride, conv, norm, last_norm, name=f'layer{index}_{block}')(x)
     return x
 
-
-# He et al. 2015, as torchvision draws it: fan-out, normal.
-KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 resnet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)

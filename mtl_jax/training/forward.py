@@ -20,11 +20,16 @@ class Seen(NamedTuple):
 
   Attributes:
     task_losses: each task's mean loss over the labels present.
-    batch_stats: the next statistics of batch normalisation.
+    moved: the model's variables, but for parameters, that the pass has changed, such as `batch_stats`.
   """
 
   task_losses: dict[str, Float[Array, '']]
-  batch_stats: Mapping[str, Any]
+  moved: Mapping[str, Any]
+
+  def after(self, moved: Mapping[str, Any]) -> 'Seen':
+    """With what the shared part has changed besides."""
+    stats = {**moved.get('batch_stats', {}), **self.moved['batch_stats']}
+    return self._replace(moved={**moved, 'batch_stats': stats})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +37,9 @@ class Forward:
   """One batch, with everything that its losses depend on except the parameters.
 
   Attributes:
-    images: `[b, h, w, 3]`, normalised and augmented; labels and mask `{task: [b, n]}` belong to them.
+    images: what the network reads, normalised and augmented; labels and mask `{task: [b, n]}` belong to them.
     entries: the losses that the objective balances.
+    variables: the model's; its parameters are not read.
     parts: into how many parts of the batch each of them is split.
     key: of what is random in a way of sharing.
   """
@@ -44,7 +50,7 @@ class Forward:
   images: Float[Array, 'b h w 3']
   labels: Mapping[str, Array]
   mask: Mapping[str, Array]
-  batch_stats: Mapping[str, Any]
+  variables: Mapping[str, Any]
   label_stats: Mapping[str, LabelStats]
   parts: int = 1
   key: Key[Array, ''] | None = None
@@ -54,30 +60,30 @@ class Forward:
     return {} if self.key is None else {'sharing': self.key}
 
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
-    """What the heads read, and the next batch statistics of the shared part."""
-    variables = {'params': shared, 'batch_stats': split(self.batch_stats)[0]}
-    representation, mutated = self.model.apply(
-      variables, self.images, train=True, mutable=['batch_stats'], method='represent', rngs=self._rngs
+    """What the heads read, and the variables that the shared part has changed."""
+    variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables['batch_stats'])[0]}
+    representation, moved = self.model.apply(
+      variables, self.images, train=True, mutable=['batch_stats', 'frozen'], method='represent', rngs=self._rngs
     )
-    return representation, dict(mutated).get('batch_stats', {})
+    return representation, dict(moved)
 
   def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
-    variables = {'params': heads, 'batch_stats': split(self.batch_stats)[1]}
+    variables = {'params': heads, 'batch_stats': split(self.variables['batch_stats'])[1]}
     outputs, mutated = self.model.apply(
       variables, representation, train=True, mutable=['batch_stats'], method='heads', rngs=self._rngs
     )
     per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
     each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
-    return each, Seen(task_losses, dict(mutated).get('batch_stats', {}))
+    return each, Seen(task_losses, {'batch_stats': dict(mutated).get('batch_stats', {})})
 
   def losses(self, params: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch."""
     shared, heads = split(params)
-    representation, batch_stats = self.represent(shared)
+    representation, moved = self.represent(shared)
     each, seen = self.head_losses(heads, representation)
-    return each, seen._replace(batch_stats={**batch_stats, **seen.batch_stats})
+    return each, seen.after(moved)
 
   @property
   def present(self) -> Bool[Array, ' k']:

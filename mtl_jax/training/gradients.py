@@ -105,7 +105,7 @@ def of_each(
 ) -> Found:
   """K gradients at the representation or at the shared parameters, combined by the objective."""
   shared, heads = split(params)
-  representation, pull, batch_stats = jax.vjp(forward.represent, shared, has_aux=True)
+  representation, pull, moved = jax.vjp(forward.represent, shared, has_aux=True)
   each, seen, points, head_gradients = backward.differentiate_heads(
     forward, heads, representation, scale=objective.head_scale
   )
@@ -134,8 +134,7 @@ def of_each(
     gram = next_state.gram if isinstance(next_state, Weighted) else task_gradients.gram(_whole(points, objective))
     weights = getattr(next_state, 'weights', None)
     metrics = conflict.metrics(gram, weights, forward.present, entries=forward.entries)
-  seen = seen._replace(batch_stats={**batch_stats, **seen.batch_stats})
-  return Found(each.mean(0).sum(), {**shared_gradients, **head_gradients}, next_state, seen, metrics)
+  return Found(each.mean(0).sum(), {**shared_gradients, **head_gradients}, next_state, seen.after(moved), metrics)
 
 
 def _whole(points: Any, objective: Objective) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,10 +23,11 @@ from mtl_jax.data.pipeline import Input, Split
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models import multitask
+from mtl_jax.models import cost, multitask, pretrained
+from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import grain
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import checkpoint, gradients, optimizer, sharding
+from mtl_jax.training import checkpoint, features, gradients, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints, Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import MetricWriter, Progress
@@ -46,16 +47,20 @@ class Run:
   order: Order
   input: Input
   val: Split | None
-  model: nn.Module
+  image_size: tuple[int, int]  # Height and width, in pixels.
+  model: MultiTaskModel
   schedule: Any  # Learning rate by step.
-  make_state: Any  # () -> TrainState, to be jitted.
+  make_state: Any  # (pretrained_weights=None) -> TrainState, to be jitted.
+  one_step: Any  # train_step, with all that is static bound.
   compiled_steps: Any  # (state, source, stacked items of the input) -> (state, stacked metrics).
   compiled_eval_step: Any
 
   @property
   def steps_per_dispatch(self) -> int:
     asked = self.config.train.steps_per_dispatch
-    return asked or (1 if jax.default_backend() == 'cpu' else 8)
+    if asked or unrolled(self.train):
+      return asked or 1
+    return 8 if self.train.images.dtype == np.uint8 else steps_between_looks(self.config)
 
 
 def build(config: ConfigDict, store: Store | Mixture) -> Run:
@@ -95,7 +100,6 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
     **trained,
   )
-  whole = sharding.replicated(mesh)
   return Run(
     config=config,
     mesh=mesh,
@@ -104,16 +108,63 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     order=order,
     input=train_input,
     val=val,
+    image_size=store.image_size,
     model=model,
     schedule=optimizer.schedule(config),
     make_state=make_state,
-    compiled_steps=jax.jit(
-      repeat_fetching(one_step, train_input.fetch, unroll=jax.default_backend() == 'cpu'),
-      donate_argnums=0,
-      in_shardings=(whole, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
-      out_shardings=whole,
-    ),
+    one_step=one_step,
+    compiled_steps=compile_steps(one_step, train_input, mesh, unroll=unrolled(train)),
     compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
+  )
+
+
+def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, *, unroll: bool) -> Any:
+  """Several steps in one call, jitted on the mesh."""
+  whole = sharding.replicated(mesh)
+  return jax.jit(
+    repeat_fetching(one_step, train_input.fetch, unroll=unroll),
+    donate_argnums=0,
+    in_shardings=(whole, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
+    out_shardings=whole,
+  )
+
+
+def unrolled(split: Split) -> bool:
+  """Whether steps are compiled one after another, not in a loop: on a CPU a loop makes convolutions slow.
+
+  Features `[n, f]` meet none.
+  """
+  return jax.default_backend() == 'cpu' and len(split.images.shape) > 2
+
+
+def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: Path, *, stop: Any) -> Run:
+  """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept."""
+  config, model = run.config, run.model
+  cache = features.open_cache(config, model, state.variables, workdir=directory, data=store, mesh=run.mesh, stop=stop)
+  if cache is None:
+    return run
+  headless = model.clone(frozen=None)
+  val = cache.replace_images(run.val, 'val') if run.val else None
+  if val is not None:
+    run = dataclasses.replace(
+      run, val=val, compiled_eval_step=evaluate.compile_eval_step(headless, run.tasks, run.mesh)
+    )
+  if Augmentation(**config.data.augment) != Augmentation():
+    log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
+    return run
+  train = cache.replace_images(run.train, 'train')
+  if train is None:
+    return run
+  one_step = partial(run.one_step, model=headless)
+  train_input = resident.train_input(
+    train, run.order, run.mesh, mode=config.data.mode, share=config.data.resident_share
+  )
+  return dataclasses.replace(
+    run,
+    train=train,
+    input=train_input,
+    one_step=one_step,
+    compiled_steps=compile_steps(one_step, train_input, run.mesh, unroll=unrolled(train)),
   )
 
 
@@ -161,6 +212,8 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   """
   store = mixture.open_data(config.data)
   config = config.copy_and_resolve_references()
+  if config.model.weights:
+    config.model.weights = str(Path(config.model.weights).resolve())
   config.data.update(mixture.absolute_dirs(config.data))
   with workdir.lock(directory), Interruption() as interruption:
     run, facts = build(config, store), workdir.DataFacts.of(store)
@@ -175,6 +228,8 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
         log.info('%s is complete at step %d', directory, clock.step)
         return clock
       describe(run, store, clock)
+      run = on_features(run, store, state, directory, stop=interruption.requested)
+      log.info('input: %s', run.input.reason)
       return train_from(
         run, state, clock, checkpoints=checkpoints, directory=directory, interruption=interruption, name=name
       )
@@ -188,7 +243,18 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
   restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, replicated))
   if restored is not None:
     return restored
-  return jax.jit(run.make_state, out_shardings=replicated)(), Clock()
+  weights = pretrained_weights(run.config, run.image_size)
+  if run.model.frozen and weights is None:
+    log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
+  return jax.jit(run.make_state, out_shardings=replicated)(pretrained_weights=weights), Clock()
+
+
+def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """What the backbone starts from, if the config names a file. A checkpoint holds it, so a resumed run needs none."""
+  if not config.model.weights:
+    return None
+  backbone = multitask.backbone_from_config(config)
+  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)
 
 
 def train_from(
@@ -316,6 +382,13 @@ def dispatches(run: Run, step: int) -> Iterator[tuple[int, int]]:
     step += size
 
 
+def steps_between_looks(config: ConfigDict) -> int:
+  """The most steps, up to 64, that fill the time between two looks of the host exactly: for steps that are short."""
+  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  between = math.gcd(*intervals)  # Those that are 0 do not count.
+  return max(steps for steps in range(1, 65) if between % steps == 0)
+
+
 def means(dispatched: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
   """Means of the metrics of all steps since the last log line. Raises DivergedError if one is not finite."""
   fetched = jax.device_get(dispatched)
@@ -361,14 +434,17 @@ def validation_values(
 def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
   """Says what will be trained on what."""
   config = run.config
-  height, width = store.image_size
-  shapes = jax.eval_shape(run.make_state).variables['params']
-  parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+  height, width = run.image_size
+  variables = jax.eval_shape(run.make_state).variables
+  learned, frozen = (cost.num_parameters(variables.get(kind, {})) / 1e6 for kind in ('params', 'frozen'))
+  log.info('parameters:\n%s', cost.parameter_table(variables['params']))
   log.info(
-    '%s: %s, %.2f M parameters, %dx%d, tasks %s; %d train and %d validation examples; %d %s device(s), %d process(es)',
+    '%s: %s, %s, %s an image forward, %dx%d, tasks %s; '
+    '%d train and %d validation examples; %d %s device(s), %d process(es)',
     f'resuming at step {clock.step}' if clock.step else 'training',
     config.model.backbone,
-    parameters / 1e6,
+    f'{learned:.2f} M parameters' + (f' and {frozen:.2f} M frozen ones' if frozen else ''),
+    cost.forward_flops_text(run.model, variables, run.image_size),
     height,
     width,
     ', '.join(task.name for task in run.tasks),
@@ -381,4 +457,3 @@ def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
   if isinstance(store, Mixture):
     for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
-  log.info('input: %s', run.input.reason)

@@ -1,5 +1,7 @@
 """Learning-rate schedules and the optax chain that a config asks for."""
 
+from typing import Any
+
 import jax
 import optax
 from jaxtyping import ArrayLike
@@ -12,15 +14,15 @@ def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Sche
   `peak`, which may be traced, takes the place of the config's learning rate.
   """
   options, steps = config.optimizer, config.train.steps
-  peak = options.learning_rate if peak is None else peak
+  rate: Any = options.learning_rate if peak is None else peak
   warmup = min(options.warmup_steps, steps - 1)
   if options.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    after = optax.cosine_decay_schedule(rate, max(steps - warmup, 1))
   else:
-    after = optax.constant_schedule(peak)
+    after = optax.constant_schedule(rate)
   if not warmup:
     return after
-  return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+  return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
 
 
 def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -> optax.GradientTransformation:

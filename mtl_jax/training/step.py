@@ -12,6 +12,7 @@ from jaxtyping import Array, Int32
 
 from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
+from mtl_jax.models import pretrained
 from mtl_jax.objectives import Objective, grain
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients
@@ -25,8 +26,8 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: number of optimizer steps taken.
-    variables: the model's `params` and `batch_stats`.
-    average: exponential moving averages of both; None when the config keeps none.
+    variables: the model's `params` and `batch_stats`, and `frozen` where the model has stages that do not learn.
+    average: exponential moving averages of the first two; None when the config keeps none.
     optimizer: optax's state.
     objective: the objective's state.
     label_stats: for each task.
@@ -42,7 +43,7 @@ class TrainState(struct.PyTreeNode):
   @property
   def eval_variables(self) -> Mapping[str, Any]:
     """The weights to evaluate: the averaged ones where they are kept."""
-    return self.variables if self.average is None else self.average
+    return self.variables if self.average is None else {**self.variables, **self.average}
 
 
 def init_state(
@@ -55,18 +56,23 @@ def init_state(
   image_size: tuple[int, int],
   ema_decay: float,
   num_losses: int | None = None,
+  pretrained_weights: Mapping[str, Any] | None = None,
 ) -> TrainState:
-  """The state before the first step; a function of the seed alone, so it can be jitted with shardings.
+  """The state before the first step; a function of seed and weights alone, so it can be jitted with shardings.
 
-  `num_losses` is how many the objective balances, by default one a task.
+  Args:
+    num_losses: how many the objective balances, by default one a task.
+    pretrained_weights: variables of the backbone, which every copy of it starts from.
   """
   images = jnp.zeros((1, *image_size, 3), jnp.float32)
   variables = model.init(jax.random.key(seed), images, train=False)
-  variables = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+  if pretrained_weights is not None:
+    variables = pretrained.place(variables, pretrained_weights)
+  learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
-    variables=variables,
-    average=jax.tree.map(jnp.copy, variables) if ema_decay else None,
+    variables={**variables, **learned},
+    average=jax.tree.map(jnp.copy, learned) if ema_decay else None,
     optimizer=tx.init(variables['params']),
     objective=objective.init(num_losses or len(label_stats), split(variables['params'])[0]),
     label_stats=dict(label_stats),
@@ -89,14 +95,14 @@ def train_step(
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
   sharing_key = jax.random.fold_in(objective_key, 1)
-  pixels = augment.normalize(batch['image'])
+  pixels = network_input(batch['image'])
   images, labels, mask = augment.augment(
     pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   entries = grain.entries(tasks, settings.grain)
-  batch_stats, params = state.variables['batch_stats'], state.variables['params']
+  params = state.variables['params']
   forward = Forward(
-    model, tasks, entries, images, labels, mask, batch_stats, state.label_stats, objective.parts, sharing_key
+    model, tasks, entries, images, labels, mask, state.variables, state.label_stats, objective.parts, sharing_key
   )
   found = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
@@ -104,7 +110,7 @@ def train_step(
   total, descent = add_penalty(model, params, found.total, found.gradients)
   updates, optimizer = tx.update(descent, state.optimizer, params)
   params = optax.apply_updates(params, updates)
-  variables = {'params': params, 'batch_stats': found.seen.batch_stats}
+  variables = {**state.variables, **found.seen.moved, 'params': params}
   next_state = state.replace(
     step=state.step + 1,
     variables=variables,
@@ -114,6 +120,11 @@ def train_step(
   )
   metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
   return next_state, {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+
+
+def network_input(images: Array) -> Array:
+  """uint8 images `[b, h, w, 3]`, normalised; or outputs of frozen stages, floats that are taken as they are."""
+  return augment.normalize(images) if images.dtype == jnp.uint8 else images
 
 
 def add_penalty(model: Any, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
@@ -128,6 +139,7 @@ def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], deca
   """The next average; its memory grows with the steps taken, so that early weights are soon forgotten."""
   if average is None:
     return None
+  variables = {name: variables[name] for name in average}  # What is frozen needs no average.
   keep = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
   return jax.tree.map(lambda a, v: keep * a + (1 - keep) * v, average, variables)
 
@@ -140,8 +152,8 @@ def predict_step(
   model: nn.Module,
   tasks: Sequence[Task],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Raw outputs and predictions in the labels' own units, for uint8 images `[b, h, w, 3]`."""
-  outputs: Any = model.apply(variables, augment.normalize(images), train=False)
+  """Raw outputs and predictions in the labels' own units, for images, or features of them: see `network_input`."""
+  outputs: Any = model.apply(variables, network_input(images), train=False)
   predictions = {}
   for task in tasks:
     stats = label_stats[task.name]

@@ -1,0 +1,57 @@
+"""What a model costs: its parameters, in a table, and the floating-point operations of a forward pass."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from clu import parameter_overview
+from flax import traverse_util
+
+DEPTH = 3  # Of names in the table: shared, backbone, block.
+
+
+def num_parameters(params: Any) -> int:
+  """Numbers in a tree of arrays or of their shapes."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@dataclasses.dataclass
+class Row:
+  """A line of the table; its fields are the columns."""
+
+  part: str
+  arrays: int
+  parameters: int
+
+
+def parameter_table(params: Mapping[str, Any]) -> str:
+  """How many parameters each part of the model has: heads, and the blocks and layers of backbones."""
+  rows: dict[str, Row] = {}
+  leaves: Any = traverse_util.flatten_dict(params)
+  for path, leaf in leaves.items():
+    part = '/'.join(map(str, path[:-1] if path[0] == 'shared' else path[:1]))
+    part = '/'.join(part.split('/')[:DEPTH])
+    row = rows.setdefault(part, Row(part, 0, 0))
+    row.arrays += 1
+    row.parameters += leaf.size
+  return parameter_overview.make_table(list(rows.values()))
+
+
+def forward_flops(model: nn.Module, variables: Mapping[str, Any], image_size: tuple[int, int]) -> float | None:
+  """Floating-point operations for one image in evaluation, a multiply-add counting as two, as XLA counts them.
+
+  Of the program as it is traced, so nothing is compiled. None where the platform does not count.
+  """
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  analysis: Any = jax.jit(partial(model.apply, train=False)).lower(variables, images).cost_analysis()
+  return analysis['flops'] if analysis and 'flops' in analysis else None
+
+
+def forward_flops_text(model: nn.Module, variables: Mapping[str, Any], image_size: tuple[int, int]) -> str:
+  """The same as a person reads it."""
+  flops = forward_flops(model, variables, image_size)
+  return 'FLOPs unknown' if flops is None else f'{flops / 1e9:.3g} GFLOPs'

@@ -1,0 +1,158 @@
+"""Pretrained weights: a file of torchvision's names to the variables of a backbone, and those into a model."""
+
+import logging
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+
+from mtl_jax.errors import ConfigError, DataError, one_line
+from mtl_jax.models import torch_file
+from mtl_jax.models.backbone import Backbone
+from mtl_jax.models.torch_file import StoredTensor
+
+log = logging.getLogger('mtl_jax')
+
+Variables = Mapping[str, Any]
+
+KINDS = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+FIELD = 'config.model.weights'
+LISTED = 8  # Names in a message; of more, the number.
+
+
+def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict[str, Any]:
+  """The backbone's `params` and `batch_stats` from a file, as numpy arrays in float32.
+
+  Args:
+    path: torchvision's `.pth` or `.pt` in either format, or `.safetensors` with torchvision's names.
+    backbone: what to load into.
+    image_size: height and width of the images to come, in pixels.
+
+  Raises:
+    ConfigError: for a backbone that no such file fits.
+    DataError: for a file that cannot be read or is of another architecture; the message lists what is missing.
+  """
+  if backbone.torchvision_names is None:
+    raise ConfigError(f'{FIELD}: there are no pretrained weights of {_title(backbone)}; leave it empty')
+  if getattr(backbone, 'norm', 'batch') != 'batch':
+    raise ConfigError('config.model.norm: pretrained weights are of batch norm; leave it at auto')
+  found = {_modern(name): tensor for name, tensor in _read(path).items()}
+  wanted = _abstract(backbone, image_size)
+  names = {key: torchvision_name(backbone, key) for key in wanted}
+  _check(path, backbone, found, {names[key]: key for key in wanted})
+  loaded = {}
+  for key, leaf in wanted.items():
+    tensor = backbone.from_torchvision(key[-1], found[names[key]].read(), leaf.shape)
+    if tensor.shape != leaf.shape:
+      shapes = f'{found[names[key]].shape} in the file, not what {leaf.shape} here asks for'
+      raise DataError(f'{path}: {names[key]} of {_title(backbone)} has shape {shapes}')
+    loaded[key] = np.asarray(tensor, np.float32)
+  unused = sorted(name for name in found.keys() - names.values() if not name.endswith('num_batches_tracked'))
+  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, _listed(unused))
+  return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(loaded)
+
+
+def place(variables: Variables, loaded: Variables) -> dict[str, Any]:
+  """The variables of a model with the loaded ones in every copy of the backbone, or of a part of it.
+
+  A copy is told by the names inside each of its parts; where copies are stacked, all of them get the weights.
+  """
+  used: set[str] = set()
+  result = _placed_each(variables, loaded, used)
+  for name, held in variables.get('frozen', {}).items():  # Frozen stages hold collections of their own.
+    result['frozen'] = {**result['frozen'], name: {'variables': _placed_each(held['variables'], loaded, used)}}
+  unused = loaded['params'].keys() - used
+  if unused:
+    raise ValueError(f'the model has no place for {sorted(unused)}')
+  return result
+
+
+def _placed_each(variables: Variables, loaded: Variables, used: set[str]) -> dict[str, Any]:
+  return {name: _placed(tree, loaded.get(name, {}), used) for name, tree in variables.items()}
+
+
+def _placed(tree: Any, loaded: Variables, used: set[str]) -> Any:
+  if not isinstance(tree, Mapping):
+    return tree
+  result = {}
+  for name, child in tree.items():
+    if name in loaded and _fits(child, loaded[name]):
+      used.add(name)
+      result[name] = jax.tree.map(lambda old, new: jnp.broadcast_to(new, old.shape), child, loaded[name])
+    else:
+      result[name] = _placed(child, loaded, used)
+  return result
+
+
+def _fits(tree: Any, loaded: Any) -> bool:
+  """The same names, and shapes that agree up to a leading axis of copies."""
+  same = jax.tree.structure(tree) == jax.tree.structure(loaded)
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(loaded), strict=True) if same else ()
+  return same and all(new.shape in (old.shape, old.shape[1:]) for old, new in pairs)
+
+
+def _read(path: Path) -> dict[str, StoredTensor]:
+  if not path.is_file():
+    raise DataError(f'{FIELD}: no file {path}')
+  if path.suffix != '.safetensors':
+    return torch_file.tensors(path)
+  try:
+    with safe_open(path, framework='numpy') as file:
+      shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+  except (SafetensorError, OSError) as error:
+    raise DataError(f'{path}: cannot be read as a safetensors file: {one_line(error)}') from error
+  return {name: StoredTensor(shape, partial(_read_safetensor, path, name)) for name, shape in shapes.items()}
+
+
+def _read_safetensor(path: Path, name: str) -> np.ndarray:
+  with safe_open(path, framework='numpy') as file:
+    return file.get_tensor(name)
+
+
+def _abstract(backbone: Backbone, image_size: tuple[int, int]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+  """Shapes of the backbone's variables by their path."""
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  variables: Any = jax.eval_shape(partial(backbone.init, train=False), jax.random.key(0), images)
+  flat: Any = traverse_util.flatten_dict(variables)
+  return flat
+
+
+def torchvision_name(backbone: Backbone, path: tuple[str, ...]) -> str:
+  """What torchvision calls the variable at `(collection, module, ..., kind)`."""
+  name = '.'.join((*path[1:-1], KINDS.get(path[-1], path[-1])))
+  for pattern, replacement in backbone.torchvision_names or ():
+    name = re.sub(pattern, replacement, name)
+  return name
+
+
+def _modern(name: str) -> str:
+  """A name as today's torchvision has it: without the wrapper of several GPUs."""
+  return name.removeprefix('module.')
+
+
+def _check(path: Path, backbone: Backbone, found: Mapping[str, StoredTensor], wanted: Mapping[str, Any]) -> None:
+  missing = sorted(wanted.keys() - found.keys())
+  if len(missing) > len(wanted) / 2:
+    others = sorted(found.keys() - wanted.keys())
+    raise DataError(
+      f'{path}: is of another architecture: it holds {len(wanted) - len(missing)} of the {len(wanted)} tensors of '
+      f'{_title(backbone)}, and {len(others)} others, such as {", ".join(others[:2])}'
+    )
+  if missing:
+    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {_listed(missing)}')
+
+
+def _listed(names: list[str]) -> str:
+  more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
+  return (', '.join(names[:LISTED]) or 'none') + more
+
+
+def _title(backbone: Backbone) -> str:
+  return type(backbone).__name__

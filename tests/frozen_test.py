@@ -1,0 +1,287 @@
+"""Frozen stages stay as they are; training on their kept outputs is training on the images."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax import workdir
+from mtl_jax.data.store import open_store
+from mtl_jax.errors import ConfigError, Interrupted
+from mtl_jax.evaluation.command import evaluate_workdir
+from mtl_jax.models import multitask
+from mtl_jax.training import checkpoint, features, loop
+from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.training.features import FeatureCache
+from mtl_jax.training.progress import read_metrics
+from mtl_jax.training.step import TrainState
+
+PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}
+TASKS = ('attributes', 'landmarks')
+
+
+@pytest.fixture(scope='module')
+def frozen_config(tiny_config):
+  """`frozen_config(tasks, **overrides)`: a frozen backbone, no augmentation, no clipping by the global norm."""
+  return lambda tasks='attributes,landmarks', **overrides: tiny_config(
+    tasks, **{**PLAIN, 'model.freeze': 'backbone', 'optimizer.clip_norm': 0.0, **overrides}
+  )
+
+
+@pytest.fixture(scope='module')
+def runs(frozen_config, tmp_path_factory) -> Path:
+  """Finished runs beside each other: joint and single-task, and joint from the images in every step."""
+  root = tmp_path_factory.mktemp('runs')
+  loop.train(frozen_config(), root / 'joint')
+  loop.train(frozen_config(**{'data.feature_cache': 'none'}), root / 'from_images')
+  for task in TASKS:
+    loop.train(frozen_config(task), root / task)
+  return root
+
+
+def final_state(directory: Path) -> TrainState:
+  config, _ = workdir.read(directory)
+  run = loop.build(config, open_store(Path(config.data.dir)))
+  checkpoints = Checkpoints(directory)
+  found = checkpoints.restore(checkpoint.abstract_state(run.make_state, loop.sharding.replicated(run.mesh)))
+  checkpoints.close()
+  assert found is not None
+  return found[0]
+
+
+def first_state(config) -> tuple[loop.Run, TrainState]:
+  run = loop.build(config, open_store(Path(config.data.dir)))
+  return run, jax.jit(run.make_state)()
+
+
+def largest_difference(one, other) -> float:
+  return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), one, other)))
+
+
+# The cut.
+
+
+@pytest.mark.parametrize('freeze', ['stage0', 'stage3', 'backbone'])
+def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, freeze):
+  config = tiny_config(**{'model.freeze': freeze})
+  tasks = workdir.DataFacts.of(open_store(Path(config.data.dir))).selected(config)
+  cut = multitask.from_config(config, tasks)
+  images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+  variables = dict(jax.jit(partial(cut.init, train=False))(jax.random.key(0), images))
+  held = variables['frozen']['frozen']['variables']
+  whole = {}
+  for kind in ('params', 'batch_stats'):
+    rest = variables.get(kind, {}).get('shared', {}).get('backbone', {}).get('backbone', {})
+    heads = {name: tree for name, tree in variables.get(kind, {}).items() if name.startswith('head_')}
+    whole[kind] = {'shared': {'backbone': {**held[kind]['backbone'], **rest}}, **heads}
+    assert not held[kind]['backbone'].keys() & rest.keys()
+  plain = multitask.from_config(tiny_config(), tasks)
+
+  @jax.jit
+  def in_three_ways(variables, whole):
+    outputs = cut.frozen.apply({'frozen': variables['frozen']['frozen']}, images, train=False)
+    after = cut.clone(frozen=None).apply(variables, outputs, train=False)
+    return plain.apply(whole, images, train=False), cut.apply(variables, images, train=False), after
+
+  expected, *found = in_three_ways(variables, whole)
+  for ours in found:
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
+
+
+def test_a_stage_that_there_is_not_is_refused(tiny_config):
+  with pytest.raises(ConfigError, match=r'model.freeze=stage5: resnet18 has the stages 0 to 4; choose'):
+    multitask.from_config(tiny_config(**{'model.freeze': 'stage5'}), ())
+
+
+def test_what_is_frozen_has_no_optimizer_state_and_no_average(frozen_config):
+  config = frozen_config(**{'optimizer.ema_decay': 0.9, 'model.freeze': 'stage3'})
+  state = jax.eval_shape(loop.build(config, open_store(Path(config.data.dir))).make_state)
+  frozen = {leaf.shape for leaf in jax.tree.leaves(state.variables['frozen'])}
+  assert (3, 3, 3, 4) in frozen  # The first convolution.
+  assert (3, 3, 3, 4) not in {leaf.shape for leaf in jax.tree.leaves((state.optimizer, state.average))}
+  assert state.average is not None
+  assert state.average.keys() == {'params', 'batch_stats'}
+  assert state.eval_variables['frozen'] is state.variables['frozen']
+
+
+def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
+  """The compiled step of frozen stages costs one pass forward through them, not three."""
+  flops = {}
+  for freeze in ('', 'backbone'):
+    config = frozen_config(**{'model.freeze': freeze, 'data.mode': 'streamed'})
+    run = loop.build(config, open_store(Path(config.data.dir)))
+    batch = run.train.read(loop.positions(run, 0))
+    flops[freeze] = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()['flops']
+  assert flops['backbone'] < 0.45 * flops['']
+
+
+# Statistics.
+
+
+@pytest.mark.parametrize('images', ['kept', 'none'])
+def test_frozen_stages_end_as_they_began(runs, frozen_config, images):
+  _, before = first_state(frozen_config())
+  after = final_state(runs / {'kept': 'joint', 'none': 'from_images'}[images])
+  jax.tree.map(np.testing.assert_array_equal, after.variables['frozen'], before.variables['frozen'])
+  assert largest_difference(after.variables['params'], before.variables['params']) > 0
+
+
+def test_drifting_statistics_move_and_nothing_else_of_the_frozen_stages(frozen_config, tmp_path, caplog):
+  caplog.set_level(logging.INFO, logger='mtl_jax')
+  logging.getLogger('mtl_jax').addHandler(caplog.handler)
+  config = frozen_config(**{'model.frozen_statistics': 'drift'})
+  loop.train(config, tmp_path / 'run')
+  logging.getLogger('mtl_jax').removeHandler(caplog.handler)
+  _, before = first_state(config)
+  after = final_state(tmp_path / 'run').variables['frozen']['frozen']['variables']
+  before = before.variables['frozen']['frozen']['variables']
+  jax.tree.map(np.testing.assert_array_equal, after['params'], before['params'])
+  assert largest_difference(after['batch_stats'], before['batch_stats']) > 1e-3
+  assert 'features: not kept, the frozen stages run in every step: their batch statistics drift' in caplog.text
+  assert not (tmp_path / 'features').exists()
+
+
+# Features in place of images.
+
+
+def lines(directory: Path) -> list[dict[str, float]]:
+  timed = ('images_per_sec',)
+  return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(directory / 'metrics.jsonl')]
+
+
+def test_training_on_features_is_training_on_images(runs):
+  assert len(list((runs / 'features').glob('*/features.bin'))) == 2  # train and val, of four runs.
+  kept, computed = lines(runs / 'joint'), lines(runs / 'from_images')
+  assert [line['step'] for line in kept] == [1, 2, 3, 4]
+  for ours, theirs in zip(kept, computed, strict=True):
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-4)
+  assert any('val/landmarks/nme' in line for line in kept)
+
+
+def test_eval_is_the_same_from_features_and_from_images(runs, tmp_path):
+  found = {}
+  for name in ('joint', 'from_images'):
+    evaluate_workdir(runs / name, predictions=tmp_path / f'{name}.npz')
+    found[name] = np.load(tmp_path / f'{name}.npz')
+  for field in found['joint'].files:
+    np.testing.assert_allclose(found['joint'][field], found['from_images'][field], rtol=1e-4, atol=1e-6)
+
+
+def test_streamed_features_give_the_bits_of_resident_ones(runs, frozen_config):
+  for mode in ('streamed', 'resident'):
+    loop.train(frozen_config(**{'data.mode': mode}), runs / mode)
+  assert lines(runs / 'streamed') == lines(runs / 'resident')
+
+
+def test_runs_beside_each_other_compute_once(runs, frozen_config, monkeypatch):
+  monkeypatch.setattr(FeatureCache, '_write', lambda *_: pytest.fail('computed again'))
+  config = frozen_config('landmarks', **{'optimizer.learning_rate': 0.01})
+  run, state = first_state(config)
+  found = loop.on_features(run, open_store(Path(config.data.dir)), state, runs / 'another', stop=bool)
+  assert found.train.images.shape == (len(run.train), 32)
+
+
+def test_images_that_are_augmented_leave_validation_its_features(runs, frozen_config):
+  config = frozen_config(**{'data.augment.flip': True})
+  run, state = first_state(config)
+  found = loop.on_features(run, open_store(Path(config.data.dir)), state, runs / 'flipped', stop=bool)
+  assert found.train is run.train
+  assert found.val is not None
+  assert found.val.images.dtype == np.float32
+  assert found.val.images.shape == (len(found.val), 32)
+
+
+@pytest.fixture
+def make_cache(frozen_config, tmp_path):
+  """The cache of a configuration and its train split."""
+
+  def make(stop=bool, **overrides):
+    config = frozen_config(**overrides)
+    run, state = first_state(config)
+    store = open_store(Path(config.data.dir))
+    options = {'workdir': tmp_path / 'run', 'data': store, 'mesh': run.mesh, 'stop': stop}
+    cache = features.open_cache(config, run.model, state.variables, **options)
+    assert cache is not None
+    return cache, run.train
+
+  return make
+
+
+def test_a_key_changes_with_what_the_features_depend_on_and_with_nothing_else(make_cache):
+  cache, split = make_cache()
+  key = cache._key(split, 'train')
+  assert (
+    make_cache(**{'model.head_features': 16, 'tasks': 'landmarks', 'train.steps': 9})[0]._key(split, 'train') == key
+  )
+  others = [cache._key(split, 'val')]
+  for change in (
+    {'train.seed': 1},
+    {'model.freeze': 'stage3'},
+    {'model.dtype': 'bfloat16'},
+    {'model.stem': 'imagenet'},
+  ):
+    others.append(make_cache(**change)[0]._key(split, 'train'))
+  assert all(other != key for other in others)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_features_that_were_damaged_are_computed_anew(make_cache, caplog, dtype):
+  logging.getLogger('mtl_jax').addHandler(caplog.handler)
+  cache, split = make_cache(**{'model.dtype': dtype, 'model.freeze': 'stage3'})
+  first = np.array(cache.replace_images(split, 'train').images)
+  assert first.dtype == dtype
+  assert first.shape == (len(split), 2, 2, 16)
+  file = next(cache.directory.glob('*/features.bin'))
+  content = bytearray(file.read_bytes())
+  content[7] ^= 1
+  file.write_bytes(content)
+  np.testing.assert_array_equal(cache.replace_images(split, 'train').images, first)
+  logging.getLogger('mtl_jax').removeHandler(caplog.handler)
+  assert 'was changed since it was written and is computed anew' in caplog.text
+
+
+def test_a_computation_that_is_stopped_leaves_nothing(make_cache):
+  cache, split = make_cache(stop=lambda: True)
+  with pytest.raises(Interrupted, match='starts with them again'):
+    cache.replace_images(split, 'train')
+  assert [path.name for path in cache.directory.iterdir()] == ['.lock']
+
+
+def test_features_that_would_fill_the_disk_are_not_kept(make_cache, monkeypatch):
+  monkeypatch.setattr(features, 'DISK_SHARE', 0.0)
+  cache, split = make_cache()
+  assert cache.replace_images(split, 'train') is None
+
+
+def test_short_steps_fill_the_time_between_two_looks(frozen_config):
+  settings = ('train.log_every_steps', 'eval.every_steps', 'checkpoint.every_steps')
+  for looks, expected in [((20, 1000, 1000), 20), ((10, 230, 230), 10), ((100, 0, 300), 50), ((1, 4, 4), 1)]:
+    config = frozen_config(**dict(zip(settings, looks, strict=True)))
+    assert loop.steps_between_looks(config) == expected
+
+
+# What joint training can change.
+
+
+def test_over_a_frozen_backbone_joint_and_single_task_heads_are_equal(runs):
+  joint = final_state(runs / 'joint').variables['params']
+  assert joint.keys() == {'head_attributes', 'head_landmarks'}  # Nothing that learns is shared.
+  for task in TASKS:
+    single = final_state(runs / task).variables['params']
+    jax.tree.map(
+      partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), single[f'head_{task}'], joint[f'head_{task}']
+    )
+
+
+def test_over_a_shared_trunk_they_are_not(runs, frozen_config):
+  heads = []
+  for tasks in ('attributes,landmarks', 'landmarks'):
+    directory = runs / f'trunk-{tasks}'
+    loop.train(frozen_config(tasks, **{'model.trunk_features': (8.0,)}), directory)
+    heads.append(final_state(directory).variables['params'])
+  assert heads[0]['shared']['backbone']['trunk_layers_0']['kernel'].shape == (32, 8)
+  assert largest_difference(heads[0]['head_landmarks'], heads[1]['head_landmarks']) > 1e-4
