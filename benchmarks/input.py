@@ -33,6 +33,11 @@ from mtl_jax.training import loop, sharding
 from mtl_jax.training.loop import Run
 from mtl_jax.training.step import TrainState
 
+try:
+  import grain
+except ImportError:  # It is no part of the library.
+  grain = None
+
 SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
 QUICK = {'num': 200, 'batch_size': 16, 'width': 4, 'rounds': 1, 'secs': 0.1}
 TARGETS = {'streamed jpeg': 0.95, 'streamed decoded': 0.95, 'resident': 0.98}
@@ -189,13 +194,14 @@ def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, st
   """What each way brings to the devices while they do nothing else."""
   batches = max(2, 2 * len(runs['resident'].train) // options.batch_size)  # Two epochs.
   parts = {name: partial(stream, runs[name], batches) for name in ('streamed jpeg', 'streamed decoded')}
-  parts['grain'] = partial(stream_with_grain, runs['streamed jpeg'], batches)
+  if grain is not None:
+    parts['grain'] = partial(stream_with_grain, runs['streamed jpeg'], batches)
   parts['resident'] = gatherer(runs['resident'], batches)
   rates = best_rates(parts, rounds=options.rounds)
   jpeg = row('streamed jpeg to the devices', rates['streamed jpeg'], 'images/s', to=every, target=0.6)
   return [
     jpeg,
-    row("the same with Grain's prefetching threads", rates['grain'], 'images/s', to=jpeg),
+    *(row("the same with Grain's threads", rates[name], 'images/s', to=jpeg) for name in rates if name == 'grain'),
     row('streamed decoded to the devices', rates['streamed decoded'], 'images/s', to=every),
     row('resident: gathered and augmented', rates['resident'], 'images/s', to=every),
     row('resident: gathered and augmented', rates['resident'], 'images/s', to=step),
@@ -211,11 +217,8 @@ def stream(run: Run, batches: int) -> int:
 
 
 def stream_with_grain(run: Run, batches: int) -> int:
-  """As `stream`, but elements are made in Grain's threads, which are no part of the library: is it worth its place?"""
-  try:
-    import grain
-  except ImportError:
-    return 0
+  """As `stream`, but elements are made in Grain's threads: would they be worth their place?"""
+  assert grain is not None
   size, batch = run.steps_per_dispatch, run.config.train.batch_size
 
   def make(dispatch: int) -> Any:

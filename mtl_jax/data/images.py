@@ -172,10 +172,8 @@ class Images:
     assert axis == 0
     taken = np.empty((len(rows), *self.records.image_shape), np.uint8)
     wanted = [(slot, int(row)) for slot, row in enumerate(rows)]
-    if len(wanted) < 2:
-      self._fill(taken, wanted)
-    else:  # More parts than threads: some records are larger than others.
-      list(_threads().map(self._fill, [taken] * 4 * THREADS, (wanted[i :: 4 * THREADS] for i in range(4 * THREADS))))
+    parts = min(len(wanted), 4 * THREADS)  # More than threads: some records are larger than others.
+    list(_threads().map(self._fill, [taken] * parts, (wanted[part::parts] for part in range(parts))))
     return taken.reshape(len(rows), *self.row_shape)
 
   def _fill(self, taken: UInt8[np.ndarray, 'b h w 3'], wanted: Sequence[tuple[int, int]]) -> None:
