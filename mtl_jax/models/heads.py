@@ -64,7 +64,7 @@ class SoftArgmax(Head):
   y)` of pixel centres in [0, 1], is a point's coordinate. Coordinates are learned in units of the train split's
   spread, which a model does not know, so each is put there by a scale and an offset that are learned: `(place -
   offset) * scale`. They begin at the image's centre, where a flat heat map lies, which thereby means the mean face,
-  and at a spread of 1/10. A heat map's peak is therefore near its point, but need not be on it.
+  and at a spread of 1/20. A heat map's peak is therefore near its point, but need not be on it.
   """
 
   spatial: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class SoftArgmax(Head):
     heat = nn.Dense(self.outputs // 2, dtype=self.dtype, name='heat')(hidden).astype(jnp.float32)
     places = expected_places(heat).reshape(len(heat), -1)
     offset = self.param('offset', nn.initializers.constant(0.5), (self.outputs,))
-    scale = self.param('scale', nn.initializers.constant(10.0), (self.outputs,))
+    scale = self.param('scale', nn.initializers.constant(20.0), (self.outputs,))
     return (places - offset) * scale
 
 
