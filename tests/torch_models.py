@@ -138,4 +138,107 @@ class MobileNetV2(nn.Module):
     return self.features(x).mean((2, 3))
 
 
+class LayerNorm2d(nn.LayerNorm):
+  def forward(self, x):
+    return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class MoveChannels(nn.Module):
+  def __init__(self, source, target):
+    super().__init__()
+    self.source, self.target = source, target
+
+  def forward(self, x):
+    return x.movedim(self.source, self.target)
+
+
+class ConvNeXtBlock(nn.Module):
+  def __init__(self, features):
+    super().__init__()
+    self.block = nn.Sequential(
+      nn.Conv2d(features, features, 7, padding=3, groups=features),
+      MoveChannels(1, -1),
+      nn.LayerNorm(features, eps=1e-6),
+      nn.Linear(features, 4 * features),
+      nn.GELU(),
+      nn.Linear(4 * features, features),
+      MoveChannels(-1, 1),
+    )
+    self.layer_scale = nn.Parameter(torch.full((features, 1, 1), 1e-6))
+
+  def forward(self, x):
+    return x + self.layer_scale * self.block(x)
+
+
+class ConvNeXt(nn.Module):
+  def __init__(self, sizes=(3, 3, 9, 3), width=96):
+    super().__init__()
+    layers = [nn.Sequential(nn.Conv2d(3, width, 4, 4), LayerNorm2d(width, eps=1e-6))]
+    for stage, blocks in enumerate(sizes):
+      if stage:
+        layers.append(nn.Sequential(LayerNorm2d(width, eps=1e-6), nn.Conv2d(width, 2 * width, 2, 2)))
+        width *= 2
+      layers.append(nn.Sequential(*(ConvNeXtBlock(width) for _ in range(blocks))))
+    self.features = nn.Sequential(*layers)
+    self.classifier = nn.Sequential(LayerNorm2d(width, eps=1e-6), nn.Flatten(1), nn.Linear(width, 1000))
+
+  def forward_features(self, x):
+    return self.classifier[:2](self.features(x).mean((2, 3), keepdim=True))
+
+
+class EncoderLayer(nn.Module):
+  def __init__(self, width):
+    super().__init__()
+    self.ln_1 = nn.LayerNorm(width, eps=1e-6)
+    self.self_attention = nn.MultiheadAttention(width, width // 64, batch_first=True)
+    self.ln_2 = nn.LayerNorm(width, eps=1e-6)
+    dropout = nn.Dropout(0.0)
+    self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), dropout, nn.Linear(4 * width, width), dropout)
+
+  def forward(self, x):
+    y = self.ln_1(x)
+    x = x + self.self_attention(y, y, y, need_weights=False)[0]
+    return x + self.mlp(self.ln_2(x))
+
+
+class VisionTransformer(nn.Module):
+  def __init__(self, width=768, image_size=224, depth=12):
+    super().__init__()
+    self.conv_proj = nn.Conv2d(3, width, 16, 16)
+    self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+    self.encoder = nn.Module()
+    self.encoder.pos_embedding = nn.Parameter(torch.zeros(1, (image_size // 16) ** 2 + 1, width))
+    self.encoder.layers = nn.Sequential()
+    for i in range(depth):
+      self.encoder.layers.add_module(f'encoder_layer_{i}', EncoderLayer(width))
+    self.encoder.ln = nn.LayerNorm(width, eps=1e-6)
+    self.heads = nn.Sequential()
+    self.heads.add_module('head', nn.Linear(width, 1000))
+
+  def forward_features(self, x):
+    x = self.conv_proj(x).flatten(2).movedim(1, -1)
+    x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1) + self.encoder.pos_embedding
+    return self.encoder.ln(self.encoder.layers(x))[:, 0]
+
+
+class ConvNet(nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+    self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+    self.pool = nn.MaxPool2d(2)
+
+  def forward_features(self, x):
+    x = self.pool(self.conv1(x).relu())
+    # Our maps have channels last.
+    return self.pool(self.conv2(x).relu()).movedim(1, -1).flatten(1)
+
+
 mobilenet_v2 = MobileNetV2
+convnext_tiny = ConvNeXt
+convnet = ConvNet
+vit_b16 = VisionTransformer
+
+
+def vit_s16(**kwargs):
+  return VisionTransformer(384, **kwargs)

@@ -37,6 +37,8 @@ class Backbone(nn.Module):
   # How parameters are called in torchvision: patterns and what takes their place, in turn, in `layer1_0.conv1.weight`.
   # None of them where torchvision has no such network.
   torchvision_names: ClassVar[tuple[tuple[str, str], ...] | None] = None
+  # The same from names that older files have to today's.
+  torchvision_old_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
   def from_torchvision(self, name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor of torchvision's as parameter `name` of this shape: `[h, w, in, out]` and `[in, out]` here."""

@@ -57,6 +57,13 @@ def _slices(lhs, kernel_size, strides, padding):
   ]
 
 
+def max_pool_2x2(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
+  """Max-pooling of stride 2 as the maximum of four slices; a last odd row or column is left out."""
+  height, width = (n // 2 * 2 for n in x.shape[1:3])
+  rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
+  return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
+
+
 def max_pool_3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
   """Max-pooling of stride 2 and padding 1 as the maximum of nine slices.
 

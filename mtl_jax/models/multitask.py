@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError
-from mtl_jax.models import mobilenet, resnet
+from mtl_jax.models import convnet, convnext, mobilenet, resnet, vit
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.sharing import SHARING
@@ -24,6 +24,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
   'resnet34': resnet.resnet34,
   'resnet50': resnet.resnet50,
   'mobilenet_v2': mobilenet.MobileNetV2,
+  'convnext_tiny': convnext.convnext_tiny,
+  'vit_s16': vit.vit_s16,
+  'vit_b16': vit.vit_b16,
+  'convnet': convnet.ConvNet,
 }
 # Fields of `config.model` that a backbone takes if it has them, and the values that leave the choice to it.
 BACKBONE_FIELDS = {'width': 0, 'stem': 'auto', 'norm': 'auto', 'norm_rows': 0, 'remat': False}

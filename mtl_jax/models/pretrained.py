@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
   """
   if backbone.torchvision_names is None:
     raise ConfigError(f'{FIELD}: there are no pretrained weights of {_title(backbone)}; leave it empty')
-  if getattr(backbone, 'norm', 'batch') != 'batch':
-    raise ConfigError('config.model.norm: pretrained weights are of batch norm; leave it at auto')
-  found = {_modern(name): tensor for name, tensor in _read(path).items()}
-  wanted = _abstract(backbone, image_size)
+  if getattr(backbone, 'norm', None) != (published := getattr(type(backbone), 'norm', None)):
+    raise ConfigError(f'config.model.norm: pretrained weights of {_title(backbone)} are of {published} norm; '
+                      'leave it at auto')  # fmt: skip
+  found = {_modern(backbone, name): tensor for name, tensor in _read(path).items()}
+  wanted = expected(backbone, image_size)
   names = {key: torchvision_name(backbone, key) for key in wanted}
   _check(path, backbone, found, {names[key]: key for key in wanted})
   loaded = {}
@@ -116,7 +117,7 @@ def _read_safetensor(path: Path, name: str) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _abstract(backbone: Backbone, image_size: tuple[int, int]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+def expected(backbone: Backbone, image_size: tuple[int, int]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
   """Shapes of the backbone's variables by their path."""
   images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
   variables: Any = jax.eval_shape(partial(backbone.init, train=False), jax.random.key(0), images)
@@ -126,15 +127,18 @@ def _abstract(backbone: Backbone, image_size: tuple[int, int]) -> dict[tuple[str
 
 def torchvision_name(backbone: Backbone, path: tuple[str, ...]) -> str:
   """What torchvision calls the variable at `(collection, module, ..., kind)`."""
-  name = '.'.join((*path[1:-1], KINDS.get(path[-1], path[-1])))
-  for pattern, replacement in backbone.torchvision_names or ():
+  return _renamed('.'.join((*path[1:-1], KINDS.get(path[-1], path[-1]))), backbone.torchvision_names or ())
+
+
+def _modern(backbone: Backbone, name: str) -> str:
+  """A name as today's torchvision has it, and without the wrapper of several GPUs."""
+  return _renamed(name.removeprefix('module.'), backbone.torchvision_old_names)
+
+
+def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+  for pattern, replacement in rules:
     name = re.sub(pattern, replacement, name)
   return name
-
-
-def _modern(name: str) -> str:
-  """A name as today's torchvision has it: without the wrapper of several GPUs."""
-  return name.removeprefix('module.')
 
 
 def _check(path: Path, backbone: Backbone, found: Mapping[str, StoredTensor], wanted: Mapping[str, Any]) -> None:
