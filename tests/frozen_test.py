@@ -21,6 +21,7 @@ from mtl_jax.training.step import TrainState
 
 PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}
 TASKS = ('attributes', 'landmarks')
+IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 
 
 @pytest.fixture(scope='module')
@@ -116,6 +117,19 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
     batch = run.train.read(loop.positions(run, 0))
     flops[freeze] = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()['flops']
   assert flops['backbone'] < 0.45 * flops['']
+
+
+@pytest.mark.parametrize('freeze', ['stage3', 'backbone'])
+def test_pretrained_weights_reach_the_stages_before_and_after_the_cut(frozen_config, freeze):
+  config = frozen_config(**{'model.freeze': freeze, 'model.stem': 'imagenet'})
+  run = loop.build(config, open_store(Path(config.data.dir)))
+  shapes = jax.eval_shape(partial(multitask.backbone_from_config(config).init, train=False), jax.random.key(0), IMAGES)
+  loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+  variables = jax.jit(run.make_state)(pretrained_weights=loaded).variables
+  held = variables['frozen']['frozen']['variables']
+  for kind in ('params', 'batch_stats'):
+    found = {**variables[kind].get('shared', {}).get('backbone', {}).get('backbone', {}), **held[kind]['backbone']}
+    jax.tree.map(np.testing.assert_array_equal, found, dict(loaded[kind]))
 
 
 # Statistics.
