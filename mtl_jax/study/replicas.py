@@ -7,8 +7,7 @@ Each device trains replicas of its own, so nothing travels between devices; with
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,24 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
-from mtl_jax import objectives, workdir
-from mtl_jax.data import mixture, pipeline, resident
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data import pipeline, resident
+from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store
-from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models import multitask
-from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import loop, optimizer, sharding
-from mtl_jax.training.step import TrainState, eval_step, init_state, predict_step, repeat, train_step
+from mtl_jax.study.program import Program
+from mtl_jax.training import loop, sharding
+from mtl_jax.training.loop import Run
 
 log = logging.getLogger('mtl_jax')
 
-BY_REPLICA, WHOLE = PartitionSpec('data'), PartitionSpec()
+BY_DEVICE, WHOLE = PartitionSpec('data'), PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,153 +59,40 @@ class Result:
   diverged_at: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """What the replicas of a program share; `config.train.seed` and `config.optimizer.learning_rate` are not read."""
-
-  config: Any
-  mesh: Mesh
-  tasks: tuple[Task, ...]
-  train: Split
-  val: Split
-  test: Split
-  label_stats: Mapping[str, LabelStats]
-  model: Any
-  image_size: tuple[int, int]
-
-  @cached_property
-  def objective(self) -> objectives.Objective:
-    return objectives.from_config(self.config, [task.name for task in self.tasks])
-
-  def tx(self, learning_rate: Any) -> Any:
-    """The optimizer at a peak learning rate, which may be a traced value."""
-    return optimizer.from_config(self.config, learning_rate=learning_rate)
-
-  def init(self, seed: Any, learning_rate: Any) -> TrainState:
-    """One replica's state before its first step."""
-    return init_state(
-      seed,
-      model=self.model,
-      tx=self.tx(learning_rate),
-      objective=self.objective,
-      label_stats=self.label_stats,
-      image_size=self.image_size,
-      ema_decay=self.config.optimizer.ema_decay,
-    )
-
-  def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
-    """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
-
-    def step(state: TrainState, positions: Array) -> Any:
-      batch = _take(source, positions, image_shape=self.train.images.shape[1:])
-      return train_step(
-        state,
-        batch,
-        model=self.model,
-        tasks=self.tasks,
-        tx=self.tx(learning_rate),
-        objective=self.objective,
-        augmentation=Augmentation(**self.config.data.augment),
-        seed=seed,
-        ema_decay=self.config.optimizer.ema_decay,
-      )
-
-    return repeat(step, unroll=jax.default_backend() == 'cpu')(state, positions)
-
-  def num_params(self) -> int:
-    """Parameters of the model."""
-    shapes = jax.eval_shape(self.init, 0, 0.0).variables['params']
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-
-  def flops_per_image(self) -> float:
-    """Floating-point operations of the forward pass of one image, as XLA counts them; 0 where it does not."""
-    images = jax.ShapeDtypeStruct((1, *self.train.images.shape[1:]), self.train.images.dtype)
-    variables = jax.eval_shape(self.init, 0, 0.0).eval_variables
-    predict = partial(predict_step, model=self.model, tasks=self.tasks)
-    analysis = jax.jit(predict).lower(variables, self.label_stats, images).cost_analysis()
-    return float((analysis or {}).get('flops', 0.0))
-
-  def evaluate(self, variables: Any, batch: Any) -> Any:
-    """Predictions and sums of losses of one replica for a batch."""
-    return eval_step(variables, self.label_stats, batch, model=self.model, tasks=self.tasks)
-
-
-def _take(source: Any, positions: Array, *, image_shape: tuple[int, ...]) -> Any:
-  """The examples at these positions of a resident split."""
-  batch = jax.tree.map(lambda values: values.at[positions].get(mode='promise_in_bounds'), source)
-  # As in `resident.gather`: what follows is compiled as for a batch that came from elsewhere.
-  return jax.lax.optimization_barrier(batch | {'image': batch['image'].reshape(-1, *image_shape)})
-
-
-def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
-  """Median milliseconds in which all these programs, one after another, predict for one image."""
-  calls = []
-  for program in programs:
-    device = program.mesh.devices.flat[0]
-    variables = jax.device_put(jax.jit(program.init)(0, 0.0).eval_variables, device)
-    image = jax.device_put(np.zeros((1, *program.train.images.shape[1:]), program.train.images.dtype), device)
-    predict = jax.jit(partial(predict_step, model=program.model, tasks=program.tasks))
-    calls.append(partial(predict, variables, program.label_stats, image))
-  jax.block_until_ready([call() for call in calls])
-  times = []
-  for _ in range(repeats):
-    started = time.perf_counter()
-    for call in calls:
-      jax.block_until_ready(call())
-    times.append(time.perf_counter() - started)
-  return 1e3 * float(np.median(times))
-
-
-def over_replicas(function: Callable[..., Any], mesh: Mesh, *, shared: int = 0) -> Callable[..., Any]:
+def over_replicas(
+  function: Callable[..., Any], mesh: Mesh, *, common: PartitionSpec | None = None
+) -> Callable[..., Any]:
   """A function of one replica as one of many, whose arguments have a first axis of replicas, divided over devices.
 
-  The last `shared` arguments have none: they are the same for all replicas.
+  With `common`, the last argument is the same for all replicas of a device, and lies on the devices in that way.
   """
+  shared = 0 if common is None else 1
 
   def on_a_device(*arguments: Any) -> Any:
-    own, common = arguments[: len(arguments) - shared], arguments[len(arguments) - shared :]
+    own, rest = arguments[: len(arguments) - shared], arguments[len(arguments) - shared :]
     if jax.tree.leaves(own)[0].shape[0] == 1:  # Mapping over one would turn convolutions into grouped ones.
-      result = function(*jax.tree.map(lambda leaf: leaf[0], own), *common)
+      result = function(*jax.tree.map(lambda leaf: leaf[0], own), *rest)
       return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], result)
     return jax.vmap(function, in_axes=(0,) * len(own) + (None,) * shared)(*arguments)
 
   def mapped(*arguments: Any) -> Any:
-    specs = (BY_REPLICA,) * (len(arguments) - shared) + (WHOLE,) * shared
-    return jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=BY_REPLICA, check_vma=False)(*arguments)
+    specs = (BY_DEVICE,) * (len(arguments) - shared) + (() if common is None else (common,))
+    return jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=BY_DEVICE, check_vma=False)(*arguments)
 
   return mapped
 
 
-def build(config: ConfigDict, store: Store | Mixture, mesh: Mesh) -> Program:
-  """A program of the config's tasks on a prepared set, with this process's devices.
-
-  Raises:
-    UserError: for settings that this set cannot serve.
-  """
-  tasks = workdir.DataFacts.of(store).selected(config)
-  train, val, label_stats = loop.load_data(config, store, tasks)
-  if val is None:
-    raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
-  test = mixture.load_split(store, 'test', tasks)
-  model = multitask.from_config(config, tasks)
-  return Program(config, mesh, tasks, train, val, test, label_stats, model, store.image_size)
+def _positions(order: Order, step: int, size: int) -> np.ndarray:
+  """Positions `[size, b]` of the examples of some steps."""
+  return np.stack([order.positions(step + i) for i in range(size)]).astype(np.int32)
 
 
-def _positions(program: Program, seed: int, step: int, size: int) -> np.ndarray:
-  """Positions `[size, b]` of the examples of some steps, as a run of that seed has them."""
-  rows = loop.rows_by_set(program.config, program.train)
-  sizes = program.train.parts or (len(program.train),)
-  each = [mixture.batch_positions(step + i, seed=seed, sizes=sizes, rows=rows) for i in range(size)]
-  return np.stack(each).astype(np.int32)
-
-
-def _dispatches(config: ConfigDict) -> Iterator[tuple[int, int]]:
+def _dispatches(run: Run) -> Iterator[tuple[int, int]]:
   """First step and number of steps of each dispatch, up to where the host evaluates."""
-  step = 0
-  while step < config.train.steps:
-    every = config.eval.every_steps or config.train.steps
-    stop = min(step - step % every + every, config.train.steps)
-    size = min(config.train.steps_per_dispatch or 1, stop - step)
+  steps, every, step = run.config.train.steps, run.config.eval.every_steps or run.config.train.steps, 0
+  while step < steps:
+    stop = min(step - step % every + every, steps)
+    size = run.steps_per_dispatch if step + run.steps_per_dispatch <= stop else 1
     yield step, size
     step += size
 
@@ -223,11 +103,12 @@ class Trainer:
   def __init__(self, program: Program):
     self.program = program
     mesh = program.mesh
-    self._init = jax.jit(over_replicas(program.init, mesh))
-    self._steps = jax.jit(over_replicas(program.steps, mesh, shared=1), donate_argnums=0)
-    self._evaluate = jax.jit(over_replicas(program.evaluate, mesh, shared=1))
+    self._init = jax.jit(over_replicas(program.init, mesh, common=WHOLE))
+    self._steps = jax.jit(over_replicas(program.steps, mesh, common=BY_DEVICE), donate_argnums=0)
+    self._evaluate = jax.jit(over_replicas(program.evaluate, mesh, common=WHOLE))
     self._keep_better = jax.jit(_keep_better, donate_argnums=1)
-    self._source = resident.place(program.train, mesh)
+    every_row = [np.arange(len(program.run.train))] * mesh.devices.size
+    self._source = resident.place(program.run.train, every_row, mesh)
 
   def width(self, count: int, asked: int) -> int:
     """How many replicas to train together: what the config asks for, or what is measured to be fastest.
@@ -251,16 +132,16 @@ class Trainer:
 
   def _bytes_a_replica(self) -> int:
     """A lower bound of the memory a replica takes: its state, a gradient, and the best weights."""
-    state = jax.eval_shape(self.program.init, 0, 0.0)
+    state = self.program.shapes()
     own = [state, state.variables, state.variables]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(own) if hasattr(leaf, 'dtype'))
 
   def _seconds_a_step(self, width: int) -> float:
     """Measured on throw-away replicas, after the compilation."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = self._init(seeds, rates)
-    _, size = next(_dispatches(self.program.config))
-    positions = np.stack([_positions(self.program, 0, 0, size)] * width)
+    state = self._init(seeds, rates, self.program.weights)
+    _, size = next(_dispatches(self.program.run))
+    positions = np.stack([_positions(self.program.order(0), 0, size)] * width)
     seconds = []
     for _ in range(3):
       started = time.perf_counter()
@@ -281,14 +162,15 @@ class Trainer:
     program, config = self.program, self.program.config
     seeds = np.array([replica.seed for replica in replicas], np.int32)
     rates = np.array([replica.learning_rate for replica in replicas], np.float32)
-    state = self._init(seeds, rates)
+    state = self._init(seeds, rates, program.weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
     chunk = _Scores(len(replicas))
     unlogged: list[Any] = []
+    orders = [program.order(replica.seed) for replica in replicas]
     started = time.monotonic()
-    for step, size in _dispatches(config):
+    for step, size in _dispatches(program.run):
       stop()
-      positions = np.stack([_positions(program, replica.seed, step, size) for replica in replicas])
+      positions = np.stack([_positions(order, step, size) for order in orders])
       state, metrics = self._steps(state, seeds, rates, positions, self._source)
       unlogged.append(metrics)
       if len(unlogged) > sharding.MAX_IN_FLIGHT:
@@ -353,7 +235,7 @@ class _Scores:
     for i, evaluation in enumerate(evaluations):
       if self.diverged_at[i]:
         continue
-      score, values = loop.validation_values(program.config, evaluation, program.val, program.tasks)
+      score, values = loop.validation_values(program.config, evaluation, program.val, program.run.tasks)
       for name, value in values.items():
         self.history[i].setdefault(name, []).append(value)
       best = self.best[i]

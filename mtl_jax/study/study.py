@@ -23,12 +23,12 @@ from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError, DivergedError, Interrupted
-from mtl_jax.study import arms, bootstrap, replicas, scores, summary
+from mtl_jax.study import arms, bootstrap, program, scores, summary
 from mtl_jax.study.arms import Arm
-from mtl_jax.study.replicas import Program, Replica, Trainer
+from mtl_jax.study.program import Program
+from mtl_jax.study.replicas import Replica, Trainer
 from mtl_jax.study.shelf import Shelf
 from mtl_jax.tasks import Task
-from mtl_jax.training import sharding
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import bar
 
@@ -57,8 +57,8 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
     workdir.begin(directory, config, facts)
     if config.study.match == 'compute':
-      sides = matched(sides, store)
-    study = Study(config, store, sides, shelf, interruption)
+      sides = matched(sides, store, directory)
+    study = Study(config, store, sides, directory, shelf, interruption)
     rates = study.choose_rates()
     study.train(rates)
     result = study.compare(tasks, rates)
@@ -75,6 +75,7 @@ class Study:
   config: ConfigDict
   store: Store | Mixture
   arms: Mapping[str, Arm]
+  directory: Path
   shelf: Shelf
   interruption: Interruption
 
@@ -89,7 +90,8 @@ class Study:
 
   def choose_rates(self) -> dict[str, float]:
     """The learning rate of each program: of the grid, the best on validation over the tuning seeds."""
-    grid = sorted(set(self.config.study.learning_rates) or {self.config.optimizer.learning_rate})
+    asked: tuple[float, ...] = tuple(self.config.study.learning_rates)
+    grid = sorted(set(asked) or {float(self.config.optimizer.learning_rate)})
     if len(grid) == 1:
       return dict.fromkeys(self.programs, grid[0])
     seeds = [TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
@@ -98,11 +100,12 @@ class Study:
     return {name: self._best_rate(name, grid, seeds) for name in self.programs}
 
   def _best_rate(self, program: str, grid: Sequence[float], seeds: Sequence[int]) -> float:
-    means = {}
+    means: dict[float, float] = {}
     for rate in grid:
       found = [self.shelf.get(program, Replica(seed, rate)) for seed in seeds]
-      if all(result.score is not None and not result.diverged_at for result in found):
-        means[rate] = float(np.mean([result.score for result in found]))
+      reached = [result.score for result in found if result.score is not None and not result.diverged_at]
+      if len(reached) == len(found):
+        means[rate] = float(np.mean(reached))
     if not means:
       raise DivergedError(f'every learning rate of config.study.learning_rates diverged for {program}; try lower ones')
     best = max(means, key=lambda rate: means[rate])
@@ -150,7 +153,8 @@ class Study:
       raise Interrupted('interrupted; finished replicas are kept, and the same command goes on from there')
 
   def program(self, name: str) -> Program:
-    return replicas.build(self.programs[name], self.store, sharding.make_mesh(jax.local_devices()))
+    stop = self.interruption.requested
+    return program.build(self.programs[name], self.store, directory=self.directory, stop=stop)
 
   def compare(self, tasks: Sequence[Task], rates: Mapping[str, float]) -> dict[str, Any]:
     """The study's JSON, from the replicas on the shelf."""
@@ -191,13 +195,13 @@ class Study:
     """What each arm takes: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
     return {
       name: {
-        'params': sum(program.num_params() for program in programs.values()),
-        'flops_per_image': sum(program.flops_per_image() for program in programs.values()),
+        'params': sum(one.num_params() for one in programs.values()),
+        'flops_per_image': sum(one.flops_per_image() for one in programs.values()),
         'seconds': sum(
           float(np.mean([self.shelf.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
           for one in programs
         ),
-        'latency_ms': replicas.latency_ms(list(programs.values())),
+        'latency_ms': program.latency_ms(list(programs.values())),
       }
       for name, arm in self.arms.items()
       if (programs := {one: self.program(one) for one in arm.programs})
@@ -213,14 +217,13 @@ class Study:
     }
 
 
-def matched(sides: Mapping[str, Arm], store: Store | Mixture) -> dict[str, Arm]:
+def matched(sides: Mapping[str, Arm], store: Store | Mixture, directory: Path) -> dict[str, Arm]:
   """The arms with as much compute each as the cheapest: the steps of its programs cut alike, evaluations as many.
 
-  Compute is taken to be proportional to the FLOPs of the forward pass.
+  Compute is taken to be proportional to the FLOPs of the forward pass of what is trained.
   """
-  mesh = sharding.make_mesh(jax.local_devices())
   flops = {
-    name: sum(replicas.build(config, store, mesh).flops_per_image() for config in arm.programs.values())
+    name: sum(program.build(config, store, directory=directory).flops_trained() for config in arm.programs.values())
     for name, arm in sides.items()
   }
   if not all(flops.values()):

@@ -44,6 +44,7 @@ class Run:
   mesh: Mesh
   tasks: tuple[Task, ...]
   train: Split
+  make_order: Any  # seed -> Order.
   order: Order
   input: Input
   val: Split | None
@@ -68,12 +69,13 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   mesh = sharding.make_mesh()
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = load_data(config, store, tasks)
-  order = make_order(
-    config.train.seed,
+  order_of = partial(
+    make_order,
     sizes=train.parts or (len(train),),
     rows=rows_by_set(config, train),
     groups=balance.groups(config, store),
   )
+  order = order_of(config.train.seed)
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
   model = multitask.from_config(config, tasks)
   names = grain.names(tasks, config.objective.grain)
@@ -105,6 +107,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     mesh=mesh,
     tasks=tasks,
     train=train,
+    make_order=order_of,
     order=order,
     input=train_input,
     val=val,

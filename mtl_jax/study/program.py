@@ -1,0 +1,171 @@
+"""A program: what the replicas of a run share, as functions of one replica's seed and learning rate."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from mtl_jax.data import mixture
+from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.order import Order
+from mtl_jax.data.pipeline import Split
+from mtl_jax.data.store import Store
+from mtl_jax.errors import DataError
+from mtl_jax.models import cost
+from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.tasks import LabelStats
+from mtl_jax.training import features, loop, optimizer, sharding
+from mtl_jax.training.loop import Run
+from mtl_jax.training.step import TrainState, eval_step, init_state, predict_step, repeat
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What the replicas of a program share; the run's own seed and learning rate are not read.
+
+  Attributes:
+    run: the run that replicas vary, on features where its frozen stages' outputs are kept. Those stages are the same
+      for all replicas, also where they are random.
+    net: what is trained: the run's model, without its frozen stages where their outputs are kept.
+    val: the validation split, as the train split is kept.
+    test: the test split, likewise.
+    weights: pretrained ones, if the run has them.
+    mesh: this process's devices.
+  """
+
+  run: Run
+  net: MultiTaskModel
+  val: Split
+  test: Split
+  weights: Any
+  mesh: Mesh
+
+  @property
+  def config(self) -> ConfigDict:
+    return self.run.config
+
+  @property
+  def label_stats(self) -> Mapping[str, LabelStats]:
+    return self.run.make_state.keywords['label_stats']
+
+  def order(self, seed: int) -> Order:
+    """In which a replica of that seed sees the examples."""
+    return self.run.make_order(seed)
+
+  def tx(self, learning_rate: Any) -> optax.GradientTransformation:
+    """The optimizer at a peak learning rate, which may be a traced value."""
+    return optimizer.from_config(self.config, learning_rate=learning_rate)
+
+  def init(self, seed: Any, learning_rate: Any, weights: Any) -> TrainState:
+    """One replica's state before its first step."""
+    fields = self.run.make_state.keywords | {'tx': self.tx(learning_rate)}
+    state = init_state(seed, **fields, pretrained_weights=weights)
+    if self.net.frozen is not None:
+      return state
+    return state.replace(variables={name: own for name, own in state.variables.items() if name != 'frozen'})
+
+  def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
+    """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
+    one_step = partial(self.run.one_step, model=self.net, tx=self.tx(learning_rate), seed=seed)
+    image_shape = self.run.train.images.shape[1:]
+
+    def step(state: TrainState, positions: Array) -> Any:
+      return one_step(state, _take(source, positions, image_shape=image_shape))
+
+    return repeat(step, unroll=loop.unrolled(self.run.train))(state, positions)
+
+  def evaluate(self, variables: Any, batch: Any) -> Any:
+    """Predictions and sums of losses of one replica for a batch."""
+    return eval_step(variables, self.label_stats, batch, model=self.net, tasks=self.run.tasks)
+
+  def shapes(self) -> TrainState:
+    """Of one replica's state."""
+    return jax.eval_shape(self.init, 0, 0.0, self.weights)
+
+  def num_params(self) -> int:
+    """Parameters of the whole model, frozen ones too."""
+    variables = self._variables()
+    return cost.num_parameters([variables['params'], variables.get('frozen', {})])
+
+  def flops_per_image(self) -> float:
+    """Floating-point operations from an image to all predictions; 0 where XLA does not count them."""
+    return cost.forward_flops(self.run.model, self._variables(), self.run.image_size) or 0.0
+
+  def flops_trained(self) -> float:
+    """The same of the part that is trained, from features where those are kept."""
+    images = jax.ShapeDtypeStruct((1, *self.run.train.images.shape[1:]), np.float32)
+    analysis: Any = jax.jit(partial(self.net.apply, train=False)).lower(self.shapes().variables, images).cost_analysis()
+    return float((analysis or {}).get('flops', 0.0))
+
+  def _variables(self) -> Mapping[str, Any]:
+    return jax.eval_shape(self.run.make_state, pretrained_weights=self.weights).variables
+
+
+def _take(source: Any, positions: Array, *, image_shape: tuple[int, ...]) -> Any:
+  """The examples at these positions of a resident split."""
+  batch = jax.tree.map(lambda values: values.at[positions].get(mode='promise_in_bounds'), source)
+  # As in `resident.gather`: what follows is compiled as for a batch that came from elsewhere.
+  return jax.lax.optimization_barrier(batch | {'image': batch['image'].reshape(-1, *image_shape)})
+
+
+def build(config: ConfigDict, store: Store | Mixture, *, directory: Path, stop: Callable[[], bool] = bool) -> Program:
+  """A program of the config's tasks on a prepared set.
+
+  Args:
+    config: a checked configuration.
+    store: the prepared set.
+    directory: the study's, where outputs of frozen stages are kept unless the config says otherwise.
+    stop: asked while those are computed.
+
+  Raises:
+    UserError: for settings that this set cannot serve.
+  """
+  run = loop.build(config, store)
+  if run.val is None:
+    raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
+  val, test = run.val, mixture.load_split(store, 'test', run.tasks)
+  weights = loop.pretrained_weights(config, run.image_size)
+  mesh, net = sharding.make_mesh(jax.local_devices()), run.model
+  if run.model.frozen is None:
+    return Program(run, net, val, test, weights, mesh)
+  state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
+  place = {'workdir': directory / 'model', 'stop': stop}
+  found = loop.on_features(run, store, state, place['workdir'], stop=stop)
+  if found.train is run.train:  # Images, which all splits then stay.
+    return Program(run, net, val, test, weights, mesh)
+  cache = features.open_cache(config, run.model, state.variables, data=store, mesh=run.mesh, **place)
+  kept = cache.replace_images(test, 'test') if cache else None
+  if kept is None or found.val is None:
+    raise DataError('config.data.feature_cache: there is no room for features of the test split; free some disk')
+  return Program(found, run.model.clone(frozen=None), found.val, kept, weights, mesh)
+
+
+def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
+  """Median milliseconds in which the models of all these programs, one after another, predict for one image.
+
+  Each computes all of its stages, also those that are frozen.
+  """
+  calls = []
+  for program in programs:
+    run, device = program.run, program.mesh.devices.flat[0]
+    state = jax.device_put(jax.jit(run.make_state)(pretrained_weights=program.weights), device)
+    image = jax.device_put(np.zeros((1, *run.image_size, 3), np.uint8), device)
+    predict = jax.jit(partial(predict_step, model=run.model, tasks=run.tasks))
+    calls.append(partial(predict, state.eval_variables, program.label_stats, image))
+  jax.block_until_ready([call() for call in calls])
+  times = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    for call in calls:
+      jax.block_until_ready(call())
+    times.append(time.perf_counter() - started)
+  return 1e3 * float(np.median(times))
