@@ -145,9 +145,8 @@ def secs_a_step(split: Split, outputs: dict[str, int], config: ConfigDict, optio
       done += 1
       with torch.no_grad():
         read = backbone.forward_features(images)
-      loss = sum(
-        config.objective.weights[name] * losses[name](head(read), labels[name]) for name, head in heads.items()
-      )
+      each = [config.objective.weights[name] * losses[name](head(read), labels[name]) for name, head in heads.items()]
+      loss = torch.stack(each).sum()
       optimizer.zero_grad()
       loss.backward()
       optimizer.step()
