@@ -21,16 +21,16 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mtl_jax import config as configs
-from mtl_jax.data import mixture
 from mtl_jax.data.augment import MEAN, STD
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.pipeline import Split, load_split
 from mtl_jax.data.prepare import prepare
+from mtl_jax.data.store import open_store
 from mtl_jax.tasks import select
 from mtl_jax.training import loop
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / 'tests'))
-import torch_models  # noqa: E402
+import torch_models  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 MODELS = {'joint': 'attributes,landmarks', 'attributes': 'attributes', 'landmarks': 'landmarks'}
 QUICK = {'num': 64, 'size': 64, 'epochs': 1, 'batches': 2, 'warmup': 1}
@@ -79,8 +79,7 @@ def recipe(options: argparse.Namespace) -> ConfigDict:
 
 def train_ours(config: ConfigDict, scratch: Path, options: argparse.Namespace) -> tuple[list[Row], int]:
   """Seconds of each model, the first with the features of all, and the number of training steps of each."""
-  num_train = len(mixture.open_data(config.data).splits['train'])
-  epoch = max(1, num_train // config.train.batch_size)
+  epoch = max(1, len(open_store(options.data).splits['train']) // config.train.batch_size)
   config = config.copy_and_resolve_references()
   with config.unlocked():
     config.train.steps = options.epochs * epoch
@@ -105,18 +104,20 @@ class Faces(Dataset):
     return len(self.split)
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    pixels = (self.split.images[index].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    pixels = (self.split.images[index].astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(
+      STD, np.float32
+    )
     labels = {name: values[index] for name, values in self.split.labels.items()}
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), labels
 
 
 def train_torch(config: ConfigDict, steps: int, options: argparse.Namespace) -> list[Row]:
   """Seconds that the steps of each model would take, from those that were timed."""
-  store = mixture.open_data(config.data)
+  store = open_store(options.data)
   rows = []
   for name, task_names in MODELS.items():
     tasks = select(store.tasks, task_names, attributes=config.data.attributes)
-    split = mixture.load_split(store, 'train', tasks)
+    split = load_split(store, 'train', tasks)
     secs = secs_a_step(split, {task.name: task.num_outputs for task in tasks}, config, options)
     rows.append(row(f'PyTorch, {name}: {options.batches} of {steps} steps timed', secs * steps, 's'))
   return rows
@@ -145,9 +146,8 @@ def secs_a_step(split: Split, outputs: dict[str, int], config: ConfigDict, optio
       done += 1
       with torch.no_grad():
         read = backbone.forward_features(images)
-      loss = sum(
-        config.objective.weights[name] * losses[name](head(read), labels[name]) for name, head in heads.items()
-      )
+      each = [config.objective.weights[name] * losses[name](head(read), labels[name]) for name, head in heads.items()]
+      loss = torch.stack(each).sum()
       optimizer.zero_grad()
       loss.backward()
       optimizer.step()

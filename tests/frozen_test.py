@@ -3,14 +3,16 @@
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from mtl_jax import workdir
+from mtl_jax.data.pipeline import Split
 from mtl_jax.data.store import open_store
-from mtl_jax.errors import ConfigError, Interrupted
+from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask
 from mtl_jax.training import checkpoint, features, loop
@@ -20,15 +22,17 @@ from mtl_jax.training.progress import read_metrics
 from mtl_jax.training.step import TrainState
 
 PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}
+SMALL = {'model.backbone': 'convnet', 'model.norm': 'batch'}  # Of two stages; 512 features of a 32x32 image.
+RESNET = {'model.backbone': 'resnet18', 'model.norm': 'auto'}
 TASKS = ('attributes', 'landmarks')
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 
 
 @pytest.fixture(scope='module')
 def frozen_config(tiny_config):
-  """`frozen_config(tasks, **overrides)`: a frozen backbone, no augmentation, no clipping by the global norm."""
+  """`frozen_config(tasks, **overrides)`: a small frozen backbone, no augmentation, no clipping by the global norm."""
   return lambda tasks='attributes,landmarks', **overrides: tiny_config(
-    tasks, **{**PLAIN, 'model.freeze': 'backbone', 'optimizer.clip_norm': 0.0, **overrides}
+    tasks, **{**PLAIN, **SMALL, 'model.freeze': 'backbone', 'optimizer.clip_norm': 0.0, **overrides}
   )
 
 
@@ -65,11 +69,13 @@ def largest_difference(one, other) -> float:
 # The cut.
 
 
-@pytest.mark.parametrize('freeze', ['stage0', 'stage3', 'backbone'])
-def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, freeze):
-  config = tiny_config(**{'model.freeze': freeze})
+@pytest.mark.parametrize(('backbone', 'freeze'), [(SMALL, 'stage0'), (SMALL, 'backbone'), (RESNET, 'stage3')])
+def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, backbone, freeze):
+  config = tiny_config(**backbone, **{'model.freeze': freeze})
   tasks = workdir.DataFacts.of(open_store(Path(config.data.dir))).selected(config)
   cut = multitask.from_config(config, tasks)
+  assert cut.frozen is not None
+  first = cut.frozen
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
   variables = dict(jax.jit(partial(cut.init, train=False))(jax.random.key(0), images))
   held = variables['frozen']['frozen']['variables']
@@ -79,11 +85,11 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, fr
     heads = {name: tree for name, tree in variables.get(kind, {}).items() if name.startswith('head_')}
     whole[kind] = {'shared': {'backbone': {**held[kind]['backbone'], **rest}}, **heads}
     assert not held[kind]['backbone'].keys() & rest.keys()
-  plain = multitask.from_config(tiny_config(), tasks)
+  plain = multitask.from_config(tiny_config(**backbone), tasks)
 
   @jax.jit
   def in_three_ways(variables, whole):
-    outputs = cut.frozen.apply({'frozen': variables['frozen']['frozen']}, images, train=False)
+    outputs = first.apply({'frozen': variables['frozen']['frozen']}, images, train=False)
     after = cut.clone(frozen=None).apply(variables, outputs, train=False)
     return plain.apply(whole, images, train=False), cut.apply(variables, images, train=False), after
 
@@ -98,10 +104,10 @@ def test_a_stage_that_there_is_not_is_refused(tiny_config):
 
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_average(frozen_config):
-  config = frozen_config(**{'optimizer.ema_decay': 0.9, 'model.freeze': 'stage3'})
+  config = frozen_config(**{'optimizer.ema_decay': 0.9, 'model.freeze': 'stage0'})
   state = jax.eval_shape(loop.build(config, open_store(Path(config.data.dir))).make_state)
   frozen = {leaf.shape for leaf in jax.tree.leaves(state.variables['frozen'])}
-  assert (3, 3, 3, 4) in frozen  # The first convolution.
+  assert (3, 3, 3, 4) in frozen  # The first convolution's.
   assert (3, 3, 3, 4) not in {leaf.shape for leaf in jax.tree.leaves((state.optimizer, state.average))}
   assert state.average is not None
   assert state.average.keys() == {'params', 'batch_stats'}
@@ -112,16 +118,17 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
   """The compiled step of frozen stages costs one pass forward through them, not three."""
   flops = {}
   for freeze in ('', 'backbone'):
-    config = frozen_config(**{'model.freeze': freeze, 'data.mode': 'streamed'})
+    config = frozen_config(**RESNET, **{'model.freeze': freeze, 'data.mode': 'streamed'})
     run = loop.build(config, open_store(Path(config.data.dir)))
     batch = run.train.read(loop.positions(run, 0))
-    flops[freeze] = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()['flops']
+    analysis: Any = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()
+    flops[freeze] = analysis['flops']
   assert flops['backbone'] < 0.45 * flops['']
 
 
-@pytest.mark.parametrize('freeze', ['stage3', 'backbone'])
+@pytest.mark.parametrize('freeze', ['stage0', 'backbone'])
 def test_pretrained_weights_reach_the_stages_before_and_after_the_cut(frozen_config, freeze):
-  config = frozen_config(**{'model.freeze': freeze, 'model.stem': 'imagenet'})
+  config = frozen_config(**{'model.freeze': freeze})
   run = loop.build(config, open_store(Path(config.data.dir)))
   shapes = jax.eval_shape(partial(multitask.backbone_from_config(config).init, train=False), jax.random.key(0), IMAGES)
   loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
@@ -176,6 +183,14 @@ def test_training_on_features_is_training_on_images(runs):
   assert any('val/landmarks/nme' in line for line in kept)
 
 
+def test_eval_goes_on_from_images_where_features_cannot_be_kept(runs, monkeypatch):
+  def refuse(*_):
+    raise DataError('no')
+
+  monkeypatch.setattr(FeatureCache, 'replace_images', refuse)
+  assert evaluate_workdir(runs / 'attributes', split='val')['num_examples'] == 5
+
+
 def test_eval_is_the_same_from_features_and_from_images(runs, tmp_path):
   found = {}
   for name in ('joint', 'from_images'):
@@ -195,8 +210,9 @@ def test_runs_beside_each_other_compute_once(runs, frozen_config, monkeypatch):
   monkeypatch.setattr(FeatureCache, '_write', lambda *_: pytest.fail('computed again'))
   config = frozen_config('landmarks', **{'optimizer.learning_rate': 0.01})
   run, state = first_state(config)
-  found = loop.on_features(run, open_store(Path(config.data.dir)), state, runs / 'another', stop=bool)
-  assert found.train.images.shape == (len(run.train), 32)
+  for frozen in (state, final_state(runs / 'joint')):  # A new run, and one that resumes.
+    found = loop.on_features(run, open_store(Path(config.data.dir)), frozen, runs / 'another', stop=bool)
+    assert found.train.images.shape == (len(run.train), 512)
 
 
 def test_images_that_are_augmented_leave_validation_its_features(runs, frozen_config):
@@ -206,23 +222,32 @@ def test_images_that_are_augmented_leave_validation_its_features(runs, frozen_co
   assert found.train is run.train
   assert found.val is not None
   assert found.val.images.dtype == np.float32
-  assert found.val.images.shape == (len(found.val), 32)
+  assert found.val.images.shape == (len(found.val), 512)
 
 
 @pytest.fixture
 def make_cache(frozen_config, tmp_path):
-  """The cache of a configuration and its train split."""
+  """The cache of a configuration, of variables that its seed decides, and its train split."""
 
   def make(stop=bool, **overrides):
     config = frozen_config(**overrides)
-    run, state = first_state(config)
     store = open_store(Path(config.data.dir))
+    run = loop.build(config, store)
+    random = np.random.default_rng(config.train.seed)
+    shapes = jax.eval_shape(run.make_state).variables
+    variables = jax.tree.map(lambda leaf: random.random(leaf.shape, np.float32), shapes)
     options = {'workdir': tmp_path / 'run', 'data': store, 'mesh': run.mesh, 'stop': stop}
-    cache = features.open_cache(config, run.model, state.variables, **options)
+    cache = features.open_cache(config, run.model, variables, **options)
     assert cache is not None
     return cache, run.train
 
   return make
+
+
+def kept(cache: FeatureCache, split: Split) -> np.ndarray:
+  found = cache.replace_images(split, 'train')
+  assert found is not None
+  return np.array(found.images)
 
 
 def test_a_key_changes_with_what_the_features_depend_on_and_with_nothing_else(make_cache):
@@ -245,15 +270,15 @@ def test_a_key_changes_with_what_the_features_depend_on_and_with_nothing_else(ma
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_features_that_were_damaged_are_computed_anew(make_cache, caplog, dtype):
   logging.getLogger('mtl_jax').addHandler(caplog.handler)
-  cache, split = make_cache(**{'model.dtype': dtype, 'model.freeze': 'stage3'})
-  first = np.array(cache.replace_images(split, 'train').images)
+  cache, split = make_cache(**{'model.dtype': dtype, 'model.freeze': 'stage0'})
+  first = kept(cache, split)
   assert first.dtype == dtype
-  assert first.shape == (len(split), 2, 2, 16)
+  assert first.shape == (len(split), 16, 16, 4)
   file = next(cache.directory.glob('*/features.bin'))
   content = bytearray(file.read_bytes())
   content[7] ^= 1
   file.write_bytes(content)
-  np.testing.assert_array_equal(cache.replace_images(split, 'train').images, first)
+  np.testing.assert_array_equal(kept(cache, split), first)
   logging.getLogger('mtl_jax').removeHandler(caplog.handler)
   assert 'was changed since it was written and is computed anew' in caplog.text
 
@@ -297,5 +322,5 @@ def test_over_a_shared_trunk_they_are_not(runs, frozen_config):
     directory = runs / f'trunk-{tasks}'
     loop.train(frozen_config(tasks, **{'model.trunk_features': (8.0,)}), directory)
     heads.append(final_state(directory).variables['params'])
-  assert heads[0]['shared']['backbone']['trunk_layers_0']['kernel'].shape == (32, 8)
+  assert heads[0]['shared']['backbone']['trunk_layers_0']['kernel'].shape == (512, 8)
   assert largest_difference(heads[0]['head_landmarks'], heads[1]['head_landmarks']) > 1e-4

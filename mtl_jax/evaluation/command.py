@@ -10,6 +10,7 @@ import numpy as np
 from mtl_jax import workdir
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.pipeline import Split
 from mtl_jax.data.store import Store, open_store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
@@ -54,10 +55,7 @@ def evaluate_workdir(
     store = mixture.open_data(settings)
   tasks = _common_tasks(model, store)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
-  cache = features.open_cache(
-    model.config, model.model, model.variables, workdir=directory, data=store, mesh=model.mesh
-  )
-  cached = cache.replace_images(part, split) if cache else None
+  cached = _on_features(model, part, split, directory=directory, store=store)
   network = model.model.clone(frozen=None) if cached else model.model
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
     result = evaluate.evaluate_split(
@@ -84,6 +82,20 @@ def evaluate_workdir(
     if predictions:
       np.savez(predictions, allow_pickle=False, **evaluate.dump(result, part))
   return found
+
+
+def _on_features(
+  model: TrainedModel, part: Split, split: str, *, directory: Path, store: Store | Mixture
+) -> Split | None:
+  """The split with its frozen stages' outputs in place of images; None where there are none or they cannot be kept."""
+  cache = features.open_cache(
+    model.config, model.model, model.variables, workdir=directory, data=store, mesh=model.mesh
+  )
+  try:
+    return cache.replace_images(part, split) if cache else None
+  except DataError as error:  # A folder that may not be written is no reason not to evaluate.
+    log.warning('warning: %s', error)
+    return None
 
 
 def _make_room(predictions: Path) -> None:

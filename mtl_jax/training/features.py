@@ -241,7 +241,7 @@ def _locked(cache: Path, name: str) -> Iterator[None]:
     cache.mkdir(parents=True, exist_ok=True)
     handle = (cache / name).open('w')
   except OSError as error:
-    raise DataError(f'config.data.feature_cache: cannot write into {cache}: {error.strerror}') from error
+    raise DataError(f'config.data.feature_cache: cannot write into {cache}: {error.strerror}; name a folder') from error
   with handle:
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
