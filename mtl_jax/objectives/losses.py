@@ -27,8 +27,8 @@ def smooth_l1(outputs: Float[Array, 'b k'], targets: Float[Array, 'b k']) -> Flo
 
 
 # Width and curvature of the wing loss, in the unit of the targets. The paper's are 10 and 2 pixels of a 256-pixel face.
-# Landmarks are learned in units of their spread, which is 10 such pixels where it is 4 % of the image's side: on MTFL it
-# is 3 to 8 %, on aligned faces 1 to 4 %.
+# Landmarks are learned in units of their spread, which is 10 such pixels where it is 4 % of the image's side: on MTFL
+# it is 3 to 8 %, on aligned faces 1 to 4 %.
 WING_WIDTH, WING_CURVATURE = 1.0, 0.2
 
 
