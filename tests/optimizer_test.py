@@ -67,6 +67,13 @@ def test_three_steps_are_the_formula(tiny_config, name):
       np.testing.assert_allclose(ours[key], value, rtol=1e-5, atol=1e-5)  # 1 - 0.999^t in float32: 5e-5.
 
 
+def test_what_mixes_nets_does_not_decay_whatever_its_axes():
+  params = {'conv': {'kernel': jnp.ones((3, 3)), 'bias': jnp.ones((2, 3))}, 'stitch': {'unit': jnp.ones((2, 2, 4))}}
+  params['choices'] = {'logits': jnp.ones((2, 2))}
+  expected = {'conv': {'kernel': True, 'bias': False}, 'stitch': {'unit': False}, 'choices': {'logits': False}}
+  assert optimizer.is_kernel(params) == expected
+
+
 def test_sgd_without_momentum_is_gradient_descent(tiny_config):
   config = tiny_config(**PLAIN, **{'optimizer.name': 'sgd', 'optimizer.momentum': 0.0})
   expected = expected_steps('sgd', draw(0), [draw(1)], momentum=0.0)
