@@ -1,9 +1,9 @@
 """The multi-task example of PyTorch's blog on real faces: age and gender from a small conv net, on UTKFace.
 
-It trains on random tensors; here ages and genders are those of UTKFace (`mtl-jax prepare utkface`). As there: two blocks
-of 16 and 32 channels, a head of 128 for each task, squared error on the age in years plus cross-entropy on the gender,
-Adam at 1e-3, 50 epochs. `--config.objective.standardize=true` learns ages in units of their spread instead, so that
-the two losses are of one size.
+It trains on random tensors; here ages and genders are those of UTKFace (`mtl-jax prepare utkface`). As there: two
+blocks of 16 and 32 channels, a head of 128 for each task, squared error on the age in years plus cross-entropy on the
+gender, Adam at 1e-3, 50 epochs. `--config.objective.standardize=true` learns ages in units of their spread instead, so
+that the two losses are of one size.
 """
 
 from ml_collections import ConfigDict
