@@ -1,0 +1,113 @@
+"""What every benchmark here says besides its figures: on what, with what, when; as a table and as JSON."""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'simplejpeg', 'grain', 'torch')
+
+Row = dict[str, Any]  # name, value, unit; perhaps ratio and what it is a ratio to; perhaps the target of the ratio.
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+  """The flags that all benchmarks have."""
+  made = argparse.ArgumentParser(description=description)
+  made.add_argument('--quick', action='store_true', help='see that it works: seconds, and figures that mean nothing')
+  made.add_argument('--json', type=Path, metavar='FILE', help='write the results to this file too')
+  return made
+
+
+def row(name: str, value: float, unit: str, *, to: Mapping[str, Any] | None = None, target: float | None = None) -> Row:
+  """A result, and its ratio to another one in the same unit."""
+  made: Row = {'name': name, 'value': value, 'unit': unit}
+  if to is not None:
+    made |= {'ratio': value / to['value'], 'ratio_to': to['name']}
+  return made | ({} if target is None else {'target': target})
+
+
+def best_rates(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:
+  """The best rate of each part, in images/s; each call does its work to the end and says how many images that were.
+
+  The parts take turns, so that what else the machine does slows them alike.
+  """
+  best = dict.fromkeys(parts, 0.0)
+  for _ in range(rounds):
+    for name, part in parts.items():
+      began = time.perf_counter()
+      images = part()
+      best[name] = max(best[name], images / (time.perf_counter() - began))
+  return best
+
+
+def machine() -> dict[str, Any]:
+  """The devices and the host."""
+  devices = jax.devices()
+  return {
+    'platform': devices[0].platform,
+    'kind': devices[0].device_kind,
+    'count': len(devices),
+    'host': _processor(),
+    'cores': len(os.sched_getaffinity(0)),
+  }
+
+
+def _processor() -> str:
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+  except OSError:
+    lines = []
+  return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
+
+
+def versions() -> dict[str, str]:
+  found = {'python': platform.python_version()}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
+  """Prints the table, and writes the JSON if that was asked for."""
+  result = {
+    'device': machine(),
+    'versions': versions(),
+    'flags': {
+      'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
+      **{name: value for name, value in vars(options).items() if not isinstance(value, Path)},
+    },
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'rows': list(rows),
+  }
+  device = result['device']
+  print(f'{device["count"]} x {device["kind"]} ({device["platform"]}), {device["cores"]} cores of {device["host"]}')
+  print(f'{result["date"]}, jax {result["versions"]["jax"]}' + (', --quick: not to be quoted' if options.quick else ''))
+  print(table(rows))
+  if options.json:
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=2) + '\n')
+    print(f'written to {options.json}', file=sys.stderr)
+
+
+def table(rows: Sequence[Row]) -> str:
+  """The results as Markdown."""
+  lines = ['| what | value | unit | ratio | to | target |', '|---|---:|---|---:|---|---:|']
+  for one in rows:
+    value = f'{one["value"]:,.0f}' if abs(one['value']) >= 100 else f'{one["value"]:.3g}'
+    ratio = f'{one["ratio"]:.3g}' if 'ratio' in one else ''
+    lines.append(
+      f'| {one["name"]} | {value} | {one["unit"]} | {ratio} | {one.get("ratio_to", "")} | {one.get("target", "")} |'
+    )
+  return '\n'.join(lines)
