@@ -1,0 +1,83 @@
+"""What a gradient-balancing method on the Gram matrix is, and what all of them do first: mask, and scale to cosines."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+
+class GramWeighting(NamedTuple):
+  """How K task gradients become one update, `sum_k weights[k] g_k`, seen through `gram[i, j] = g_i . g_j`.
+
+  Attributes:
+    init: number of tasks K -> state, a pytree (`()` where the method keeps none).
+    weights: `(gram [K, K], state, *, losses [K], present [K], key) -> (weights [K], next state)`. A task that is not
+      present gets weight 0, and the others get what they would get without it; K in a rule counts the tasks that are
+      present. Where all are absent the weights are 0. Whatever stands in an absent task's row or loss is not read.
+  """
+
+  init: Callable[[int], Any]
+  weights: Callable[..., tuple[Float[Array, ' k'], Any]]
+
+
+class Task(NamedTuple):
+  """What a rule may look at besides the Gram matrix."""
+
+  losses: Float[Array, ' k']
+  present: Bool[Array, ' k']
+  key: Key[Array, '']
+
+
+class Cosines(NamedTuple):
+  """A Gram matrix as cosines and norms: float32 keeps both to seven digits, however unlike the norms are.
+
+  Attributes:
+    matrix: `cos(g_i, g_j)`; a gradient that is absent or zero has a row of the identity.
+    norms: `|g_k|`, 1 for a gradient that is absent or zero.
+    live: which gradients are present and not zero.
+  """
+
+  matrix: Float[Array, 'k k']
+  norms: Float[Array, ' k']
+  live: Bool[Array, ' k']
+
+
+def cosines(gram: Float[Array, 'k k'], present: Bool[Array, ' k']) -> Cosines:
+  """Splits a Gram matrix into cosines and norms."""
+  squares = jnp.diagonal(gram)
+  live = present & (squares > jnp.finfo(jnp.float32).tiny)
+  norms = jnp.sqrt(jnp.where(live, squares, 1))
+  matrix = jnp.clip(gram / norms[:, None] / norms[None, :], -1, 1)
+  return Cosines(keep(matrix, live), norms, live)
+
+
+def keep(matrix: Float[Array, 'k k'], live: Bool[Array, ' k']) -> Float[Array, 'k k']:
+  """The matrix with the identity's rows and columns where not `live`, and ones on the diagonal of a cosine matrix."""
+  identity = jnp.eye(len(live), dtype=matrix.dtype)
+  return jnp.where(live[:, None] & live[None, :], matrix, identity)
+
+
+def share(present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """`1 / K` for each of the K tasks that are present, 0 for the others."""
+  return present / jnp.maximum(present.sum(), 1).astype(jnp.float32)
+
+
+def stateless(rule: Callable[[Float[Array, 'k k'], Task], Float[Array, ' k']]) -> GramWeighting:
+  """A method without memory, from `rule(gram, task) -> weights`."""
+  return stateful(lambda num_tasks: (), lambda gram, state, task: (rule(gram, task), state))
+
+
+def stateful(init: Callable[[int], Any], rule: Callable[..., tuple[Float[Array, ' k'], Any]]) -> GramWeighting:
+  """A method from `rule(gram, state, task) -> (weights, next state)`, which never sees an absent task's numbers."""
+
+  def weights(gram, state, *, losses, present, key):
+    gram = jnp.where(present[:, None] & present[None, :], gram, 0).astype(jnp.float32)
+    losses = jnp.where(present, losses, 0).astype(jnp.float32)
+    # Accelerators round a product's operands to bfloat16 or TF32 by default: too coarse for a solver.
+    with jax.default_matmul_precision('highest'):
+      found, state = rule(gram, state, Task(losses, present, key))
+    return jnp.where(present, found, 0), state
+
+  return GramWeighting(init, weights)
