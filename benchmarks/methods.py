@@ -27,6 +27,7 @@ from mtl_jax.training import gradients, optimizer
 from mtl_jax.training.step import init_state, train_step
 
 LOSS_METHODS = ('uncertainty', 'dwa', 'gls', 'rlw', 'imtl_l', 'stch', 'famo')
+QUICK_METHODS = ('uncertainty', 'mgda_ub', 'upgrad')  # One of each cost class.
 SIDE_BY_SIDE = ('upgrad', 'cagrad', 'mgda', 'pcgrad', 'aligned_mtl')  # That torchjd has too, if they are asked for.
 SWEPT = ('upgrad', 'db_mtl')  # The first of these that is asked for shows chunks and sub-batches.
 
@@ -52,7 +53,8 @@ def arguments() -> argparse.Namespace:
   options.batch_size = options.batch_size or (64 if jax.default_backend() == 'cpu' else 256)
   if options.quick:
     options.width, options.size, options.batch_size, options.rounds = 4, 32, 8, 1
-    options.losses, options.chunks = [min(num, 3) for num in options.losses], options.chunks[:2]
+    options.losses, options.chunks = options.losses[:1], options.chunks[:1]
+    options.methods = [name for name in options.methods if name in QUICK_METHODS]
   return options
 
 

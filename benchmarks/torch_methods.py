@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchjd import aggregation
@@ -23,9 +23,9 @@ AGGREGATORS: dict[str, Callable[[], Any]] = {
 CHUNK = 8  # Backward passes side by side on CPU, where all 40 at once would not fit; on a GPU torchjd takes all.
 
 
-def make_network(tasks: Sequence[Task], width: int) -> tuple[nn.Module, nn.ModuleList]:
+def make_network(tasks: Sequence[Task], width: int) -> tuple[Any, nn.ModuleList]:
   """torchvision's ResNet-18 of a width, with the small stem (3x3 of stride 2, no pool), and a head for each task."""
-  network = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])
+  network: Any = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])
   if width != 64:
     network = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     features = width  # For --quick alone.
@@ -42,7 +42,9 @@ def steps(
 ) -> dict[str, tuple[Callable[[], None], None]]:
   """`torch plain sum` and `torch <method>` for each method: one step of each, on a network of its own."""
   found = {'torch plain sum': (make_step(tasks, batch, None, width=width), None)}
-  return found | {f'torch {name}': (make_step(tasks, batch, AGGREGATORS[name](), width=width), None) for name in methods}
+  return found | {
+    f'torch {name}': (make_step(tasks, batch, AGGREGATORS[name](), width=width), None) for name in methods
+  }
 
 
 def make_step(tasks: Sequence[Task], batch: dict[str, Any], aggregator: Any, *, width: int) -> Callable[[], None]:
@@ -50,7 +52,7 @@ def make_step(tasks: Sequence[Task], batch: dict[str, Any], aggregator: Any, *, 
   torch.manual_seed(0)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   network, heads = make_network(tasks, width)
-  network, heads = network.to(device, memory_format=torch.channels_last), heads.to(device)
+  network, heads = network.to(device=device, memory_format=torch.channels_last), heads.to(device)
   tx = torch.optim.AdamW([*network.parameters(), *heads.parameters()], lr=1e-3, weight_decay=1e-4)
   images = torch.tensor(batch['image'], device=device).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
   labels = [torch.tensor(np.asarray(batch['labels'][task.name]), device=device) for task in tasks]
