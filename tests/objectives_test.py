@@ -1,5 +1,6 @@
 """What every objective must keep to: absent tasks, one task, zeros, the config; and a run that uses one."""
 
+import functools
 import json
 from functools import partial
 from pathlib import Path
@@ -35,14 +36,13 @@ def make(name: str, num: int):
   return objectives.from_config(make_config(name), [f'task{k}' for k in range(num)])
 
 
-def updates(name: str, gradients, losses, present):
-  """The combined gradients of some steps, `[STEPS, ROWS, FEATURES]`, of a class L method those of its total."""
-  objective = make(name, len(present))
-  present = jnp.asarray(present)
-  state = objective.init(len(present), jnp.zeros(gradients.shape[2:]))
+@functools.cache
+def compiled_step(name: str, num: int):
+  """The method for so many tasks, and a step of it: the combined gradient, in class L that of the total."""
+  objective = make(name, num)
 
   @jax.jit
-  def step(gradients, losses, state, key):
+  def step(gradients, losses, present, state, key):
     if objective.needs == 'losses':
       total = partial(objective.update, present=present, key=key)
       weights, state = jax.grad(total, has_aux=True)(losses, state)
@@ -55,9 +55,16 @@ def updates(name: str, gradients, losses, present):
       state = objective.after(losses, state, present=present)
     return combined, state
 
-  found = []
+  return objective, step
+
+
+def updates(name: str, gradients, losses, present):
+  """The combined gradients of some steps, `[STEPS, ROWS, FEATURES]`."""
+  objective, step = compiled_step(name, len(present))
+  state, found = objective.init(len(present), jnp.zeros(gradients.shape[2:])), []
   for t in range(STEPS):
-    combined, state = step(jnp.float32(gradients[t]), jnp.float32(losses[t]), state, jax.random.key(t))
+    arguments = jnp.float32(gradients[t]), jnp.float32(losses[t]), jnp.asarray(present)
+    combined, state = step(*arguments, state, jax.random.key(t))
     found.append(combined)
   return np.stack(found)
 
@@ -120,6 +127,14 @@ def test_every_method_trains_from_the_config_and_leaves_a_task_without_labels_al
   assert jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), (second.variables, metrics)))
   assert moved(state, second, 'head_landmarks') == 0
   assert moved(state, second, 'shared') > 0
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_a_state_can_be_donated(name):
+  """The training step gives its state's memory away, which no two arrays may share."""
+  objective = make(name, 2)
+  state = jax.jit(lambda: objective.init(2, jnp.zeros(3)))()
+  jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 2, state), donate_argnums=0)(state)
 
 
 def moved(before, after, part: str) -> float:
