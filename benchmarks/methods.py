@@ -8,12 +8,14 @@ attribute. Times are the best of several rounds in turn; memory is what the comp
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from reporting import Row, parser, report, row
 
@@ -24,7 +26,7 @@ from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import multitask
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
 from mtl_jax.training import gradients, optimizer
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import TrainState, init_state, train_step
 
 LOSS_METHODS = ('uncertainty', 'dwa', 'gls', 'rlw', 'imtl_l', 'stch', 'famo')
 QUICK_METHODS = ('uncertainty', 'mgda_ub', 'upgrad')  # One of each cost class.
@@ -126,18 +128,17 @@ def prepare_step(
   config = default.get_config().unlock()
   config.model.width, config.objective.name = options.width, name
   config.objective.update(settings)
-  common = {
-    'model': multitask.from_config(config, tasks),
-    'tx': optimizer.from_config(config),
-    'objective': objectives.from_config(config, [task.name for task in tasks], steps_per_epoch=100),
-    'ema_decay': 0.0,
-  }
-  stats = {task.name: task.empty_stats() for task in tasks}
-  size = (options.size, options.size)
-  state = jax.jit(partial(init_state, 0, label_stats=stats, image_size=size, **common))()
+  objective = objectives.from_config(config, [task.name for task in tasks], steps_per_epoch=100)
+  common = {'model': multitask.from_config(config, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
+  first = first_state(tasks, options.width, options.size)
+  like = {'shared': first.variables['params']['shared']}
+  remembered = jax.jit(partial(objective.init, len(tasks)))(like)
+  state = jax.tree.map(jnp.copy, first).replace(objective=remembered)
   batch = jax.device_put(make_batch(tasks, options))
   how = gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size()))
-  step = partial(train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, **common)
+  step = partial(
+    train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, objective=objective, **common
+  )
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   analysis = compiled.memory_analysis()
 
@@ -147,6 +148,24 @@ def prepare_step(
     jax.block_until_ready((state, metrics))
 
   return one, None if analysis is None else analysis.temp_size_in_bytes
+
+
+@functools.cache
+def first_state(tasks: tuple[Task, ...], width: int, size: int) -> TrainState:
+  """The state of the plain sum before the first step; made once, since compiling that takes seconds."""
+  config = default.get_config().unlock()
+  config.model.width = width
+  make = partial(
+    init_state,
+    0,
+    model=multitask.from_config(config, tasks),
+    tx=optimizer.from_config(config),
+    objective=objectives.fixed([1.0] * len(tasks)),
+    label_stats={task.name: task.empty_stats() for task in tasks},
+    image_size=(size, size),
+    ema_decay=0.0,
+  )
+  return jax.jit(make)()
 
 
 def best_seconds(steps: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, float]:
