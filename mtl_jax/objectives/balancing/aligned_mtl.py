@@ -9,8 +9,8 @@ def aligned_mtl() -> GramWeighting:
   """`a = sqrt(s_min) V S^(-1/2) V' 1` with `G = V S V'`, over the eigenvalues that are not 0.
 
   Senushkin, Patakin, Kuznetsov, Konushin (2023), Independent Component Alignment for Multi-Task Learning. Orthogonal
-  gradients of one length get 1 each (a *sum*), one task alone gets 1, K equal gradients get 1 / K each. An eigenvalue
-  counts as 0 below K float32 roundings of the largest. Class P.
+  gradients of one length and equal gradients get 1 each (a *sum*), as does one task alone. An eigenvalue counts as 0
+  below K float32 roundings of the largest. Class P.
   """
 
   def rule(gram, task):

@@ -8,9 +8,9 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, share, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize, simplex
 
-STEPS = 20
+STEPS = 25
 RIDGE = 2e-7  # Of the order of a cosine's rounding in float32.
-FLOOR = 1e-3
+FLOOR = 1e-3  # Of t below, in units of the shortest gradient.
 
 
 def cagrad(c: float = 0.4) -> GramWeighting:
@@ -21,9 +21,9 @@ def cagrad(c: float = 0.4) -> GramWeighting:
   gradients sum to `(1 + c) / (1 + c^2)`, and one task alone gets that (1.207 at c = 0.4). With c >= 1 d conflicts
   with no task.
 
-  Where some g_w is nearly 0 the paper's `g_w / |g_w|` has no value; there it is `g_w / (length c FLOOR)` once |g_w| is
-  below that length (the shortest gradient's times c FLOOR), which leaves at most `c^2 FLOOR |g_0| |g_k|` of conflict. A
-  task whose gradient is 0 counts in the mean and not among the worst-off. Class P.
+  Where some g_w is nearly 0 the paper's `g_w / |g_w|` has no value: below `c FLOOR` times the shortest gradient |g_w|
+  counts as that long, which leaves a conflict of the order of `c^2 FLOOR |g_0| |g_k|` at most. A task whose gradient is
+  0 counts in the mean and not among the worst-off. Class P.
 
   Args:
     c: the radius of the search as a share of |g_0|; 0 or more.

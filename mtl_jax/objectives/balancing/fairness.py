@@ -16,8 +16,8 @@ def fair_weights(angles: Cosines, alpha: float, *, steps: int = STEPS) -> Float[
   """The positive w with `G w = w^(-1/alpha)`; 0 for gradients that are not live.
 
   With `b_k = w_k |g_k|` it is `C b = r b^(-1/alpha)`, C the cosines and `r_k = |g_k|^(1/alpha - 1)`: where the convex
-  `b' C b / 2 - sum r_k (b_k^(1 - 1/alpha)) / (1 - 1/alpha)` is least (a logarithm at alpha = 1). Newton's method with a line
-  search, after every step the best factor for b as a whole, which has a closed form.
+  `b' C b / 2 - sum r_k (b_k^(1 - 1/alpha)) / (1 - 1/alpha)` is least (a logarithm at alpha = 1). Newton's method with a
+  line search, after every step the best factor for b as a whole, which has a closed form.
 
   Returns:
     w. Where the equation has no solution (some positive combination of the gradients is 0) RIDGE on C's diagonal gives

@@ -66,7 +66,7 @@ def share(present: Bool[Array, ' k']) -> Float[Array, ' k']:
 
 def stateless(rule: Callable[[Float[Array, 'k k'], Task], Float[Array, ' k']]) -> GramWeighting:
   """A method without memory, from `rule(gram, task) -> weights`."""
-  return stateful(lambda num_tasks: (), lambda gram, state, task: (rule(gram, task), state))
+  return stateful(lambda _: (), lambda gram, state, task: (rule(gram, task), state))
 
 
 def stateful(init: Callable[[int], Any], rule: Callable[..., tuple[Float[Array, ' k'], Any]]) -> GramWeighting:

@@ -25,10 +25,10 @@ def nash_mtl(every_steps: int = 1) -> GramWeighting:
   Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya (2022), Multi-Task Learning as a Bargaining Game. The
   equation is the stationarity of the convex `a' G a / 2 - sum log a`, so a damped Newton method finds in 16 steps what
   the paper approaches by convex-concave ones. The update's norm is `sqrt(K)` whatever the gradients' are (one task
-  alone: g / |g|); the authors' code multiplies by `sqrt(|G|)` and clips the norm to 1. Every task gains: d . g_k =
-  1 / a_k. Where some positive combination of the gradients is 0, as for opposing ones, the equation has no solution:
-  the weights then near that combination, large but finite, and the update nearly vanishes. A task whose gradient is 0
-  gets 0. Class P.
+  alone: g / |g|); the authors' code then clips it to 1, which the optimizer's own clipping can do. Every task gains:
+  d . g_k = 1 / a_k. Where some positive combination of the gradients is 0, as for opposing ones, the equation has no
+  solution: the weights then near that combination, large but finite, and the update nearly vanishes. A task whose
+  gradient is 0 gets 0. Class P.
 
   Args:
     every_steps: how often to solve; in between, and as long as no new task joins, the last weights hold.
