@@ -114,9 +114,10 @@ def _check_fields(config: ConfigDict, reference: ConfigDict, path: str = '') -> 
       raise ConfigError(f'config.{path}{key} is missing; start from mtl_jax.configs.default')
   for key, value in config.items():
     expected: Any = OPEN[path.rstrip('.')] if is_open else _child(reference, key, path.rstrip('.'))
-    if expected is None and isinstance(value, bool | int | float | str | tuple):
-      continue
-    if isinstance(expected, ConfigDict) and isinstance(value, ConfigDict):
+    if is_open and expected is None:
+      if not isinstance(value, bool | int | float | str | tuple):
+        raise ConfigError(f'config.{path}{key} must be a number, true or false, or a name, not {value!r}')
+    elif isinstance(expected, ConfigDict) and isinstance(value, ConfigDict):
       _check_fields(value, expected, f'{path}{key}.')
     elif type(value) is not type(expected) and not _convertible(value, expected, f'{path}{key}'):
       kind, given = type(expected).__name__, type(value).__name__

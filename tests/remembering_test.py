@@ -1,4 +1,4 @@
-"""The balancing methods that need more than one Gram matrix are their formulas, and agree with torchjd where it can."""
+"""Balancing methods that need more than a Gram matrix are their formulas, and agree with torchjd where it has them."""
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,7 @@ def run(objective, gradients=GRADIENTS, present=None):
   present = jnp.ones(K, bool) if present is None else present
   like = as_tree(np.zeros(SIZE))
   state = objective.init(K, like)
-  step = jax.jit(
-    lambda g, state, losses: objective.update(g, state, losses=losses, present=present, key=jax.random.key(0))
-  )
+  step = jax.jit(lambda g, state, losses: objective.update(g, state, losses=losses, present=present, key=None))
   for t in range(STEPS):
     combined, state = step(as_tree(gradients[t]), state, jnp.float32(LOSSES[t]))
     yield as_vector(combined), state

@@ -146,9 +146,8 @@ def test_random_weights_are_a_softmax_of_standard_normals():
 def test_gradnorm_descends_the_distance_of_the_norms_from_their_target():
   objective = objectives.gradnorm(alpha=1.5, learning_rate=0.1)
   state, s, move = objective.init(K), np.zeros(K), adam(0.1)
-  update = jax.jit(
-    lambda g, state, losses: objective.update(g, state, losses=losses, present=jnp.ones(K, bool), key=None)
-  )
+  present = jnp.ones(K, bool)
+  update = jax.jit(lambda g, state, losses: objective.update(g, state, losses=losses, present=present, key=None))
   for L, norms in zip(LOSSES, NORMS, strict=True):
     gradients = np.diag(norms)  # Their norms are known and they do not overlap.
     combined, state = update(jnp.float32(gradients), state, jnp.float32(L))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
+from mtl_jax.objectives import balancing
 from mtl_jax.objectives.balancing.db_mtl import db_mtl
 from mtl_jax.objectives.balancing.excess_mtl import excess_mtl
 from mtl_jax.objectives.balancing.graddrop import graddrop
@@ -24,6 +25,16 @@ from mtl_jax.objectives.weighting.stch import stch
 from mtl_jax.objectives.weighting.uncertainty import uncertainty
 
 gradnorm = on_gram(_gradnorm.gradnorm, at='representation')
+mgda = on_gram(balancing.mgda)
+mgda_ub = on_gram(balancing.mgda, at='representation')
+pcgrad = on_gram(balancing.pcgrad)
+gradvac = on_gram(balancing.gradvac)
+cagrad = on_gram(balancing.cagrad)
+imtl_g = on_gram(balancing.imtl_g)
+nash_mtl = on_gram(balancing.nash_mtl)
+aligned_mtl = on_gram(balancing.aligned_mtl)
+fairgrad = on_gram(balancing.fairgrad)
+upgrad = on_gram(balancing.upgrad)
 
 # A new objective is a file in weighting/ or balancing/ and a line here.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -36,7 +47,17 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
   'stch': stch,
   'famo': famo,
   'gradnorm': gradnorm,
+  'mgda': mgda,
+  'mgda_ub': mgda_ub,
+  'pcgrad': pcgrad,
+  'gradvac': gradvac,
   'graddrop': graddrop,
+  'cagrad': cagrad,
+  'imtl_g': imtl_g,
+  'nash_mtl': nash_mtl,
+  'aligned_mtl': aligned_mtl,
+  'fairgrad': fairgrad,
+  'upgrad': upgrad,
   'excess_mtl': excess_mtl,
   'db_mtl': db_mtl,
   'moco': moco,

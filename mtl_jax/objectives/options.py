@@ -37,7 +37,7 @@ def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, gi
     arguments[option] = _checked(option, value, options[option])
   try:
     objective = make(**arguments)
-  except ValueError as error:
+  except (ValueError, ConfigError) as error:
     raise ConfigError(f'{FIELD} of {name!r}: {error}') from None
   _check_gram(name, objective, settings)
   return objective

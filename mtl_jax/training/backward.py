@@ -85,11 +85,14 @@ def rounds(forward: Forward, *, parts: int) -> tuple[np.ndarray, dict[str, slice
 def chunk_size(pull: Any, num: int, *, asked: int, memory: int) -> int:
   """How many backward passes to run side by side: as asked, or what a share of the memory holds, about equal chunks.
 
-  One pass needs about as much as the forward pass left for it, which is spread over the devices with the batch.
+  One pass needs about as much as the forward pass left for it. On several devices it is one at a time: side by side, a
+  convolution's batch becomes `num * b` rows that no longer lie in order on the devices, and XLA gathers them all.
   """
   if asked:
     return min(asked, num)
-  left = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull)) / jax.device_count()
+  if jax.device_count() > 1:
+    return 1
+  left = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
   largest = max(1, min(num, int(MEMORY_SHARE * memory / max(left, 1))))
   return -(-num // -(-num // largest))
 

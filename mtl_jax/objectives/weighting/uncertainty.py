@@ -9,10 +9,10 @@ from mtl_jax.objectives.weighting.learned import learned
 def uncertainty(start: float = -0.5, learning_rate: float = 1e-3) -> Objective:
   """`sum_k L_k / (2 exp(s_k)) + s_k / 2`, where `s_k`, the logarithm of a task's noise variance, is learned.
 
-  The form and start are LibMTL's, the paper's equation 7 in its section 4.2's parametrisation.
+  The form and start are LibMTL's.
 
   Args:
     start: every `s_k` at first.
-    learning_rate: of the Adam that learns `s`; the papers give it to the network's own optimizer.
+    learning_rate: of the Adam that learns `s`; both give it to the network's own optimizer.
   """
   return learned(lambda s, losses: losses / (2 * jnp.exp(s)) + s / 2, start=start, learning_rate=learning_rate)

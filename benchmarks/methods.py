@@ -1,0 +1,185 @@
+"""What every objective costs, as a ratio to the plain joint step; and per-task gradients beside torch with torchjd.
+
+    python benchmarks/methods.py [--losses 2 40] [--methods upgrad cagrad] [--torch] [--json FILE]
+
+ResNet-18 at 64x64 on random images. K = 2 is CelebA's attributes and landmarks, any other K so many tasks of one
+attribute. Times are the best of several rounds in turn; memory is what the compiled step says it needs for temporaries.
+`--torch` adds PyTorch: torch and torchjd must be installed.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from reporting import Row, parser, report, row
+
+from mtl_jax import objectives
+from mtl_jax.configs import default
+from mtl_jax.data import resident
+from mtl_jax.data.augment import Augmentation
+from mtl_jax.models import multitask
+from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
+from mtl_jax.training import gradients, optimizer
+from mtl_jax.training.step import TrainState, init_state, train_step
+
+LOSS_METHODS = ('uncertainty', 'dwa', 'gls', 'rlw', 'imtl_l', 'stch', 'famo')
+QUICK_METHODS = ('uncertainty', 'mgda_ub', 'upgrad')  # One of each cost class.
+SIDE_BY_SIDE = ('upgrad', 'cagrad', 'mgda', 'pcgrad', 'aligned_mtl')  # That torchjd has too, if they are asked for.
+SWEPT = ('upgrad', 'db_mtl')  # The first of these that is asked for shows chunks and sub-batches.
+
+
+def main() -> None:
+  options = arguments()
+  rows: list[Row] = []
+  for num in options.losses:
+    rows += measure(num, options)
+  report(rows, options)
+
+
+def arguments() -> argparse.Namespace:
+  made = parser('What every objective costs, as a ratio to the plain joint step.')
+  made.add_argument('--losses', type=int, nargs='+', default=[2, 40], metavar='K', help='numbers of losses')
+  made.add_argument('--methods', nargs='+', default=list(objectives.OBJECTIVES), choices=list(objectives.OBJECTIVES))
+  made.add_argument('--chunks', type=int, nargs='*', default=[1, 2, 4, 8, 20, 40], help='backward passes side by side')
+  made.add_argument('--batch_size', type=int, default=0, help='by default 64 on CPU, 256 elsewhere')
+  made.add_argument('--rounds', type=int, default=5)
+  made.add_argument('--torch', action='store_true', help='measure PyTorch with torchjd too')
+  options = made.parse_args()
+  options.width, options.size = 64, 64
+  options.batch_size = options.batch_size or (64 if jax.default_backend() == 'cpu' else 256)
+  if options.quick:
+    options.width, options.size, options.batch_size, options.rounds = 4, 32, 8, 1
+    options.losses, options.chunks = options.losses[:1], options.chunks[:1]
+    options.methods = [name for name in options.methods if name in QUICK_METHODS]
+  return options
+
+
+def make_tasks(num: int) -> tuple[Task, ...]:
+  """Attributes and landmarks, or so many attributes apart."""
+  if num == 2:
+    names = tuple(f'p{i}_{axis}' for i in range(5) for axis in 'xy')
+    return BinaryTask('attributes', tuple(f'a{i}' for i in range(40))), LandmarkTask('landmarks', names)
+  return tuple(BinaryTask(f'attributes/a{i}', (f'a{i}',)) for i in range(num))
+
+
+def make_batch(tasks: tuple[Task, ...], options: argparse.Namespace) -> dict[str, Any]:
+  random = np.random.default_rng(0)
+  shapes = {task.name: (options.batch_size, len(task.labels)) for task in tasks}
+  return {
+    'image': random.integers(0, 256, (options.batch_size, options.size, options.size, 3), dtype=np.uint8),
+    'labels': {name: random.integers(0, 2, shape).astype(np.float32) for name, shape in shapes.items()},
+    'mask': {name: np.ones(shape, bool) for name, shape in shapes.items()},
+    'example_id': np.arange(options.batch_size, dtype=np.int32),
+  }
+
+
+def measure(num: int, options: argparse.Namespace) -> list[Row]:
+  """All rows of one number of losses."""
+  prepare = partial(prepare_step, make_tasks(num), options)
+  steps = {'plain sum': prepare('fixed')}
+  steps |= {name: prepare(name) for name in options.methods if name != 'fixed'}
+  swept = next((name for name in SWEPT if name in options.methods), None)
+  if swept is not None:
+    steps |= {f'{swept}, chunk {c}': prepare(swept, chunk=c) for c in options.chunks if c <= num}
+    if objectives.OBJECTIVES[swept]().weighting is not None:
+      steps[f'{swept}, Gram of a quarter of the rows'] = prepare(swept, gram_rows=options.batch_size // 4)
+      steps[f'{swept}, Gram every 10 steps'] = prepare(swept, gram_every_steps=10)
+  if options.torch:
+    import torch_methods
+
+    chosen = [name for name in SIDE_BY_SIDE if name in options.methods]
+    batch = make_batch(make_tasks(num), options)
+    steps |= torch_methods.steps(make_tasks(num), batch, methods=chosen, width=options.width)
+  seconds = best_seconds({name: step for name, (step, _) in steps.items()}, rounds=options.rounds)
+  rows = []
+  plain = row(f'K={num}: plain sum', 1000 * seconds['plain sum'], 'ms a step')
+  for name, (_, memory) in steps.items():
+    here = row(f'K={num}: {name}', 1000 * seconds[name], 'ms a step', to=plain, target=target(name, num))
+    against = f'torch {name}'
+    if against in seconds:
+      here['times_faster_than_torchjd'] = seconds[against] / seconds[name]
+    rows.append(here)
+    if memory is not None:
+      rows.append(row(f'K={num}: {name}, temporary memory', memory / 2**20, 'MiB'))
+  return rows
+
+
+def target(name: str, num: int) -> float | None:
+  """The largest ratio to the plain step that is aimed at."""
+  if name in LOSS_METHODS:
+    return 1.4 if name == 'famo' else 1.03
+  if name not in objectives.OBJECTIVES or name in ('fixed', 'sdmgrad'):
+    return None
+  if objectives.OBJECTIVES[name]().needs == 'representation':
+    return {2: 1.15, 40: 1.3}.get(num)
+  return {2: 1.9, 40: round(1.15 * (1 + 2 * num) / 3, 1)}.get(num)
+
+
+def prepare_step(
+  tasks: tuple[Task, ...], options: argparse.Namespace, name: str, **settings: Any
+) -> tuple[Callable[[], None], int | None]:
+  """One step of a method, compiled, on a state of its own; and its temporary memory in bytes."""
+  config = default.get_config().unlock()
+  config.model.width, config.objective.name = options.width, name
+  config.objective.update(settings)
+  objective = objectives.from_config(config, [task.name for task in tasks], steps_per_epoch=100)
+  common = {'model': multitask.from_config(config, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
+  first = first_state(tasks, options.width, options.size)
+  like = {'shared': first.variables['params']['shared']}
+  remembered = jax.jit(partial(objective.init, len(tasks)))(like)
+  state = jax.tree.map(jnp.copy, first).replace(objective=remembered)
+  batch = jax.device_put(make_batch(tasks, options))
+  how = gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size()))
+  step = partial(
+    train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, objective=objective, **common
+  )
+  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  analysis = compiled.memory_analysis()
+
+  def one() -> None:
+    nonlocal state
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready((state, metrics))
+
+  return one, None if analysis is None else analysis.temp_size_in_bytes
+
+
+@functools.cache
+def first_state(tasks: tuple[Task, ...], width: int, size: int) -> TrainState:
+  """The state of the plain sum before the first step; made once, since compiling that takes seconds."""
+  config = default.get_config().unlock()
+  config.model.width = width
+  make = partial(
+    init_state,
+    0,
+    model=multitask.from_config(config, tasks),
+    tx=optimizer.from_config(config),
+    objective=objectives.fixed([1.0] * len(tasks)),
+    label_stats={task.name: task.empty_stats() for task in tasks},
+    image_size=(size, size),
+    ema_decay=0.0,
+  )
+  return jax.jit(make)()
+
+
+def best_seconds(steps: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, float]:
+  """The shortest time of each step; they take turns, so that what else the machine does slows them alike."""
+  best = dict.fromkeys(steps, float('inf'))
+  for one in steps.values():
+    one()
+  for _ in range(rounds):
+    for name, one in steps.items():
+      began = time.perf_counter()
+      one()
+      best[name] = min(best[name], time.perf_counter() - began)
+  return best
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,24 @@
+"""FairGrad: the update that is alpha-fair in the tasks' gains. Class P."""
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.balancing.fairness import fair_weights
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
+
+
+def fairgrad(alpha: float = 2.0) -> GramWeighting:
+  """`G w = w^(-1/alpha)`, w > 0: the direction of the largest sum of gains to the power 1 - alpha.
+
+  Ban, Ji (2024), Fair Resource Allocation in Multi-Task Learning; alpha = 2 on CelebA. The weights are neither a mean's
+  nor a sum's: gradients times s give weights times `s^(-2 alpha / (1 + alpha))`, an update times `s^((1 - alpha) / (1 +
+  alpha))`, and one task alone gets `|g|^(-2 alpha / (1 + alpha))`. (The authors' code then multiplies by K.) alpha = 1
+  is Nash-MTL. A task whose gradient is 0 gets 0; where the equation has no solution see `fair_weights`. Class P.
+
+  Args:
+    alpha: from 0.5 to 10; the larger, the more the worst-off task counts.
+
+  Raises:
+    ConfigError: alpha is out of that range.
+  """
+  if not 0.5 <= alpha <= 10:
+    raise ConfigError(f'fairgrad: alpha is {alpha}; give 0.5 to 10 (2 in the paper on CelebA)')
+  return stateless(lambda gram, task: fair_weights(cosines(gram, task.present), alpha))

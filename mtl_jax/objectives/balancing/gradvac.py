@@ -1,0 +1,51 @@
+"""GradVac: each gradient is turned towards the others as far as they usually agree. Class P, with state."""
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
+from mtl_jax.objectives.balancing.pcgrad import meets, random_orders, summed
+
+CLOSEST = 1 - 1e-6
+
+
+def gradvac(beta: float = 0.5) -> GramWeighting:
+  """As PCGrad, but where the cosine is below a running target rho_ij, enough of g_j is added to g_i to reach it.
+
+  Wang, Tsvetkov, Firat, Cao (2021), Gradient Vaccine. With c = cos(g_i, g_j), g_i the one already changed: where
+  `c < rho_ij`, `g_i += g_j |g_i| (rho sqrt(1 - c^2) - c sqrt(1 - rho^2)) / (|g_j| sqrt(1 - rho^2))`; then
+  `rho_ij = (1 - beta) rho_ij + beta c`. rho starts at 0, and the first step is PCGrad's. Targets are taken at most 1 -
+  1e-6, since no finite part of g_j reaches 1. Tasks that agree as usual give the *sum*: weights of 1; one task alone
+  gets 1. The state is rho [K, K]; a pair with an absent task, or with a gradient of 0, keeps its target. Class P.
+
+  Args:
+    beta: how fast targets follow, 0 to 1.
+
+  Raises:
+    ConfigError: beta is out of that range.
+  """
+  if not 0 <= beta <= 1:
+    raise ConfigError(f'gradvac: beta is {beta}; give a number from 0 to 1')
+
+  def rule(gram, targets, task):
+    angles = cosines(gram, task.present)
+    orders = random_orders(task.key, len(gram))
+    rows = jnp.arange(len(gram))
+
+    def visit(position, carry):
+      parts, targets = carry
+      j = orders[:, position]
+      inner = jnp.sum(parts * angles.matrix[j], axis=1)
+      length = jnp.sqrt(jnp.maximum(jnp.sum(parts * (parts @ angles.matrix), axis=1), 1e-30))
+      cosine = jnp.clip(inner / length, -1, 1)
+      target = jnp.clip(targets[rows, j], -CLOSEST, CLOSEST)
+      added = length * (target * jnp.sqrt((1 - cosine**2) / (1 - target**2)) - cosine)
+      active = meets(angles.live, j)
+      parts = parts.at[rows, j].add(jnp.where(active & (cosine < target), added, 0))
+      return parts, targets.at[rows, j].add(jnp.where(active, beta * (cosine - targets[rows, j]), 0))
+
+    parts, targets = jax.lax.fori_loop(0, len(gram), visit, (jnp.eye(len(gram)), targets))
+    return summed(parts, angles), targets
+
+  return stateful(lambda num_tasks: jnp.zeros((num_tasks, num_tasks)), rule)

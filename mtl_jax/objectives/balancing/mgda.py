@@ -1,0 +1,50 @@
+"""MGDA: the shortest vector in the convex hull of the task gradients. Class P."""
+
+import jax.numpy as jnp
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, share, stateless
+from mtl_jax.objectives.balancing.interior_point import TINY, minimize, simplex
+
+NORMALIZATIONS = ('none', 'l2', 'loss', 'loss+')
+STEPS = 15
+
+
+def mgda(normalization: str = 'none') -> GramWeighting:
+  """`min over a in the simplex of |sum_k a_k g_k / n_k|^2`, the weights being `a_k / n_k`.
+
+  Sener, Koltun (2018), Multi-Task Learning as Multi-Objective Optimization; Désidéri (2012). The paper's Frank-Wolfe
+  is slow to converge, so an interior-point method solves the same problem. The update is the shortest vector itself
+  and conflicts with no task; the authors' code leaves out the division by n_k in it, and then that is not so. Without
+  normalisation the weights sum to 1 (a mean): one task, or equal tasks, give the gradient itself.
+
+  A task whose gradient is 0 makes that vector 0 and takes all the weight. Class P.
+
+  Args:
+    normalization: n_k: none 1, l2 |g_k|, loss L_k, loss+ L_k |g_k|; where that is not positive, 1.
+
+  Raises:
+    ConfigError: the normalization is unknown.
+  """
+  if normalization not in NORMALIZATIONS:
+    raise ConfigError(f'mgda: normalization {normalization!r} is unknown; choose one of {", ".join(NORMALIZATIONS)}')
+
+  def rule(gram, task):
+    angles = cosines(gram, task.present)
+    units = jnp.ones_like(angles.norms)
+    units = units * (angles.norms if normalization in ('l2', 'loss+') else 1)
+    units = units * (task.losses if normalization in ('loss', 'loss+') else 1)
+    units = jnp.where(units > 0, units, 1)
+    normal, start = simplex(angles, units)
+
+    def derivatives(b):
+      return angles.matrix @ b, angles.matrix
+
+    b = minimize(derivatives, start=start, normal=normal, live=angles.live, steps=STEPS)
+    # b is right up to a factor, which makes the a_k = b_k units_k / |g_k| sum to 1.
+    total = jnp.where(angles.live, b * (units / angles.norms), 0).sum()
+    shortest = b / angles.norms / jnp.maximum(total, TINY)
+    stuck = task.present & ~angles.live
+    return jnp.where(stuck.any(), share(stuck), shortest)
+
+  return stateless(rule)
