@@ -44,8 +44,8 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as scratch:
     options.data = options.data or draw(Path(scratch) / 'faces', options)
     config = recipe(options)
-    ours, steps = train_ours(config, Path(scratch), options)
-    rows = train_torch(config, steps, options)
+    rows = train_torch(config, options)  # First: its loaders fork, which must not happen once JAX has threads.
+    ours = train_ours(config, Path(scratch))
   whole = row('PyTorch, the three models, extrapolated', sum(one['value'] for one in rows), 's')
   rows += [whole, *ours, row('ours, the three models', sum(one['value'] for one in ours), 's', to=whole)]
   speedup = row('times faster', whole['value'] / rows[-1]['value'], 'x', target=TARGET)
@@ -72,26 +72,27 @@ def draw(out: Path, options: argparse.Namespace) -> Path:
 
 
 def recipe(options: argparse.Namespace) -> ConfigDict:
+  """The seed's configuration, its length in epochs of the data at hand, without an early stop."""
   overrides = [f'data.dir={options.data}', f'model.backbone={options.backbone}', 'eval.patience=0']
   overrides += [f'model.weights={options.weights}'] if options.weights else []
-  return configs.load(ROOT / 'configs' / 'seed_frozen3.py', overrides)
-
-
-def train_ours(config: ConfigDict, scratch: Path, options: argparse.Namespace) -> tuple[list[Row], int]:
-  """Seconds of each model, the first with the features of all, and the number of training steps of each."""
+  config = configs.load(ROOT / 'configs' / 'seed_frozen3.py', overrides)
   epoch = max(1, len(open_store(options.data).splits['train']) // config.train.batch_size)
-  config = config.copy_and_resolve_references()
   with config.unlocked():
     config.train.steps = options.epochs * epoch
     config.eval.every_steps = config.checkpoint.every_steps = epoch
     config.train.log_every_steps = max(n for n in range(1, 65) if epoch % n == 0)
+  return config
+
+
+def train_ours(config: ConfigDict, scratch: Path) -> list[Row]:
+  """Seconds of each model, the first with the features of all."""
   rows = []
   for name, tasks in MODELS.items():
     config.tasks = tasks
     began = time.perf_counter()
     loop.train(config.copy_and_resolve_references().lock(), scratch / 'runs' / name, name=name)
     rows.append(row(f'ours, {name}' + (', with the features' if not rows else ''), time.perf_counter() - began, 's'))
-  return rows, config.train.steps
+  return rows
 
 
 class Faces(Dataset):
@@ -111,9 +112,9 @@ class Faces(Dataset):
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), labels
 
 
-def train_torch(config: ConfigDict, steps: int, options: argparse.Namespace) -> list[Row]:
+def train_torch(config: ConfigDict, options: argparse.Namespace) -> list[Row]:
   """Seconds that the steps of each model would take, from those that were timed."""
-  store = open_store(options.data)
+  store, steps = open_store(options.data), config.train.steps
   rows = []
   for name, task_names in MODELS.items():
     tasks = select(store.tasks, task_names, attributes=config.data.attributes)

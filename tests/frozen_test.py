@@ -257,12 +257,7 @@ def test_a_key_changes_with_what_the_features_depend_on_and_with_nothing_else(ma
     make_cache(**{'model.head_features': 16, 'tasks': 'landmarks', 'train.steps': 9})[0]._key(split, 'train') == key
   )
   others = [cache._key(split, 'val')]
-  for change in (
-    {'train.seed': 1},
-    {'model.freeze': 'stage3'},
-    {'model.dtype': 'bfloat16'},
-    {'model.stem': 'imagenet'},
-  ):
+  for change in ({'train.seed': 1}, {'model.freeze': 'stage0'}, {'model.dtype': 'bfloat16'}, {'model.norm': 'group'}):
     others.append(make_cache(**change)[0]._key(split, 'train'))
   assert all(other != key for other in others)
 
