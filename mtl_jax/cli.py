@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
   study.add_argument('--workdir', type=Path, required=True)
   study.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
-  report = verb('report', _report, 'rebuild report.html from the files of one or several runs')
+  report = verb('report', _report, 'rebuild report.html from the files of a study, or of one or several runs')
   report.add_argument('--workdir', type=Path, required=True)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
@@ -197,9 +197,13 @@ def _study(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
   from mtl_jax import report
+  from mtl_jax.study import report as study_report
 
   out = options.workdir / 'report.html'
-  report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
+  if study_report.is_study(options.workdir):
+    study_report.write_report(options.workdir, pictures=options.pictures)
+  else:
+    report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
   print(out)
   return 0
 

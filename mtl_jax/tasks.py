@@ -129,6 +129,10 @@ class Task:
     """Metrics of a whole split; `source_size` holds width and height of the source images in pixels, `[n, 2]`."""
     raise NotImplementedError
 
+  def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each prediction `[n, outputs]` is off its label, `[n, k]`, in the label's unit."""
+    return np.abs(predictions - labels)
+
   def describe(self, predictions: np.ndarray, *, width: int, height: int) -> dict[str, Any]:
     """One example's predictions `[n]` by name; coordinates in pixels of an image of that size."""
     del width, height
@@ -320,6 +324,10 @@ class CategoricalTask(Task):
   def metrics(self, predictions, labels, *, mask, source_size):
     del source_size
     return metrics.categorical(predictions, labels, mask=mask, names=self.classes)
+
+  def errors(self, predictions, labels):
+    """What the true class lacks of probability 1."""
+    return 1 - np.take_along_axis(predictions, labels.astype(np.int64), axis=-1)
 
   def describe(self, predictions, *, width, height):
     del width, height

@@ -1,10 +1,13 @@
 """A study trains every arm with the same seeds, keeps what is done, and writes what DESIGN promises."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mtl_jax.study import study
+from mtl_jax.study.replicas import Replica
 
 
 @pytest.fixture(scope='module')
@@ -29,4 +32,43 @@ def test_the_json_holds_what_both_arms_scored_with_every_seed(finished):
     assert entry['verdict'] in ('helps', 'hurts', 'no evidence')
     assert entry['delta']['ci95'][0] <= entry['delta']['mean'] <= entry['delta']['ci95'][1]
   assert set(found['cost']) == {'single', 'joint'}
+  assert found['data']['splits']['test'] == found['data']['num_test']
   print(json.dumps(found['cost']), found['learning_rates'])
+
+
+def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill_the_devices(monkeypatch):
+  steps = 4
+
+  class EightDevices:
+    """Stands for a trainer on eight devices; tells of its steps as a real one does."""
+
+    def __init__(self, program):
+      self.program = SimpleNamespace(mesh=SimpleNamespace(devices=np.zeros(8)))
+
+    def width(self, count, asked):
+      return 8
+
+    def run(self, replicas, *, test, stop, advance):
+      assert len(replicas) % 8 == 0
+      for _ in range(steps):
+        advance(1)
+      return [SimpleNamespace(diverged_at=0, replica=replica) for replica in replicas]
+
+  monkeypatch.setattr(study, 'Trainer', EightDevices)
+  monkeypatch.setattr(study.Study, 'program', lambda self, name: name)
+  kept, counted = [], []
+  shelf = SimpleNamespace(put=lambda name, result: kept.append(result))
+  config = SimpleNamespace(study=SimpleNamespace(replicas_at_once=0))
+  one = study.Study(config, None, {}, shelf, None)
+  one._train_program('joint', [Replica(seed, 1e-3) for seed in range(11)], test=True, advance=counted.append)
+  assert len(kept) == 11
+  assert sum(counted) == 11 * steps
+
+
+def test_a_finished_study_has_a_page_with_its_curves(finished):
+  directory, found = finished
+  page = (directory / 'report.html').read_text()
+  assert page.count('<figcaption>') >= 6  # Intervals of two metrics, two curves of each task.
+  for task, metric in (('attributes', 'macro_accuracy'), ('landmarks', 'nme')):
+    for arm in ('single', 'joint'):
+      assert f'{100 * found["tasks"][task][metric][arm]["mean"]:.2f}%' in page

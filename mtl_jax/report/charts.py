@@ -1,4 +1,4 @@
-"""Draws a report's charts: curves and bars as SVG that follows the page's colours, faces as JPEG data URIs."""
+"""Draws reports' charts: curves and bars as SVG that follows the page's colours, faces as JPEG data URIs."""
 
 import base64
 import hashlib
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Charts are drawn in stand-in colours, replaced by CSS variables of the page: the same chart serves light and dark.
-RUN_COLOURS = tuple(f'#a1000{i}' for i in range(1, 7))
-INK, GRID = '#a20000', '#a30000'
+# The light page's colours. Within a page CSS variables replace them, so that the same chart serves light and dark.
+RUN_COLOURS = ('#0072b2', '#d55e00', '#00875f', '#a8487f', '#8a7400', '#555d66')
+INK, GRID = '#1b1f24', '#dfe3e8'
 DASHES = ('solid', (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)), (0, (4, 4)), (0, (1, 3)))
 SVG_DASHES = ('', '6 2', '2 1.5', '8 2 2 2', '4 4', '1 3')
 # On photographs a colour needs no theme: bright ones, told apart with any kind of colour vision.
@@ -24,13 +24,16 @@ MAX_POINTS = 300
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def curves(series: Series, *, run_numbers: Mapping[str, int], percent: bool) -> str:
-  """SVG of one line per run over training steps.
+def curves(
+  series: Series, *, run_numbers: Mapping[str, int], percent: bool, spread: Mapping[str, np.ndarray] | None = None
+) -> Any:
+  """A figure of one line per run over training steps.
 
   Args:
     series: for each run its steps `[m]` and values `[m]`; NaN leaves a gap.
     run_numbers: the number of each run, which gives its colour and dashes.
     percent: whether values are fractions to be shown in per cent.
+    spread: half the height `[m]` of the band around each run's line, in the values' unit.
   """
   from matplotlib import ticker
   from matplotlib.figure import Figure
@@ -42,6 +45,9 @@ def curves(series: Series, *, run_numbers: Mapping[str, int], percent: bool) -> 
     number = run_numbers[run] % len(RUN_COLOURS)
     marker = 'o' if len(steps) < 12 else ''
     axes.plot(steps, values, color=RUN_COLOURS[number], linestyle=DASHES[number], marker=marker, markersize=3, lw=1.5)
+    if spread:
+      half = thinned(spread[run]) * (100 if percent else 1)
+      axes.fill_between(steps, values - half, values + half, color=RUN_COLOURS[number], alpha=0.18, linewidth=0)
   everything = np.concatenate([values for _, values in series.values()])
   everything = everything[np.isfinite(everything)]
   if not percent and everything.size and everything.min() > 0 and everything.max() > 20 * everything.min():
@@ -55,8 +61,8 @@ def curves(series: Series, *, run_numbers: Mapping[str, int], percent: bool) -> 
   axes.xaxis.set_major_formatter(lambda step, _: f'{step / 1000:g}k' if abs(step) >= 1000 else f'{step:g}')
   axes.set_xlabel('step')
   axes.set_xlim(left=0)
-  _quiet_axes(axes, grid='both')
-  return to_svg(figure)
+  quiet_axes(axes, grid='both')
+  return figure
 
 
 def bars(
@@ -65,8 +71,8 @@ def bars(
   *,
   run_numbers: Mapping[str, int],
   limits: tuple[float, float],
-) -> str:
-  """SVG of horizontal bars, a group for each name with a bar per run, the first name on top.
+) -> Any:
+  """A figure of horizontal bars, a group for each name with a bar per run, the first name on top.
 
   Args:
     names: of the groups, `n` of them.
@@ -90,9 +96,9 @@ def bars(
   axes.set_xlim(*limits)
   axes.xaxis.set_major_formatter(lambda points, _: f'{points:+g}' if points else '0')
   axes.set_xlabel('points above the majority class')
-  _quiet_axes(axes, grid='x')
+  quiet_axes(axes, grid='x')
   axes.spines['left'].set_visible(False)
-  return to_svg(figure)
+  return figure
 
 
 def face(image: np.ndarray, true: np.ndarray, predicted: Mapping[int, np.ndarray], *, size: int = 320) -> str:
@@ -160,7 +166,7 @@ def _with_own_ids(svg: str) -> str:
   return re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
 
 
-def _quiet_axes(axes: Any, *, grid: str) -> None:
+def quiet_axes(axes: Any, *, grid: str) -> None:
   axes.grid(axis=grid, color=GRID, linewidth=0.7)
   axes.set_axisbelow(True)
   axes.tick_params(which='both', colors=INK, labelsize=8.5, length=0)

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.resources
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.errors import CheckpointError
-from mtl_jax.report import charts
+from mtl_jax.report import charts, template
 from mtl_jax.report.scoreboard import BASELINES, METRICS, MISSING, SHOWN, comparison, headlines, kinds_of, text
 
 # What the page says about a run's configuration, besides every field in which the runs differ.
@@ -79,18 +78,11 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
   Raises:
     CheckpointError: for a file that is missing or damaged; the message says which command makes it.
   """
-  import jinja2
-
   loaded = [_load(name, Path(folder)) for name, folder in runs.items()]
   evals = {run.name: run.evaluation for run in loaded}
-  environment = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-  )
-  template = environment.from_string(
-    importlib.resources.files('mtl_jax.report').joinpath('page.html').read_text('utf-8')
-  )
   said = headlines(evals)
   page = template.render(
+    'page.html',
     title=title,
     runs=[_describe(run, number) for number, run in enumerate(loaded)],
     headlines=said,
@@ -179,7 +171,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
   """What a reader must know before believing the comparison."""
   if len(runs) < 2:
     return []
-  seeds = {_flat(run.config).get('train.seed') for run in runs}
+  seeds = {flat(run.config).get('train.seed') for run in runs}
   notes = [
     f'{"One seed" if len(seeds) == 1 else "One seed a run"}: no statement about significance. Another seed may turn '
     'a small difference around; repeat both sides with other train.seed before you believe it.'
@@ -195,33 +187,33 @@ def _notes(runs: Sequence[Run]) -> list[str]:
   return notes
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   """Nested fields by their dotted names."""
   fields: dict[str, Any] = {}
   for key, value in config.items():
-    fields |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
   return fields
 
 
 def _differing_fields(runs: Sequence[Run]) -> list[str]:
-  configs = [_flat(run.config) for run in runs]
+  configs = [flat(run.config) for run in runs]
   names = dict.fromkeys(name for config in configs for name in config)
   return [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]
 
 
 def _config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
   """The fields to show, each with its value per run and whether the runs differ in it."""
-  configs = [_flat(run.config) for run in runs]
+  configs = [flat(run.config) for run in runs]
   differing = _differing_fields(runs)
   names = [name for name in FIELDS if any(config.get(name, []) != [] for config in configs)]
   names += [name for name in differing if name not in names]
   return [
-    {'name': name, 'values': [_field_text(config.get(name)) for config in configs], 'differs': name in differing}
+    {'name': name, 'values': [field_text(config.get(name)) for config in configs], 'differs': name in differing}
     for name in names
   ]
 
 
-def _field_text(value: Any) -> str:
+def field_text(value: Any) -> str:
   if isinstance(value, list | tuple):
     return ', '.join(str(item) for item in value)
   return MISSING if value is None or value == '' else str(value)
@@ -272,8 +264,10 @@ def _curve_charts(runs: Sequence[Run]) -> dict[str, Any]:
     ends = ', '.join(f'{name} ends at {values[-1]:.4g}' for name, (_, values) in series.items())
     phrase, percent = (METRICS[metric][0], METRICS[metric][2]) if metric else ('', False)
     heading = f'{heading} {phrase}'.strip()
-    svg = charts.curves(series, run_numbers=_numbers(runs), percent=percent)
-    panels.append({'heading': heading, 'svg': _markup(svg), 'alt': f'{heading} over training steps: {ends}.'})
+    figure = charts.curves(series, run_numbers=_numbers(runs), percent=percent)
+    panels.append(
+      {'heading': heading, 'svg': template.drawing(figure), 'alt': f'{heading} over training steps: {ends}.'}
+    )
   return {'runs': [run.name for run in runs if run.log], 'panels': panels, 'left_out': len(kinds) - len(shown)}
 
 
@@ -351,8 +345,8 @@ def _gain_charts(
     if names:
       values = {run: [gains[run][name] for name in names] for run in gains}
       alt = f'Accuracy above the majority class in points, {len(names)} outputs from {names[0]} to {names[-1]}; '
-      svg = charts.bars(names, values, run_numbers=numbers, limits=limits)
-      parts.append({'svg': _markup(svg), 'alt': alt + 'the figures are in the table below.'})
+      figure = charts.bars(names, values, run_numbers=numbers, limits=limits)
+      parts.append({'heading': '', 'svg': template.drawing(figure), 'alt': alt + 'the figures are in the table below.'})
   return parts
 
 
@@ -361,7 +355,7 @@ def _faces(runs: Sequence[Run]) -> dict[str, Any] | None:
   kinds = kinds_of(run.evaluation for run in runs)
   task = next((task for task, kind in kinds.items() if kind == 'landmarks'), None)
   having = [(number, run) for number, run in enumerate(runs) if task in run.evaluation['tasks']]
-  if task is None or not having or not _flat(having[0][1].config).get('data.dir'):  # A mixture's images lie apart.
+  if task is None or not having or not flat(having[0][1].config).get('data.dir'):  # A mixture's images lie apart.
     return None
   images = _images(having[0][1])
   predictions = {number: _predictions(run, task) for number, run in having}
@@ -389,7 +383,7 @@ def _faces(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def _data_dir(run: Run) -> Path:
-  return Path(_flat(run.config).get('data.dir') or '.')
+  return Path(flat(run.config).get('data.dir') or '.')
 
 
 def _images(run: Run) -> np.ndarray:
@@ -416,10 +410,3 @@ def _predictions(run: Run, task: str) -> dict[int, tuple[np.ndarray, np.ndarray,
   except (OSError, ValueError, KeyError) as error:
     raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
   return {int(row): (pred, label, mask) for row, pred, label, mask in zip(rows, *columns, strict=True)}
-
-
-def _markup(svg: str) -> Any:
-  """Marks our own drawing as HTML; the names in it were escaped when it was drawn."""
-  import markupsafe
-
-  return markupsafe.Markup(svg)

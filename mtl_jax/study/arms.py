@@ -48,6 +48,7 @@ def joint_again(config: ConfigDict, tasks: Sequence[Task]) -> Arm:
 
 
 NULL_SEED = 500_000  # Away from the seeds of the other arms, and from those that learning rates are chosen on.
+TUNING_SEED = 900_000  # Learning rates are chosen on seeds that are never tested.
 
 # A new arm is a function here and a line: the study's config and tasks to an Arm.
 ARMS: dict[str, Callable[[ConfigDict, Sequence[Task]], Arm]] = {

@@ -157,7 +157,7 @@ class Trainer:
       replicas: as many as the devices, or a multiple.
       test: predict the test split with each replica's best weights.
       stop: called between dispatches; may raise to stop.
-      advance: hears of steps done, by all replicas together.
+      advance: hears of steps done, by each replica.
     """
     program, config = self.program, self.program.config
     seeds = np.array([replica.seed for replica in replicas], np.int32)
@@ -175,7 +175,7 @@ class Trainer:
       unlogged.append(metrics)
       if len(unlogged) > sharding.MAX_IN_FLIGHT:
         jax.block_until_ready(unlogged[-sharding.MAX_IN_FLIGHT])
-      advance(size * len(replicas))
+      advance(size)
       done = step + size
       if done == config.train.steps or (config.eval.every_steps and done % config.eval.every_steps == 0):
         chunk.log(done, unlogged)

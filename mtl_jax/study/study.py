@@ -9,12 +9,12 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import mtl_jax
@@ -23,7 +23,7 @@ from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError, DivergedError, Interrupted
-from mtl_jax.study import arms, bootstrap, program, scores, summary
+from mtl_jax.study import arms, bootstrap, program, report, scores, summary
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
@@ -34,11 +34,9 @@ from mtl_jax.training.progress import bar
 
 log = logging.getLogger('mtl_jax')
 
-TUNING_SEED = 900_000  # Learning rates are chosen on seeds that are never tested.
-
 
 def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
-  """Runs the study, or what is left of it, and writes `study.json` and `study.csv`.
+  """Runs the study, or what is left of it, and writes `study.json`, `study.csv` and `report.html`.
 
   Returns:
     The study's JSON.
@@ -65,6 +63,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   if jax.process_index() == 0:
     workdir.write_json(directory / 'study.json', result)
     write_csv(directory / 'study.csv', result)
+    report.write_report(directory)
   return result
 
 
@@ -94,7 +93,7 @@ class Study:
     grid = sorted(set(asked) or {float(self.config.optimizer.learning_rate)})
     if len(grid) == 1:
       return dict.fromkeys(self.programs, grid[0])
-    seeds = [TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
+    seeds = [arms.TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
     wanted = {name: [Replica(seed, rate) for rate in grid for seed in seeds] for name in self.programs}
     self._train(wanted, test=False, title='choosing learning rates')
     return {name: self._best_rate(name, grid, seeds) for name in self.programs}
@@ -122,18 +121,15 @@ class Study:
     self._train({name: list(dict.fromkeys(those)) for name, those in wanted.items()}, test=True, title='training')
 
   def _train(self, wanted: Mapping[str, Sequence[Replica]], *, test: bool, title: str) -> None:
-    """Trains what is not on the shelf yet; processes share the replicas, each on its own devices."""
-    own = {name: list(those)[jax.process_index() :: jax.process_count()] for name, those in wanted.items()}
-    left = {name: [one for one in those if not self.shelf.has(name, one)] for name, those in own.items()}
+    """Trains what is not on the shelf yet."""
+    left = {name: [one for one in those if not self.shelf.has(name, one)] for name, those in wanted.items()}
     total = sum(len(those) * self.programs[name].train.steps for name, those in left.items())
-    done = sum(len(those) for those in own.values()) - sum(len(those) for those in left.values())
-    count = sum(len(those) for those in own.values())
-    log.info('%s: %d replicas of %d programs%s', title, count, len(own), f', of which {done} are done' * bool(done))
-    with bar(total, description=title, unit='step', enabled=jax.process_index() == 0) as progress:
+    count = sum(map(len, wanted.values()))
+    done = count - sum(map(len, left.values()))
+    log.info('%s: %d replicas of %d programs%s', title, count, len(wanted), f', of which {done} are done' * bool(done))
+    with bar(total, description=title, unit='step') as progress:
       for name, those in left.items():
         self._train_program(name, those, test=test, advance=progress.update)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(title)
 
   def _train_program(self, name: str, left: Sequence[Replica], *, test: bool, advance: Callable[[int], Any]) -> None:
     if not left:
@@ -143,7 +139,8 @@ class Study:
     for first in range(0, len(left), width):
       chunk = list(left[first : first + width])
       padded = chunk + chunk[-1:] * (-len(chunk) % trainer.program.mesh.devices.size)
-      for result in trainer.run(padded, test=test, stop=self._stop, advance=advance)[: len(chunk)]:
+      own = partial(_advance_by, advance, len(chunk))
+      for result in trainer.run(padded, test=test, stop=self._stop, advance=own)[: len(chunk)]:
         if result.diverged_at:
           log.warning('warning: %s with %s diverged at step %d', name, result.replica, result.diverged_at)
         self.shelf.put(name, result)
@@ -209,12 +206,19 @@ class Study:
 
   def facts(self, test: Any) -> dict[str, Any]:
     """What the study was made of."""
+    splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in self.store.splits.items()}
+    data = {'directory': str(self.store.directory), 'checksum': self.store.checksum, 'splits': splits}
     return {
-      'data': {'directory': str(self.store.directory), 'checksum': self.store.checksum, 'num_test': len(test)},
+      'data': data | {'num_test': len(test)},
       'device': jax.devices()[0].device_kind,
       'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
       'date': time.strftime('%Y-%m-%d'),
     }
+
+
+def _advance_by(advance: Callable[[int], Any], replicas: int, steps: int) -> None:
+  """Counts the steps of so many replicas: those that only fill up the devices are not the user's."""
+  advance(steps * replicas)
 
 
 def matched(sides: Mapping[str, Arm], store: Store | Mixture, directory: Path) -> dict[str, Arm]:
