@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.models import convolution, multitask, resnet
+from mtl_jax.models import convolution, multitask, resnet, vit
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
 
@@ -151,13 +151,15 @@ def test_convolve_is_flax_convolution_whichever_form_it_takes():
   """Through `nn.Conv`, on both sides of the size at which the form changes, with groups and dilation too."""
   rng = np.random.default_rng(0)
   options = [{}, {'strides': 2}, {'feature_group_count': 2}, {'kernel_dilation': 2}, {'padding': 'VALID'}]
-  for size, option in itertools.product((3, 4, 5, 8, 9), options):
+  depthwise = [option | {'feature_group_count': 4, 'features': 4} for option in options]
+  for size, option in itertools.product((3, 4, 5, 8, 9), options + depthwise):
     if size == 3 and 'kernel_dilation' in option:
       continue  # The dilated kernel is larger than the map.
     x = jnp.array(rng.normal(size=(1, size, size, 4)), jnp.float32)
-    conv = nn.Conv(6, (3, 3), **option)
+    option = {'features': 6, 'kernel_size': (3, 3)} | option
+    conv = nn.Conv(**option)
     variables = conv.init(jax.random.key(0), x)
-    ours = nn.Conv(6, (3, 3), conv_general_dilated=convolution.convolve, **option)
+    ours = nn.Conv(conv_general_dilated=convolution.convolve, **option)
     np.testing.assert_allclose(ours.apply(variables, x), conv.apply(variables, x), rtol=1e-5, atol=1e-5)
 
 
@@ -170,3 +172,55 @@ def test_our_max_pooling_is_the_usual_one_and_so_is_its_gradient(size):
   weights = jnp.arange(found.size, dtype=jnp.float32).reshape(found.shape)
   gradient = lambda pool: jax.grad(lambda x: (pool(x) * weights).sum())(x)  # noqa: E731
   np.testing.assert_array_equal(gradient(convolution.max_pool_3x3), gradient(usual))
+
+
+def test_pooling_by_two_is_the_usual_one_and_leaves_out_an_odd_rest():
+  x = jnp.array(np.random.default_rng(0).normal(size=(2, 5, 8, 3)), jnp.float32)
+  np.testing.assert_array_equal(convolution.max_pool_2x2(x), nn.max_pool(x, (2, 2), strides=(2, 2)))
+
+
+# Stages, pooling and maps.
+
+
+@pytest.mark.parametrize('name', multitask.BACKBONES)
+def test_maps_lie_as_the_image_does(tiny_config, name):
+  """An image of two rows for one column has maps of two rows for one column, and their mean has the features' width."""
+  backbone = multitask.backbone_from_config(tiny_config(**{'model.backbone': name}))
+  images = jnp.zeros((1, 128, 64, 3))
+  variables = jax.eval_shape(lambda: backbone.init(jax.random.key(0), images, train=False))
+  run = nn.apply(represent_with, backbone)
+  features, maps = jax.eval_shape(run, variables, images)
+  assert maps.shape[1] == 2 * maps.shape[2]
+  assert maps.shape[0] == features.shape[0] == 1
+  if name != 'convnet':  # Its features are the flattened map.
+    assert maps.shape[-1] == features.shape[-1]
+
+
+def represent_with(backbone, x):
+  """What a way of sharing does with a backbone."""
+  for index in range(backbone.num_stages):
+    x = backbone.stage(x, index, train=False)
+  return backbone.represent(x, spatial=True)
+
+
+def test_a_transformers_map_has_each_patch_at_its_place():
+  backbone = vit.VisionTransformer(width=8, depth=0, groups=1)
+  images = np.zeros((1, 48, 32, 3), np.float32)
+  variables = backbone.init(jax.random.key(0), images, train=False)
+  maps = jax.jit(lambda x: nn.apply(represent_with, backbone)(variables, x).maps)
+  changed = images.copy()
+  changed[0, 32:48, 16:32] = 1
+  np.testing.assert_array_equal((maps(images) != maps(changed)).any(-1)[0], [[0, 0], [0, 0], [0, 1]])
+
+
+def test_a_transformers_width_is_a_whole_number_of_heads():
+  with pytest.raises(ConfigError, match=r'config\.model\.width: 100 is no multiple of 64'):
+    jax.eval_shape(lambda: vit.vit_s16(width=100).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+
+
+@pytest.mark.parametrize('name', ['mobilenet_v2', 'convnext_tiny'])
+def test_small_images_keep_larger_maps_and_the_same_kernels_elsewhere(name):
+  make = multitask.BACKBONES[name]
+  small, usual = (shapes(make(stem=stem), (64, 64))[0]['params'] for stem in ('small', 'imagenet'))
+  first = {'mobilenet_v2': 'features_0', 'convnext_tiny': 'stem_conv'}[name]
+  assert {k: v for k, v in small.items() if k != first} == {k: v for k, v in usual.items() if k != first}

@@ -1,0 +1,37 @@
+"""What a model costs, as a run tells it before it begins."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mtl_jax.data import mixture
+from mtl_jax.models import convnet, cost
+from mtl_jax.training import loop
+from mtl_jax.training.checkpoint import Clock
+
+
+def test_flops_are_those_of_the_convolutions_and_little_more():
+  model = convnet.ConvNet(width=16)
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+  # A 3x3 convolution has 62 of 64 columns with three taps and two with two: 190 / 192 of the products each way.
+  first = 2 * (3 * 64 - 2) ** 2 * 3 * 16
+  second = 2 * (3 * 32 - 2) ** 2 * 16 * 32
+  found = cost.forward_flops(model, variables, (64, 64))
+  assert found == pytest.approx(first + second, rel=0.05)
+  assert found > first + second  # ReLU and pooling come on top.
+
+
+def test_a_run_tells_its_parameters_and_flops(tiny_config, caplog):
+  config = tiny_config('landmarks', **{'model.backbone': 'convnet'})
+  store = mixture.open_data(config.data)
+  run = loop.build(config, store)
+  with caplog.at_level(logging.INFO, logger='mtl_jax'):
+    loop.describe(run, store, Clock())
+  table, line = caplog.messages[:2]
+  assert '| shared/backbone/conv1 | 2      | 112        |' in table
+  head = 8 * 8 * 8 * 8 + 8 + 8 * 10 + 10
+  assert f'| {head:,} ' in table
+  assert 'training: convnet, 0.00 M parameters, 0.000' in line
+  assert 'GFLOPs an image forward, 32x32' in line
