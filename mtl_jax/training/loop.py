@@ -230,9 +230,8 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
       if clock.stopped_early or clock.step >= config.train.steps:
         log.info('%s is complete at step %d', directory, clock.step)
         return clock
-      describe(run, store, clock)
       run = on_features(run, store, state, directory, stop=interruption.requested)
-      log.info('input: %s', run.input.reason)
+      describe(run, store, clock)
       return train_from(
         run, state, clock, checkpoints=checkpoints, directory=directory, interruption=interruption, name=name
       )
@@ -460,3 +459,4 @@ def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
   if isinstance(store, Mixture):
     for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
+  log.info('input: %s', run.input.reason)
