@@ -1,5 +1,6 @@
 """A study's page says what its figures say and no more, stands by itself, and sorts and filters in a real browser."""
 
+import dataclasses
 import functools
 import html
 import json
@@ -103,7 +104,12 @@ def made(
       for arm, side in compared.items()
     },
     'learning_rates': dict.fromkeys((name for side in compared.values() for name in side.programs), RATE),
-    'data': {'directory': config.data.dir, 'checksum': 'a0b1', 'splits': {'train': 500, 'val': 70, 'test': NUM_IMAGES}},
+    'data': {
+      'directory': config.data.dir,
+      'checksum': 'a0b1',
+      'splits': {'train': 500, 'val': 70, 'test': 60},
+      'num_test': 60,
+    },
     'device': 'some device',
     'versions': {'mtl_jax': '0.1.0', 'jax': '0.10'},
     'date': '2026-01-01',
@@ -208,6 +214,11 @@ def test_many_tasks_are_counted_and_only_those_that_differ_are_named():
   )
 
 
+def test_what_could_have_been_seen_is_said_with_the_seeds_that_came_through():
+  found = [dataclasses.replace(finding(f'a{i}', 'no evidence', p=0.5), num_pairs=3 + i) for i in range(2)]
+  assert 'with these 3 to 4 seeds' in said(*found)
+
+
 def test_a_doubt_about_other_images_stands_in_the_sentence():
   assert '; found on these test images' in said(finding('a', 'helps', doubt='found on these test images'))
 
@@ -223,6 +234,7 @@ def test_figures_have_as_many_decimals_as_their_interval_is_wide():
   assert words.signed(0.00012, 'nme', words.decimals(0.00003, 'nme')) == '+0.0120'
   assert words.signed(-5.25, 'mae', words.decimals(0.5, 'mae')) == '\N{MINUS SIGN}5.25'
   assert words.size(1.234, 'nme') == '120 points'
+  assert words.signed(-1e-9, 'nme', 2) == '0.00'
   assert words.level(None, 'nme') == '—'
   assert words.p_text(0.0004) == '< 0.001'
 
@@ -371,7 +383,7 @@ def test_pictures_are_shown_only_when_asked_for(tmp_path, store_dir):
   text, page = written(tmp_path, pictures=True)
   assert page.tags.count('img') == sum(min(len(rows), 8) for _ in store.tasks)
   assert all(value.startswith('data:image/jpeg;base64,') for name, value in page.attributes if name == 'src')
-  assert 'mean error: joint off by' in text
+  assert 'mean error over its labels: joint off by' in text
   assert re.search(r' is [01]: joint off by [\d.]+, single off by', text)
 
 

@@ -80,6 +80,6 @@ def _caption(task: Task, errors: Mapping[str, np.ndarray], truth: np.ndarray) ->
     parts = [f'{task.labels[i].replace("_", " ")} is {truth[i]:g}']
     each = {arm: values[i] for arm, values in errors.items()}
   else:
-    parts = ['mean error']
+    parts = ['mean error over its labels']
     each = {arm: float(np.nanmean(values)) for arm, values in errors.items()}
   return f'{parts[0]}: ' + ', '.join(f'{arm} off by {value:.2g}' for arm, value in each.items())

@@ -228,7 +228,7 @@ def _intervals(study: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 def _curves(study: Mapping[str, Any], kept: Record, folder: Path) -> list[dict[str, Any]]:
   """Training loss and main validation metric of each task over steps: means over seeds with a band of one deviation."""
   panels = []
-  for task in kept.tasks:
+  for task in sorted(kept.tasks, key=lambda task: '/' in task.name):  # Those of a group, which are many, come last.
     wanted = (('training loss', f'train/{task.name}/loss', 'loss'), ('validation', _validation(task), task.main_metric))
     for what, key, metric in wanted:
       found = {arm: curve for arm in study['arms'] if (curve := kept.curve(arm, key))}

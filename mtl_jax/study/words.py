@@ -62,6 +62,11 @@ class Finding:
     return 'better' if (self.ci95[0] > 0) == self.higher_is_better else 'worse'
 
   @property
+  def sure(self) -> bool:
+    """Whether the test found a difference, or, where nothing was tested, whether the interval excludes 0."""
+    return self.verdict in (HELPS, HURTS) if self.verdict else self.direction in ('better', 'worse')
+
+  @property
   def decimals(self) -> int:
     """Enough for two significant figures of the interval's half width, or of the difference where there is none."""
     size = (self.ci95[1] - self.ci95[0]) / 2 if self.ci95 else abs(self.delta or 0.0)
@@ -183,7 +188,7 @@ def sentence(found: Sequence[Finding], *, arm: str, reference: str, num_seeds: i
   if untested:
     clauses.append(f'{_counted(untested, len(found))} could not be tested')
   text = ' and '.join([', '.join(clauses[:-1]), clauses[-1]] if len(clauses) > 1 else clauses)
-  seen = _seen(by_verdict[NO_EVIDENCE], num_seeds)
+  seen = _seen(by_verdict[NO_EVIDENCE])
   return text[0].upper() + text[1:] + (f'; {seen}' if seen else '') + '.'
 
 
@@ -222,7 +227,7 @@ def _counted(found: Sequence[Finding], total: int) -> str:
   return f'{len(found)} of {total} tasks' + (f' ({"; ".join(inside)})' if inside else '')
 
 
-def _seen(unsure: Sequence[Finding], num_seeds: int) -> str:
+def _seen(unsure: Sequence[Finding]) -> str:
   """How small a difference would have been seen in the tasks without evidence, the median of each metric."""
   sizes: dict[str, list[float]] = collections.defaultdict(list)
   for finding in unsure:
@@ -235,7 +240,9 @@ def _seen(unsure: Sequence[Finding], num_seeds: int) -> str:
   if not said:
     return ''
   sizes_said = ' and '.join(said)
-  return f'with these {num_seeds} seeds a difference of about {sizes_said} would have been seen with {POWER:.0%} power'
+  pairs = sorted({f.num_pairs for f in unsure})
+  seeds = f'{pairs[0]} to {pairs[-1]}' if len(pairs) > 1 else pairs[0]
+  return f'with these {seeds} seeds a difference of about {sizes_said} would have been seen with {POWER:.0%} power'
 
 
 def named(metric: str) -> tuple[str, bool]:
@@ -264,7 +271,8 @@ def level(value: float | None, metric: str) -> str:
 
 
 def signed(value: float, metric: str, digits: int) -> str:
-  return f'{value * (100 if named(metric)[1] else 1):+.{digits}f}'.replace('-', '\N{MINUS SIGN}')
+  rounded = round(value * (100 if named(metric)[1] else 1), digits)
+  return f'{rounded:+.{digits}f}'.replace('-', '\N{MINUS SIGN}') if rounded else f'{0:.{digits}f}'
 
 
 def size(value: float | None, metric: str) -> str:
