@@ -130,6 +130,13 @@ class Trainer:
     )
     return best
 
+  def compiled_steps_text(self, width: int) -> str:
+    """The compiled program of a dispatch of so many replicas, to look for collectives in."""
+    seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
+    state = jax.eval_shape(self._init, seeds, rates, self.program.weights)
+    positions = np.stack([_positions(self.program.order(0), 0, 1)] * width)
+    return self._steps.lower(state, seeds, rates, positions, self._source).compile().as_text() or ''
+
   def _bytes_a_replica(self) -> int:
     """A lower bound of the memory a replica takes: its state, a gradient, and the best weights."""
     state = self.program.shapes()

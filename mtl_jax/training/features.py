@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,9 @@ class FeatureCache:
     if images is None:
       raise DataError(f'{folder}: was changed while it was written; start again')
     log.info('features: %s, %d x %s, in %s', name, len(split), 'x'.join(map(str, images.shape[1:])), folder)
-    return dataclasses.replace(split, images=images)
+    replaced = dataclasses.replace(split, images=images)  # pyright: ignore[reportArgumentType]
+    replaced.mask_corrupt(images.corrupt)
+    return replaced
 
   def _key(self, split: Split, name: str) -> dict[str, Any]:
     """All that the outputs depend on, and how they are written."""
@@ -150,7 +152,9 @@ class FeatureCache:
             progress.update(len(rows))
             if self.stop():
               raise Interrupted('interrupted while features were computed; the same command starts with them again')
-        (partial / 'key.json').write_text(json.dumps({**key, 'sha256': digest.hexdigest()}, indent=2) + '\n')
+        corrupt = np.flatnonzero(~split.images.good(np.arange(len(split)))).tolist()
+        facts = {**key, 'sha256': digest.hexdigest(), 'corrupt': corrupt}
+        (partial / 'key.json').write_text(json.dumps(facts, indent=2) + '\n')
         for written in ('features.bin', 'key.json'):
           sync(partial / written)
     except DataError as error:
@@ -216,7 +220,37 @@ def open_cache(
   )
 
 
-def _open(folder: Path, key: dict[str, Any]) -> np.ndarray | None:
+class Features:
+  """Features `[n, ...]` mapped from the disk, to be used like the images that they were computed from.
+
+  Attributes:
+    corrupt: positions whose image was corrupt, and another was taken in its place.
+  """
+
+  def __init__(self, values: np.ndarray, corrupt: Sequence[int]):
+    self.values, self.corrupt = values, np.asarray(corrupt, np.int64)
+    self.shape, self.dtype, self.nbytes = values.shape, values.dtype, values.nbytes
+
+  def __len__(self) -> int:
+    return len(self.values)
+
+  @property
+  def num_corrupt(self) -> int:
+    return len(self.corrupt)
+
+  def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The features at these positions."""
+    return self.values.take(rows, axis=axis)
+
+  def good(self, rows: np.ndarray) -> np.ndarray:
+    """Which of these positions hold features of their own image, bool `[b]`."""
+    return ~np.isin(rows, self.corrupt)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    return self.values[index]
+
+
+def _open(folder: Path, key: dict[str, Any]) -> Features | None:
   """The features in a folder, mapped from the disk; None if they are not there, or not as they were written."""
   path = folder / 'features.bin'
   try:
@@ -228,10 +262,11 @@ def _open(folder: Path, key: dict[str, Any]) -> np.ndarray | None:
   except (OSError, ValueError) as error:
     log.warning('warning: %s cannot be read and is computed anew: %s', folder, one_line(error))
     return None
+  corrupt = written.pop('corrupt', ())
   if written != {**json.loads(json.dumps(key)), 'sha256': digest}:
     log.warning('warning: %s was changed since it was written and is computed anew', folder)
     return None
-  return np.memmap(path, dtype=np.dtype(key['dtype']), mode='r', shape=tuple(key['shape']))
+  return Features(np.memmap(path, dtype=np.dtype(key['dtype']), mode='r', shape=tuple(key['shape'])), corrupt)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Forward:
 
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
     """What the heads read, and the variables that the shared part has changed."""
-    variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables['batch_stats'])[0]}
+    variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables.get('batch_stats', {}))[0]}
     representation, moved = self.model.apply(
       variables, self.images, train=True, mutable=['batch_stats', 'frozen'], method='represent', rngs=self._rngs
     )
@@ -69,7 +69,7 @@ class Forward:
 
   def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
-    variables = {'params': heads, 'batch_stats': split(self.variables['batch_stats'])[1]}
+    variables = {'params': heads, 'batch_stats': split(self.variables.get('batch_stats', {}))[1]}
     outputs, mutated = self.model.apply(
       variables, representation, train=True, mutable=['batch_stats'], method='heads', rngs=self._rngs
     )
