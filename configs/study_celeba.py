@@ -1,4 +1,4 @@
-"""Does joint training help attributes or landmarks? A frozen MobileNetV2, and shared layers after it that learn; 10 seeds.
+"""Does joint training help attributes or landmarks? Shared layers that learn, on a frozen MobileNetV2; 10 seeds.
 
 Prepare the data at 224x224 and name the weights: --config.data.dir=data/celeba224 --config.model.weights=FILE
 """
