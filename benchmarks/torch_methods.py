@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from torchjd import aggregation
 from torchjd.autojac import jac_to_grad, mtl_backward
@@ -23,17 +22,34 @@ AGGREGATORS: dict[str, Callable[[], Any]] = {
 CHUNK = 8  # Backward passes side by side on CPU, where all 40 at once would not fit; on a GPU torchjd takes all.
 
 
+class Block(nn.Module):
+  """Two 3x3 convolutions and a shortcut, as in torchvision."""
+
+  def __init__(self, inputs: int, features: int, stride: int):
+    super().__init__()
+    self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
+    self.bn1 = nn.BatchNorm2d(features)
+    self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+    self.bn2 = nn.BatchNorm2d(features)
+    self.shortcut = nn.Identity()
+    if stride > 1 or inputs != features:
+      self.shortcut = nn.Sequential(nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features))
+
+  def forward(self, x):
+    y = F.relu(self.bn1(self.conv1(x)))
+    return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
 def make_network(tasks: Sequence[Task], width: int) -> tuple[Any, nn.ModuleList]:
-  """torchvision's ResNet-18 of a width, with the small stem (3x3 of stride 2, no pool), and a head for each task."""
-  network: Any = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])
-  if width != 64:
-    network = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    features = width  # For --quick alone.
-  else:
-    network.conv1 = nn.Conv2d(3, 64, 3, 2, 1, bias=False)
-    network.maxpool, network.fc = nn.Identity(), nn.Identity()
-    features = 512
-  heads = [nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, task.num_outputs)) for task in tasks]
+  """ResNet-18 of a width, with the small stem (3x3 of stride 2, no pool), and a head for each task."""
+  layers = [nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+  inputs = width
+  for stage in range(4):
+    for index in range(2):
+      layers.append(Block(inputs, width * 2**stage, 2 if stage > 0 and index == 0 else 1))
+      inputs = width * 2**stage
+  network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+  heads = [nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, task.num_outputs)) for task in tasks]
   return network, nn.ModuleList(heads)
 
 
