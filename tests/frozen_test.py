@@ -312,10 +312,10 @@ def test_over_a_frozen_backbone_joint_and_single_task_heads_are_equal(runs):
 
 
 def test_over_a_shared_trunk_they_are_not(runs, frozen_config):
-  heads = []
+  found = []
   for tasks in ('attributes,landmarks', 'landmarks'):
     directory = runs / f'trunk-{tasks}'
     loop.train(frozen_config(tasks, **{'model.trunk_features': (8.0,)}), directory)
-    heads.append(final_state(directory).variables['params'])
-  assert heads[0]['shared']['backbone']['trunk_layers_0']['kernel'].shape == (512, 8)
-  assert largest_difference(heads[0]['head_landmarks'], heads[1]['head_landmarks']) > 1e-4
+    found.append(final_state(directory).variables['params'])
+  assert found[0]['shared']['backbone']['trunk_layers_0']['kernel'].shape == (512, 8)
+  assert largest_difference(found[0]['shared'], found[1]['shared']) > 1e-3

@@ -30,6 +30,9 @@ class Shared(nn.Module):
       return Representation(x)
     return {name: Representation(nn.Dense(5, name=f'own_{name}')(x)) for name in self.names}
 
+  def penalty(self, params):
+    """None: parameters are free."""
+
 
 def make_model(tasks: tuple[Task, ...] = TASKS, *, soft: bool = False) -> MultiTaskModel:
   """Hard sharing, or a representation for each task."""
