@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
   config.optimizer.weight_decay = 0.05
   config.optimizer.ema_decay = 0.98
   # As in celeba_joint; the further tasks have one label a row, and not on every row, so they weigh less as well.
-  config.objective.weights = ConfigDict({'attributes': 1.0, 'landmarks': 0.15, 'pose': 0.15, 'age': 0.15, 'race': 0.15})
+  for task in ('landmarks', 'pose', 'age', 'race'):
+    config.objective.weights[task] = 0.15
   config.eval.every_steps = 200
   config.checkpoint.every_steps = 200
   return config

@@ -1,6 +1,7 @@
 """A study trains every arm with the same seeds, keeps what is done, and writes what DESIGN promises."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill
   kept, counted = [], []
   shelf = SimpleNamespace(put=lambda name, result: kept.append(result))
   config = SimpleNamespace(study=SimpleNamespace(replicas_at_once=0))
-  one = study.Study(config, None, {}, shelf, None)
+  one = study.Study(config, None, {}, Path(), shelf, None)
   one._train_program('joint', [Replica(seed, 1e-3) for seed in range(11)], test=True, advance=counted.append)
   assert len(kept) == 11
   assert sum(counted) == 11 * steps

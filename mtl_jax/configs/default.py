@@ -72,7 +72,9 @@ def get_config() -> ConfigDict:
   objective.name = 'fixed'
   objective.options = ConfigDict()  # The method's own, such as `options.c` of cagrad; those not set are the paper's.
   objective.grain = 'tasks'  # What counts as one loss: tasks, or outputs: each of 40 attributes, landmarks as one.
-  objective.weights = ConfigDict({'attributes': 1.0, 'landmarks': 1.0})  # Of `fixed`; tasks not listed weigh 1.
+  # Of `fixed`; tasks not listed weigh 1. These are the tasks of the sets that `prepare` knows.
+  known = ('attributes', 'landmarks', 'pose', 'age', 'race', 'gender', 'smile', 'glasses')
+  objective.weights = ConfigDict(dict.fromkeys(known, 1.0))
   # Methods at the shared parameters: backward passes side by side (0: as many as fit into memory; one on several
   # devices), and for those with a Gram matrix the steps from one to the next and the rows of a batch that it is taken
   # from (0: all of them).
