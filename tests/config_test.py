@@ -218,7 +218,7 @@ def test_differences_name_each_field_that_changed():
   old, new = default.get_config(), overridden('train.steps=5', 'tasks=landmarks', 'objective.weights.age=2')
   found = list(configs.differences(configs.to_json(old), configs.to_json(new)))
   assert found == [
-    'config.objective.weights.age: None -> 2.0',
+    'config.objective.weights.age: 1.0 -> 2.0',
     "config.tasks: 'attributes,landmarks' -> 'landmarks'",
     'config.train.steps: 10000 -> 5',
   ]
