@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from mtl_jax import config as configs
 from mtl_jax import objectives, tasks
 from mtl_jax.configs import default
+from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import CheckpointError, UserError
@@ -94,6 +95,15 @@ def lock(workdir: Path) -> Iterator[None]:
     except BlockingIOError:
       raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another') from None
     yield
+
+
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+  """A copy whose data and weights are found from any folder."""
+  config = config.copy_and_resolve_references()
+  if config.model.weights:
+    config.model.weights = str(Path(config.model.weights).resolve())
+  config.data.update(mixture.absolute_dirs(config.data))
+  return config
 
 
 def check_resumable(

@@ -192,17 +192,20 @@ def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
   return placed | jax.tree.map(put, source)
 
 
+def take_rows(source: Source, numbers: Int32[Array, ' b'], *, image_shape: tuple[int, ...]) -> Batch:
+  """These rows of a source that lies on one device, images in their shape."""
+  batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
+  return batch | {'image': batch['image'].reshape(-1, *image_shape)}
+
+
 def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_shape: tuple[int, ...]) -> Batch:
   """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
 
   Each device takes its rows from its own memory, so nothing travels between devices.
   """
 
-  def own_rows(source: Source, numbers: Int32[Array, ' b']) -> Batch:
-    batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
-    return batch | {'image': batch['image'].reshape(-1, *image_shape)}
-
   by_rows = PartitionSpec('data')
+  own_rows = partial(take_rows, image_shape=image_shape)
   batch = jax.shard_map(own_rows, mesh=mesh, in_specs=by_rows, out_specs=by_rows)(source, numbers)
   # What follows must not be fused with the gather: it is then compiled as for a streamed batch, to the same bits.
   return jax.lax.optimization_barrier(batch)

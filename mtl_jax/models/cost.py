@@ -42,16 +42,21 @@ def parameter_table(params: Mapping[str, Any]) -> str:
 
 
 def forward_flops(model: nn.Module, variables: Mapping[str, Any], image_size: tuple[int, int]) -> float | None:
-  """Floating-point operations for one image in evaluation, a multiply-add counting as two, as XLA counts them.
+  """Floating-point operations for one image in evaluation: see `flops`."""
+  return flops(model, variables, (*image_size, 3))
+
+
+def flops(model: nn.Module, variables: Mapping[str, Any], input_shape: tuple[int, ...]) -> float | None:
+  """Floating-point operations for one input in evaluation, a multiply-add counting as two, as XLA counts them.
 
   Of the program as it is traced, so nothing is compiled. None where the platform does not count.
   """
-  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
   analysis: Any = jax.jit(partial(model.apply, train=False)).lower(variables, images).cost_analysis()
   return analysis['flops'] if analysis and 'flops' in analysis else None
 
 
 def forward_flops_text(model: nn.Module, variables: Mapping[str, Any], image_size: tuple[int, int]) -> str:
   """The same as a person reads it."""
-  flops = forward_flops(model, variables, image_size)
-  return 'FLOPs unknown' if flops is None else f'{flops / 1e9:.3g} GFLOPs'
+  count = forward_flops(model, variables, image_size)
+  return 'FLOPs unknown' if count is None else f'{count / 1e9:.3g} GFLOPs'

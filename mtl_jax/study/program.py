@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from mtl_jax.data import mixture
+from mtl_jax.data import mixture, resident
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
@@ -79,7 +79,8 @@ class Program:
     image_shape = self.run.train.images.shape[1:]
 
     def step(state: TrainState, positions: Array) -> Any:
-      return one_step(state, _take(source, positions, image_shape=image_shape))
+      batch = resident.take_rows(source, positions, image_shape=image_shape)
+      return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
     return repeat(step, unroll=loop.unrolled(self.run.train))(state, positions)
 
@@ -102,19 +103,10 @@ class Program:
 
   def flops_trained(self) -> float:
     """The same of the part that is trained, from features where those are kept."""
-    images = jax.ShapeDtypeStruct((1, *self.run.train.images.shape[1:]), np.float32)
-    analysis: Any = jax.jit(partial(self.net.apply, train=False)).lower(self.shapes().variables, images).cost_analysis()
-    return float((analysis or {}).get('flops', 0.0))
+    return cost.flops(self.net, self.shapes().variables, self.run.train.images.shape[1:]) or 0.0
 
   def _variables(self) -> Mapping[str, Any]:
     return jax.eval_shape(self.run.make_state, pretrained_weights=self.weights).variables
-
-
-def _take(source: Any, positions: Array, *, image_shape: tuple[int, ...]) -> Any:
-  """The examples at these positions of a resident split."""
-  batch = jax.tree.map(lambda values: values.at[positions].get(mode='promise_in_bounds'), source)
-  # As in `resident.gather`: what follows is compiled as for a batch that came from elsewhere.
-  return jax.lax.optimization_barrier(batch | {'image': batch['image'].reshape(-1, *image_shape)})
 
 
 def build(config: ConfigDict, store: Store | Mixture, *, directory: Path, stop: Callable[[], bool] = bool) -> Program:

@@ -45,8 +45,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     UserError: for bad input, an arm none of whose replicas came through, or a request to stop.
   """
   store = mixture.open_data(config.data)
-  config = config.copy_and_resolve_references()
-  config.data.update(mixture.absolute_dirs(config.data))
+  config = workdir.with_absolute_paths(config)
   facts = workdir.DataFacts.of(store)
   tasks = facts.selected(config)
   sides = arms.from_config(config, tasks)
@@ -77,6 +76,7 @@ class Study:
   directory: Path
   shelf: Shelf
   interruption: Interruption
+  built: dict[str, Program] = dataclasses.field(default_factory=dict)  # Each is built once: it reads data and weights.
 
   @property
   def programs(self) -> dict[str, ConfigDict]:
@@ -150,8 +150,10 @@ class Study:
       raise Interrupted('interrupted; finished replicas are kept, and the same command goes on from there')
 
   def program(self, name: str) -> Program:
-    stop = self.interruption.requested
-    return program.build(self.programs[name], self.store, directory=self.directory, stop=stop)
+    if name not in self.built:
+      stop = self.interruption.requested
+      self.built[name] = program.build(self.programs[name], self.store, directory=self.directory, stop=stop)
+    return self.built[name]
 
   def compare(self, tasks: Sequence[Task], rates: Mapping[str, float]) -> dict[str, Any]:
     """The study's JSON, from the replicas on the shelf."""

@@ -214,10 +214,7 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
   store = mixture.open_data(config.data)
-  config = config.copy_and_resolve_references()
-  if config.model.weights:
-    config.model.weights = str(Path(config.model.weights).resolve())
-  config.data.update(mixture.absolute_dirs(config.data))
+  config = workdir.with_absolute_paths(config)
   with workdir.lock(directory), Interruption() as interruption:
     run, facts = build(config, store), workdir.DataFacts.of(store)
     checkpoints = Checkpoints(directory)
