@@ -10,6 +10,8 @@ import dataclasses
 import tempfile
 import time
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,6 @@ from mtl_jax.data.store_writer import prepare
 from mtl_jax.training import loop, sharding
 from mtl_jax.training.loop import Run
 from mtl_jax.training.step import TrainState
-
-try:
-  import grain
-except ImportError:  # It is no part of the library.
-  grain = None
 
 SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
 QUICK = {'num': 200, 'batch_size': 16, 'width': 4, 'rounds': 1, 'secs': 0.1}
@@ -194,7 +191,7 @@ def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, st
   """What each way brings to the devices while they do nothing else."""
   batches = max(2, 2 * len(runs['resident'].train) // options.batch_size)  # Two epochs.
   parts = {name: partial(stream, runs[name], batches) for name in ('streamed jpeg', 'streamed decoded')}
-  if grain is not None:
+  if find_spec('grain'):  # It is no part of the library.
     parts['grain'] = partial(stream_with_grain, runs['streamed jpeg'], batches)
   parts['resident'] = gatherer(runs['resident'], batches)
   rates = best_rates(parts, rounds=options.rounds)
@@ -218,7 +215,7 @@ def stream(run: Run, batches: int) -> int:
 
 def stream_with_grain(run: Run, batches: int) -> int:
   """As `stream`, but elements are made in Grain's threads: would they be worth their place?"""
-  assert grain is not None
+  grain = import_module('grain')
   size, batch = run.steps_per_dispatch, run.config.train.batch_size
 
   def make(dispatch: int) -> Any:
