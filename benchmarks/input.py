@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
+from mtl_jax.training.building import Run
 from reporting import Row, best_rates, parser, report, row
 
 from mtl_jax.config import validate
@@ -31,8 +32,7 @@ from mtl_jax.data.images import ENCODINGS, THREADS
 from mtl_jax.data.pipeline import load_split, streamed_input
 from mtl_jax.data.store import Store, open_store
 from mtl_jax.data.store_writer import prepare
-from mtl_jax.training import loop, sharding
-from mtl_jax.training.loop import Run
+from mtl_jax.training import building, loop, sharding
 from mtl_jax.training.step import TrainState
 
 SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
@@ -114,12 +114,12 @@ def decoding(store: Store, options: argparse.Namespace) -> list[Row]:
 
 def training(stores: dict[str, Store], options: argparse.Namespace, *, bare: Row, every: Row) -> list[Row]:
   """What comes to the devices, and the rate of the step fed by it, against the step fed with a constant batch."""
-  streamed = loop.build(config(stores['jpeg'], 'streamed', options), stores['jpeg'])
+  streamed = building.build(config(stores['jpeg'], 'streamed', options), stores['jpeg'])
   decoded = load_split(stores['decoded'], 'train', streamed.tasks)
   runs = {
     'streamed jpeg': streamed,
     'streamed decoded': dataclasses.replace(streamed, train=decoded, input=streamed_input(decoded, reason='')),
-    'resident': loop.build(config(stores['jpeg'], 'resident', options), stores['jpeg']),
+    'resident': building.build(config(stores['jpeg'], 'resident', options), stores['jpeg']),
   }
   make_state = jax.jit(streamed.make_state, out_shardings=sharding.replicated(streamed.mesh))
   steppers = {'constant': Stepper(streamed, make_state(), constant=True)}

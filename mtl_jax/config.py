@@ -67,6 +67,7 @@ OPEN: dict[str, Any] = {
   'objective.options': None,
   'model.heads': '',
   'model.sharing_options': None,
+  'study.variants': '',
 }
 
 

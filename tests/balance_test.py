@@ -11,7 +11,7 @@ from mtl_jax.data import balance, mixture
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.training import loop
+from mtl_jax.training import building, loop
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
@@ -31,7 +31,7 @@ def store(store_dir):
 
 def batches(config, data, num_steps: int = 20) -> np.ndarray:
   """The positions of the first steps, `[steps, b]`."""
-  run = loop.build(config, data)
+  run = building.build(config, data)
   return np.stack([run.order.positions(step) for step in range(num_steps)])
 
 
@@ -69,7 +69,7 @@ def test_the_values_of_a_label_come_equally_often_whatever_is_learned(tiny_confi
 def test_rows_whose_label_is_missing_or_dropped_are_left_out_and_counted(tiny_config, store, caplog):
   config = tiny_config(**{'data.balance': 'attributes/Male', 'data.keep_labels': 'attributes:0.5'})
   with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    run = loop.build(config, store)
+    run = building.build(config, store)
   kept = run.train.mask['attributes'].any(axis=1)
   assert 0 < kept.sum() < len(kept)
   seen = np.stack([run.order.positions(step) for step in range(20)])
@@ -165,10 +165,10 @@ def test_a_balanced_run_stopped_and_resumed_in_the_other_mode_has_the_same_losse
 
 def test_eight_devices_and_one_take_the_same_balanced_batches(balanced_config, store, monkeypatch):
   found = []
-  for mesh in [loop.sharding.make_mesh(jax.devices()[:num_devices]) for num_devices in (8, 1)]:
-    monkeypatch.setattr(loop.sharding, 'make_mesh', lambda mesh=mesh: mesh)
-    run = loop.build(balanced_config('resident'), store)
-    item = jax.device_put(run.input.read(run.order.positions(3)), loop.sharding.by_rows(mesh))
+  for mesh in [sharding.make_mesh(jax.devices()[:num_devices]) for num_devices in (8, 1)]:
+    monkeypatch.setattr(sharding, 'make_mesh', lambda mesh=mesh: mesh)
+    run = building.build(balanced_config('resident'), store)
+    item = jax.device_put(run.input.read(run.order.positions(3)), sharding.by_rows(mesh))
     found.append(jax.device_get(jax.jit(run.input.fetch)(run.input.place(), item)))
   for one, other in zip(*map(jax.tree.leaves, found), strict=True):
     np.testing.assert_array_equal(one, other)

@@ -8,7 +8,7 @@ import pytest
 
 from mtl_jax.data import mixture
 from mtl_jax.models import convnet, cost
-from mtl_jax.training import loop
+from mtl_jax.training import building
 from mtl_jax.training.checkpoint import Clock
 
 
@@ -26,9 +26,9 @@ def test_flops_are_those_of_the_convolutions_and_little_more():
 def test_a_run_tells_its_parameters_and_flops(tiny_config, caplog):
   config = tiny_config('landmarks', **{'model.backbone': 'convnet'})
   store = mixture.open_data(config.data)
-  run = loop.build(config, store)
+  run = building.build(config, store)
   with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    loop.describe(run, store, Clock())
+    building.describe(run, store, Clock())
   table, line = caplog.messages[:2]
   assert '| shared/backbone/conv1 | 2      | 112        |' in table
   head = 8 * 8 * 8 * 8 + 8 + 8 * 10 + 10

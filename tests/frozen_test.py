@@ -15,7 +15,7 @@ from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask
-from mtl_jax.training import checkpoint, features, loop
+from mtl_jax.training import building, checkpoint, features, loop
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.progress import read_metrics
@@ -49,16 +49,16 @@ def runs(frozen_config, tmp_path_factory) -> Path:
 
 def final_state(directory: Path) -> TrainState:
   config, _ = workdir.read(directory)
-  run = loop.build(config, open_store(Path(config.data.dir)))
+  run = building.build(config, open_store(Path(config.data.dir)))
   checkpoints = Checkpoints(directory)
-  found = checkpoints.restore(checkpoint.abstract_state(run.make_state, loop.sharding.replicated(run.mesh)))
+  found = checkpoints.restore(checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh)))
   checkpoints.close()
   assert found is not None
   return found[0]
 
 
-def first_state(config) -> tuple[loop.Run, TrainState]:
-  run = loop.build(config, open_store(Path(config.data.dir)))
+def first_state(config) -> tuple[building.Run, TrainState]:
+  run = building.build(config, open_store(Path(config.data.dir)))
   return run, jax.jit(run.make_state)()
 
 
@@ -105,7 +105,7 @@ def test_a_stage_that_there_is_not_is_refused(tiny_config):
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_average(frozen_config):
   config = frozen_config(**{'optimizer.ema_decay': 0.9, 'model.freeze': 'stage0'})
-  state = jax.eval_shape(loop.build(config, open_store(Path(config.data.dir))).make_state)
+  state = jax.eval_shape(building.build(config, open_store(Path(config.data.dir))).make_state)
   frozen = {leaf.shape for leaf in jax.tree.leaves(state.variables['frozen'])}
   assert (3, 3, 3, 4) in frozen  # The first convolution's.
   assert (3, 3, 3, 4) not in {leaf.shape for leaf in jax.tree.leaves((state.optimizer, state.average))}
@@ -119,7 +119,7 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
   flops = {}
   for freeze in ('', 'backbone'):
     config = frozen_config(**RESNET, **{'model.freeze': freeze, 'data.mode': 'streamed'})
-    run = loop.build(config, open_store(Path(config.data.dir)))
+    run = building.build(config, open_store(Path(config.data.dir)))
     batch = run.train.read(run.order.positions(0))
     analysis: Any = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()
     flops[freeze] = analysis['flops']
@@ -129,7 +129,7 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
 @pytest.mark.parametrize('freeze', ['stage0', 'backbone'])
 def test_pretrained_weights_reach_the_stages_before_and_after_the_cut(frozen_config, freeze):
   config = frozen_config(**{'model.freeze': freeze})
-  run = loop.build(config, open_store(Path(config.data.dir)))
+  run = building.build(config, open_store(Path(config.data.dir)))
   shapes = jax.eval_shape(partial(multitask.backbone_from_config(config).init, train=False), jax.random.key(0), IMAGES)
   loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
   variables = jax.jit(run.make_state)(pretrained_weights=loaded).variables
@@ -211,14 +211,14 @@ def test_runs_beside_each_other_compute_once(runs, frozen_config, monkeypatch):
   config = frozen_config('landmarks', **{'optimizer.learning_rate': 0.01})
   run, state = first_state(config)
   for frozen in (state, final_state(runs / 'joint')):  # A new run, and one that resumes.
-    found = loop.on_features(run, open_store(Path(config.data.dir)), frozen, runs / 'another', stop=bool)
+    found = building.on_features(run, open_store(Path(config.data.dir)), frozen, runs / 'another', stop=bool)
     assert found.train.images.shape == (len(run.train), 512)
 
 
 def test_images_that_are_augmented_leave_validation_its_features(runs, frozen_config):
   config = frozen_config(**{'data.augment.flip': True})
   run, state = first_state(config)
-  found = loop.on_features(run, open_store(Path(config.data.dir)), state, runs / 'flipped', stop=bool)
+  found = building.on_features(run, open_store(Path(config.data.dir)), state, runs / 'flipped', stop=bool)
   assert found.train is run.train
   assert found.val is not None
   assert found.val.images.dtype == np.float32
@@ -232,7 +232,7 @@ def make_cache(frozen_config, tmp_path):
   def make(stop=bool, **overrides):
     config = frozen_config(**overrides)
     store = open_store(Path(config.data.dir))
-    run = loop.build(config, store)
+    run = building.build(config, store)
     random = np.random.default_rng(config.train.seed)
     shapes = jax.eval_shape(run.make_state).variables
     variables = jax.tree.map(lambda leaf: random.random(leaf.shape, np.float32), shapes)
@@ -295,7 +295,7 @@ def test_short_steps_fill_the_time_between_two_looks(frozen_config):
   settings = ('train.log_every_steps', 'eval.every_steps', 'checkpoint.every_steps')
   for looks, expected in [((20, 1000, 1000), 20), ((10, 230, 230), 10), ((100, 0, 300), 50), ((1, 4, 4), 1)]:
     config = frozen_config(**dict(zip(settings, looks, strict=True)))
-    assert loop.steps_between_looks(config) == expected
+    assert building.steps_between_looks(config) == expected
 
 
 # What joint training can change.

@@ -9,7 +9,7 @@ from scipy import stats
 from mtl_jax.data.keep_labels import kept
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError
-from mtl_jax.training import loop
+from mtl_jax.training import building, loop
 
 NAMES = ('attributes', 'landmarks', 'age')
 IDS = np.arange(20_000, dtype=np.int32)
@@ -128,7 +128,7 @@ def test_a_wrong_rule_is_told_in_one_line(rule, said):
 def test_only_the_train_split_loses_labels_and_its_statistics_are_of_the_rest(tiny_config):
   config = tiny_config(**{'data.keep_labels': 'landmarks:0.5'})
   store = open_store(config.data.dir)
-  whole, run = loop.build(tiny_config(), store), loop.build(config, store)
+  whole, run = building.build(tiny_config(), store), building.build(config, store)
   keep = kept('landmarks:0.5', NAMES, example_ids=run.train.example_id, seed=0)['landmarks']
   assert 0 < keep.sum() < len(keep)
   np.testing.assert_array_equal(run.train.mask['landmarks'], whole.train.mask['landmarks'] & keep[:, None])
@@ -142,11 +142,11 @@ def test_only_the_train_split_loses_labels_and_its_statistics_are_of_the_rest(ti
 def test_single_task_runs_see_the_labels_of_the_joint_one(tiny_config):
   joint = tiny_config(**{'data.keep_labels': 'disjoint'})
   store = open_store(joint.data.dir)
-  both = loop.build(joint, store).train.mask
+  both = building.build(joint, store).train.mask
   assert not (both['attributes'].any(1) & both['landmarks'].any(1)).any()
   for tasks in ('attributes', 'landmarks', 'attributes/Smiling'):
     config = tiny_config(tasks, **{'data.keep_labels': 'disjoint'})
-    for name, mask in loop.build(config, store).train.mask.items():
+    for name, mask in building.build(config, store).train.mask.items():
       np.testing.assert_array_equal(mask.any(1), both[name.split('/')[0]].any(1))
 
 

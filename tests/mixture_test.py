@@ -21,7 +21,7 @@ from mtl_jax.data.store_writer import prepare as prepare_source
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
-from mtl_jax.training import checkpoint, loop
+from mtl_jax.training import building, checkpoint, loop
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.interrupt import Interruption
 
@@ -126,16 +126,16 @@ def test_rows_are_read_from_their_set(mixed):
 def test_what_a_set_lacks_moves_neither_losses_nor_gradients(mixed_config):
   """A step in which NaN lies under every False mask ends in the same bits, weights and metrics."""
   config = mixed_config(**{'data.mode': 'streamed', 'data.augment.flip': True})
-  run = loop.build(config, mixture.open_data(config.data))
+  run = building.build(config, mixture.open_data(config.data))
   clean = next(loop.input_items(run, 0))[1]
   read = run.input.read(run.order.positions(0))
   for name, labels in read['labels'].items():
     labels[~read['mask'][name]] = np.nan
-  whole = loop.sharding.by_rows(run.mesh, axis=1)
-  dirty = loop.sharding.to_global(jax.tree.map(lambda values: values[None], read), whole)
+  whole = sharding.by_rows(run.mesh, axis=1)
+  dirty = sharding.to_global(jax.tree.map(lambda values: values[None], read), whole)
   states = []
   for batch in (clean, dirty):
-    state = jax.jit(run.make_state, out_shardings=loop.sharding.replicated(run.mesh))()
+    state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))()
     states.append(jax.device_get(run.compiled_steps(state, (), batch)))
   for one, other in zip(*map(jax.tree.leaves, states), strict=True):
     np.testing.assert_array_equal(one, other)
@@ -267,9 +267,9 @@ def test_resident_and_streamed_mixtures_give_the_same_bits(mixed_config):
   metrics = []
   for mode in ('resident', 'streamed'):
     config = mixed_config(**{'data.mode': mode})
-    run = loop.build(config, mixture.open_data(config.data))
+    run = building.build(config, mixture.open_data(config.data))
     assert run.input.reason.startswith(mode)
-    state = jax.jit(run.make_state, out_shardings=loop.sharding.replicated(run.mesh))()
+    state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))()
     _, items = next(loop.input_items(run, 1))
     metrics.append(jax.device_get(run.compiled_steps(state, run.input.place(), items)[1]))
   for name, values in metrics[0].items():
@@ -294,9 +294,9 @@ def test_a_resumed_mixture_ends_in_the_same_bits(mixed_config, mixed_run, tmp_pa
 
 def _last_state(directory: Path) -> list[np.ndarray]:
   config, _ = workdir.read(directory)
-  run = loop.build(config, mixture.open_data(config.data))
+  run = building.build(config, mixture.open_data(config.data))
   checkpoints = Checkpoints(directory)
-  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, loop.sharding.replicated(run.mesh)))
+  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh)))
   checkpoints.close()
   assert restored is not None
   return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]

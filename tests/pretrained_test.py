@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from mtl_jax.data import augment, mixture
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import mobilenet, multitask, pretrained, resnet, torch_file
-from mtl_jax.training import loop
+from mtl_jax.training import building, loop
 from mtl_jax.training.checkpoint import Checkpoints
 
 SIZE = (32, 32)
@@ -259,7 +259,7 @@ def test_a_run_starts_from_the_weights_and_resumes_without_their_file(tiny_confi
   weights = tmp_path / 'w.safetensors'
   save_file(as_torchvision_has_it(backbone, variables), weights)
   config = tiny_config('landmarks', **{'model.weights': str(weights), 'optimizer.ema_decay': 0.9})
-  run = loop.build(config, mixture.open_data(config.data))
+  run = building.build(config, mixture.open_data(config.data))
   checkpoints = Checkpoints(tmp_path)
   state, clock = loop.begin_state(run, checkpoints)
   for start in (state.variables, state.average):

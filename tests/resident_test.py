@@ -16,7 +16,7 @@ from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Input, Split, load_split
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.training import loop, sharding
+from mtl_jax.training import building, loop, sharding
 from mtl_jax.training.checkpoint import Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
@@ -117,9 +117,9 @@ def programs(request, tiny_config, store_dir) -> dict:
   for mode in ('resident', 'streamed'):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(order, 'LEAST_STRIPE', 4)
-      whole = loop.repeat_fetching
-      patch.setattr(loop, 'repeat_fetching', lambda step, fetch, **_: whole(step, fetch, unroll=request.param))  # noqa: B023
-      run = loop.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
+      whole = building.repeat_fetching
+      patch.setattr(building, 'repeat_fetching', lambda step, fetch, **_: whole(step, fetch, unroll=request.param))  # noqa: B023
+      run = building.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
     items = [run.input.read(run.order.positions(step)) for step in range(1 if request.param else 2)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
     lowered = run.compiled_steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
@@ -221,10 +221,10 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
   monkeypatch.setattr(order, 'LEAST_STRIPE', least)
   monkeypatch.setattr(resident, 'device_memory', lambda: int(factor * rows * resident.bytes_a_row(split)))
   store = open_store(store_dir)
-  run = loop.build(tiny_config(), store)
+  run = building.build(tiny_config(), store)
   assert bool(run.input.place()) is (mode == 'resident')
   with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    loop.describe(run, store, Clock())
+    building.describe(run, store, Clock())
   said = [line for line in caplog.messages if line.startswith('input: ')]
   assert len(said) == 1
   assert said[0].startswith(f'input: {mode}, ')

@@ -16,7 +16,7 @@ from mtl_jax import config as configs
 from mtl_jax import workdir
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
-from mtl_jax.training import checkpoint, loop
+from mtl_jax.training import building, checkpoint, loop
 from mtl_jax.training.checkpoint import Checkpoints, Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
@@ -25,9 +25,9 @@ from mtl_jax.training.progress import read_metrics
 def leaves(directory: Path) -> list[np.ndarray]:
   """Every array of the latest checkpoint: weights, averages, optimizer, objective."""
   config, _ = workdir.read(directory)
-  run = loop.build(config, open_store(Path(config.data.dir)))
+  run = building.build(config, open_store(Path(config.data.dir)))
   checkpoints = Checkpoints(directory)
-  like = checkpoint.abstract_state(run.make_state, loop.sharding.replicated(run.mesh))
+  like = checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh))
   restored = checkpoints.restore(like)
   checkpoints.close()
   assert restored is not None

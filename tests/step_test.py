@@ -16,7 +16,7 @@ from mtl_jax.models.resnet import resnet18
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives import fixed
 from mtl_jax.tasks import BinaryTask, LandmarkTask
-from mtl_jax.training import loop, sharding
+from mtl_jax.training import building, loop, sharding
 from mtl_jax.training.step import eval_step, init_state, moving_average, repeat, train_step
 
 TASKS = (
@@ -136,7 +136,7 @@ def test_a_run_compiles_its_step_once(tiny_config, tmp_path, monkeypatch, mode):
     traces.append(True)
     return train_step(*arguments, **keywords)
 
-  monkeypatch.setattr(loop, 'train_step', counted)
+  monkeypatch.setattr(building, 'train_step', counted)
   overrides = {'data.mode': mode, 'train.steps': 9, 'eval.every_steps': 4, 'checkpoint.every_steps': 3}
   loop.train(tiny_config(**overrides), tmp_path)
   assert len(traces) == 1
@@ -150,7 +150,7 @@ def test_dispatches_cover_every_step_once_and_stop_where_the_host_must_look(tiny
     'eval.every_steps': 7,
     'checkpoint.every_steps': 100,
   }
-  run = loop.build(tiny_config(**overrides), open_store(store_dir))
+  run = building.build(tiny_config(**overrides), open_store(store_dir))
   for start in (0, 5, 22):
     plan = list(loop.dispatches(run, start))
     covered = [first + i for first, size in plan for i in range(size)]
@@ -195,8 +195,8 @@ def test_the_moving_average_follows_its_formula():
 
 def test_a_single_task_model_is_the_joint_program_without_the_other_head(tiny_config, store_dir):
   store = open_store(Path(store_dir))
-  joint = jax.eval_shape(loop.build(tiny_config(), store).make_state).variables['params']
-  single = jax.eval_shape(loop.build(tiny_config(tasks='landmarks'), store).make_state).variables['params']
+  joint = jax.eval_shape(building.build(tiny_config(), store).make_state).variables['params']
+  single = jax.eval_shape(building.build(tiny_config(tasks='landmarks'), store).make_state).variables['params']
   assert set(joint) - set(single) == {'head_attributes'}
   assert jax.tree.map(lambda leaf: leaf.shape, joint['shared']) == jax.tree.map(
     lambda leaf: leaf.shape, single['shared']

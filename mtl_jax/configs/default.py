@@ -113,6 +113,8 @@ def get_config() -> ConfigDict:
 
   config.study = study = ConfigDict()
   study.arms = ('single', 'joint')  # What is compared, the reference first: see mtl_jax/study/arms.py.
+  # More arms: the joint model with some fields set, by name, as `objective.name=uncertainty train.batch_size=64`.
+  study.variants = ConfigDict()
   study.num_seeds = 5  # Seeds that are tested, from train.seed on; both sides of a pair share theirs.
   study.learning_rates = ()  # The grid tried on validation for every program; empty: optimizer.learning_rate alone.
   study.num_tuning_seeds = 1  # Seeds, other than those tested, that learning rates are chosen on.

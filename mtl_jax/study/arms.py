@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import choose
+from mtl_jax.config import apply_override, choose, validate
+from mtl_jax.errors import ConfigError
 from mtl_jax.tasks import Task
 
 
@@ -58,6 +59,25 @@ ARMS: dict[str, Callable[[ConfigDict, Sequence[Task]], Arm]] = {
 }
 
 
+def variant(config: ConfigDict, name: str) -> Arm:
+  """One model of all tasks, with the fields set that `config.study.variants` has under this name."""
+  copy = with_fields(config)
+  for override in config.study.variants[name].split():
+    if override.startswith(('study.', 'train.seed=', 'tasks=', 'data.dir')):
+      raise ConfigError(f'config.study.variants.{name}: {override} must be the same for all arms; leave it out')
+    apply_override(copy, override.removeprefix('--').removeprefix('config.'))
+  validate(copy)
+  return Arm({name: copy})
+
+
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
-  """The arms that `config.study.arms` names, in that order."""
-  return {name: ARMS[choose(name, tuple(ARMS), field='config.study.arms')](config, tasks) for name in config.study.arms}
+  """The arms that `config.study.arms` names, in that order: of ARMS, or else of `config.study.variants`."""
+  variants = config.study.variants
+  taken = set(variants) & {*ARMS, *(task.name for task in tasks)}
+  if taken:
+    raise ConfigError(f'config.study.variants.{min(taken)}: an arm or a task has this name already; choose another')
+  found: dict[str, Arm] = {}
+  for name in config.study.arms:
+    choose(name, (*ARMS, *variants), field='config.study.arms')
+    found[name] = variant(config, name) if name in variants else ARMS[name](config, tasks)
+  return found

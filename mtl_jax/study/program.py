@@ -23,8 +23,8 @@ from mtl_jax.errors import DataError
 from mtl_jax.models import cost
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.tasks import LabelStats
-from mtl_jax.training import features, loop, optimizer, sharding
-from mtl_jax.training.loop import Run
+from mtl_jax.training import building, features, optimizer, sharding
+from mtl_jax.training.building import Run
 from mtl_jax.training.step import TrainState, eval_step, init_state, predict_step, repeat
 
 
@@ -82,7 +82,7 @@ class Program:
       batch = resident.take_rows(source, positions, image_shape=image_shape)
       return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
-    return repeat(step, unroll=loop.unrolled(self.run.train))(state, positions)
+    return repeat(step, unroll=building.unrolled(self.run.train))(state, positions)
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""
@@ -121,17 +121,17 @@ def build(config: ConfigDict, store: Store | Mixture, *, directory: Path, stop: 
   Raises:
     UserError: for settings that this set cannot serve.
   """
-  run = loop.build(config, store)
+  run = building.build(config, store)
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   val, test = run.val, mixture.load_split(store, 'test', run.tasks)
-  weights = loop.pretrained_weights(config, run.image_size)
+  weights = building.pretrained_weights(config, run.image_size)
   mesh, net = sharding.make_mesh(jax.local_devices()), run.model
   if run.model.frozen is None:
     return Program(run, net, val, test, weights, mesh)
   state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
   place = {'workdir': directory / 'model', 'stop': stop}
-  found = loop.on_features(run, store, state, place['workdir'], stop=stop)
+  found = building.on_features(run, store, state, place['workdir'], stop=stop)
   if found.train is run.train:  # Images, which all splits then stay.
     return Program(run, net, val, test, weights, mesh)
   cache = features.open_cache(config, run.model, state.variables, data=store, mesh=run.mesh, **place)

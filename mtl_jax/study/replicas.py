@@ -22,7 +22,7 @@ from mtl_jax.data.pipeline import Split
 from mtl_jax.evaluation import evaluate
 from mtl_jax.study.program import Program
 from mtl_jax.training import loop, sharding
-from mtl_jax.training.loop import Run
+from mtl_jax.training.building import Run
 
 log = logging.getLogger('mtl_jax')
 

@@ -1,0 +1,249 @@
+"""What a run is made of: data, model, objective and compiled functions, from a config and a prepared set."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mtl_jax import objectives, workdir
+from mtl_jax.data import balance, keep_labels, mixture, resident
+from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.order import Order, make_order, rows_a_batch
+from mtl_jax.data.pipeline import Input, Split
+from mtl_jax.data.store import Store
+from mtl_jax.errors import DataError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.models import cost, multitask, pretrained
+from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.objectives import grain
+from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.training import features, gradients, optimizer, sharding
+from mtl_jax.training.checkpoint import Clock
+from mtl_jax.training.step import TrainState, init_state, repeat_fetching, train_step
+
+log = logging.getLogger('mtl_jax')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run is made of; nothing here changes while it trains."""
+
+  config: ConfigDict
+  mesh: Mesh
+  tasks: tuple[Task, ...]
+  train: Split
+  make_order: Any  # seed -> Order.
+  order: Order
+  input: Input
+  val: Split | None
+  image_size: tuple[int, int]  # Height and width, in pixels.
+  model: MultiTaskModel
+  schedule: Any  # Learning rate by step.
+  make_state: Any  # (pretrained_weights=None) -> TrainState, to be jitted.
+  one_step: Any  # train_step, with all that is static bound.
+  compiled_steps: Any  # (state, source, stacked items of the input) -> (state, stacked metrics).
+  compiled_eval_step: Any
+
+  @property
+  def steps_per_dispatch(self) -> int:
+    asked = self.config.train.steps_per_dispatch
+    if asked or unrolled(self.train):
+      return asked or 1
+    return 8 if self.train.images.dtype == np.uint8 else steps_between_looks(self.config)
+
+
+def build(config: ConfigDict, store: Store | Mixture) -> Run:
+  """Everything a run needs, from its config and its prepared set, or a mixture of several."""
+  mesh = sharding.make_mesh()
+  tasks = workdir.DataFacts.of(store).selected(config)
+  train, val, label_stats = load_data(config, store, tasks)
+  order_of = partial(
+    make_order,
+    sizes=train.parts or (len(train),),
+    rows=rows_by_set(config, train),
+    groups=balance.groups(config, store),
+  )
+  order = order_of(config.train.seed)
+  train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
+  model = multitask.from_config(config, tasks)
+  names = grain.names(tasks, config.objective.grain)
+  steps_per_epoch = -(-len(train) // config.train.batch_size)
+  trained = {
+    'model': model,
+    'tx': optimizer.from_config(config),
+    'objective': objectives.from_config(config, names, steps_per_epoch=steps_per_epoch),
+    'ema_decay': config.optimizer.ema_decay,
+  }
+  make_state = partial(
+    init_state,
+    config.train.seed,
+    label_stats=label_stats,
+    image_size=store.image_size,
+    num_losses=len(names),
+    **trained,
+  )
+  one_step = partial(
+    train_step,
+    tasks=tasks,
+    augmentation=Augmentation(**config.data.augment),
+    seed=config.train.seed,
+    settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
+    **trained,
+  )
+  return Run(
+    config=config,
+    mesh=mesh,
+    tasks=tasks,
+    train=train,
+    make_order=order_of,
+    order=order,
+    input=train_input,
+    val=val,
+    image_size=store.image_size,
+    model=model,
+    schedule=optimizer.schedule(config),
+    make_state=make_state,
+    one_step=one_step,
+    compiled_steps=compile_steps(one_step, train_input, mesh, unroll=unrolled(train)),
+    compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
+  )
+
+
+def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, *, unroll: bool) -> Any:
+  """Several steps in one call, jitted on the mesh."""
+  whole = sharding.replicated(mesh)
+  return jax.jit(
+    repeat_fetching(one_step, train_input.fetch, unroll=unroll),
+    donate_argnums=0,
+    in_shardings=(whole, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
+    out_shardings=whole,
+  )
+
+
+def unrolled(split: Split) -> bool:
+  """Whether steps are compiled one after another, not in a loop: on a CPU a loop makes convolutions slow.
+
+  Features `[n, f]` meet none.
+  """
+  return jax.default_backend() == 'cpu' and len(split.images.shape) > 2
+
+
+def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: Path, *, stop: Any) -> Run:
+  """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept."""
+  config, model = run.config, run.model
+  cache = features.open_cache(config, model, state.variables, workdir=directory, data=store, mesh=run.mesh, stop=stop)
+  if cache is None:
+    return run
+  headless = model.clone(frozen=None)
+  val = cache.replace_images(run.val, 'val') if run.val else None
+  if val is not None:
+    run = dataclasses.replace(
+      run, val=val, compiled_eval_step=evaluate.compile_eval_step(headless, run.tasks, run.mesh)
+    )
+  if Augmentation(**config.data.augment) != Augmentation():
+    log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
+    return run
+  train = cache.replace_images(run.train, 'train')
+  if train is None:
+    return run
+  one_step = partial(run.one_step, model=headless)
+  train_input = resident.train_input(
+    train, run.order, run.mesh, mode=config.data.mode, share=config.data.resident_share
+  )
+  return dataclasses.replace(
+    run,
+    train=train,
+    input=train_input,
+    one_step=one_step,
+    compiled_steps=compile_steps(one_step, train_input, run.mesh, unroll=unrolled(train)),
+  )
+
+
+def load_data(
+  config: ConfigDict, store: Store | Mixture, tasks: Sequence[Task]
+) -> tuple[Split, Split | None, dict[str, LabelStats]]:
+  """The train split with the labels it keeps, the validation split if there is one, and the labels' statistics.
+
+  Raises:
+    UserError: for settings that this set cannot serve, now rather than hours later.
+  """
+  sharding.local_rows(config.train.batch_size, field='train.batch_size')
+  train = keep_labels.apply(
+    mixture.load_split(store, 'train', tasks),
+    config.data.keep_labels,
+    tasks=tasks,
+    groups=[task.name for task in store.tasks],
+    seed=config.train.seed,
+  )
+  rows_by_set(config, train)
+  label_stats = {
+    task.name: task.stats(train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize)
+    for task in tasks
+  }
+  if store.splits.get('val'):
+    val = mixture.load_split(store, 'val', tasks)
+    evaluate.score(config.eval.metric, total_loss=0.0, metrics=evaluate.baseline_metrics(label_stats, val, tasks))
+    return train, val, label_stats
+  if config.eval.patience or config.eval.metric != 'loss':
+    raise DataError(f'split val of {store.directory} has no rows, but config.eval.patience or .metric asks for it')
+  return train, None, label_stats
+
+
+def rows_by_set(config: ConfigDict, split: Split) -> tuple[int, ...]:
+  """How many rows of each set of the train split every global batch holds; of one set, all."""
+  sizes = split.parts or (len(split),)
+  equal = (1,) * len(sizes) if config.data.balance == balance.DOMAIN else ()
+  return rows_a_batch(tuple(config.data.weights) or equal or sizes, config.train.batch_size)
+
+
+def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """What the backbone starts from, if the config names a file. A checkpoint holds it, so a resumed run needs none."""
+  if not config.model.weights:
+    return None
+  backbone = multitask.backbone_from_config(config)
+  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)
+
+
+def steps_between_looks(config: ConfigDict) -> int:
+  """The most steps, up to 64, that fill the time between two looks of the host exactly: for steps that are short."""
+  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  between = math.gcd(*intervals)  # Those that are 0 do not count.
+  return max(steps for steps in range(1, 65) if between % steps == 0)
+
+
+def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
+  """Says what will be trained on what."""
+  config = run.config
+  height, width = run.image_size
+  variables = jax.eval_shape(run.make_state).variables
+  learned, frozen = (cost.num_parameters(variables.get(kind, {})) / 1e6 for kind in ('params', 'frozen'))
+  log.info('parameters:\n%s', cost.parameter_table(variables['params']))
+  log.info(
+    '%s: %s, %s, %s an image forward, %dx%d, tasks %s; '
+    '%d train and %d validation examples; %d %s device(s), %d process(es)',
+    f'resuming at step {clock.step}' if clock.step else 'training',
+    config.model.backbone,
+    f'{learned:.2f} M parameters' + (f' and {frozen:.2f} M frozen ones' if frozen else ''),
+    cost.forward_flops_text(run.model, variables, run.image_size),
+    height,
+    width,
+    ', '.join(task.name for task in run.tasks),
+    len(run.train),
+    len(run.val) if run.val else 0,
+    jax.device_count(),
+    jax.devices()[0].platform,
+    jax.process_count(),
+  )
+  if isinstance(store, Mixture):
+    for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
+      log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
+  log.info('input: %s', run.input.reason)

@@ -1,0 +1,57 @@
+"""What a study's config says is compared: arms of programs, and variants of the joint model."""
+
+import pytest
+
+from mtl_jax.configs import default
+from mtl_jax.errors import ConfigError
+from mtl_jax.study import arms
+from mtl_jax.tasks import BinaryTask, LandmarkTask
+
+TASKS = (BinaryTask('attributes', ('Smiling',)), LandmarkTask('landmarks', ('nose_x', 'nose_y')))
+
+
+def config_of(**study):
+  return arms.with_fields(default.get_config(), **{f'study__{name}': value for name, value in study.items()})
+
+
+def with_variants(**variants):
+  config = config_of(arms=('single', 'joint', *variants))
+  with config.unlocked():
+    config.study.variants.update(variants)
+  return config
+
+
+def test_single_has_a_program_for_each_task_and_joint_one_for_all():
+  found = arms.from_config(config_of(), TASKS)
+  assert {name: {one: program.tasks for one, program in arm.programs.items()} for name, arm in found.items()} == {
+    'single': {'attributes': 'attributes', 'landmarks': 'landmarks'},
+    'joint': {'joint': 'attributes,landmarks'},
+  }
+
+
+def test_a_variant_is_the_joint_model_with_its_fields_set():
+  found = arms.from_config(with_variants(dwa='objective.name=dwa objective.options.temperature=1.5'), TASKS)
+  joint, dwa = found['joint'].programs['joint'], found['dwa'].programs['dwa']
+  assert (joint.objective.name, dwa.objective.name, dwa.objective.options.temperature) == ('fixed', 'dwa', 1.5)
+  assert dwa.model == joint.model
+  assert dwa.data == joint.data
+
+
+@pytest.mark.parametrize(
+  ('variants', 'message'),
+  [
+    ({'dwa': 'objective.nam=dwa'}, "no field 'nam'; did you mean 'name'"),
+    ({'long': 'train.steps=0'}, 'config.train.steps must be'),
+    ({'other': 'train.seed=3'}, 'config.study.variants.other: train.seed=3 must be the same for all arms'),
+    ({'other': 'data.dir=x'}, 'config.study.variants.other: data.dir=x must be the same for all arms'),
+    ({'landmarks': 'objective.name=dwa'}, 'config.study.variants.landmarks: an arm or a task has this name already'),
+  ],
+)
+def test_a_variant_that_cannot_be_names_itself_or_its_field(variants, message):
+  with pytest.raises(ConfigError, match=message):
+    arms.from_config(with_variants(**variants), TASKS)
+
+
+def test_an_arm_that_is_neither_known_nor_a_variant_gets_the_nearest_name():
+  with pytest.raises(ConfigError, match="no choice 'jiont'; did you mean 'joint'"):
+    arms.from_config(config_of(arms=('single', 'jiont')), TASKS)
