@@ -11,7 +11,7 @@ from typing import Any
 
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.report import charts, template
-from mtl_jax.report.page import MISSING
+from mtl_jax.report.scoreboard import MISSING
 from mtl_jax.study import arms, overview, plots, provenance, record, words
 from mtl_jax.study.pictures import worst
 from mtl_jax.study.record import Record
