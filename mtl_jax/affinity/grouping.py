@@ -13,7 +13,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 MAX_EXHAUSTIVE = 9  # Tasks; they can be divided in 21,147 ways, ten in 115,975.
-NUM_STARTS = 20
+NUM_STARTS = 100
 
 Labels = Int[np.ndarray, ' k']
 
@@ -38,7 +38,7 @@ def gains(affinity: Float[np.ndarray, 'k k'], labels: Labels) -> Float[np.ndarra
   return np.where(together, affinity, 0).sum(0) / np.maximum(together.sum(0), 1)
 
 
-def best(affinity: Float[np.ndarray, 'k k'], *, networks: int, seed: int = 0) -> Grouping:
+def best(affinity: Float[np.ndarray, 'k k'], *, networks: int, starts: int = NUM_STARTS, seed: int = 0) -> Grouping:
   """The division into at most so many groups with the greatest mean gain.
 
   All ways are looked at for up to nine tasks. For more the answer is a heuristic's: from a division by hierarchical
@@ -48,15 +48,16 @@ def best(affinity: Float[np.ndarray, 'k k'], *, networks: int, seed: int = 0) ->
   Args:
     affinity: entry `[i, j]` is that of i onto j; what is on the diagonal is not read. NaN counts as 0, not known.
     networks: the most groups.
-    seed: of the random divisions.
+    starts: random divisions to begin from.
+    seed: of these.
   """
   pairs = _pairs(affinity)
   if len(pairs) <= MAX_EXHAUSTIVE:
     ways = divisions(len(pairs), networks)
     found = ways[int(np.argmax(_totals(pairs, ways)))]
   else:
-    starts = _starts(pairs, networks, seed)
-    found = max((_climb(pairs, start, networks) for start in starts), key=lambda labels: _total(pairs, labels))
+    begun = _starts(pairs, networks, starts, seed)
+    found = max((_climb(pairs, start, networks) for start in begun), key=lambda labels: _total(pairs, labels))
   labels = numbered(found)
   return Grouping(labels, _total(pairs, labels) / len(pairs), exact=len(pairs) <= MAX_EXHAUSTIVE)
 
@@ -117,12 +118,12 @@ def _totals(pairs: Float[np.ndarray, 'k k'], ways: Int[np.ndarray, 'n k']) -> Fl
   return totals
 
 
-def _starts(pairs: Float[np.ndarray, 'k k'], networks: int, seed: int) -> Iterator[Labels]:
+def _starts(pairs: Float[np.ndarray, 'k k'], networks: int, count: int, seed: int) -> Iterator[Labels]:
   """The clustering's division, then random ones."""
   groups = min(networks, len(pairs))
   yield hierarchy.fcluster(cluster(pairs), groups, criterion='maxclust') - 1
   random = np.random.default_rng(seed)
-  for _ in range(NUM_STARTS):
+  for _ in range(count):
     yield random.integers(0, groups, len(pairs))
 
 

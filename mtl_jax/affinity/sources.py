@@ -40,7 +40,7 @@ class Sources:
     if val is None:
       raise DataError(f'split val of {store.directory} has no rows; transfer is measured on it')
     self.val = val
-    self._programs: dict[Any, Program] = {}
+    self._programs: dict[str, Program] = {}
     model = multitask.from_config(config, self.tasks).clone(frozen=None)
     self._heads = HeadTrainer(config, model, self.tasks, self.label_stats)
 
@@ -61,13 +61,18 @@ class Sources:
     return self._heads.losses(params, val, self.val), time.monotonic() - started
 
   def _program(self, task: Task) -> 'Program':
-    """The compiled program of the first task like this one: of one label, and different in its name alone."""
-    alike = dataclasses.replace(task, name='', labels=())
-    key = (alike, multitask.head_of(self.config, task)) if len(task.labels) == 1 else task
-    if key not in self._programs:
-      config = arms.with_fields(self.config, tasks=task.name)
-      self._programs[key] = Program(config, self.store, self.directory / 'transfer', task=task.name, stop=self._stop)
-    return self._programs[key]
+    """The compiled program of the first of all tasks like this one, whichever is asked for first."""
+    name = next(one.name for one in self.tasks if self._kind(one) == self._kind(task))
+    if name not in self._programs:
+      config = arms.with_fields(self.config, tasks=name)
+      self._programs[name] = Program(config, self.store, self.directory / 'transfer', task=name, stop=self._stop)
+    return self._programs[name]
+
+  def _kind(self, task: Task) -> Any:
+    """What tasks of one label that a program can serve have in common; a task of several has it to itself."""
+    if len(task.labels) > 1:
+      return task
+    return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config, task)
 
 
 class Program:

@@ -11,7 +11,8 @@ from mtl_jax.affinity import grouping, noise, watched
 from mtl_jax.affinity.transfer import Transfer
 from mtl_jax.affinity.watched import Looks
 
-NUM_RESAMPLES = 100  # Of the looks, for how sure a group is.
+NUM_RESAMPLES = 50  # Of the looks, for how sure a group is.
+RESAMPLE_STARTS = 10  # Of the search for each of these.
 
 
 def summarize(names: Sequence[str], looks: Looks, found: Transfer | None, *, config: ConfigDict) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def summarize(names: Sequence[str], looks: Looks, found: Transfer | None, *, con
       'seconds': watched.seconds(looks),
     },
     'affinity': _matrix(affinities),
+    'overshot': _overshot(names, affinities),
     'cosine': cosine,
     'transfer': None if found is None else _transfer(found),
     'together': float(np.mean(grouping.gains(np.nan_to_num(mean), np.zeros(len(names), int)))),
@@ -58,6 +60,11 @@ def _matrix(values: Float[np.ndarray, 't k k']) -> dict[str, Any]:
     'above_noise': noise.above(found.mean, found.stderr, degrees=degrees).tolist(),
     'split_half': noise.split_half(values),
   }
+
+
+def _overshot(names: Sequence[str], affinities: Float[np.ndarray, 't k k']) -> list[str]:
+  """The losses that a step on themselves raises, on average: it is too long to say what they do to others."""
+  return [name for name, own in zip(names, noise.over_looks(affinities).mean.diagonal(), strict=True) if own < 0]
 
 
 def _transfer(found: Transfer) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def _groupings(names: Sequence[str], affinities: Float[np.ndarray, 't k k'], mos
     chosen = grouping.best(whole, networks=networks)
     by_half = [grouping.best(half, networks=networks).labels for half in halves]
     held_out = [grouping.gains(half, labels).mean() for half, labels in zip(halves[::-1], by_half, strict=True)]
-    again = np.array([grouping.best(one, networks=networks).labels for one in resampled])
+    again = np.array([grouping.best(one, networks=networks, starts=RESAMPLE_STARTS).labels for one in resampled])
     together = (again[:, :, None] == again[:, None, :]).mean(0)
     result.append(
       {
