@@ -1,4 +1,4 @@
-"""Affinity, cosines and transfer find who shares a factor, on data where that is known; watching changes no training."""
+"""Affinity, cosines and transfer find who shares a factor, where that is known; watching changes no training."""
 
 import csv
 import json
@@ -70,7 +70,7 @@ def test_tasks_that_share_a_factor_help_each_other_above_noise(finished):
   assert affinities[shared].min() > 0
   assert affinities[shared].min() > affinities[~SAME].max()
   assert mean(finished[1], 'cosine')[shared].min() > 0.3
-  assert finished[1]['affinity']['split_half'] > 0.9
+  assert finished[1]['affinity']['split_half'] > 0.7
   assert finished[1]['overshot'] == []
 
 
@@ -146,7 +146,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_matrices(finished, config, tmp_
   again, once = affinity.run(config, tmp_path), finished[1]
   for kind in ('affinity', 'cosine', 'transfer'):
     assert again[kind]['mean'] == once[kind]['mean']
-  with pytest.raises(CheckpointError, match='train.seed: 0 -> 1'):
+  with pytest.raises(CheckpointError, match=r'train\.seed'):
     affinity.run(arms.with_fields(config, train__seed=1), tmp_path)
 
 
