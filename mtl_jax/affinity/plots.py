@@ -8,40 +8,36 @@ from jaxtyping import Bool, Float
 
 from mtl_jax.report.charts import INK, WIDTH_INCHES
 
+INCHES_A_TASK = 0.14  # Room for its name; maps of many tasks are wider than others, and scroll on a phone.
 MAX_NUMBERS = 8  # Maps of up to so many tasks have their numbers written into them.
 FAINT = 0.3  # How strongly entries within noise are drawn.
 
 
 def heat_map(
-  values: Float[np.ndarray, 'k k'],
-  names: Sequence[str],
-  *,
-  above: Bool[np.ndarray, 'k k'],
-  label: str,
-  keep_diagonal: bool = False,
+  values: Float[np.ndarray, 'k k'], names: Sequence[str], *, above: Bool[np.ndarray, 'k k'], label: str
 ) -> Any:
-  """A figure with a row for each source and a column for each target; entries within noise are faint.
+  """A figure with a row for each source and a column for each target; those within noise are faint, the diagonal empty.
 
   Args:
     values: NaN leaves a gap.
     names: of the tasks, in the order of rows and columns.
     above: which entries are above noise.
     label: of the colours.
-    keep_diagonal: draw what a task is to itself; the other entries alone set the colours' range.
   """
+  from matplotlib import ticker
   from matplotlib.figure import Figure
 
   size = len(names)
   off = ~np.eye(size, dtype=bool)
-  shown = np.where(off | keep_diagonal, values, np.nan)
-  limit = float(np.nanmax(np.abs(np.where(off, values, np.nan)), initial=0)) or 1.0
+  shown = np.where(off, values, np.nan)
+  limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
   short = [name.partition('/')[2] or name for name in names]
-  figure = Figure(figsize=(WIDTH_INCHES, WIDTH_INCHES * 1.02), layout='constrained')
+  side = max(WIDTH_INCHES, 1.4 + INCHES_A_TASK * size)
+  figure = Figure(figsize=(side, side * 1.02), layout='constrained')
   axes = figure.add_subplot()
   alpha = np.where(above, 1.0, FAINT)
   image = axes.imshow(shown, cmap='RdBu', vmin=-limit, vmax=limit, alpha=alpha, interpolation='nearest')
-  font = float(np.clip(170 / size, 4.2, 8.5))
-  text = {'fontsize': font, 'color': INK, 'parse_math': False}
+  text = {'fontsize': float(np.clip(100 / size, 6.5, 8.5)), 'color': INK, 'parse_math': False}
   labels = [name.replace('_', ' ') for name in short]
   axes.set_xticks(range(size), labels, rotation=90, **text)
   axes.set_yticks(range(size), labels, **text)
@@ -56,6 +52,9 @@ def heat_map(
   axes.set_xlabel('target', fontsize=8.5, color=INK)
   axes.set_ylabel('source', fontsize=8.5, color=INK)
   bar = figure.colorbar(image, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
+  bar.locator = ticker.MaxNLocator(4, symmetric=True)
+  bar.formatter = ticker.FormatStrFormatter('%g')
+  bar.update_ticks()
   bar.set_label(label, fontsize=8.5, color=INK)
   bar.ax.tick_params(labelsize=7, colors=INK)
   bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

@@ -20,6 +20,7 @@ MAPS = {
   'transfer': ("Transfer: the source's frozen features for the target", "share of the own features' loss taken off"),
 }
 MOST_PARTNERS = 3
+MAX_LISTED = 12  # Of more tasks, a group that holds over half of them is counted in the table, not listed.
 
 
 def is_affinity(directory: Path) -> bool:
@@ -44,6 +45,7 @@ def write_report(directory: Path) -> None:
     chosen=found['groupings'][-1],
     maps=draw_maps(found, directory / 'plots'),
     partners=partners(found),
+    max_listed=len(found['tasks']) // 2 if len(found['tasks']) > MAX_LISTED else len(found['tasks']),
     short=short,
     signed=signed,
     fields={name: field_text(fields[name]) for name in own if fields[name] not in ((), '')},
