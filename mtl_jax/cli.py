@@ -16,6 +16,7 @@ from mtl_jax.errors import UserError
 
 DEMO_WORKDIR = 'mtl_jax_demo'
 CONFIG_PREFIX = '--config.'
+OVERRIDE = f'override with {CONFIG_PREFIX}a.b=VALUE'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
 
   train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint')
-  train.add_argument('--config', type=Path, metavar='FILE.py', required=True, help='override with --config.a.b=VALUE')
+  train.add_argument('--config', type=Path, metavar='FILE.py', required=True, help=OVERRIDE)
   train.add_argument('--workdir', type=Path, required=True)
   train.add_argument('--allow_config_change', action='store_true', help='resume with another configuration')
 
@@ -118,11 +119,18 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('--out', type=Path, metavar='DIR', help='draw the predictions into this folder')
 
   study = verb('study', _study, 'train joint and single-task models with several seeds and test the difference')
-  study.add_argument('--config', type=Path, metavar='FILE.py', required=True, help='override with --config.a.b=VALUE')
+  study.add_argument('--config', type=Path, metavar='FILE.py', required=True, help=OVERRIDE)
   study.add_argument('--workdir', type=Path, required=True)
   study.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
-  report = verb('report', _report, 'rebuild report.html from the files of a study, or of one or several runs')
+  affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
+  affinity.add_argument(
+    '--config', type=Path, metavar='FILE.py', required=True, help='override with --config.a.b=VALUE'
+  )
+  affinity.add_argument('--workdir', type=Path, required=True)
+  affinity.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
+
+  report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
   report.add_argument('--workdir', type=Path, required=True)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
@@ -195,13 +203,27 @@ def _study(options: argparse.Namespace) -> int:
   return 0
 
 
+def _affinity(options: argparse.Namespace) -> int:
+  from mtl_jax import config
+  from mtl_jax.affinity import affinity
+
+  found = affinity.run(
+    config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
+  )
+  print(json.dumps(found, indent=2))
+  return 0
+
+
 def _report(options: argparse.Namespace) -> int:
   from mtl_jax import report
+  from mtl_jax.affinity import report as affinity_report
   from mtl_jax.study import report as study_report
 
   out = options.workdir / 'report.html'
   if study_report.is_study(options.workdir):
     study_report.write_report(options.workdir, pictures=options.pictures)
+  elif affinity_report.is_affinity(options.workdir):
+    affinity_report.write_report(options.workdir)
   else:
     report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
   print(out)

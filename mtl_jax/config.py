@@ -184,6 +184,10 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'study.num_tuning_seeds': (1, 100_000),
   'study.num_resamples': (100, 100_000),
   'study.replicas_at_once': (0, None),
+  'affinity.every_steps': (1, None),
+  'affinity.step_size': (0, None),
+  'affinity.networks': (1, 1_000),
+  'affinity.transfer_steps': (0, 2**31 - 1),
 }
 
 

@@ -33,6 +33,7 @@ WITHOUT_EFFECT = tuple(
   [f'config.data.{name}' for name in ('dir', 'dirs', 'mode', 'resident_share', 'feature_cache')]
   + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
   + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
+  + [f'config.affinity.{name}' for name in ('networks', 'transfer')]
 )
 
 

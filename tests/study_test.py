@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from mtl_jax.study import study
+from mtl_jax.study.arms import TUNING_SEED
 from mtl_jax.study.replicas import Replica
+from mtl_jax.study.shelf import Shelf
+
+RATES = (1e-3, 3e-3)
 
 
 @pytest.fixture(scope='module')
 def study_config(tiny_config):
-  return tiny_config(**{'study.num_seeds': 3, 'study.learning_rates': (1e-3, 3e-3), 'study.num_resamples': 100})
+  return tiny_config(**{'study.num_seeds': 3, 'study.learning_rates': RATES, 'study.num_resamples': 100})
 
 
 @pytest.fixture(scope='module')
@@ -33,6 +37,9 @@ def test_the_json_holds_what_both_arms_scored_with_every_seed(finished):
     assert entry['verdict'] in ('helps', 'hurts', 'no evidence')
     assert entry['delta']['ci95'][0] <= entry['delta']['mean'] <= entry['delta']['ci95'][1]
   assert set(found['cost']) == {'single', 'joint'}
+  for arm, programs in (('single', ('attributes', 'landmarks')), ('joint', ('joint',))):
+    tried = [Shelf(directory / 'replicas').get(one, Replica(TUNING_SEED, rate)) for one in programs for rate in RATES]
+    assert found['cost'][arm]['tuning_seconds'] == pytest.approx(sum(result.seconds for result in tried))
   assert found['data']['splits']['test'] == found['data']['num_test']
   print(json.dumps(found['cost']), found['learning_rates'])
 

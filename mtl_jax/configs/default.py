@@ -121,4 +121,13 @@ def get_config() -> ConfigDict:
   study.match = 'steps'  # What both sides have alike: the steps of every model, or the arm's whole `compute`.
   study.num_resamples = 1_000  # Of the test split's people, for the intervals.
   study.replicas_at_once = 0  # Trained in one program; 0: measured.
+
+  config.affinity = affinity = ConfigDict()
+  affinity.every_steps = 10  # Steps from one look at the tasks' gradients to the next.
+  # Of the look-ahead step along one task's plain gradient; 0: the run's learning rate at that step, as in the paper.
+  # A step so long that it raises the task's own loss says nothing; the report names such tasks.
+  affinity.step_size = 0.0
+  affinity.networks = 3  # The most groups to suggest: all numbers of them up to this one.
+  affinity.transfer = True  # Train every task alone, and heads of all others on its frozen features.
+  affinity.transfer_steps = 0  # Of each of these; 0: train.steps.
   return config.lock()

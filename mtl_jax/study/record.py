@@ -41,13 +41,6 @@ class Record:
       if result.diverged_at
     ]
 
-  def tuning_seconds(self, arm: str) -> float:
-    """Training time of the replicas that the arm's learning rates were chosen by."""
-    programs = self.arms[arm].programs
-    return sum(
-      result.seconds for program in programs for results in self.tuning.get(program, {}).values() for result in results
-    )
-
   def curve(self, arm: str, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Steps, means over seeds and standard deviations `[m]` of a value that the arm's replicas logged.
 

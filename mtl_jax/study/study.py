@@ -89,14 +89,25 @@ class Study:
 
   def choose_rates(self) -> dict[str, float]:
     """The learning rate of each program: of the grid, the best on validation over the tuning seeds."""
-    asked: tuple[float, ...] = tuple(self.config.study.learning_rates)
-    grid = sorted(set(asked) or {float(self.config.optimizer.learning_rate)})
+    grid, seeds = self._grid(), self._tuning_seeds()
     if len(grid) == 1:
       return dict.fromkeys(self.programs, grid[0])
-    seeds = [arms.TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
     wanted = {name: [Replica(seed, rate) for rate in grid for seed in seeds] for name in self.programs}
     self._train(wanted, test=False, title='choosing learning rates')
     return {name: self._best_rate(name, grid, seeds) for name in self.programs}
+
+  def _grid(self) -> list[float]:
+    asked: tuple[float, ...] = tuple(self.config.study.learning_rates)
+    return sorted(set(asked) or {float(self.config.optimizer.learning_rate)})
+
+  def _tuning_seeds(self) -> list[int]:
+    return [arms.TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
+
+  def _tuning_seconds(self, program: str) -> float:
+    """Training time of the replicas that the program's learning rate was chosen by; 0 where there was no choice."""
+    grid = self._grid()
+    tried = [Replica(seed, rate) for rate in grid for seed in self._tuning_seeds()] if len(grid) > 1 else []
+    return sum(self.shelf.get(program, one).seconds for one in tried)
 
   def _best_rate(self, program: str, grid: Sequence[float], seeds: Sequence[int]) -> float:
     means: dict[float, float] = {}
@@ -201,6 +212,7 @@ class Study:
           float(np.mean([self.shelf.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
           for one in programs
         ),
+        'tuning_seconds': sum(map(self._tuning_seconds, programs)),
         'latency_ms': program.latency_ms(list(programs.values())),
       }
       for name, arm in self.arms.items()

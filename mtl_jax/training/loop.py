@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,14 @@ from mtl_jax.training.step import TrainState
 log = logging.getLogger('mtl_jax')
 
 
-def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = False, name: str = 'train') -> Clock:
+def train(
+  config: ConfigDict,
+  directory: Path,
+  *,
+  allow_config_change: bool = False,
+  name: str = 'train',
+  watch: Callable[[Run, int], Run] | None = None,
+) -> Clock:
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
   Args:
@@ -34,6 +41,7 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
     directory: the run's working directory; see the README for the files in it.
     allow_config_change: resume although the configuration differs from the one that began.
     name: what the progress bar is called.
+    watch: given the run and the step it begins at, wraps its compiled steps to look at what they are given.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
@@ -54,6 +62,7 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
         return clock
       run = building.on_features(run, store, state, directory, stop=interruption.requested)
       building.describe(run, store, clock)
+      run = watch(run, clock.step) if watch else run
       return train_from(
         run, state, clock, checkpoints=checkpoints, directory=directory, interruption=interruption, name=name
       )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Int32, Key
 
 from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
@@ -94,17 +94,10 @@ def train_step(
   settings: gradients.Settings = gradients.PLAIN,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
-  augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  sharing_key = jax.random.fold_in(objective_key, 1)
-  pixels = network_input(batch['image'])
-  images, labels, mask = augment.augment(
-    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
+  forward, objective_key = forward_of(
+    state, batch, model=model, tasks=tasks, objective=objective, augmentation=augmentation, seed=seed, settings=settings
   )
-  entries = grain.entries(tasks, settings.grain)
   params = state.variables['params']
-  forward = Forward(
-    model, tasks, entries, images, labels, mask, state.variables, state.label_stats, objective.parts, sharing_key
-  )
   found = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
@@ -121,6 +114,30 @@ def train_step(
   )
   metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
   return next_state, {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+
+
+def forward_of(
+  state: TrainState,
+  batch: Mapping[str, Any],
+  *,
+  model: nn.Module,
+  tasks: Sequence[Task],
+  objective: Objective,
+  augmentation: Augmentation,
+  seed: int,
+  settings: gradients.Settings,
+) -> tuple[Forward, Key[Array, '']]:
+  """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step."""
+  augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+  sharing_key = jax.random.fold_in(objective_key, 1)
+  pixels = network_input(batch['image'])
+  images, labels, mask = augment.augment(
+    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
+  )
+  entries = grain.entries(tasks, settings.grain)
+  return Forward(
+    model, tasks, entries, images, labels, mask, state.variables, state.label_stats, objective.parts, sharing_key
+  ), objective_key
 
 
 def network_input(images: Array) -> Array:

@@ -1,0 +1,92 @@
+"""The affinity verb: the watched joint run, the transfer matrix, the suggested groups, and the files that say so."""
+
+import csv
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import mtl_jax
+from mtl_jax import workdir
+from mtl_jax.affinity import report, summary, transfer, watched
+from mtl_jax.data import mixture
+from mtl_jax.errors import ConfigError, Interrupted
+from mtl_jax.objectives import grain
+from mtl_jax.training.interrupt import Interruption
+
+log = logging.getLogger('mtl_jax')
+
+
+def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
+  """Measures affinities, cosines and transfer, or what is left to measure, and writes the results.
+
+  `directory` gets `affinity.json`, `affinity.csv`, `report.html` and `plots/`; the joint run lies in `joint/`, its
+  looks in `looks/`, and finished sources in `transfer/`.
+
+  Returns:
+    The content of `affinity.json`.
+
+  Raises:
+    UserError: for bad input, a loss that is not finite, or a request to stop.
+  """
+  if jax.process_count() > 1:
+    raise ConfigError('mtl-jax affinity runs in one process, on all of its devices; start it once')
+  store = mixture.open_data(config.data)
+  config = workdir.with_absolute_paths(config)
+  facts = workdir.DataFacts.of(store)
+  names = grain.names(facts.selected(config), config.objective.grain)
+  if len(names) < 2:
+    raise ConfigError(f'config.tasks: affinity is between losses, and {names[0]} is the only one; name more')
+  with workdir.lock(directory):
+    shelf = watched.LookShelf(directory / 'looks')
+    workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
+    if config.affinity.transfer:
+      transfer.split_config(config, store)  # Refuses now what it cannot serve, not after the joint run.
+    workdir.begin(directory, config, facts)
+    looks = watched.train(config, directory, allow_config_change=allow_config_change)
+    found = _transfer(config, store, directory) if config.affinity.transfer else None
+    result = summary.summarize(names, looks, found, config=config) | _facts(store)
+    workdir.write_json(directory / 'affinity.json', result)
+    write_csv(directory / 'affinity.csv', result)
+    report.write_report(directory)
+  return json.loads(json.dumps(result))
+
+
+def _transfer(config: ConfigDict, store: Any, directory: Path) -> transfer.Transfer:
+  with Interruption() as interruption:
+
+    def stop() -> None:
+      if interruption.requested():
+        raise Interrupted('interrupted; finished sources are kept, and the same command goes on from there')
+
+    return transfer.measure(config, store, directory, stop=stop)
+
+
+def _facts(store: Any) -> dict[str, Any]:
+  """What the figures are of."""
+  splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in store.splits.items()}
+  return {
+    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': splits},
+    'device': jax.devices()[0].device_kind,
+    'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
+    'date': time.strftime('%Y-%m-%d'),
+  }
+
+
+def write_csv(path: Path, found: Mapping[str, Any]) -> None:
+  """A row for each pair of source and target."""
+  names: Sequence[str] = found['tasks']
+  with path.open('w', newline='') as file:
+    writer = csv.writer(file)
+    kinds = [kind for kind in ('affinity', 'cosine', 'transfer') if found[kind]]
+    columns = [f'{kind}{part}' for kind in kinds for part in ('', '_stderr', '_above_noise')]
+    writer.writerow(['source', 'target', *columns, 'conflict_share'])
+    for i, source in enumerate(names):
+      for j, target in enumerate(names):
+        cells = [found[kind][part][i][j] for kind in kinds for part in ('mean', 'stderr', 'above_noise')]
+        writer.writerow([source, target, *cells, found['cosine']['negative_share'][i][j]])

@@ -1,0 +1,101 @@
+"""A look at one batch: what a step along each task's gradient would do to every task's loss, and how gradients lie.
+
+The look-ahead is that of Fifty et al. 2021, "Efficiently identifying task groupings for multi-task learning" (TAG):
+the shared parameters take a plain gradient step on task i's loss alone, the heads stay, and every loss is taken again
+on the same batch.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, ArrayLike, Bool, Float
+from ml_collections import ConfigDict
+
+from mtl_jax.models import multitask
+from mtl_jax.study import arms
+from mtl_jax.training import backward, sharding
+from mtl_jax.training.building import Run
+from mtl_jax.training.forward import Forward, Params, split
+from mtl_jax.training.step import TrainState, forward_of
+
+
+class Look(NamedTuple):
+  """What a look finds; entry `[i, j]` of a matrix is what source i does to target j.
+
+  Attributes:
+    before: each loss of the batch.
+    after: row i holds the losses after a step of the shared parameters on loss i alone.
+    gram: products of the gradients at the shared parameters.
+    present: which losses have a label in the batch; the rows and columns of the others mean nothing.
+  """
+
+  before: Float[Array, ' k']
+  after: Float[Array, 'k k']
+  gram: Float[Array, 'k k']
+  present: Bool[Array, ' k']
+
+
+def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int = 0, memory: int = 0) -> Look:
+  """Looks at a batch from these parameters, several tasks side by side.
+
+  Args:
+    forward: the batch on its way to the losses.
+    params: of the whole model.
+    step_size: of the look-ahead step.
+    chunk: tasks side by side, 0 for as many as memory holds: see `backward.chunk_size`.
+    memory: bytes of a device, 0 where it is not known.
+  """
+  shared, heads = split(params)
+  representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
+  found = backward.differentiate_heads(forward, heads, representation)
+  num = backward.count(found.points)
+  # A task's look-ahead holds a second forward pass and a copy of the parameters besides its backward pass.
+  side_by_side = backward.chunk_size(pull, num, asked=chunk, memory=memory // 3)
+  keep = backward.can_keep(shared, num, memory=memory)
+
+  def ahead(point: Any) -> tuple[Float[Array, ' k']]:
+    (gradient,) = pull(point)
+    moved = jax.tree.map(lambda parameter, slope: parameter - step_size * slope, shared, gradient)
+    return (forward.losses({**moved, **heads})[0].mean(0),)
+
+  return Look(
+    before=found.losses.mean(0),
+    after=backward.at_parameters(ahead, found.points, chunk=side_by_side),
+    gram=backward.gram_at_parameters(pull, found.points, chunk=side_by_side, keep=keep),
+    present=forward.present,
+  )
+
+
+def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
+  """`(state, source, items) -> Look` at the first of a dispatch's batches, jitted on the mesh.
+
+  In float32 whatever the run computes in: a short step changes losses by less than bfloat16 resolves.
+  """
+  static: dict[str, Any] = dict(run.one_step.keywords)
+  settings, model = static['settings'], exact_model(run.config, run)
+  static = {name: static[name] for name in ('tasks', 'augmentation', 'seed', 'settings')}
+  # Losses of the whole batch, whatever parts of it the objective asks for.
+  objective = run.one_step.keywords['objective']._replace(parts=1)
+  forward_for = partial(forward_of, model=model, objective=objective, **static)
+
+  def first_look(state: TrainState, source: Any, items: Any) -> Look:
+    batch = run.input.fetch(source, jax.tree.map(lambda leaf: leaf[0], items))
+    forward, _ = forward_for(state, batch)
+    step_size = run.config.affinity.step_size or run.schedule(state.step)
+    with jax.default_matmul_precision('highest'):  # Accelerators would round operands to 8 or 10 bits.
+      return look(forward, state.variables['params'], step_size=step_size, chunk=settings.chunk, memory=settings.memory)
+
+  whole = sharding.replicated(run.mesh)
+  return jax.jit(
+    first_look,
+    in_shardings=(whole, sharding.by_rows(run.mesh), sharding.by_rows(run.mesh, axis=1)),
+    out_shardings=whole,
+  )
+
+
+def exact_model(config: ConfigDict, run: Run) -> Any:
+  """The run's model, which its step trains, in float32; its parameters are the same."""
+  model = multitask.from_config(arms.with_fields(config, model__dtype='float32'), run.tasks)
+  return model if run.one_step.keywords['model'].frozen is not None else model.clone(frozen=None)

@@ -1,0 +1,125 @@
+"""The sources of transfer: a model trained on one task alone, and the features that it makes of every image."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from mtl_jax.affinity.heads import HeadTrainer
+from mtl_jax.data import pipeline, resident
+from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.pipeline import Split
+from mtl_jax.data.store import Store
+from mtl_jax.errors import DataError, DivergedError
+from mtl_jax.models import multitask
+from mtl_jax.models.backbone import Representation
+from mtl_jax.study import arms
+from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.training import building, loop, sharding
+from mtl_jax.training.building import Run
+from mtl_jax.training.step import TrainState, network_input
+from mtl_jax.workdir import DataFacts
+
+Stop = Callable[[], None]
+
+
+class Sources:
+  """What the sources share: data, heads, and one compiled program for all tasks that are alike."""
+
+  def __init__(self, config: ConfigDict, store: Store | Mixture, directory: Path, *, stop: Stop):
+    self.config, self.store, self.directory, self._stop = config, store, directory, stop
+    self.tasks = DataFacts.of(store).selected(config)
+    self.train, val, self.label_stats = building.load_data(config, store, self.tasks)
+    if val is None:
+      raise DataError(f'split val of {store.directory} has no rows; transfer is measured on it')
+    self.val = val
+    self._programs: dict[str, Program] = {}
+    model = multitask.from_config(config, self.tasks).clone(frozen=None)
+    self._heads = HeadTrainer(config, model, self.tasks, self.label_stats)
+
+  def run(self, source: str | None) -> tuple[Float[np.ndarray, 'k n'], float]:
+    """Each task's losses on validation, of heads on a source's features, and the seconds that it all took.
+
+    None is the network with its first weights, which are random but for pretrained ones.
+    """
+    started = time.monotonic()
+    task = next((task for task in self.tasks if task.name == source), self.tasks[0])
+    program = self._program(task)
+    state = program.begin(self.label_stats[task.name])
+    if source is not None:
+      labels, mask = self.train.labels[task.name], self.train.mask[task.name]
+      state = program.train(state, labels, mask, name=source, stop=self._stop)
+    train, val = (program.features(state, split) for split in (program.run.train, program.val))
+    params = self._heads.train(train, self.train, program.run.order, stop=self._stop)
+    return self._heads.losses(params, val, self.val), time.monotonic() - started
+
+  def _program(self, task: Task) -> 'Program':
+    """The compiled program of the first of all tasks like this one, whichever is asked for first."""
+    name = next(one.name for one in self.tasks if self._kind(one) == self._kind(task))
+    if name not in self._programs:
+      config = arms.with_fields(self.config, tasks=name)
+      self._programs[name] = Program(config, self.store, self.directory / 'transfer', task=name, stop=self._stop)
+    return self._programs[name]
+
+  def _kind(self, task: Task) -> Any:
+    """What tasks of one label that a program can serve have in common; a task of several has it to itself."""
+    if len(task.labels) > 1:
+      return task
+    return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config, task)
+
+
+class Program:
+  """A single-task run whose labels can be those of any task like its own, so that it is compiled once for all."""
+
+  def __init__(self, config: ConfigDict, store: Store | Mixture, directory: Path, *, task: str, stop: Stop):
+    run = building.build(config, store)
+    weights = building.pretrained_weights(config, run.image_size)
+    self.task, self._whole = task, sharding.replicated(run.mesh)
+    self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
+    self.run: Run = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()))
+    on_images = self.run.train is run.train  # Then all splits are: features of the train split could not be kept.
+    val = run.val if on_images else self.run.val
+    assert val is not None  # `Sources` has looked.
+    self.val: Split = val
+    model = self.run.one_step.keywords['model']
+    self._represent = jax.jit(
+      lambda variables, images: model.apply(variables, network_input(images), train=False, method='represent')
+    )
+
+  def begin(self, label_stats: LabelStats) -> TrainState:
+    """The state before the first step, for a task whose labels have these statistics."""
+    return self._init().replace(label_stats=jax.device_put({self.task: label_stats}, self._whole))
+
+  def train(self, state: TrainState, labels: Any, mask: Any, *, name: str, stop: Stop) -> TrainState:
+    """The state after the last step. Raises DivergedError, naming the source, if a loss is not finite."""
+    data = self.run.config.data
+    split = dataclasses.replace(self.run.train, labels={self.task: labels}, mask={self.task: mask})
+    own = resident.train_input(split, self.run.order, self.run.mesh, mode=data.mode, share=data.resident_share)
+    placed, losses = own.place(), []
+    for _, items in loop.input_items(dataclasses.replace(self.run, train=split, input=own), 0):
+      stop()
+      state, metrics = self.run.compiled_steps(state, placed, items)
+      losses.append(metrics['loss'])
+      if len(losses) > sharding.MAX_IN_FLIGHT:
+        jax.block_until_ready(losses[-sharding.MAX_IN_FLIGHT])
+    values = np.concatenate(jax.device_get(losses))
+    if not np.isfinite(values).all():
+      step = int(np.argmin(np.isfinite(values))) + 1
+      raise DivergedError(f'{name} alone diverged at step {step}; lower config.optimizer.learning_rate')
+    return state
+
+  def features(self, state: TrainState, split: Split) -> Float[np.ndarray, 'n f']:
+    """What the heads read of each example of a split."""
+    batch_size, found = self.run.config.eval.batch_size, []
+    for positions in pipeline.padded_positions(len(split), batch_size):
+      made: Any = self._represent(state.eval_variables, split.images.take(np.maximum(positions, 0)))
+      representation = made if isinstance(made, Representation) else made[self.task]
+      found.append(np.asarray(representation.features, np.float32))
+    return np.concatenate(found)[: len(split)]

@@ -1,0 +1,133 @@
+"""The joint run, watched: an ordinary training run whose batches are looked at now and then; each look is a file."""
+
+import dataclasses
+import io
+import logging
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+from ml_collections import ConfigDict
+
+from mtl_jax.affinity.look import Look, compile_look
+from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.study import arms
+from mtl_jax.training import loop
+from mtl_jax.training.building import Run
+
+log = logging.getLogger('mtl_jax')
+
+
+class Looks(NamedTuple):
+  """All looks of a run, in the order of training.
+
+  Attributes:
+    steps: the step before which each was taken.
+    before, after, gram, present: as in `Look`, with a first axis of looks.
+    seconds: that each took.
+  """
+
+  steps: np.ndarray
+  before: Float[np.ndarray, 't k']
+  after: Float[np.ndarray, 't k k']
+  gram: Float[np.ndarray, 't k k']
+  present: Bool[np.ndarray, 't k']
+  seconds: np.ndarray
+
+  def affinities(self) -> Float[np.ndarray, 't k k']:
+    """`Z[i, j] = 1 - L_j(after a step on i) / L_j(before)`; NaN where a loss is absent, or 0 already."""
+    before = self.before[:, None, :].astype(np.float64)
+    known = self._pairs() & (before > 0)
+    return np.where(known, (before - self.after) / np.where(before > 0, before, 1), np.nan)
+
+  def cosines(self) -> Float[np.ndarray, 't k k']:
+    """Of the gradients at the shared parameters; NaN where a loss is absent or its gradient 0."""
+    gram = self.gram.astype(np.float64)
+    norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0))
+    both = norms[:, :, None] * norms[:, None, :]
+    return np.where(self._pairs() & (both > 0), gram / np.where(both > 0, both, 1), np.nan)
+
+  def _pairs(self) -> np.ndarray:
+    return self.present[:, :, None] & self.present[:, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
+class LookShelf:
+  """A folder of looks, each a file named by its step, so that a run that was killed keeps them."""
+
+  directory: Path
+
+  def empty(self) -> bool:
+    return not any(self.directory.glob('*.npz'))
+
+  def put(self, step: int, look: Look, *, seconds: float) -> None:
+    """Writes a look, whole or not at all."""
+    self.directory.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, seconds=seconds, **look._asdict())
+    partial = self.directory / f'{step:09d}.partial'
+    partial.write_bytes(content.getbuffer())
+    partial.replace(partial.with_suffix('.npz'))
+
+  def read(self) -> Looks:
+    """All looks. Raises CheckpointError for a file that is not as it was written, or where there is none."""
+    paths = sorted(self.directory.glob('*.npz'))
+    found: list[dict[str, np.ndarray]] = []
+    for path in paths:
+      try:
+        with np.load(path, allow_pickle=False) as file:
+          found.append({name: file[name] for name in (*Look._fields, 'seconds')})
+      except Exception as error:  # A zip cut short raises one of half a dozen kinds.
+        raise CheckpointError(
+          f'{path}: cannot be read ({one_line(error)}); remove {self.directory.parent / "joint"} and '
+          f'{self.directory}, and start again'
+        ) from error
+    if not found:
+      raise CheckpointError(f'{self.directory} holds no looks; start with mtl-jax affinity in another --workdir')
+    stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
+    return Looks(steps=np.array([int(path.stem) for path in paths]), **stacked)
+
+
+def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> Looks:
+  """Trains the joint model in `directory/joint`, or what is left of it, and looks on at every n-th step.
+
+  It is the run that `mtl-jax train` would do, but that it logs where it looks: dispatches of steps begin there.
+
+  Raises:
+    UserError: as `loop.train`.
+  """
+  shelf = LookShelf(directory / 'looks')
+  every = config.affinity.every_steps
+
+  def watch(run: Run, begun_at: int) -> Run:
+    return watched(run, shelf, begun_at=begun_at)
+
+  own = arms.with_fields(config, train__log_every_steps=every)
+  loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', watch=watch)
+  return shelf.read()
+
+
+def watched(run: Run, shelf: LookShelf, *, begun_at: int) -> Run:
+  """The run, whose steps are those it had; before every n-th one the batch is looked at."""
+  look, every, step = compile_look(run), run.config.affinity.every_steps, begun_at
+
+  def steps(state: Any, source: Any, items: Any) -> Any:
+    nonlocal step
+    if step % every == 0:
+      jax.block_until_ready(state)  # So that what came before is not counted as the look's time.
+      started = time.monotonic()
+      found = jax.device_get(look(state, source, items))
+      shelf.put(step, found, seconds=time.monotonic() - started)
+    step += jax.tree.leaves(items)[0].shape[0]
+    return run.compiled_steps(state, source, items)
+
+  return dataclasses.replace(run, compiled_steps=steps)
+
+
+def seconds(looks: Looks) -> dict[str, float]:
+  """What looking took: all of it, the first look with its compilation apart, and the median of the others."""
+  later = looks.seconds[1:] if len(looks.seconds) > 1 else looks.seconds
+  return {'all': float(looks.seconds.sum()), 'first': float(looks.seconds[0]), 'each': float(np.median(later))}
