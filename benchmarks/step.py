@@ -16,8 +16,9 @@ from typing import Any
 import absent  # noqa: F401
 import jax
 import numpy as np
+from floor import Cost, copy_bytes_per_sec, cost_of, matmul_flops_per_sec
 from reporting import Row, parser, report, row, spread
-from workload import TASKS, Cost, Steps, Workload, copy_bytes_per_sec, cost_of, matmul_flops_per_sec
+from workload import TASKS, Steps, Workload
 
 KNEE = 1.03  # Doubling the batch gains less than this beyond it.
 MOST = 1.2  # Times the measured ceiling: a step above it cannot have run. Ceilings waver on a busy host.
@@ -45,7 +46,7 @@ ON_ACCELERATOR = (
   Sweep('resnet18', 128, 0, 'float32', (1024,)),
   Sweep('resnet50', 224, 0, 'float32', (256,)),
 )
-QUICK = (Sweep('resnet18', 32, 4, 'float32', (8,)),)
+QUICK = (Sweep('convnet', 8, 4, 'float32', (8,)),)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from mtl_jax.models import pretrained
 from mtl_jax.models.backbone import has_small_stem
 
 sys.path.append(str(Path(__file__).parents[1] / 'tests'))
-import torch_models  # noqa: E402  # pyright: ignore[reportMissingImports]
+import torch_models  # pyright: ignore[reportMissingImports]
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 SIZES = {
@@ -45,9 +45,12 @@ class MultiTask(nn.Module):
     super().__init__()
     self.backbone = make_backbone(workload)
     self.backbone.fc = self.backbone.classifier = None
-    features = backbone_features(self.backbone, workload)
+    features = num_features(workload)
     self.heads = nn.ModuleDict(
-      {t.name: nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, t.num_outputs)) for t in workload.tasks}
+      {
+        t.name: nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, t.num_outputs))
+        for t in workload.tasks
+      }
     )
     self.register_buffer('mean', torch.tensor(MEAN).view(3, 1, 1))
     self.register_buffer('std', torch.tensor(STD).view(3, 1, 1))
@@ -58,6 +61,10 @@ class MultiTask(nn.Module):
     return {name: head(features).float() for name, head in self.heads.items()}
 
 
+def make_head(features: int, outputs: int) -> nn.Module:
+  return nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, outputs))
+
+
 def make_backbone(workload: Workload) -> Any:
   if workload.backbone == 'mobilenet_v2':
     return torch_models.MobileNetV2()
@@ -66,7 +73,8 @@ def make_backbone(workload: Workload) -> Any:
   return make(block, sizes, workload.width or 64)
 
 
-def backbone_features(backbone: Any, workload: Workload) -> int:
+def num_features(workload: Workload) -> int:
+  """What the heads read."""
   if workload.backbone == 'mobilenet_v2':
     return 1280
   return (workload.width or 64) * 8 * SIZES[workload.backbone][0].expansion
@@ -135,7 +143,7 @@ class TorchSteps:
     loss: Any = None
     for _ in range(steps):
       loss = self._step()
-    self.losses.append(float(loss))  # Waits for the device.
+    self.losses.append(float(loss.detach()))  # Waits for the device.
     return steps * self.workload.batch
 
 

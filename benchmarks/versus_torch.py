@@ -38,7 +38,8 @@ def main() -> None:
     options.rounds, options.round_secs, options.eager_only = 2, 0.05, True
   on_cpu = jax.default_backend() == 'cpu'
   forward = Workload('mobilenet_v2', 64 if options.quick else 224, 2 if options.quick else 32, 'float32')
-  measured: list[Any] = [partial(training, one) for one in (QUICK if options.quick else ON_CPU if on_cpu else ON_ACCELERATOR)]
+  workloads = QUICK if options.quick else ON_CPU if on_cpu else ON_ACCELERATOR
+  measured: list[Any] = [partial(training, one) for one in workloads]
   if on_cpu:
     measured.append(partial(inference, forward))
   rows: list[Row] = []
@@ -46,7 +47,7 @@ def main() -> None:
     if options.seconds and time.monotonic() - began > options.seconds:
       print(f'no time left for {measure.args[0].title}')
       continue
-    rows += measure(options, target=(lambda workload: CPU_TARGET if on_cpu else TARGETS[workload.backbone]))
+    rows += measure(options, target=CPU_TARGET if on_cpu else TARGETS[measure.args[0].backbone])
   report(rows, options)
 
 
@@ -59,7 +60,7 @@ def flags() -> argparse.ArgumentParser:
   return made
 
 
-def training(workload: Workload, options: argparse.Namespace, *, target: Any) -> list[Row]:
+def training(workload: Workload, options: argparse.Namespace, *, target: float) -> list[Row]:
   """Training steps of both."""
   theirs = {'PyTorch, eager': TorchSteps(workload, compiled=False)}
   if not options.eager_only:
@@ -70,7 +71,7 @@ def training(workload: Workload, options: argparse.Namespace, *, target: Any) ->
   for one in theirs.values():
     one.advance(1)
     np.testing.assert_allclose(ours.losses[0], one.losses[0], rtol=SAME_LOSS[workload.dtype])
-  rows = compare(f'step of {workload.title}', {'ours': ours, **theirs}, options, target=target(workload))
+  rows = compare(f'step of {workload.title}', {'ours': ours, **theirs}, options, target=target)
   ours.check()
   for one in theirs.values():
     check_losses(one.losses)
@@ -95,12 +96,12 @@ class Forward:
     return passes * self._batch
 
 
-def inference(workload: Workload, options: argparse.Namespace, *, target: Any) -> list[Row]:
+def inference(workload: Workload, options: argparse.Namespace, *, target: float) -> list[Row]:
   """Forward passes of both."""
   parts: dict[str, Any] = {'ours': Forward(workload), 'PyTorch, eager': TorchForward(workload, compiled=False)}
   if not options.eager_only:
     parts['PyTorch, compiled'] = TorchForward(workload, compiled=True)
-  return compare(f'forward pass of {workload.title}', parts, options, target=target(workload))
+  return compare(f'forward pass of {workload.title}', parts, options, target=target)
 
 
 def compare(name: str, parts: dict[str, Any], options: argparse.Namespace, *, target: float) -> list[Row]:
