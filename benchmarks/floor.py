@@ -81,7 +81,7 @@ def _inner(params: Mapping[str, Any]) -> list[Any]:
 def matmul_flops_per_sec(dtype: str) -> float:
   """The best of several matrix products of random numbers: what this device reaches at all."""
   on_cpu = jax.default_backend() == 'cpu'
-  size, times = (1536, 2) if on_cpu else (8192, 20)
+  size, times = (1024, 2) if on_cpu else (8192, 20)
   a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
   product = jax.jit(jnp.matmul)
   return 2.0 * size**3 * times / _best_secs(lambda: [product(a, b) for _ in range(times)])

@@ -46,12 +46,7 @@ class MultiTask(nn.Module):
     self.backbone = make_backbone(workload)
     self.backbone.fc = self.backbone.classifier = None
     features = num_features(workload)
-    self.heads = nn.ModuleDict(
-      {
-        t.name: nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, t.num_outputs))
-        for t in workload.tasks
-      }
-    )
+    self.heads = nn.ModuleDict({task.name: make_head(features, task.num_outputs) for task in workload.tasks})
     self.register_buffer('mean', torch.tensor(MEAN).view(3, 1, 1))
     self.register_buffer('std', torch.tensor(STD).view(3, 1, 1))
 

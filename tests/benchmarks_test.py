@@ -28,7 +28,7 @@ def rooms(monkeypatch):
   monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize('name', ['step', 'end_to_end'])
+@pytest.mark.parametrize('name', ['step', pytest.param('end_to_end', marks=pytest.mark.slow)])
 def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path, name):
   out = tmp_path / 'result.json'
   program = (
