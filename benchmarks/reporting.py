@@ -87,24 +87,29 @@ def versions() -> dict[str, str]:
 
 def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
   """Prints the table, and writes the JSON if that was asked for."""
-  result = {
-    'device': machine(),
-    'versions': versions(),
-    'flags': {
-      'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
-      **{name: value for name, value in vars(options).items() if not isinstance(value, Path)},
-    },
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'rows': list(rows),
-  }
+  result = keep(rows, options)
   device = result['device']
   print(f'{device["count"]} x {device["kind"]} ({device["platform"]}), {device["cores"]} cores of {device["host"]}')
   print(f'{result["date"]}, jax {result["versions"]["jax"]}' + (', --quick: not to be quoted' if options.quick else ''))
   print(table(rows))
   if options.json:
+    print(f'written to {options.json}', file=sys.stderr)
+
+
+def keep(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]:
+  """Writes the JSON if that was asked for; a long benchmark does so after each part, lest it be stopped."""
+  flags = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+  result = {
+    'device': machine(),
+    'versions': versions(),
+    'flags': {'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''), **flags},
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'rows': list(rows),
+  }
+  if options.json:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(_without_nan(result), indent=2) + '\n')
-    print(f'written to {options.json}', file=sys.stderr)
+  return result
 
 
 def _without_nan(value: Any) -> Any:

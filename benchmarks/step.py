@@ -17,7 +17,7 @@ import absent  # noqa: F401
 import jax
 import numpy as np
 from floor import Cost, copy_bytes_per_sec, cost_of, matmul_flops_per_sec
-from reporting import Row, parser, report, row, spread
+from reporting import Row, keep, parser, report, row, spread
 from workload import TASKS, Steps, Workload
 
 KNEE = 1.03  # Doubling the batch gains less than this beyond it.
@@ -62,6 +62,7 @@ def main() -> None:
   late = lambda: bool(options.seconds) and time.monotonic() - began > options.seconds  # noqa: E731
   for sweep in sweeps:
     rows += swept(sweep, limits, options, late=late)
+    keep(rows, options)
   if not late():
     rows += joint_against_single(next(sweeps[0].workloads()), options)
   report(rows, options)

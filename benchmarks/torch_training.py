@@ -116,7 +116,7 @@ class TorchSteps:
     for task in workload.tasks:
       labels = batch['labels'][task.name]
       if task.standardized:
-        stats = task.stats(labels, mask=batch['mask'][task.name], standardize=True)
+        stats = workload.label_stats[task.name]
         labels = (labels - stats.mean) / stats.std
       self._labels[task.name] = torch.tensor(np.asarray(labels), device=DEVICE)
 

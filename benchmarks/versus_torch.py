@@ -19,7 +19,7 @@ import absent  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reporting import Row, parser, report, row, spread
+from reporting import Row, keep, parser, report, row, spread
 from torch_training import TorchForward, TorchSteps, variables_of
 from workload import Steps, Workload, check_losses
 
@@ -48,6 +48,7 @@ def main() -> None:
       print(f'no time left for {measure.args[0].title}')
       continue
     rows += measure(options, target=CPU_TARGET if on_cpu else TARGETS[measure.args[0].backbone])
+    keep(rows, options)
   report(rows, options)
 
 

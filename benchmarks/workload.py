@@ -103,12 +103,13 @@ class Workload:
 
   def make_state(self, **given: Any) -> TrainState:
     """The state before the first step."""
-    batch = self.make_batch()
-    stats = {
-      task.name: task.stats(batch['labels'][task.name], mask=batch['mask'][task.name], standardize=True)
-      for task in self.tasks
-    }
-    return init_state(0, label_stats=stats, image_size=(self.size, self.size), **self._trained, **given)
+    return init_state(0, label_stats=self.label_stats, image_size=(self.size, self.size), **self._trained, **given)
+
+  @property
+  def label_stats(self) -> dict[str, Any]:
+    """Of its batch."""
+    labels, mask = (make_labels(self.tasks, self.batch)[name] for name in ('labels', 'mask'))
+    return {t.name: t.stats(labels[t.name], mask=mask[t.name], standardize=True) for t in self.tasks}
 
   @property
   def one_step(self) -> Any:
@@ -122,13 +123,17 @@ class Workload:
 
 def make_rows(tasks: Sequence[Task], rows: int, size: int) -> dict[str, Any]:
   """So many random examples."""
+  images = np.random.default_rng(1).integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
+  return {'image': images, **make_labels(tasks, rows), 'example_id': np.arange(rows, dtype=np.int32)}
+
+
+def make_labels(tasks: Sequence[Task], rows: int) -> dict[str, Any]:
+  """Their labels, and the masks of those."""
   random = np.random.default_rng(0)
   shapes = {task.name: (rows, len(task.labels)) for task in tasks}
   return {
-    'image': random.integers(0, 256, (rows, size, size, 3), dtype=np.uint8),
     'labels': {name: random.integers(0, 2, shape).astype(np.float32) for name, shape in shapes.items()},
     'mask': {name: np.ones(shape, bool) for name, shape in shapes.items()},
-    'example_id': np.arange(rows, dtype=np.int32),
   }
 
 
