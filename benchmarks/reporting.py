@@ -4,6 +4,7 @@ import argparse
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -33,6 +34,11 @@ def row(name: str, value: float, unit: str, *, to: Mapping[str, Any] | None = No
   if to is not None:
     made |= {'ratio': value / to['value'], 'ratio_to': to['name']}
   return made | ({} if target is None else {'target': target})
+
+
+def spread(values: Sequence[float], name: str = 'value') -> Row:
+  """The lowest and highest of several measurements of a row's value, or of its ratio."""
+  return {f'{name}_low': min(values), f'{name}_high': max(values)}
 
 
 def best_rates(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:
@@ -81,33 +87,56 @@ def versions() -> dict[str, str]:
 
 def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
   """Prints the table, and writes the JSON if that was asked for."""
-  result = {
-    'device': machine(),
-    'versions': versions(),
-    'flags': {
-      'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
-      **{name: value for name, value in vars(options).items() if not isinstance(value, Path)},
-    },
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'rows': list(rows),
-  }
+  result = keep(rows, options)
   device = result['device']
   print(f'{device["count"]} x {device["kind"]} ({device["platform"]}), {device["cores"]} cores of {device["host"]}')
   print(f'{result["date"]}, jax {result["versions"]["jax"]}' + (', --quick: not to be quoted' if options.quick else ''))
   print(table(rows))
   if options.json:
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=2) + '\n')
     print(f'written to {options.json}', file=sys.stderr)
+
+
+def keep(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]:
+  """Writes the JSON if that was asked for; a long benchmark does so after each part, lest it be stopped."""
+  flags = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
+  result = {
+    'device': machine(),
+    'versions': versions(),
+    'flags': {'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''), **flags},
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'rows': list(rows),
+  }
+  if options.json:
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(_without_nan(result), indent=2) + '\n')
+  return result
+
+
+def _without_nan(value: Any) -> Any:
+  """JSON has no NaN: what was not measured is null."""
+  if isinstance(value, dict):
+    return {name: _without_nan(inner) for name, inner in value.items()}
+  if isinstance(value, list):
+    return [_without_nan(inner) for inner in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(rows: Sequence[Row]) -> str:
   """The results as Markdown."""
   lines = ['| what | value | unit | ratio | to | target |', '|---|---:|---|---:|---|---:|']
   for one in rows:
-    value = f'{one["value"]:,.0f}' if abs(one['value']) >= 100 else f'{one["value"]:.3g}'
-    ratio = f'{one["ratio"]:.3g}' if 'ratio' in one else ''
-    lines.append(
-      f'| {one["name"]} | {value} | {one["unit"]} | {ratio} | {one.get("ratio_to", "")} | {one.get("target", "")} |'
-    )
+    cells = [one['name'], _cell(one, 'value'), one['unit'], _cell(one, 'ratio'), one.get('ratio_to', '')]
+    lines.append(f'| {" | ".join(cells)} | {one.get("target", "")} |')
   return '\n'.join(lines)
+
+
+def _cell(one: Row, key: str) -> str:
+  """A number, with its spread where there is one."""
+  if key not in one:
+    return ''
+  text = _number(one[key])
+  return f'{text} ({_number(one[f"{key}_low"])} to {_number(one[f"{key}_high"])})' if f'{key}_low' in one else text
+
+
+def _number(value: float) -> str:
+  return 'not measured' if math.isnan(value) else f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'

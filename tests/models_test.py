@@ -152,9 +152,9 @@ def test_convolve_is_flax_convolution_whichever_form_it_takes():
   rng = np.random.default_rng(0)
   options = [{}, {'strides': 2}, {'feature_group_count': 2}, {'kernel_dilation': 2}, {'padding': 'VALID'}]
   depthwise = [option | {'feature_group_count': 4, 'features': 4} for option in options]
-  for size, option in itertools.product((3, 4, 5, 8, 9), options + depthwise):
-    if size == 3 and 'kernel_dilation' in option:
-      continue  # The dilated kernel is larger than the map.
+  for size, option in itertools.product((2, 3, 4, 5, 9), options + depthwise):
+    if size < 4 and option.keys() & {'kernel_dilation', 'padding'}:
+      continue  # The kernel, dilated or without padding, is larger than the map.
     x = jnp.array(rng.normal(size=(1, size, size, 4)), jnp.float32)
     option = {'features': 6, 'kernel_size': (3, 3)} | option
     conv = nn.Conv(**option)

@@ -1,0 +1,141 @@
+"""A run as the library trains it, on random images, without a prepared set or a configuration file."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import absent  # noqa: F401
+import jax
+import jax.numpy as jnp
+import numpy as np
+from workload import Workload, check_losses, config, make_rows
+
+from mtl_jax.data import resident
+from mtl_jax.data.order import make_order
+from mtl_jax.data.pipeline import Input, Split, streamed_input
+from mtl_jax.training import building, loop, sharding
+from mtl_jax.training.building import Run
+
+
+class Pixels:
+  """Images `[n, h, w, 3]` in the host's memory, as a split wants them."""
+
+  num_corrupt = 0
+
+  def __init__(self, values: np.ndarray):
+    self._values = values
+    self.shape, self.dtype, self.nbytes, self.ndim = values.shape, values.dtype, values.nbytes, values.ndim
+
+  def __len__(self) -> int:
+    return len(self._values)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    return self._values[index]
+
+  def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
+    return self._values.take(rows, axis=axis)
+
+  def good(self, rows: np.ndarray) -> np.ndarray:
+    return np.ones(len(rows), bool)
+
+
+def make_split(workload: Workload, num_images: int) -> Split:
+  """Random examples in the host's memory."""
+  rows = make_rows(workload.tasks, num_images, workload.size)
+  images: Any = Pixels(rows['image'])
+  return Split(images, rows['labels'], rows['mask'], rows['example_id'], np.zeros((num_images, 2), np.int32))
+
+
+def make_run(workload: Workload, split: Split, *, mode: str, train_input: Input | None = None) -> Run:
+  """The run that `building.build` makes of such a set; `mode` is resident or streamed."""
+  mesh, one_step = sharding.make_mesh(), workload.one_step
+  order_of = partial(make_order, sizes=(len(split),), rows=(workload.batch,))
+  order = order_of(0)
+  if train_input is None and mode == 'streamed':
+    train_input = streamed_input(split, reason='')
+  train_input = train_input or resident.train_input(split, order, mesh, mode=mode, share=1.0)
+  return Run(
+    config=config(workload.batch),
+    mesh=mesh,
+    tasks=workload.tasks,
+    train=split,
+    make_order=order_of,
+    order=order,
+    input=train_input,
+    val=None,
+    image_size=(workload.size, workload.size),
+    model=workload.model,
+    schedule=None,
+    make_state=workload.make_state,
+    one_step=one_step,
+    compiled_steps=building.compile_steps(one_step, train_input, mesh, unroll=building.unrolled(split)),
+    compiled_eval_step=None,
+  )
+
+
+def random_on_devices(workload: Workload, run: Run) -> dict[str, Any]:
+  """A resident source of random bytes, made where it lies: the host never has it.
+
+  Images are drawn some thousand at a time, since random bits take several times their size while they are made.
+  """
+  rows = resident.rows_of_devices(run.order, run.mesh)
+  most, by_rows = max(map(len, rows)), sharding.by_rows(run.mesh)
+  chunk = max(n for n in range(1, 4097) if most % n == 0)
+  numbers = workload.size**2 * 3
+
+  def draw(key: Any) -> dict[str, Any]:
+    keys = jax.random.split(key, len(rows) * most // chunk)
+    images = jax.lax.map(lambda one: jax.random.bits(one, (chunk, numbers), np.uint8), keys)
+    labels = {
+      task.name: jax.random.bernoulli(key, 0.5, (len(rows) * most, len(task.labels))).astype(jnp.float32)
+      for task in workload.tasks
+    }
+    return {
+      'image': images.reshape(-1, numbers),
+      'labels': labels,
+      'mask': {name: values >= 0 for name, values in labels.items()},
+      'example_id': jnp.arange(len(rows) * most, dtype=jnp.int32),
+    }
+
+  source = jax.jit(draw, out_shardings=by_rows)(jax.random.key(0, impl='rbg'))
+  return jax.block_until_ready(source)
+
+
+class Stepper:
+  """Takes steps as `loop.train_from` does; or, with `constant`, on its first batch over and over."""
+
+  def __init__(self, run: Run, *, source: Any = None, constant: bool = False):
+    self.run = run
+    self._state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))()
+    self._source = run.input.place() if source is None else source
+    self._items: Iterator[Any] = loop.input_items(run, 0)
+    self._constant = next(self._items) if constant else None
+    self._steps = 0
+    self.losses: list[float] = []
+
+  def advance(self, dispatches: int) -> int:
+    """Takes steps to their end; returns how many images that were."""
+    before, flying = self._steps, []
+    for size, items in islice(iter(lambda: self._constant or next(self._items), None), dispatches):
+      self._state, metrics = self.run.compiled_steps(self._state, self._source, items)
+      self._steps += size
+      flying.append(metrics['loss'])
+      if len(flying) > sharding.MAX_IN_FLIGHT:
+        jax.block_until_ready(flying[-sharding.MAX_IN_FLIGHT])
+    jax.block_until_ready((self._state, flying))
+    self.losses.append(float(flying[-1][-1]))
+    return (self._steps - before) * self.run.config.train.batch_size
+
+  def check(self) -> None:
+    """The devices took those steps, and learned from them."""
+    assert int(self._state.step) == self._steps, 'steps are missing'
+    check_losses(self.losses)
+
+
+def dispatches_for(stepper: Stepper, secs: float) -> int:
+  """How many dispatches take about so long; the first one, which compiles, must be over."""
+  began = time.perf_counter()
+  stepper.advance(2)
+  return max(2, round(secs / ((time.perf_counter() - began) / 2)))

@@ -1,0 +1,159 @@
+"""One step on several devices: images/s where there are several; else its collectives, from the compiled program.
+
+    python benchmarks/scaling.py [--json benchmarks/results/scaling.json]
+
+The least possible is one all-reduce of the gradients, float32 as the parameters, and one of the loss sums. On one
+device eight are simulated on the host, in a process of its own; nothing is timed there.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import absent  # noqa: F401
+import jax
+import jax.numpy as jnp
+import numpy as np
+from reporting import Row, parser, report, row, spread
+from workload import Workload, check_losses
+
+from mtl_jax.training import sharding
+
+SIMULATED = 8
+ON_CPU = Workload('resnet18', 64, 64, 'float32', width=32)
+ON_ACCELERATOR = Workload('resnet50', 224, 256, 'bfloat16')  # A device.
+QUICK = Workload('convnet', 8, 16, 'float32', width=4)
+KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+SIZES = {'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1, 'u8': 1, 'f64': 8, 's64': 8}
+
+
+def main() -> None:
+  options = flags().parse_args()
+  if options.quick:
+    options.rounds = 1
+  if jax.device_count() == 1:
+    simulate()
+  if jax.default_backend() == 'cpu':
+    rows = collectives(QUICK if options.quick else ON_CPU)
+  else:
+    rows = speed(QUICK if options.quick else ON_ACCELERATOR, options)
+  report(rows, options)
+
+
+def flags() -> argparse.ArgumentParser:
+  made = parser('A step on several devices.')
+  made.add_argument('--rounds', type=int, default=5)
+  return made
+
+
+def simulate() -> None:
+  """Becomes this program on simulated devices, and leaves the memory of a GPU to others."""
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={SIMULATED}',
+    'PJRT_NPROC': '32',
+  }
+  os.execve(sys.executable, [sys.executable, str(Path(__file__)), *sys.argv[1:]], environment)
+
+
+def collectives(workload: Workload) -> list[Row]:
+  """Number and bytes of the collectives of a step, with batch norm over all devices and on each alone."""
+  devices = jax.device_count()
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(workload.make_state).variables['params']))
+  sums = 2 * len(workload.tasks)  # A sum and a number of labels for each task.
+  least = {
+    'number': row('least possible: gradients, loss sums', 2, 'collectives'),
+    'bytes': row('least possible: gradients, loss sums', 4 * (parameters + sums), 'bytes'),
+  }
+  rows = list(least.values())
+  alone = dataclasses.replace(workload, norm_rows=workload.batch // devices)
+  narrow = dataclasses.replace(alone, dtype='bfloat16')
+  for name, one in (('over all', workload), ('on each', alone), ('on each, bfloat16', narrow)):
+    found = found_collectives(compiled_text(one, devices))
+    title = f'{workload.network}, batch norm {name} of {devices} devices'
+    rows.append(row(title, len(found), 'collectives', to=least['number']))
+    rows.append(row(title, sum(size for _, size in found), 'bytes', to=least['bytes']) | {'kinds': counted(found)})
+  return rows
+
+
+def compiled_text(workload: Workload, devices: int) -> str:
+  """The compiled step, its batch split over the devices."""
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+  step = jax.jit(workload.one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+  state, batch = jax.eval_shape(workload.make_state), workload.make_batch()
+  return step.lower(state, batch).compile().as_text() or ''
+
+
+def found_collectives(text: str) -> list[tuple[str, int]]:
+  """Kind and bytes of each collective of a compiled program; those in two halves are counted at their start."""
+  pattern = re.compile(rf'= (.+?) ({"|".join(KINDS)})(-start)?\(')
+  return [(match[2], bytes_of(match[1])) for match in map(pattern.search, text.splitlines()) if match]
+
+
+def bytes_of(shapes: str) -> int:
+  """Of one shape as XLA writes it, such as `f32[3,4]{1,0}`, or a tuple of them."""
+  found = re.findall(r'(\w+)\[([\d,]*)\]', shapes)
+  return sum(SIZES[kind] * math.prod(int(n) for n in dims.split(',') if n) for kind, dims in found)
+
+
+def counted(found: list[tuple[str, int]]) -> dict[str, int]:
+  return {kind: sum(one == kind for one, _ in found) for kind in KINDS if any(one == kind for one, _ in found)}
+
+
+def speed(workload: Workload, options: argparse.Namespace) -> list[Row]:
+  """Images/s on 1, 2, 4, ... devices with as many images for each, in alternating rounds."""
+  counts = [2**i for i in range(jax.device_count().bit_length()) if 2**i <= jax.device_count()]
+  parts = {count: Parallel(dataclasses.replace(workload, batch=count * workload.batch), count) for count in counts}
+  rates: dict[int, list[float]] = {count: [] for count in counts}
+  for _ in range(options.rounds):
+    for count, part in parts.items():
+      began = time.perf_counter()
+      images = part.advance(20)
+      rates[count].append(images / (time.perf_counter() - began))
+  rows: list[Row] = []
+  for count, part in parts.items():
+    part.check()
+    made = row(f'{part.workload.title}, {count} device(s)', float(np.median(rates[count])), 'images/s')
+    made |= spread(rates[count])
+    if rows:
+      made |= {'ratio': made['value'] / rows[0]['value'] / count, 'ratio_to': f'{count} x {rows[0]["name"]}'}
+    rows.append(made)
+  return rows
+
+
+class Parallel:
+  """Steps over so many devices on a constant batch."""
+
+  def __init__(self, workload: Workload, devices: int):
+    self.workload = workload
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    self._state = jax.jit(workload.make_state, out_shardings=whole)()
+    self._batch = jax.device_put(workload.make_batch(), rows)
+    self._step = jax.jit(workload.one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+    self._taken, self.losses = 0, []
+    self.advance(2)
+
+  def advance(self, steps: int) -> int:
+    loss = jnp.zeros(())
+    for _ in range(steps):
+      self._state, metrics = self._step(self._state, self._batch)
+      loss = metrics['loss']
+    jax.block_until_ready(self._state)
+    self._taken += steps
+    self.losses.append(float(loss))
+    return steps * self.workload.batch
+
+  def check(self) -> None:
+    assert int(self._state.step) == self._taken, 'steps are missing'
+    check_losses(self.losses)
+
+
+if __name__ == '__main__':
+  main()

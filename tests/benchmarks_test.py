@@ -1,0 +1,119 @@
+"""Benchmarks run where little is installed, count what they say they count, and write what was not measured as null."""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mtl_jax.training import sharding
+
+BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
+# What a GPU host that has JAX, Flax, optax and Orbax may lack, and the step must not need.
+LACKING = (
+  'clu', 'grain', 'jaxtyping', 'jinja2', 'matplotlib', 'ml_collections', 'safetensors', 'simplejpeg', 'tensorboardX',
+  'tensorflow', 'tensorflow_datasets', 'tqdm', 'PIL', 'torch', 'torchvision',
+)  # fmt: skip
+
+
+@pytest.fixture
+def rooms(monkeypatch):
+  """The benchmarks' own modules can be imported, as they import each other."""
+  monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize('name', ['step', pytest.param('end_to_end', marks=pytest.mark.slow)])
+def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path, name):
+  out = tmp_path / 'result.json'
+  program = (
+    'import runpy, sys\n'
+    f'sys.modules.update(dict.fromkeys({LACKING!r}))\n'
+    f'sys.path.insert(0, {str(BENCHMARKS)!r})\n'
+    f'sys.argv = ["{name}.py", "--quick", "--json", {str(out)!r}]\n'
+    f'runpy.run_path({str(BENCHMARKS / f"{name}.py")!r}, run_name="__main__")'
+  )
+  root = str(BENCHMARKS.parent)
+  environment = os.environ | {'PYTHONPATH': root, 'XLA_FLAGS': ''}
+  done = subprocess.run([sys.executable, '-c', program], env=environment, cwd=root, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  result = json.loads(out.read_text())
+  assert result.keys() == {'device', 'versions', 'flags', 'date', 'rows'}
+  assert all({'name', 'value', 'unit'} <= row.keys() for row in result['rows'])
+  assert any(row['unit'] == 'images/s' and row['value'] > 0 for row in result['rows'])
+
+
+@pytest.mark.parametrize(('backbone', 'multiply_adds'), [('resnet18', 1.814e9), ('resnet50', 4.089e9)])
+def test_flops_of_a_step_are_three_times_the_published_forward_pass(rooms, backbone, multiply_adds):
+  """Multiply-adds of an image at 224 px as torchvision states them; heads here and its classifier are below 1 %."""
+  import floor
+  import workload
+
+  cost = floor.cost_of(workload.Workload(backbone, 224, 2, 'bfloat16'))
+  assert cost.flops / 2 == pytest.approx(3 * 2 * multiply_adds, rel=0.01)
+
+
+def test_fewest_bytes_of_a_step_follow_from_its_maps(rooms):
+  """A convnet of width 4 at 8 px: 8x8 maps of 3 and 4 channels, 4x4 of 4 and 8, then the heads' inputs and outputs."""
+  import floor
+  import workload
+
+  rows = 2
+  one = workload.Workload('convnet', 8, rows, 'float32', width=4)
+  maps = rows * (64 * 3 + 64 * 4 + 16 * 4 + 16 * 8 + 2 * (32 + 256) + (256 + 40) + (256 + 10))
+  state = jax.eval_shape(one.make_state)
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables['params']))
+  assert floor.cost_of(one).bytes == 3 * 4 * maps + parameters * 40
+
+
+def test_collectives_are_counted_with_their_bytes_in_a_compiled_program(rooms):
+  import scaling
+
+  mesh = sharding.make_mesh()
+  rows, whole = sharding.by_rows(mesh), sharding.replicated(mesh)
+  compiled = jax.jit(lambda x: x.sum(axis=0), in_shardings=rows, out_shardings=whole)
+  text = compiled.lower(np.zeros((16, 3, 5), np.float32)).compile().as_text()
+  assert scaling.found_collectives(text) == [('all-reduce', 4 * 3 * 5)]
+  alone = jax.jit(lambda x: 2 * x, in_shardings=rows, out_shardings=rows)
+  assert scaling.found_collectives(alone.lower(np.zeros(16, np.float32)).compile().as_text()) == []
+
+
+def test_a_tuple_of_shapes_has_the_bytes_of_all(rooms):
+  import scaling
+
+  text = '  %a = (f32[2,3]{1,0}, bf16[4]{0}, s32[]) all-reduce-start(%x, %y, %z), to_apply=%add'
+  assert scaling.found_collectives(text) == [('all-reduce', 24 + 8 + 4)]
+
+
+def test_what_was_not_measured_is_said_and_null(rooms, tmp_path, capsys):
+  import reporting
+
+  out = tmp_path / 'result.json'
+  rows = [reporting.row('a', math.nan, 'ms'), reporting.row('b', 2.0, 'ms') | reporting.spread([1.5, 2.5])]
+  reporting.report(rows, argparse.Namespace(quick=True, json=out))
+  assert [row['value'] for row in json.loads(out.read_text())['rows']] == [None, 2.0]
+  said = capsys.readouterr().out
+  assert '| a | not measured | ms |' in said
+  assert '| b | 2 (1.5 to 2.5) | ms |' in said
+
+
+def test_benchmarks_optimize_as_the_default_configuration_does(rooms):
+  import workload
+
+  from mtl_jax.configs import default
+
+  configured = default.get_config().optimizer
+  assert {name: configured[name] for name in workload.OPTIMIZER} == workload.OPTIMIZER
+
+
+@pytest.mark.parametrize('losses', [[1.0, 1.0], [1.0, math.nan]])
+def test_steps_that_change_nothing_or_break_are_no_measurement(rooms, losses):
+  import workload
+
+  with pytest.raises(AssertionError, match='loss'):
+    workload.check_losses(losses)
