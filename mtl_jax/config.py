@@ -173,6 +173,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'optimizer.ema_decay': (0, 1),
   'train.steps': (1, 2**31 - 1),
   'train.batch_size': (1, None),
+  'train.accumulate': (1, None),
+  'train.model_devices': (1, None),
   'train.seed': (0, 2**31 - 1),
   'train.steps_per_dispatch': (0, None),
   'train.log_every_steps': (1, None),

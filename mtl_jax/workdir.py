@@ -33,6 +33,7 @@ WITHOUT_EFFECT = tuple(
   [f'config.data.{name}' for name in ('dir', 'dirs', 'mode', 'resident_share', 'feature_cache')]
   + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
   + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
+  + ['config.train.model_devices']  # As with other devices: the same steps, rounded in another order.
 )
 
 
@@ -190,7 +191,7 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
   chosen = facts.selected(config)
   names = grain.names(chosen, config.objective.grain)
-  model, mesh = multitask.from_config(config, chosen), sharding.make_mesh()
+  model, mesh = multitask.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
   make_state = partial(
     init_state,
     config.train.seed,
@@ -207,10 +208,16 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     if step is None:
       clock = checkpoints.clock()
       step = clock.best_step or clock.step
-    like = checkpoint.abstract_state(make_state, sharding.replicated(mesh))
+    like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
     restored = checkpoints.restore(like, step=step)
   finally:
     checkpoints.close()
   assert restored is not None  # A step that is not there has raised.
   state = restored[0]
   return TrainedModel(config, facts, chosen, model, mesh, step, state.eval_variables, state.label_stats)
+
+
+def _model_devices(config: ConfigDict) -> int:
+  """Over how many devices to divide parameters here: as in training, or none where there are not as many."""
+  asked = config.train.model_devices
+  return 1 if jax.local_device_count() % asked else asked

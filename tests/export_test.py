@@ -79,12 +79,12 @@ def test_each_platform_is_given_its_own_form_of_a_convolution():
     return convolution.convolve(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
   shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 4, 4, 3), (3, 3, 3, 5))]
-  native = {}
+  forms = {}
   for platforms in (('cpu',), ('cuda',), ('cpu', 'tpu')):
     with convolution.chosen_by_platform():
       text = jax.export.export(jax.jit(partial(two_forms)), platforms=platforms)(*shapes).mlir_module()
-    native[platforms] = 'stablehlo.convolution' in text, 'stablehlo.case' in text
-  assert native == {('cpu',): (False, False), ('cuda',): (True, False), ('cpu', 'tpu'): (True, True)}
+    forms[platforms] = 'stablehlo.dot_general' in text, 'stablehlo.convolution' in text
+  assert forms == {('cpu',): (True, False), ('cuda',): (False, True), ('cpu', 'tpu'): (True, True)}
 
 
 def test_a_folder_that_cannot_be_made_is_named(trained_dir, tmp_path, capsys):

@@ -19,7 +19,7 @@ from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.store import Store
-from mtl_jax.errors import DataError
+from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import cost
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.tasks import LabelStats
@@ -121,6 +121,8 @@ def build(config: ConfigDict, store: Store | Mixture, *, directory: Path, stop: 
   Raises:
     UserError: for settings that this set cannot serve.
   """
+  if config.train.model_devices > 1:
+    raise ConfigError('config.train.model_devices: a study has every replica whole on a device; leave it at 1')
   run = building.build(config, store)
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')

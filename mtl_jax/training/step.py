@@ -91,8 +91,12 @@ def train_step(
   seed: int,
   ema_decay: float,
   settings: gradients.Settings = gradients.PLAIN,
+  accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-  """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
+  """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
+
+  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`.
+  """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
   sharing_key = jax.random.fold_in(objective_key, 1)
   pixels = network_input(batch['image'])
@@ -101,9 +105,8 @@ def train_step(
   )
   entries = grain.entries(tasks, settings.grain)
   params = state.variables['params']
-  forward = Forward(
-    model, tasks, entries, images, labels, mask, state.variables, state.label_stats, objective.parts, sharing_key
-  )
+  fixed = (state.variables, state.label_stats, objective.parts, sharing_key, accumulate)
+  forward = Forward(model, tasks, entries, images, labels, mask, *fixed)
   found = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
