@@ -251,12 +251,26 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
+ESSENTIAL = {'tasks', 'data', 'model', 'objective', 'optimizer', 'train'}  # What lacks one of them is no configuration.
+
+
 def from_json(value: dict[str, Any]) -> ConfigDict:
-  """The configuration `to_json` wrote."""
-  config = ConfigDict(_lists_to_tuples(value))
+  """The configuration `to_json` wrote, in this version or one before: a field that is newer takes its default."""
+  newer = dict(_newer_fields(value, to_json(default.get_config()))) if value.keys() >= ESSENTIAL else {}
+  config = ConfigDict(_lists_to_tuples({**value, **newer}))
   _check_fields(config, default.get_config())
   validate(config)
   return config.lock()
+
+
+def _newer_fields(value: dict[str, Any], reference: dict[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
+  """What a written configuration lacks of the reference, whole groups with what they have; open ones lack nothing."""
+  for key, default_value in reference.items():
+    inner = value.get(key, default_value)
+    if isinstance(default_value, dict) and isinstance(inner, dict) and f'{path}{key}' not in OPEN:
+      yield key, {**inner, **dict(_newer_fields(inner, default_value, f'{path}{key}.'))}
+    elif key not in value:
+      yield key, default_value
 
 
 def _lists_to_tuples(value: Any) -> Any:

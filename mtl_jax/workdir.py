@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import mtl_jax
 from mtl_jax import config as configs
 from mtl_jax import objectives, tasks
 from mtl_jax.configs import default
@@ -133,7 +134,7 @@ def check_resumable(
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
   """Writes config.json and dataset.json, from which the model can be rebuilt."""
   if jax.process_index() == 0:
-    write_json(workdir / 'dataset.json', facts.to_json())
+    write_json(workdir / 'dataset.json', {**facts.to_json(), 'mtl_jax': mtl_jax.__version__})
     write_json(workdir / 'config.json', configs.to_json(config))
 
 
@@ -145,6 +146,12 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
     return configs.from_json(config), DataFacts.from_json(facts)
   except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    version = facts.get('mtl_jax') if isinstance(facts, dict) else None
+    if version not in (None, mtl_jax.__version__):
+      raise CheckpointError(
+        f'{workdir} was written by mtl-jax {version}, and this is {mtl_jax.__version__}, which cannot read it '
+        f'({reason}); install that version: pip install mtl_jax=={version}'
+      ) from error
     raise CheckpointError(f'{workdir}: config.json or dataset.json is not as it was written ({reason})') from error
 
 

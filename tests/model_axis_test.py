@@ -109,5 +109,5 @@ def test_a_run_may_divide_its_parameters_and_go_on_with_them_whole(tiny_config, 
 
 
 def test_devices_that_do_not_divide_are_refused_with_the_field():
-  with pytest.raises(ConfigError, match='train.model_devices is 3, which does not divide the 8 devices'):
+  with pytest.raises(ConfigError, match=r'train\.model_devices is 3, which does not divide the 8 devices'):
     sharding.make_mesh(model=3)

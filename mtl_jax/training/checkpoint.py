@@ -94,7 +94,10 @@ class Checkpoints:
     fields: dict[str, Any] = dict(self._manager.restore(step, args=args)['clock'])
     version = fields.pop('format', None)
     if version != FORMAT:
-      raise CheckpointError(f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}')
+      raise CheckpointError(
+        f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}: use the version of '
+        'mtl-jax that dataset.json beside it names, or train anew in another --workdir'
+      )
     return Clock(**fields)
 
   def exist(self) -> bool:
