@@ -251,12 +251,15 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-ESSENTIAL = {'tasks', 'data', 'model', 'objective', 'optimizer', 'train'}  # What lacks one of them is no configuration.
+# Where one of these is missing or empty a configuration is not old but spoilt.
+ESSENTIAL = ('tasks', 'data', 'model', 'objective', 'optimizer', 'train')
 
 
 def from_json(value: dict[str, Any]) -> ConfigDict:
   """The configuration `to_json` wrote, in this version or one before: a field that is newer takes its default."""
-  newer = dict(_newer_fields(value, to_json(default.get_config()))) if value.keys() >= ESSENTIAL else {}
+  newer = (
+    dict(_newer_fields(value, to_json(default.get_config()))) if all(value.get(name) for name in ESSENTIAL) else {}
+  )
   config = ConfigDict(_lists_to_tuples({**value, **newer}))
   _check_fields(config, default.get_config())
   validate(config)
