@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
   report.add_argument('--workdir', type=Path, required=True)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
+  exporting = verb('export', _export, 'write the model as StableHLO for programs without this package')
+  exporting.add_argument('--workdir', type=Path, required=True)
+  exporting.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder for the program and its loader')
+  exporting.add_argument('--step', type=int, help='another checkpoint than the best')
+
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
   return parser
 
@@ -227,6 +232,14 @@ def _report(options: argparse.Namespace) -> int:
   else:
     report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
   print(out)
+  return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+  from mtl_jax import export
+
+  export.export(options.workdir, options.out, step=options.step)
+  print(options.out)
   return 0
 
 

@@ -173,6 +173,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'optimizer.ema_decay': (0, 1),
   'train.steps': (1, 2**31 - 1),
   'train.batch_size': (1, None),
+  'train.accumulate': (1, None),
+  'train.model_devices': (1, None),
   'train.seed': (0, 2**31 - 1),
   'train.steps_per_dispatch': (0, None),
   'train.log_every_steps': (1, None),
@@ -253,12 +255,29 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
+# Where one of these is missing or empty a configuration is not old but spoilt.
+ESSENTIAL = ('tasks', 'data', 'model', 'objective', 'optimizer', 'train')
+
+
 def from_json(value: dict[str, Any]) -> ConfigDict:
-  """The configuration `to_json` wrote."""
-  config = ConfigDict(_lists_to_tuples(value))
+  """The configuration `to_json` wrote, in this version or one before: a field that is newer takes its default."""
+  newer = (
+    dict(_newer_fields(value, to_json(default.get_config()))) if all(value.get(name) for name in ESSENTIAL) else {}
+  )
+  config = ConfigDict(_lists_to_tuples({**value, **newer}))
   _check_fields(config, default.get_config())
   validate(config)
   return config.lock()
+
+
+def _newer_fields(value: dict[str, Any], reference: dict[str, Any], path: str = '') -> Iterator[tuple[str, Any]]:
+  """What a written configuration lacks of the reference, whole groups with what they have; open ones lack nothing."""
+  for key, default_value in reference.items():
+    inner = value.get(key, default_value)
+    if isinstance(default_value, dict) and isinstance(inner, dict) and f'{path}{key}' not in OPEN:
+      yield key, {**inner, **dict(_newer_fields(inner, default_value, f'{path}{key}.'))}
+    elif key not in value:
+      yield key, default_value
 
 
 def _lists_to_tuples(value: Any) -> Any:

@@ -63,6 +63,7 @@ class Task:
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
   discrete: ClassVar[bool] = False  # Labels are numbers of classes, so that batches can be balanced by them.
   coordinates: ClassVar[bool] = False  # Outputs are x and y of points in turn, which spatial heads can give.
+  unit: ClassVar[str] = ''  # Of the predictions, for those who get them as an array.
 
   @property
   def group(self) -> str:
@@ -71,6 +72,11 @@ class Task:
   @property
   def num_outputs(self) -> int:
     return len(self.labels)
+
+  @property
+  def output_names(self) -> tuple[str, ...]:
+    """What each output predicts."""
+    return self.labels
 
   def loss(self, outputs: Float[Array, 'b n'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
     """The loss of each label."""
@@ -171,6 +177,7 @@ class BinaryTask(Task):
 
   kind: ClassVar[str] = 'binary'
   main_metric: ClassVar[str] = 'macro_accuracy'
+  unit: ClassVar[str] = 'probability that the label is 1'
   higher_is_better: ClassVar[bool] = True
   splittable: ClassVar[bool] = True
   discrete: ClassVar[bool] = True
@@ -199,6 +206,7 @@ class LandmarkTask(Task):
 
   kind: ClassVar[str] = 'landmarks'
   main_metric: ClassVar[str] = 'nme'
+  unit: ClassVar[str] = "fraction of the image's width (x) or height (y), from its upper left corner"
   higher_is_better: ClassVar[bool] = False
   standardized: ClassVar[bool] = True
   coordinates: ClassVar[bool] = True
@@ -270,6 +278,7 @@ class RegressionTask(Task):
 
   kind: ClassVar[str] = 'regression'
   main_metric: ClassVar[str] = 'mae'
+  unit: ClassVar[str] = "the label's own, such as years of an age"
   higher_is_better: ClassVar[bool] = False
   standardized: ClassVar[bool] = True
 
@@ -293,12 +302,17 @@ class CategoricalTask(Task):
 
   kind: ClassVar[str] = 'categorical'
   main_metric: ClassVar[str] = 'accuracy'
+  unit: ClassVar[str] = 'probability of the class'
   higher_is_better: ClassVar[bool] = True
   discrete: ClassVar[bool] = True
 
   @property
   def num_outputs(self) -> int:
     return len(self.classes)
+
+  @property
+  def output_names(self):
+    return self.classes
 
   def check(self, labels):
     for name, label in zip(self.labels, labels, strict=True):

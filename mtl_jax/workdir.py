@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import mtl_jax
 from mtl_jax import config as configs
 from mtl_jax import objectives, tasks
 from mtl_jax.configs import default
@@ -34,6 +35,7 @@ WITHOUT_EFFECT = tuple(
   + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
   + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
   + [f'config.affinity.{name}' for name in ('networks', 'transfer')]
+  + ['config.train.model_devices']  # As with other devices: the same steps, rounded in another order.
 )
 
 
@@ -133,7 +135,7 @@ def check_resumable(
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
   """Writes config.json and dataset.json, from which the model can be rebuilt."""
   if jax.process_index() == 0:
-    write_json(workdir / 'dataset.json', facts.to_json())
+    write_json(workdir / 'dataset.json', {**facts.to_json(), 'mtl_jax': mtl_jax.__version__})
     write_json(workdir / 'config.json', configs.to_json(config))
 
 
@@ -145,6 +147,12 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
     return configs.from_json(config), DataFacts.from_json(facts)
   except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    version = facts.get('mtl_jax') if isinstance(facts, dict) else None
+    if version not in (None, mtl_jax.__version__):
+      raise CheckpointError(
+        f'{workdir} was written by mtl-jax {version}, and this is {mtl_jax.__version__}, which cannot read it '
+        f'({reason}); install that version: pip install mtl_jax=={version}'
+      ) from error
     raise CheckpointError(f'{workdir}: config.json or dataset.json is not as it was written ({reason})') from error
 
 
@@ -191,7 +199,7 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
   chosen = facts.selected(config)
   names = grain.names(chosen, config.objective.grain)
-  model, mesh = multitask.from_config(config, chosen), sharding.make_mesh()
+  model, mesh = multitask.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
   make_state = partial(
     init_state,
     config.train.seed,
@@ -208,10 +216,16 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     if step is None:
       clock = checkpoints.clock()
       step = clock.best_step or clock.step
-    like = checkpoint.abstract_state(make_state, sharding.replicated(mesh))
+    like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
     restored = checkpoints.restore(like, step=step)
   finally:
     checkpoints.close()
   assert restored is not None  # A step that is not there has raised.
   state = restored[0]
   return TrainedModel(config, facts, chosen, model, mesh, step, state.eval_variables, state.label_stats)
+
+
+def _model_devices(config: ConfigDict) -> int:
+  """Over how many devices to divide parameters here: as in training, or none where there are not as many."""
+  asked = config.train.model_devices
+  return 1 if jax.local_device_count() % asked else asked

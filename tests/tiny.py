@@ -17,14 +17,15 @@ TASKS = (
 
 
 class Shared(nn.Module):
-  """A convolution with batch normalisation and a dense layer; with `names`, a representation for each of them."""
+  """A convolution with batch norm, if `norm`, and a dense layer; with `names`, a representation for each of them."""
 
   names: tuple[str, ...] = ()
+  norm: bool = True
 
   @nn.compact
   def __call__(self, images, *, train: bool) -> Any:
     x = nn.Conv(4, (3, 3), strides=2, name='conv')(images)
-    x = nn.relu(nn.BatchNorm(use_running_average=not train, name='norm')(x))
+    x = nn.relu(nn.BatchNorm(use_running_average=not train, name='norm')(x) if self.norm else x)
     x = nn.tanh(nn.Dense(6, name='dense')(x.reshape(len(x), -1)))
     if not self.names:
       return Representation(x)
@@ -34,10 +35,10 @@ class Shared(nn.Module):
     """None: parameters are free."""
 
 
-def make_model(tasks: tuple[Task, ...] = TASKS, *, soft: bool = False) -> MultiTaskModel:
+def make_model(tasks: tuple[Task, ...] = TASKS, *, soft: bool = False, norm: bool = True) -> MultiTaskModel:
   """Hard sharing, or a representation for each task."""
   outputs = tuple((task.name, task.num_outputs) for task in tasks)
-  return MultiTaskModel(Shared(tuple(name for name, _ in outputs) if soft else ()), outputs, head_features=5)
+  return MultiTaskModel(Shared(tuple(name for name, _ in outputs) if soft else (), norm), outputs, head_features=5)
 
 
 def make_batch(tasks: tuple[Task, ...] = TASKS, *, rows: int = 16, seed: int = 0, labelled: float = 0.8) -> dict:

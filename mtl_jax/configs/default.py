@@ -98,6 +98,12 @@ def get_config() -> ConfigDict:
   config.train = train = ConfigDict()
   train.steps = 10_000  # Optimizer steps.
   train.batch_size = 256  # Examples in the global batch, over all devices and processes.
+  # Micro-batches that the shared part reads a batch in, one after the other: less memory for a third more work, and
+  # the big batch's gradient, but for batch norm's statistics, which are then of a micro-batch.
+  train.accumulate = 1
+  # Devices over which each large array of parameters and of the optimizer is divided, for backbones too large for one;
+  # they take the same rows of a batch. 1: every device holds the whole state. A resumed run may change it.
+  train.model_devices = 1
   train.seed = 0  # Decides initial weights, the order of the data, and augmentation.
   train.steps_per_dispatch = 0  # Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU.
   train.log_every_steps = 20  # A line of metrics.jsonl holds means over this many steps.

@@ -1,5 +1,10 @@
 """Convolution and max-pooling in the form that is fastest on the platform at hand; the numbers are the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +24,21 @@ SHIFTED_UP_TO = 3
 # He et al. 2015, as torchvision draws it: fan-out, normal.
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
+_BY_PLATFORM: ContextVar[bool] = ContextVar('by_platform', default=False)
+
+
+@contextmanager
+def chosen_by_platform() -> Iterator[None]:
+  """What is traced inside holds both forms, and each platform that it is lowered for takes its own.
+
+  For programs that are made on one platform to run on another; traced once, training has only the form it needs.
+  """
+  token = _BY_PLATFORM.set(True)
+  try:
+    yield
+  finally:
+    _BY_PLATFORM.reset(token)
+
 
 def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides, padding, **kwargs):
   """`lax.conv_general_dilated` for `flax.linen.Conv`.
@@ -29,11 +49,15 @@ def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides
   small = groups == 1 and max(lhs.shape[1:3]) <= IM2COL_UP_TO * max(strides)
   depthwise = groups == lhs.shape[-1] == rhs.shape[-1] > 1 and max(rhs.shape[:2]) <= SHIFTED_UP_TO
   plain = not any(d != 1 for d in (*(kwargs.get('lhs_dilation') or ()), *(kwargs.get('rhs_dilation') or ())))
-  if jax.default_backend() == 'cpu' and plain and (small or depthwise):
-    if isinstance(padding, str):
-      padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
-    return (_shifted if depthwise else _im2col)(lhs, rhs, strides, padding)
-  return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
+  native = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs)
+  if not (plain and (small or depthwise)):
+    return native(lhs, rhs)
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+  on_cpu = partial(_shifted if depthwise else _im2col, strides=strides, padding=padding)
+  if _BY_PLATFORM.get():
+    return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=native)
+  return (on_cpu if jax.default_backend() == 'cpu' else native)(lhs, rhs)
 
 
 def _im2col(lhs, rhs, strides, padding):

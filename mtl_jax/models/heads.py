@@ -75,7 +75,7 @@ class SoftArgmax(Head):
     assert maps is not None  # The model asks for maps where a head is spatial.
     hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(maps))
     heat = nn.Dense(self.outputs // 2, dtype=self.dtype, name='heat')(hidden).astype(jnp.float32)
-    places = expected_places(heat).reshape(len(heat), -1)
+    places = expected_places(heat).reshape(heat.shape[0], -1)
     offset = self.param('offset', nn.initializers.constant(0.5), (self.outputs,))
     scale = self.param('scale', nn.initializers.constant(20.0), (self.outputs,))
     return (places - offset) * scale

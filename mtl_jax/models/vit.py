@@ -97,7 +97,7 @@ class VisionTransformer(Backbone):
     x = patches(images.astype(self.dtype))
     position = self.param('position', POSITION_INIT, x.shape[1:], jnp.float32)
     first = self.param('class_token', nn.initializers.zeros, (self.width,), jnp.float32)
-    first += self.param('class_position', POSITION_INIT, (self.width,), jnp.float32)
+    first = first + self.param('class_position', POSITION_INIT, (self.width,), jnp.float32)
     tokens = (x + position.astype(self.dtype)).reshape(x.shape[0], -1, self.width)
     first = jnp.broadcast_to(first.astype(self.dtype), (x.shape[0], 1, self.width))
     return jnp.concatenate([first, tokens], axis=1)

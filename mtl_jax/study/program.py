@@ -19,7 +19,7 @@ from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.store import Store
-from mtl_jax.errors import DataError
+from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.tasks import LabelStats
@@ -129,6 +129,8 @@ def build(
   Raises:
     UserError: for settings that this set cannot serve.
   """
+  if config.train.model_devices > 1:
+    raise ConfigError('config.train.model_devices: a study has every replica whole on a device; leave it at 1')
   run = building.build(config, store)
   if like is not None:
     own = partial(run.one_step, model=like.net)

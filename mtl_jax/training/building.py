@@ -26,7 +26,7 @@ from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import grain
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import features, gradients, optimizer, sharding
+from mtl_jax.training import features, gradients, micro_batches, optimizer, sharding
 from mtl_jax.training.checkpoint import Clock
 from mtl_jax.training.step import TrainState, init_state, repeat_fetching, train_step
 
@@ -63,7 +63,7 @@ class Run:
 
 def build(config: ConfigDict, store: Store | Mixture) -> Run:
   """Everything a run needs, from its config and its prepared set, or a mixture of several."""
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(model=config.train.model_devices)
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = load_data(config, store, tasks)
   order_of = partial(
@@ -97,6 +97,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     augmentation=Augmentation(**config.data.augment),
     seed=config.train.seed,
     settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
+    accumulate=config.train.accumulate,
     **trained,
   )
   return Run(
@@ -113,19 +114,19 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     schedule=optimizer.schedule(config),
     make_state=make_state,
     one_step=one_step,
-    compiled_steps=compile_steps(one_step, train_input, mesh, unroll=unrolled(train)),
+    compiled_steps=compile_steps(one_step, train_input, mesh, make_state, unroll=unrolled(train)),
     compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
   )
 
 
-def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, *, unroll: bool) -> Any:
+def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, make_state: Any, *, unroll: bool) -> Any:
   """Several steps in one call, jitted on the mesh."""
-  whole = sharding.replicated(mesh)
+  state = sharding.of_state(mesh, make_state)
   return jax.jit(
     repeat_fetching(one_step, train_input.fetch, unroll=unroll),
     donate_argnums=0,
-    in_shardings=(whole, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
-    out_shardings=whole,
+    in_shardings=(state, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
+    out_shardings=(state, sharding.replicated(mesh)),
   )
 
 
@@ -164,7 +165,7 @@ def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: 
     train=train,
     input=train_input,
     one_step=one_step,
-    compiled_steps=compile_steps(one_step, train_input, run.mesh, unroll=unrolled(train)),
+    compiled_steps=compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train)),
   )
 
 
@@ -177,6 +178,7 @@ def load_data(
     UserError: for settings that this set cannot serve, now rather than hours later.
   """
   sharding.local_rows(config.train.batch_size, field='train.batch_size')
+  micro_batches.check(config)
   train = keep_labels.apply(
     mixture.load_split(store, 'train', tasks),
     config.data.keep_labels,
@@ -247,3 +249,6 @@ def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
     for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
   log.info('input: %s', run.input.reason)
+  on_each, in_all = (size / 1e6 for size in sharding.bytes_of_state(run.mesh, run.make_state))
+  shared = f' of {in_all:.1f} MB, large arrays divided over {num}' if (num := run.mesh.shape['model']) > 1 else ''
+  log.info('state: %.1f MB on every device%s', on_each, shared)

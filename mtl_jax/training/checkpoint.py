@@ -94,7 +94,10 @@ class Checkpoints:
     fields: dict[str, Any] = dict(self._manager.restore(step, args=args)['clock'])
     version = fields.pop('format', None)
     if version != FORMAT:
-      raise CheckpointError(f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}')
+      raise CheckpointError(
+        f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}: use the version of '
+        'mtl-jax that dataset.json beside it names, or train anew in another --workdir'
+      )
     return Clock(**fields)
 
   def exist(self) -> bool:
@@ -121,9 +124,11 @@ def _score(metrics: dict[str, float]) -> float:
 
 
 def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
-  """Shapes, types and shardings of the state that `state_fn()` would make, without making it."""
+  """Shapes, types and shardings (one for all, or a tree) of the state `state_fn()` would make, without making it."""
+  shapes = jax.eval_shape(state_fn)
+  shardings = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, jax.sharding.Sharding) else sharding
   return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(state_fn)
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
   )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Key
 from mtl_jax.objectives import grain, losses
 from mtl_jax.objectives.grain import Entry
 from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.training import micro_batches
 
 Params = Mapping[str, Any]
 
@@ -41,6 +42,7 @@ class Forward:
     entries: the losses that the objective balances.
     variables: the model's; its parameters are not read.
     parts: into how many parts of the batch each of them is split.
+    accumulate: into how many micro-batches the shared part's rows are divided: see `micro_batches.py`.
     key: of what is random in a way of sharing.
   """
 
@@ -54,6 +56,7 @@ class Forward:
   label_stats: Mapping[str, LabelStats]
   parts: int = 1
   key: Key[Array, ''] | None = None
+  accumulate: int = 1
 
   @property
   def _rngs(self) -> dict[str, Any]:
@@ -62,10 +65,16 @@ class Forward:
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
     """What the heads read, and the variables that the shared part has changed."""
     variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables.get('batch_stats', {}))[0]}
-    representation, moved = self.model.apply(
-      variables, self.images, train=True, mutable=['batch_stats', 'frozen'], method='represent', rngs=self._rngs
-    )
-    return representation, dict(moved)
+
+    def apply(variables: Mapping[str, Any], images: Array) -> tuple[Any, Mapping[str, Any]]:
+      representation, moved = self.model.apply(
+        variables, images, train=True, mutable=['batch_stats', 'frozen'], method='represent', rngs=self._rngs
+      )
+      return representation, dict(moved)
+
+    if self.accumulate == 1:
+      return apply(variables, self.images)
+    return micro_batches.in_turn(apply, variables, self.images, num=self.accumulate)
 
   def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
@@ -94,7 +103,7 @@ class Forward:
     """The same of about `num_rows` rows, taken at even distances: from every device, and every set of a mixture."""
     stride = max(len(self.images) // num_rows, 1)
     images, labels, mask = jax.tree.map(lambda leaf: leaf[::stride], (self.images, self.labels, self.mask))
-    return dataclasses.replace(self, images=images, labels=labels, mask=mask)
+    return dataclasses.replace(self, images=images, labels=labels, mask=mask, accumulate=1)
 
 
 def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

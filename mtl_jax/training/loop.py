@@ -72,14 +72,14 @@ def train(
 
 def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
   """The state of the latest checkpoint, or a new one; born on the mesh either way."""
-  replicated = sharding.replicated(run.mesh)
-  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, replicated))
+  placed = sharding.of_state(run.mesh, run.make_state)
+  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, placed))
   if restored is not None:
     return restored
   weights = building.pretrained_weights(run.config, run.image_size)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
-  return jax.jit(run.make_state, out_shardings=replicated)(pretrained_weights=weights), Clock()
+  return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), Clock()
 
 
 def train_from(

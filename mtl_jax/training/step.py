@@ -92,10 +92,22 @@ def train_step(
   seed: int,
   ema_decay: float,
   settings: gradients.Settings = gradients.PLAIN,
+  accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-  """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
+  """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
+
+  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`.
+  """
   forward, objective_key = forward_of(
-    state, batch, model=model, tasks=tasks, objective=objective, augmentation=augmentation, seed=seed, settings=settings
+    state,
+    batch,
+    model=model,
+    tasks=tasks,
+    objective=objective,
+    augmentation=augmentation,
+    seed=seed,
+    settings=settings,
+    accumulate=accumulate,
   )
   params = state.variables['params']
   found = gradients.find(
@@ -126,6 +138,7 @@ def forward_of(
   augmentation: Augmentation,
   seed: int,
   settings: gradients.Settings,
+  accumulate: int = 1,
 ) -> tuple[Forward, Key[Array, '']]:
   """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -135,9 +148,8 @@ def forward_of(
     pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   entries = grain.entries(tasks, settings.grain)
-  return Forward(
-    model, tasks, entries, images, labels, mask, state.variables, state.label_stats, objective.parts, sharing_key
-  ), objective_key
+  fixed = (state.variables, state.label_stats, objective.parts, sharing_key, accumulate)
+  return Forward(model, tasks, entries, images, labels, mask, *fixed), objective_key
 
 
 def network_input(images: Array) -> Array:

@@ -1,0 +1,93 @@
+"""An exported program predicts what the checkpoint predicts, for any number of images, without this package."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from mtl_jax import cli, workdir
+from mtl_jax.models import convolution
+from mtl_jax.training.step import predict_step
+
+# The loader, where neither this package nor Flax can be imported.
+ALONE = """
+import runpy, sys
+sys.modules['mtl_jax'] = sys.modules['flax'] = None
+folder = sys.argv.pop(1)
+runpy.run_path(folder + '/load.py', run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='module')
+def exported(trained_dir, tmp_path_factory):
+  """What the joint run exports; its maps of 4x4 and less have convolutions in two forms."""
+  out = tmp_path_factory.mktemp('exported') / 'model'
+  assert cli.main(['export', '--workdir', str(trained_dir), '--out', str(out)]) == 0
+  return out
+
+
+def make_images(rows: int) -> np.ndarray:
+  return np.random.default_rng(rows).integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
+
+
+def test_the_loader_alone_gives_the_checkpoints_predictions(exported, trained_dir, tmp_path):
+  model = workdir.restore(trained_dir)
+  predict = jax.jit(partial(predict_step, model=model.model, tasks=model.tasks))
+  images = make_images(5)
+  np.save(tmp_path / 'images.npy', images)
+  arguments = [str(exported), str(tmp_path / 'images.npy'), str(tmp_path / 'out.npz')]
+  environment = {**os.environ, 'XLA_FLAGS': ''}  # One device, where the run had eight.
+  subprocess.run([sys.executable, '-c', ALONE, *arguments], check=True, cwd=tmp_path, env=environment, timeout=120)
+  expected = predict(model.variables, model.label_stats, images)[1]
+  found = np.load(tmp_path / 'out.npz')
+  assert set(found) == set(expected) == {'attributes', 'landmarks'}
+  for name, values in expected.items():
+    np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_the_program_takes_any_number_of_images_on_three_platforms(exported):
+  program = jax.export.deserialize(bytearray((exported / 'model.stablehlo').read_bytes()))
+  assert program.platforms == ('cpu', 'cuda', 'tpu')
+  (images,) = program.in_avals
+  assert (str(images.shape), str(images.dtype)) == ('(b, 32, 32, 3)', 'uint8')
+  predictions = program.call(make_images(2))
+  assert (predictions['attributes'].shape, predictions['landmarks'].shape) == ((2, 40), (2, 10))
+
+
+def test_the_description_names_every_output_with_its_unit(exported):
+  described = json.loads((exported / 'model.json').read_text())
+  assert described['input']['image_size'] == [32, 32]
+  assert described['platforms'] == ['cpu', 'cuda', 'tpu']
+  landmarks = described['outputs']['landmarks']
+  assert landmarks['shape'] == ['b', 10]
+  assert landmarks['names'][:2] == ['lefteye_x', 'lefteye_y']
+  assert landmarks['unit'].startswith('fraction of the image')
+  assert len(described['outputs']['attributes']['names']) == 40
+  assert described['run']['step'] > 0
+  assert described['computes_in'] == 'float32'
+  assert described['versions'].keys() >= {'mtl_jax', 'jax'}
+
+
+def test_each_platform_is_given_its_own_form_of_a_convolution():
+  def two_forms(images, kernel):
+    return convolution.convolve(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 4, 4, 3), (3, 3, 3, 5))]
+  forms = {}
+  for platforms in (('cpu',), ('cuda',), ('cpu', 'tpu')):
+    with convolution.chosen_by_platform():
+      text = jax.export.export(jax.jit(partial(two_forms)), platforms=platforms)(*shapes).mlir_module()
+    forms[platforms] = 'stablehlo.dot_general' in text, 'stablehlo.convolution' in text
+  assert forms == {('cpu',): (True, False), ('cuda',): (False, True), ('cpu', 'tpu'): (True, True)}
+
+
+def test_a_folder_that_cannot_be_made_is_named(trained_dir, tmp_path, capsys):
+  (tmp_path / 'file').write_text('')
+  assert cli.main(['export', '--workdir', str(trained_dir), '--out', str(tmp_path / 'file' / 'model')]) == 2
+  assert '--out: cannot make the folder' in capsys.readouterr().err
