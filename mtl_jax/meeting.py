@@ -113,16 +113,19 @@ class Host:
     if hello is None or hello.get('kind') != 'hello':
       return None
     process = hello.get('process')
+    if not isinstance(process, int):
+      return None
     with self._here:
       reason = None
       if hello.get('num') != self._num:
         reason = f'process {process} was started as one of {hello.get("num")}, process 0 as one of {self._num}'
+      elif process not in range(self._num):
+        reason = f'there is no process number {process} of {self._num}'
       elif process in self._members:
         reason = f'two processes say that they are number {process}'
       connection.send({'kind': 'refused', 'text': reason} if reason else {'kind': 'welcome'})
       if reason:
         return None
-      assert isinstance(process, int)
       self._members[process] = connection
       self._here.notify_all()
       return process
