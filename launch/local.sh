@@ -73,9 +73,10 @@ fi
 set -m  # Each process gets a group of its own, so that ctrl-C reaches it once, through us.
 pids=()
 for line in "${lines[@]}"; do
-  eval "$line" &
+  eval "exec $line" &
   pids+=($!)
 done
+# shellcheck disable=SC2329  # By traps.
 pass_on() { kill "-$1" "${pids[@]}" 2>/dev/null || true; }
 for signal in TERM USR1 INT; do
   # shellcheck disable=SC2064
@@ -87,7 +88,7 @@ code=0 left=$num
 while ((left)); do
   ended='' result=0
   wait -n -p ended "${pids[@]}" || result=$?
-  [[ $ended ]] || continue  # A signal, which was passed on.
+  [[ ${ended:-} ]] || continue  # A signal, which was passed on.
   left=$((left - 1))
   rest=()
   for pid in "${pids[@]}"; do [[ $pid == "$ended" ]] || rest+=("$pid"); done
@@ -97,6 +98,7 @@ while ((left)); do
     # The others end by themselves when they hear of it; one that does not is ended after a minute.
     (sleep 60; kill -KILL "${pids[@]}" 2>/dev/null) >/dev/null 2>&1 &
     watcher=$!
+    disown  # Without a word when it is ended.
   fi
 done
 trap - EXIT

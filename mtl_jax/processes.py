@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from mtl_jax import meeting
@@ -137,13 +138,13 @@ def run(verb: Callable[[], int], place: Place | None, *, timeout_secs: float = T
     if not _member or not _member.asked_to_stop:
       _fail(interrupted.exit_code, one_line(interrupted))
     if index() == 0:
-      print(f'mtl-jax: error: {one_line(interrupted)}', file=sys.stderr)
+      _say(one_line(interrupted))
     code = interrupted.exit_code
   except (UserError, OSError) as error:
     _fail(getattr(error, 'exit_code', 2), one_line(error))
   except KeyboardInterrupt:
     _fail(75, 'interrupted; the same command starts again')
-  except Exception:
+  except BaseException:
     time.sleep(NEWS_SECS)  # A broken connection is most often another's fault, whose news end this process now.
     traceback.print_exc()
     _fail(1, 'an error in mtl_jax; its own output has the traceback')
@@ -154,7 +155,7 @@ def run(verb: Callable[[], int], place: Place | None, *, timeout_secs: float = T
 
 def _fail(code: int, text: str) -> NoReturn:
   """Ends this process, and with it the others, without waiting for anything."""
-  print(f'mtl-jax: error: process {index()}: {text}' if _member else f'mtl-jax: error: {text}', file=sys.stderr)
+  _say(f'process {index()}: {text}' if _member else text)
   if _member:
     _member.fail(code, text)
   _leave(code)
@@ -163,12 +164,19 @@ def _fail(code: int, text: str) -> NoReturn:
 def _end_with_another(news: dict[str, Any]) -> None:
   """Called by the thread that listens."""
   text = news['text'] if news['code'] == 1 else f'process {news["process"]} has ended: {news["text"]}'
-  print(f'mtl-jax: error: process {index()} ends: {text}', file=sys.stderr)
+  _say(f'process {index()} ends: {text}')
   _leave(int(news['code']))
+
+
+def _say(text: str) -> None:
+  """In one write, so that the lines of processes with one terminal do not mix."""
+  with suppress(OSError):  # Nobody reads it any more.
+    sys.stderr.write(f'mtl-jax: error: {text}\n')
 
 
 def _leave(code: int) -> NoReturn:
   """At once: an ordinary exit waits for computations and processes that will never come."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+  with suppress(OSError):
+    sys.stdout.flush()
+    sys.stderr.flush()
   os._exit(code)
