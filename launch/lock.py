@@ -1,6 +1,6 @@
 """Writes launch/requirements.lock: every package of the container, pinned, with the digest of its file.
 
-  python3.12 launch/lock.py     resolves pyproject.toml's dependencies and its extra `cuda` anew
+python3.12 launch/lock.py     resolves pyproject.toml's dependencies and its extra `cuda` anew
 """
 
 import json

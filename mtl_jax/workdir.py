@@ -23,6 +23,7 @@ from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import CheckpointError, UserError
+from mtl_jax.launcher import LauncherError
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import grain
@@ -86,7 +87,13 @@ def lock(workdir: Path) -> Iterator[None]:
 
   Raises:
     CheckpointError: while another run holds it, or where it cannot be written, or not seen by all processes.
+    LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
   """
+  if jax.process_count() != processes.count():
+    raise LauncherError(
+      f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '
+      'start all of them with launch/tpu_vm.sh, or as docs/scale.md says'
+    )
   if processes.index() != 0:  # The first process holds it for all.
     _check_shared(workdir, processes.from_first('workdir', None))
     yield

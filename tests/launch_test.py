@@ -293,9 +293,7 @@ def test_tpu_workers_ask_their_machine_who_they_are(tmp_path, probe, endpoints):
     'gcloud',
     'for last; do :; done\nfor worker in 0 1; do WORKER=$worker bash -c "${last#--command=}" || exit; done',
   )
-  stand_in(
-    tmp_path, 'curl', f'[[ $* == *worker-network-endpoints ]] && echo -n {endpoints} || echo -n "$WORKER"'
-  )
+  stand_in(tmp_path, 'curl', f'[[ $* == *worker-network-endpoints ]] && echo -n {endpoints} || echo -n "$WORKER"')
   path = {'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
   ended = bash(LAUNCH / 'tpu_vm.sh', '--tpu', 'pod', '--zone', 'z', 'train', '--x', "it's a", MTL_JAX=probe, **path)
   assert ended.returncode == 0, ended.stderr
@@ -306,7 +304,7 @@ def test_tpu_workers_ask_their_machine_who_they_are(tmp_path, probe, endpoints):
 def test_a_dry_run_for_tpus_prints_the_commands_and_calls_nothing():
   ended = bash(LAUNCH / 'tpu_vm.sh', '--tpu', 'pod', '--zone', 'z', '--setup', 'pip install x', '--dry_run', 'train')
   setup, run = map(shlex.split, ended.stdout.splitlines())
-  assert setup == [*'gcloud compute tpus tpu-vm ssh pod --zone=z --worker=all'.split(), '--command=pip install x']
+  assert ' '.join(setup) == 'gcloud compute tpus tpu-vm ssh pod --zone=z --worker=all --command=pip install x'
   assert run[:8] == setup[:8]
   ended = bash(LAUNCH / 'tpu_vm.sh', 'train')
   assert (ended.returncode, ended.stderr.count('\n')) == (2, 1)

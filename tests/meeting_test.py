@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import meeting
-from mtl_jax.meeting import Host, Member, MeetingError
+from mtl_jax.meeting import Host, MeetingError, Member
 
 
 class Meeting:
@@ -141,7 +141,7 @@ def test_a_coordinator_that_is_not_there_is_named_within_the_time():
 def test_something_else_at_the_port_is_not_taken_for_process_0():
   with socket.create_server(('127.0.0.1', 0)) as server:
     threading.Thread(target=lambda: server.accept()[0].sendall(b'SSH-2.0-x\r\n'), daemon=True).start()
-    with pytest.raises(MeetingError, match='no process of this run|timed out'):
+    with pytest.raises(MeetingError, match=r'no process of this run|timed out'):
       Member(server.getsockname(), 1, 2, timeout_secs=0.5, on_failure=print)
 
 

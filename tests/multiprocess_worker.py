@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtl_jax import config as configs
 from mtl_jax import cli, launcher, processes
+from mtl_jax import config as configs
 
 
 def read_config(place: Path) -> ConfigDict:
