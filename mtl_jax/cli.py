@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
 
 import mtl_jax
+from mtl_jax import launcher, processes
 from mtl_jax.errors import UserError
 
 DEMO_WORKDIR = 'mtl_jax_demo'
@@ -29,7 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if overrides and 'config' not in options:
       raise UserError(f'{CONFIG_PREFIX}{overrides[0]}: {options.verb} takes no configuration')
     options.overrides = overrides
-    return options.run(options)
+    if 'coordinator' not in options:
+      return options.run(options)
+    place = launcher.find(
+      os.environ,
+      coordinator=options.coordinator,
+      num_processes=options.num_processes,
+      process_id=options.process_id,
+    )
+    return processes.run(partial(options.run, options), place, timeout_secs=options.coordinator_timeout)
   except UserError as error:
     print(f'mtl-jax: error: {error}', file=sys.stderr)
     return error.exit_code
@@ -72,9 +82,11 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--version', action='version', version=f'mtl-jax {mtl_jax.__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
-  def verb(name: str, run, text: str) -> argparse.ArgumentParser:
+  def verb(name: str, run, text: str, *, several: bool = False) -> argparse.ArgumentParser:
     added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
     added.set_defaults(run=run)
+    if several:
+      _add_processes(added)
     return added
 
   demo = verb('demo', _demo, 'train the joint and the single-task models on drawn faces and compare them')
@@ -101,12 +113,12 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--num', type=int, default=4000, help='faces to draw (synthetic)')
   prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
 
-  train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint')
+  train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint', several=True)
   train.add_argument('--config', type=Path, metavar='FILE.py', required=True, help=OVERRIDE)
   train.add_argument('--workdir', type=Path, required=True)
   train.add_argument('--allow_config_change', action='store_true', help='resume with another configuration')
 
-  evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split')
+  evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
   evaluation.add_argument('--workdir', type=Path, required=True)
   evaluation.add_argument('--data', type=Path, metavar='DIR', help='another prepared set')
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
@@ -118,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('images', type=Path, nargs='+', metavar='IMAGE')
   predict.add_argument('--out', type=Path, metavar='DIR', help='draw the predictions into this folder')
 
-  study = verb('study', _study, 'train joint and single-task models with several seeds and test the difference')
+  text = 'train joint and single-task models with several seeds and test the difference'
+  study = verb('study', _study, text, several=True)
   study.add_argument('--config', type=Path, metavar='FILE.py', required=True, help=OVERRIDE)
   study.add_argument('--workdir', type=Path, required=True)
   study.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
@@ -141,6 +154,23 @@ def _parser() -> argparse.ArgumentParser:
 
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
   return parser
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+  """Flags of verbs that run as several processes; launchers say the same in variables."""
+  group = parser.add_argument_group(
+    'several processes', 'needed only where the launcher does not say it: docs/scale.md'
+  )
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
+  group.add_argument('--num_processes', type=int, metavar='N', help='of the whole run')
+  group.add_argument('--process_id', type=int, metavar='I', help='of this process, from 0')
+  group.add_argument(
+    '--coordinator_timeout',
+    type=float,
+    metavar='S',
+    default=processes.TIMEOUT_SECS,
+    help=f'seconds in which all must have come together; default: {processes.TIMEOUT_SECS:g}',
+  )
 
 
 # Verbs import what they need: `mtl-jax --help` and drawing faces in worker processes should not load JAX.
@@ -186,7 +216,8 @@ def _eval(options: argparse.Namespace) -> int:
   found = evaluate_workdir(
     options.workdir, data=options.data, split=options.split, step=options.step, predictions=options.predictions
   )
-  print(json.dumps(found, indent=2))
+  if processes.index() == 0:
+    print(json.dumps(found, indent=2))
   return 0
 
 
@@ -204,7 +235,8 @@ def _study(options: argparse.Namespace) -> int:
   found = study.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
-  print(json.dumps(found, indent=2))
+  if processes.index() == 0:
+    print(json.dumps(found, indent=2))
   return 0
 
 

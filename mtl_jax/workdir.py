@@ -3,8 +3,11 @@
 import dataclasses
 import fcntl
 import json
+import os
+import platform
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,13 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax import config as configs
-from mtl_jax import objectives, tasks
+from mtl_jax import objectives, processes, tasks
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
 from mtl_jax.errors import CheckpointError, UserError
+from mtl_jax.launcher import LauncherError
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import grain
@@ -28,6 +32,9 @@ from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.step import init_state
+
+LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
+SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
 
 # Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
 WITHOUT_EFFECT = tuple(
@@ -82,14 +89,21 @@ def lock(workdir: Path) -> Iterator[None]:
   """Holds a working directory for one run; it is made if it is not there.
 
   Raises:
-    CheckpointError: while another run holds it, or where it cannot be written.
+    CheckpointError: while another run holds it, or where it cannot be written, or not seen by all processes.
+    LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
   """
-  if jax.process_index() != 0:  # The first process holds it for all.
+  if jax.process_count() != processes.count():
+    raise LauncherError(
+      f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '
+      'start all of them with launch/tpu_vm.sh, or as docs/scale.md says'
+    )
+  if processes.index() != 0:  # The first process holds it for all.
+    _check_shared(workdir, processes.from_first('workdir', None))
     yield
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    handle = (workdir / '.lock').open('w')
+    handle = (workdir / LOCK).open('a')
   except OSError as error:
     raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
   with handle:
@@ -97,7 +111,37 @@ def lock(workdir: Path) -> Iterator[None]:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another') from None
+    holder = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
+    handle.truncate(0)
+    handle.write(holder)
+    handle.flush()
+    processes.from_first('workdir', holder)
     yield
+
+
+def _check_shared(workdir: Path, holder: str) -> None:
+  """Raises CheckpointError if this process does not see there what process 0 has written."""
+  deadline = time.monotonic() + SHARED_SECS
+  while time.monotonic() < deadline:
+    with suppress(OSError):
+      if (workdir / LOCK).read_text() == holder:
+        return
+    time.sleep(0.1)
+  raise CheckpointError(
+    f'--workdir: {platform.node()} does not see in {workdir} what process 0 writes there; '
+    'name a folder that all hosts share'
+  )
+
+
+def check_alike(config: ConfigDict, facts: DataFacts) -> None:
+  """Raises CheckpointError if another process was started with another configuration or other data than process 0."""
+  fields = configs.to_json(config)
+  first, checksum = processes.from_first('alike', [fields, facts.checksum])
+  changed = [field for field in configs.differences(first, fields) if field.split(':')[0] not in WITHOUT_EFFECT]
+  if changed:
+    raise CheckpointError(f'the configuration is not that of process 0: {"; ".join(changed)}')
+  if checksum != facts.checksum:
+    raise CheckpointError(f'config.data: {config.data.dir or config.data.dirs} holds other data here than at process 0')
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 
+from mtl_jax import processes
 from mtl_jax.data.concatenation import Concatenation
 from mtl_jax.data.images import Images
 from mtl_jax.data.store import Store
@@ -64,6 +65,11 @@ class Split:
     if bad.size:
       for mask in self.mask.values():
         mask[bad] = False
+
+  def corrupt_rows(self) -> list[int]:
+    """Positions of the images that any process has found corrupt so far. All processes call this alike."""
+    own = np.flatnonzero(~self.images.good(np.arange(len(self)))).tolist()
+    return sorted({row for rows in processes.gather('corrupt', own) for row in rows})
 
 
 class Input(NamedTuple):

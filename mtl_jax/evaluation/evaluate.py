@@ -64,6 +64,9 @@ def evaluate_split(
       jax.block_until_ready(results[-sharding.MAX_IN_FLIGHT])
     if on_batch:
       on_batch(min(len(results) * batch_size, len(split)))
+  corrupt = split.corrupt_rows()  # Among images that other processes have read, too.
+  for mask in split.mask.values():
+    mask[corrupt] = False
   return gathered(jax.device_get(results), split)
 
 

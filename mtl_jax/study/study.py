@@ -1,7 +1,8 @@
 """The study: joint and single-task models with the same budget and several seeds, and what the difference is worth.
 
 For each arm and each of its programs the learning rate is chosen on validation, on seeds of its own; then replicas of
-the study's seeds are trained, and their test predictions compared. Every finished replica is a file of its own.
+the study's seeds are trained, and their test predictions compared. Every finished replica is a file of its own. Of
+several processes each trains its share of the replicas on its own devices, and the first compares them all.
 """
 
 import csv
@@ -18,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import mtl_jax
-from mtl_jax import workdir
+from mtl_jax import processes, workdir
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
@@ -39,7 +40,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   """Runs the study, or what is left of it, and writes `study.json`, `study.csv` and `report.html`.
 
   Returns:
-    The study's JSON.
+    The study's JSON; of several processes in the first alone, which compares what all have trained.
 
   Raises:
     UserError: for bad input, an arm none of whose replicas came through, or a request to stop.
@@ -50,6 +51,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   tasks = facts.selected(config)
   sides = arms.from_config(config, tasks)
   with workdir.lock(directory), Interruption() as interruption:
+    workdir.check_alike(config, facts)
     shelf = Shelf(directory / 'replicas')
     workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
     workdir.begin(directory, config, facts)
@@ -58,8 +60,9 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     study = Study(config, store, sides, directory, shelf, interruption)
     rates = study.choose_rates()
     study.train(rates)
+    if processes.index():
+      return {}
     result = study.compare(tasks, rates)
-  if jax.process_index() == 0:
     workdir.write_json(directory / 'study.json', result)
     write_csv(directory / 'study.csv', result)
     report.write_report(directory)
@@ -94,7 +97,10 @@ class Study:
       return dict.fromkeys(self.programs, grid[0])
     wanted = {name: [Replica(seed, rate) for rate in grid for seed in seeds] for name in self.programs}
     self._train(wanted, test=False, title='choosing learning rates')
-    return {name: self._best_rate(name, grid, seeds) for name in self.programs}
+    first = processes.index() == 0
+    return processes.from_first(
+      'rates', {name: self._best_rate(name, grid, seeds) for name in self.programs} if first else None
+    )
 
   def _grid(self) -> list[float]:
     asked: tuple[float, ...] = tuple(self.config.study.learning_rates)
@@ -132,15 +138,26 @@ class Study:
     self._train({name: list(dict.fromkeys(those)) for name, those in wanted.items()}, test=True, title='training')
 
   def _train(self, wanted: Mapping[str, Sequence[Replica]], *, test: bool, title: str) -> None:
-    """Trains what is not on the shelf yet."""
-    left = {name: [one for one in those if not self.shelf.has(name, one)] for name, those in wanted.items()}
+    """Trains what is not on the shelf yet; each of several processes trains its share on its own devices."""
+    left = self._share(wanted, title)
     total = sum(len(those) * self.programs[name].train.steps for name, those in left.items())
-    count = sum(map(len, wanted.values()))
-    done = count - sum(map(len, left.values()))
-    log.info('%s: %d replicas of %d programs%s', title, count, len(wanted), f', of which {done} are done' * bool(done))
-    with bar(total, description=title, unit='step') as progress:
+    with bar(total, description=title, unit='step', enabled=processes.index() == 0) as progress:
       for name, those in left.items():
         self._train_program(name, those, test=test, advance=progress.update)
+    processes.gather(title, None, stop=self._stop)
+
+  def _share(self, wanted: Mapping[str, Sequence[Replica]], title: str) -> dict[str, list[Replica]]:
+    """Of each program the replicas that are not on the shelf yet and fall to this process."""
+    left = [(name, i) for name, those in wanted.items() for i, one in enumerate(those) if not self.shelf.has(name, one)]
+    left = processes.from_first('left', left)  # Before one of them has put its first on the shelf.
+    count = sum(map(len, wanted.values()))
+    done = f', of which {count - len(left)} are done' if count > len(left) else ''
+    log.info('%s: %d replicas of %d programs%s', title, count, len(wanted), done)
+    if processes.count() > 1:  # All agree on how a program is built, also those that train none of it.
+      for name in wanted:
+        self.program(name)
+    own = left[processes.index() :: processes.count()]
+    return {name: [those[i] for of, i in own if of == name] for name, those in wanted.items()}
 
   def _train_program(self, name: str, left: Sequence[Replica], *, test: bool, advance: Callable[[int], Any]) -> None:
     if not left:
@@ -157,7 +174,7 @@ class Study:
         self.shelf.put(name, result)
 
   def _stop(self) -> None:
-    if self.interruption.requested():
+    if self.interruption.requested_anywhere():
       raise Interrupted('interrupted; finished replicas are kept, and the same command goes on from there')
 
   def program(self, name: str) -> Program:

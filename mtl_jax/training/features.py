@@ -152,8 +152,7 @@ class FeatureCache:
             progress.update(len(rows))
             if self.stop():
               raise Interrupted('interrupted while features were computed; the same command starts with them again')
-        corrupt = np.flatnonzero(~split.images.good(np.arange(len(split)))).tolist()
-        facts = {**key, 'sha256': digest.hexdigest(), 'corrupt': corrupt}
+        facts = {**key, 'sha256': digest.hexdigest(), 'corrupt': split.corrupt_rows()}
         (partial / 'key.json').write_text(json.dumps(facts, indent=2) + '\n')
         for written in ('features.bin', 'key.json'):
           sync(partial / written)

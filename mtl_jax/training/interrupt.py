@@ -4,6 +4,8 @@ import signal
 import threading
 from types import FrameType
 
+from mtl_jax import processes
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -31,5 +33,9 @@ class Interruption:
     self._requested = True
 
   def requested(self) -> bool:
-    """True once a signal has come."""
-    return self._requested
+    """Whether to stop now. Of several processes all ask equally often, and it is True in all at the same time."""
+    return processes.stop_here(self._requested)
+
+  def requested_anywhere(self) -> bool:
+    """True once a signal has come to any process, as far as this one knows; each may ask when it likes."""
+    return processes.anyone_wants_to_stop(self._requested)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import objectives, workdir
+from mtl_jax import objectives, processes, workdir
 from mtl_jax.data import mixture, pipeline
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import DivergedError, Interrupted
@@ -49,7 +49,9 @@ def train(
   store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   with workdir.lock(directory), Interruption() as interruption:
-    run, facts = building.build(config, store), workdir.DataFacts.of(store)
+    facts = workdir.DataFacts.of(store)
+    workdir.check_alike(config, facts)
+    run = building.build(config, store)
     checkpoints = Checkpoints(directory)
     try:
       workdir.check_resumable(
@@ -226,7 +228,8 @@ def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
     mesh=run.mesh,
     batch_size=run.config.eval.batch_size,
   )
-  return validation_values(run.config, evaluation, run.val, run.tasks)
+  score, values = validation_values(run.config, evaluation, run.val, run.tasks)
+  return processes.from_first('score', score), values  # Hosts of several kinds may differ in a last bit.
 
 
 def validation_values(

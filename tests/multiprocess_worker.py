@@ -1,0 +1,93 @@
+"""What each process does in tests of several: stories named on the command line, which `launch/local.sh` starts."""
+
+import json
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mtl_jax import cli, launcher, processes
+from mtl_jax import config as configs
+
+
+def read_config(place: Path) -> ConfigDict:
+  return configs.from_json(json.loads((place / 'config.json').read_text()))
+
+
+def train_until_signal(place: Path) -> int:
+  """The last process alone gets a signal, in its first step."""
+  from mtl_jax.training import loop
+  from mtl_jax.training.progress import Progress
+
+  advance = Progress.advance
+
+  def advance_and_signal(self: Progress, steps: int) -> None:
+    advance(self, steps)
+    if processes.index() == processes.count() - 1:
+      os.kill(os.getpid(), signal.SIGUSR1)
+
+  Progress.advance = advance_and_signal
+  loop.train(read_config(place), place / 'run')
+  return 0
+
+
+def go_on_and_evaluate(place: Path) -> int:
+  """The run is resumed, and evaluated on several splits."""
+  from mtl_jax.data import store
+  from mtl_jax.evaluation.command import evaluate_workdir
+  from mtl_jax.training import loop
+
+  workdir = place / 'run'
+  said = {'steps': loop.train(read_config(place), workdir).step}
+  for split in ('test', 'train'):
+    found = evaluate_workdir(workdir, split=split, predictions=place / f'{split}.npz')
+    said[split] = found['tasks']
+  store._check_files = lambda directory, files: None  # As if the record had been spoilt after this.
+  said['damaged'] = evaluate_workdir(workdir, split='train', data=place / 'damaged')['tasks']
+  (place / f'said-{processes.index()}.json').write_text(json.dumps(said))
+  return 0
+
+
+def study(place: Path) -> int:
+  """The study of the config."""
+  from mtl_jax.study import study as studies
+
+  found = studies.run(read_config(place), place / 'study')
+  (place / f'said-{processes.index()}.json').write_text(json.dumps(found))
+  return 0
+
+
+def fail(place: Path, how: str) -> int:
+  """The last process fails while the others wait for it in a computation."""
+  from jax.experimental import multihost_utils
+
+  from mtl_jax.errors import DataError
+
+  multihost_utils.sync_global_devices('all are here')
+  if processes.index() == processes.count() - 1:
+    (place / 'failed_at').write_text(str(time.time()))
+    if how == 'killed':
+      os.kill(os.getpid(), signal.SIGKILL)
+    if how == 'error':
+      raise RuntimeError('a bug')
+    raise DataError('labels.csv: row 3 is cut short; fetch it again')
+  multihost_utils.sync_global_devices('never')
+  return 0
+
+
+STORIES = {
+  'train': train_until_signal,
+  'go_on': go_on_and_evaluate,
+  'study': study,
+  'bad_input': partial(fail, how='bad_input'),
+  'error': partial(fail, how='error'),
+  'killed': partial(fail, how='killed'),
+}
+
+if __name__ == '__main__':
+  cli._set_up_logging()
+  sys.exit(processes.run(partial(STORIES[sys.argv[1]], Path(sys.argv[2])), launcher.find(os.environ)))
