@@ -97,6 +97,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     augmentation=Augmentation(**config.data.augment),
     seed=config.train.seed,
     settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
+    skip_nonfinite=config.train.on_nonfinite == 'skip',
     **trained,
   )
   return Run(
