@@ -174,5 +174,5 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 # Orbax tells of every save in a dozen lines, and of a failure with tracebacks; what it raises is told in one line.
-logging.getLogger('absl').setLevel(logging.WARNING)
+logging.getLogger('absl').setLevel(logging.ERROR)
 logging.getLogger('absl').addFilter(_without_traceback)

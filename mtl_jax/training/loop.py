@@ -42,7 +42,7 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
-  store, goodput = mixture.open_data(config.data), Goodput()
+  goodput, store = Goodput(), mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   with (
     workdir.lock(directory),
