@@ -22,7 +22,7 @@ OVERRIDE = f'override with {CONFIG_PREFIX}a.b=VALUE'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs one verb. Returns the exit code: 0 done, 2 bad input, 3 diverged, 75 interrupted and saved."""
+  """Runs one verb. Returns the exit code: 0 done, 2 bad input, 3 diverged, 4 hung, 75 interrupted and saved."""
   _set_up_logging()
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   plain, overrides = _split_overrides(arguments)

@@ -149,6 +149,7 @@ CHOICES = {
   'study.match': ('steps', 'compute'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'constant'),
+  'train.on_nonfinite': ('stop', 'skip', 'rollback'),
 }
 
 # Least and largest values of the numeric fields; None sets no limit, but none may be infinite.
@@ -178,6 +179,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'train.seed': (0, 2**31 - 1),
   'train.steps_per_dispatch': (0, None),
   'train.log_every_steps': (1, None),
+  'train.max_nonfinite': (0, None),
+  'train.watchdog_secs': (0, None),
   'eval.every_steps': (0, None),
   'eval.batch_size': (1, None),
   'eval.patience': (0, None),

@@ -39,6 +39,7 @@ SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
 # Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
 WITHOUT_EFFECT = tuple(
   [f'config.data.{name}' for name in ('dir', 'dirs', 'mode', 'resident_share', 'feature_cache')]
+  + [f'config.train.{name}' for name in ('on_nonfinite', 'max_nonfinite', 'watchdog_secs')]
   + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
   + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
   + [f'config.affinity.{name}' for name in ('networks', 'transfer')]

@@ -16,7 +16,7 @@ from mtl_jax import config as configs
 from mtl_jax import workdir
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
-from mtl_jax.training import building, checkpoint, loop
+from mtl_jax.training import building, checkpoint, loop, sharding
 from mtl_jax.training.checkpoint import Checkpoints, Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics

@@ -107,6 +107,13 @@ def get_config() -> ConfigDict:
   train.seed = 0  # Decides initial weights, the order of the data, and augmentation.
   train.steps_per_dispatch = 0  # Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU.
   train.log_every_steps = 20  # A line of metrics.jsonl holds means over this many steps.
+  # Where a step's loss or gradient is NaN or infinite: stop (exit code 3), skip (leave its update out), or rollback (to
+  # the last checkpoint, and from there on without that step's batch).
+  train.on_nonfinite = 'stop'
+  train.max_nonfinite = 10  # Steps that are left out or gone back for; one more stops the run.
+  # Seconds in which nothing is completed (a step, a batch of an evaluation, a save) until the run is ended with exit
+  # code 4; compiling does not count. 0: never.
+  train.watchdog_secs = 1800.0
 
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = 1_000  # Evaluate on the validation split; 0: only at the end.

@@ -75,7 +75,7 @@ class Program:
 
   def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
-    one_step = partial(self.run.one_step, model=self.net, tx=self.tx(learning_rate), seed=seed)
+    one_step = partial(self.run.one_step, model=self.net, tx=self.tx(learning_rate), seed=seed, skip_nonfinite=False)
     image_shape = self.run.train.images.shape[1:]
 
     def step(state: TrainState, positions: Array) -> Any:

@@ -98,6 +98,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     seed=config.train.seed,
     settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
     accumulate=config.train.accumulate,
+    skip_nonfinite=config.train.on_nonfinite == 'skip',
     **trained,
   )
   return Run(

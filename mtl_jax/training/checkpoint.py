@@ -1,7 +1,9 @@
-"""Saving and restoring a run with Orbax: state and clock are one checkpoint, the latest and the best are kept."""
+"""Saving and restoring a run with Orbax: state and clock are one checkpoint, the last two and the best are kept."""
 
 import dataclasses
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.errors import CheckpointError, UserError, one_line
+from mtl_jax.training import digests
 from mtl_jax.training.step import TrainState
 
 FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
@@ -21,19 +24,23 @@ class Clock:
 
   Attributes:
     step: optimizer steps taken.
-    seconds: time spent, over all restarts.
+    spent: seconds by what they went into, over all restarts: see `goodput`.
     best_step: the step whose validation score was the best so far; 0 before the first evaluation.
     best_score: that score, higher is better; it means nothing while best_step is 0.
     evaluations_since_best: for early stopping.
     stopped_early: the run has ended before its last step.
+    passed_over: numbers of the batches that the run went back for, in order: see `nonfinite`.
+    left_out: steps whose update was left out, as they were not finite.
   """
 
   step: int = 0
-  seconds: float = 0.0
+  spent: dict[str, float] = dataclasses.field(default_factory=dict)
   best_step: int = 0
   best_score: float = 0.0
   evaluations_since_best: int = 0
   stopped_early: bool = False
+  passed_over: list[int] = dataclasses.field(default_factory=list)
+  left_out: int = 0
 
   def saw(self, score: float) -> bool:
     """Takes in a validation score; True if it is the best so far."""
@@ -51,17 +58,30 @@ class Checkpoints:
     self.directory = workdir.resolve() / 'checkpoints'
     best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, create=True, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=keep,
+      create=True,
+      enable_async_checkpointing=True,
+      temporary_path_class=digests.Digested,
+    )
+    with self._one_line('be opened'):
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def save(self, state: TrainState, clock: Clock) -> None:
-    """Begins to save; returns as soon as the state has left the devices. A step is saved once."""
+    """Begins to save; returns as soon as the state has left the devices. A step is saved once.
+
+    Raises:
+      CheckpointError: where this save cannot begin, or the one before it failed, as on a full disk.
+    """
     if clock.step in self._manager.all_steps():
       return
+    if not self.directory.is_dir():
+      raise CheckpointError(f'{self.directory} has vanished, so step {clock.step} cannot be saved; bring it back')
     fields = {'format': FORMAT, **dataclasses.asdict(clock)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
     metrics = {'score': clock.best_score} if clock.best_step == clock.step else None
-    self._manager.save(clock.step, args=args, metrics=metrics, force=True)
+    with self._one_line('be saved'):
+      self._manager.save(clock.step, args=args, metrics=metrics, force=True)
 
   def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, Clock] | None:
     """State and clock of one step, the latest by default; None if there is no checkpoint at all.
@@ -77,6 +97,9 @@ class Checkpoints:
     step = self._choose(step)
     if step is None:
       return None
+    if found := digests.damage(self.directory / str(step)):
+      others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
+      raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
     clock = self.clock(step)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
@@ -93,6 +116,7 @@ class Checkpoints:
     args = ocp.args.Composite(clock=ocp.args.JsonRestore())  # pyright: ignore
     fields: dict[str, Any] = dict(self._manager.restore(step, args=args)['clock'])
     version = fields.pop('format', None)
+    fields.pop('seconds', None)  # Of runs that began before there was `spent`.
     if version != FORMAT:
       raise CheckpointError(
         f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}: use the version of '
@@ -100,12 +124,12 @@ class Checkpoints:
       )
     return Clock(**fields)
 
-  def exist(self) -> bool:
-    """Whether anything was saved."""
-    return bool(self._manager.all_steps())
+  def steps(self) -> list[int]:
+    """Those that were saved, in order."""
+    return sorted(self._manager.all_steps())
 
   def _choose(self, step: int | None) -> int | None:
-    steps = sorted(self._manager.all_steps())
+    steps = self.steps()
     if step is None:
       return steps[-1] if steps else None
     if step not in steps:
@@ -113,10 +137,28 @@ class Checkpoints:
       raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step}; it has {have}')
     return step
 
+  def wait(self) -> None:
+    """Waits for the last save. Raises CheckpointError if it failed."""
+    with self._one_line('be saved'):
+      self._manager.wait_until_finished()
+
   def close(self) -> None:
-    """Waits for the last save."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits for the last save. Raises CheckpointError if it failed."""
+    with self._one_line('be saved'):
+      self._manager.close()
+
+  @contextmanager
+  def _one_line(self, what: str) -> Iterator[None]:
+    """Turns the exceptions of Orbax and of the file system into one of ours."""
+    try:
+      yield
+    except UserError:
+      raise
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+      raise CheckpointError(
+        f'{self.directory}: cannot {what}: {one_line(error)[:300]}; what was saved before is as it was: make room or '
+        'mend the folder, and the same command goes on from there'
+      ) from error
 
 
 def _score(metrics: dict[str, float]) -> float:
@@ -132,4 +174,10 @@ def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
   )
 
 
-logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells of every save in a dozen lines.
+def _without_traceback(record: logging.LogRecord) -> bool:
+  return not record.exc_info
+
+
+# Orbax tells of every save in a dozen lines, and of a failure with tracebacks; what it raises is told in one line.
+logging.getLogger('absl').setLevel(logging.ERROR)
+logging.getLogger('absl').addFilter(_without_traceback)

@@ -1,8 +1,9 @@
 """The story of a training run: resume, step, look, save, end."""
 
+import dataclasses
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,18 @@ from ml_collections import ConfigDict
 from mtl_jax import objectives, processes, workdir
 from mtl_jax.data import mixture, pipeline
 from mtl_jax.data.pipeline import Split
-from mtl_jax.errors import DivergedError, Interrupted
+from mtl_jax.errors import Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.tasks import Task
-from mtl_jax.training import building, checkpoint, sharding
+from mtl_jax.training import building, checkpoint, digests, nonfinite, sharding
 from mtl_jax.training.building import Run
 from mtl_jax.training.checkpoint import Checkpoints, Clock
+from mtl_jax.training.goodput import Goodput
 from mtl_jax.training.interrupt import Interruption
+from mtl_jax.training.nonfinite import NonFiniteStep
 from mtl_jax.training.progress import MetricWriter, Progress
 from mtl_jax.training.step import TrainState
+from mtl_jax.training.watchdog import Watchdog
 
 log = logging.getLogger('mtl_jax')
 
@@ -46,30 +50,56 @@ def train(
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
-  store = mixture.open_data(config.data)
+  goodput, store = Goodput(), mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
-  with workdir.lock(directory), Interruption() as interruption:
+  with (
+    workdir.lock(directory),
+    Interruption() as interruption,
+    Watchdog(config.train.watchdog_secs) as watchdog,
+  ):
     facts = workdir.DataFacts.of(store)
     workdir.check_alike(config, facts)
     run = building.build(config, store)
+    digests.set_aside_damaged(directory / 'checkpoints')
     checkpoints = Checkpoints(directory)
-    try:
+    with closing(checkpoints, goodput, directory):
       workdir.check_resumable(
-        directory, config, facts, begun=checkpoints.exist(), allow_config_change=allow_config_change
+        directory, config, facts, begun=bool(checkpoints.steps()), allow_config_change=allow_config_change
       )
       state, clock = begin_state(run, checkpoints)
       workdir.begin(directory, config, facts)
       if clock.stopped_early or clock.step >= config.train.steps:
         log.info('%s is complete at step %d', directory, clock.step)
         return clock
+      goodput.resume(directory, clock.step, clock.spent)
       run = building.on_features(run, store, state, directory, stop=interruption.requested)
       building.describe(run, store, clock)
       run = watch(run, clock.step) if watch else run
-      return train_from(
-        run, state, clock, checkpoints=checkpoints, directory=directory, interruption=interruption, name=name
-      )
+      keepers = Keepers(checkpoints, directory, interruption, watchdog, goodput)
+      return train_on(run, state, clock, keepers=keepers, name=name)
+
+
+class Keepers(NamedTuple):
+  """What keeps and watches a run while it trains."""
+
+  checkpoints: Checkpoints
+  directory: Path
+  interruption: Interruption
+  watchdog: Watchdog
+  goodput: Goodput
+
+
+@contextmanager
+def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iterator[None]:
+  """At the end, however it comes, waits for the last save and says what the run's time went into."""
+  try:
+    yield
+  finally:
+    try:
+      with goodput.under('save'):
+        checkpoints.close()
     finally:
-      checkpoints.close()
+      goodput.finish(directory)
 
 
 def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
@@ -77,6 +107,9 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
   placed = sharding.of_state(run.mesh, run.make_state)
   restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, placed))
   if restored is not None:
+    _, clock = restored
+    if clock.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
+      clock.best_step = 0
     return restored
   weights = building.pretrained_weights(run.config, run.image_size)
   if run.model.frozen and weights is None:
@@ -84,50 +117,70 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
   return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), Clock()
 
 
-def train_from(
-  run: Run,
-  state: TrainState,
-  clock: Clock,
-  *,
-  checkpoints: Checkpoints,
-  directory: Path,
-  interruption: Interruption,
-  name: str,
-) -> Clock:
+def train_on(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, name: str) -> Clock:
+  """`train_from` to the end; where config.train.on_nonfinite is rollback, again from the last checkpoint on."""
+  settings = run.config.train
+  while True:
+    try:
+      return train_from(run, state, clock, keepers=keepers, name=name)
+    except NonFiniteStep as error:
+      if settings.on_nonfinite != 'rollback':
+        raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
+      passed_over = [*clock.passed_over, nonfinite.batch_number(error.step - 1, clock.passed_over)]
+      nonfinite.check_count(len(passed_over), settings, error)
+      with keepers.goodput.under('restart'), keepers.watchdog.unwatched():
+        keepers.checkpoints.wait()
+        state, clock = begin_state(run, keepers.checkpoints)
+      keepers.goodput.go_back(clock.spent)
+      clock.passed_over = passed_over
+      log.warning('warning: %s; back to step %d, and on without that batch', error, clock.step)
+
+
+def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, name: str) -> Clock:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
-  started = time.monotonic() - clock.seconds
+  checkpoints, directory, interruption, watchdog, goodput = keepers
+  run = watched(run, watchdog)
   source = run.input.place()
   writer = MetricWriter(directory, resumed_at=clock.step, enabled=primary)
   progress = Progress(
-    total=config.train.steps, start=clock.step, batch_size=config.train.batch_size, description=name, enabled=primary
+    total=config.train.steps,
+    start=clock.step,
+    batch_size=config.train.batch_size,
+    description=name,
+    goodput=goodput,
+    enabled=primary,
   )
   unlogged: list[Any] = []
   try:
-    for size, items in input_items(run, clock.step):
-      state, metrics = run.compiled_steps(state, source, items)
-      unlogged.append(metrics)
-      if len(unlogged) > sharding.MAX_IN_FLIGHT:
-        jax.block_until_ready(unlogged[-sharding.MAX_IN_FLIGHT])
-      clock.step += size
-      progress.advance(size)
-      now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())
-      values, better = {}, False
-      if now.log:
-        values = log_values(run, unlogged, clock.step, progress)
-        unlogged = []
+    for size, items in goodput.waiting('input', input_items(run, clock.step, clock.passed_over)):
+      with goodput.under('step'):
+        state, metrics = run.compiled_steps(state, source, items)
+        unlogged.append(metrics)
+        if len(unlogged) > sharding.MAX_IN_FLIGHT:
+          jax.block_until_ready(unlogged[-sharding.MAX_IN_FLIGHT])
+        clock.step += size
+        progress.advance(size)
+        now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())
+        values, better = {}, False
+        if now.log:
+          values = log_values(run, unlogged, clock, progress)
+          unlogged = []
+      watchdog.beat(f'step {clock.step}')
       if now.evaluate and run.val is not None:
-        with progress.aside():
+        with goodput.under('eval'):
           score, validation = validate(run, state)
         values |= validation
         better = clock.saw(score)
         clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
       if values:
         writer.write(clock.step, values)
-      clock.seconds = time.monotonic() - started
       if now.save or better or clock.stopped_early:
-        with progress.aside():
+        with goodput.under('save'):
+          clock.spent = goodput.now()
           checkpoints.save(state, clock)
+      if now.log:
+        goodput.write(directory, clock.step, always=now.save or better)
       if clock.stopped_early:
         log.info('stopped early at step %d: %s was best at step %d', clock.step, config.eval.metric, clock.best_step)
         break
@@ -139,6 +192,15 @@ def train_from(
     if run.train.images.num_corrupt:
       log.warning('warning: %d corrupt images were replaced, their labels masked', run.train.images.num_corrupt)
   return clock
+
+
+def watched(run: Run, watchdog: Watchdog) -> Run:
+  """The run whose dispatches and batches of evaluation the watchdog hears of."""
+  return dataclasses.replace(
+    run,
+    compiled_steps=watchdog.beating(run.compiled_steps),
+    compiled_eval_step=watchdog.beating(run.compiled_eval_step),
+  )
 
 
 class Due(NamedTuple):
@@ -164,25 +226,30 @@ def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
   return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
 
 
-def log_values(run: Run, unlogged: Sequence[dict[str, Any]], step: int, progress: Progress) -> dict[str, float]:
+def log_values(run: Run, unlogged: Sequence[dict[str, Any]], clock: Clock, progress: Progress) -> dict[str, float]:
   """One line of metrics.jsonl."""
   return {
-    'epoch': step * run.config.train.batch_size / len(run.train),
-    **means(unlogged, step),
+    'epoch': clock.step * run.config.train.batch_size / len(run.train),
+    **means(run, unlogged, clock),
     'images_per_sec': progress.images_per_sec(),
     **({'corrupt_images': run.train.images.num_corrupt} if run.train.images.num_corrupt else {}),
-    'learning_rate': float(np.asarray(run.schedule(step - 1))),
+    **({'steps_left_out': clock.left_out} if clock.left_out else {}),
+    'learning_rate': float(np.asarray(run.schedule(clock.step - 1))),
   }
 
 
-def input_items(run: Run, step: int) -> Iterator[tuple[int, Any]]:
-  """From `step` on: how many steps to dispatch at once, and what their batches are made of, stacked, on the devices."""
+def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterator[tuple[int, Any]]:
+  """From `step` on: how many steps to dispatch at once, and what their batches are made of, stacked, on the devices.
+
+  Batches that are passed over, by number, are not among them.
+  """
   local = sharding.local_rows(run.config.train.batch_size, field='train.batch_size')
   rows = sharding.by_rows(run.mesh, axis=1)
 
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
-    read = run.input.read(np.stack([run.order.positions(first + i)[local] for i in range(size)]))
+    numbers = [nonfinite.batch_number(first + i, passed_over) for i in range(size)]
+    read = run.input.read(np.stack([run.order.positions(number)[local] for number in numbers]))
     return size, sharding.to_global(read, rows)
 
   return pipeline.prefetch(make, dispatches(run, step))
@@ -202,19 +269,16 @@ def dispatches(run: Run, step: int) -> Iterator[tuple[int, int]]:
     step += size
 
 
-def means(dispatched: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
-  """Means of the metrics of all steps since the last log line. Raises DivergedError if one is not finite."""
+def means(run: Run, dispatched: Sequence[dict[str, Any]], clock: Clock) -> dict[str, float]:
+  """Means of the metrics of all steps since the last log line that were finite. NonFiniteStep as `finite_steps`."""
+
+  def examples(step: int) -> np.ndarray:
+    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, clock.passed_over))]
+
   fetched = jax.device_get(dispatched)
-  result = {}
-  for name in fetched[0]:
-    values = np.concatenate([metrics[name] for metrics in fetched])
-    if not np.isfinite(values).all():
-      bad = step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
-      raise DivergedError(
-        f'{name} became {values[bad - step - 1]} at step {bad} and was not saved; lower config.optimizer.learning_rate'
-      )
-    result[f'train/{name}'] = float(values.mean())
-  return result
+  values = {name: np.concatenate([metrics[name] for metrics in fetched]) for name in fetched[0]}
+  finite = nonfinite.finite_steps(values, clock, settings=run.config.train, examples=examples)
+  return {f'train/{name}': float(each.mean()) for name, each in finite.items() if each.size}
 
 
 def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:

@@ -2,14 +2,13 @@
 
 import json
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from mtl_jax.training.goodput import Goodput
 
 
 class _Lines:
@@ -44,14 +43,16 @@ def bar(total: int, *, description: str, unit: str, initial: int = 0, enabled: b
 
 
 class Progress:
-  """The bar of a training run, and its rate in images/s, with time spent on other things left out."""
+  """The bar of a training run, and its rate in images/s, of the time that `goodput` accounts to training alone."""
 
-  def __init__(self, *, total: int, start: int, batch_size: int, description: str, enabled: bool = True):
+  def __init__(
+    self, *, total: int, start: int, batch_size: int, description: str, goodput: Goodput, enabled: bool = True
+  ):
     self._bar = bar(total, description=description, unit='step', initial=start, enabled=enabled)
     self._batch_size = batch_size
     self._steps = 0
-    self._started = time.monotonic()
-    self._aside = 0.0
+    self._goodput = goodput
+    self._busy = goodput.busy_secs()
 
   def advance(self, steps: int) -> None:
     self._steps += steps
@@ -59,20 +60,11 @@ class Progress:
 
   def images_per_sec(self) -> float:
     """The rate since this was last asked, also shown on the bar from now on."""
-    busy = time.monotonic() - self._started - self._aside
-    rate = self._steps * self._batch_size / max(busy, 1e-9)
-    self._steps, self._started, self._aside = 0, time.monotonic(), 0.0
+    busy = self._goodput.busy_secs()
+    rate = self._steps * self._batch_size / max(busy - self._busy, 1e-9)
+    self._steps, self._busy = 0, busy
     self._bar.set_postfix_str(f'{rate:,.0f} images/s', refresh=False)
     return rate
-
-  @contextmanager
-  def aside(self) -> Iterator[None]:
-    """Time spent inside does not count for the rate: evaluation, saving."""
-    began = time.monotonic()
-    try:
-      yield
-    finally:
-      self._aside += time.monotonic() - began
 
   def close(self) -> None:
     self._bar.close()

@@ -20,6 +20,8 @@ from mtl_jax.training.forward import Forward, label_losses, split
 
 Metrics = dict[str, Array]
 
+LEFT_OUT = 'left_out'  # A metric: whether the step's update was left out.
+
 
 class TrainState(struct.PyTreeNode):
   """Everything that training changes, and what is needed to read the model's outputs.
@@ -93,10 +95,12 @@ def train_step(
   ema_decay: float,
   settings: gradients.Settings = gradients.PLAIN,
   accumulate: int = 1,
+  skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
 
-  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`.
+  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`. With `skip_nonfinite` a step of
+  which one metric is not finite changes nothing but the count of steps.
   """
   forward, objective_key = forward_of(
     state,
@@ -125,7 +129,15 @@ def train_step(
     objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
   )
   metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
-  return next_state, {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+  return leave_out(state, next_state, metrics) if skip_nonfinite else (next_state, metrics)
+
+
+def leave_out(before: Any, after: Any, metrics: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+  """State and metrics of a step: if one of its metrics is not finite, the state before it, but for the step's count."""
+  finite = jnp.stack([jnp.isfinite(values).all() for values in metrics.values()]).all()
+  kept = jax.tree.map(lambda old, new: jnp.where(finite, new, old), before, after)
+  return kept.replace(step=after.step), {**metrics, LEFT_OUT: ~finite}
 
 
 def forward_of(

@@ -1,0 +1,165 @@
+"""What may happen to a workdir: checkpoints cut short or changed on disk, a full disk, a folder that vanishes."""
+
+import json
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import small_runs
+
+from mtl_jax import workdir
+from mtl_jax.errors import CheckpointError, Interrupted
+from mtl_jax.training import digests, loop
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  return small_runs.make_config(small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces'))
+
+
+@pytest.fixture(scope='module')
+def whole(config, tmp_path_factory) -> Path:
+  """The workdir of a run that nothing happened to; tests must not write into it."""
+  directory = tmp_path_factory.mktemp('runs') / 'whole'
+  loop.train(config, directory)
+  return directory
+
+
+@pytest.fixture(scope='module')
+def stopped(config, tmp_path_factory) -> Path:
+  """The workdir of a run stopped at step 10, with checkpoints of 6 (the best), 9 and 10; copied by tests."""
+  directory = tmp_path_factory.mktemp('runs') / 'stopped'
+  with pytest.MonkeyPatch.context() as patch:
+    small_runs.at_step(patch, 10)
+    with pytest.raises(Interrupted):
+      loop.train(config, directory)
+  return directory
+
+
+@pytest.fixture
+def copy(stopped, tmp_path) -> Path:
+  return Path(shutil.copytree(stopped, tmp_path / 'copy'))
+
+
+def largest_file(checkpoint: Path) -> Path:
+  return max((path for path in checkpoint.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+  path = largest_file(checkpoint)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def cut_short(checkpoint: Path) -> None:
+  path = largest_file(checkpoint)
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose_a_file(checkpoint: Path) -> None:
+  (checkpoint / 'clock' / 'metadata').unlink()
+
+
+def spoil_the_digests(checkpoint: Path) -> None:
+  path = checkpoint / digests.FILE
+  path.write_bytes(path.read_bytes()[:-5])
+
+
+def wait_for(path: Path) -> None:
+  while not path.exists():
+    time.sleep(0.01)
+
+
+def steps_in(directory: Path) -> set[str]:
+  return {path.name for path in (directory / 'checkpoints').iterdir()}
+
+
+@pytest.mark.parametrize('harm', [flip_a_bit, cut_short, lose_a_file, spoil_the_digests])
+def test_damage_on_disk_is_noticed_in_every_kind_of_file(copy, harm):
+  checkpoint = copy / 'checkpoints' / '10'
+  assert digests.damage(checkpoint) is None
+  harm(checkpoint)
+  assert digests.damage(checkpoint)
+
+
+def test_damaged_and_unfinished_checkpoints_are_said_and_the_one_before_is_used(
+  copy, whole, config, caplog, monkeypatch
+):
+  folder = copy / 'checkpoints'
+  flip_a_bit(folder / '10')
+  shutil.copytree(folder / '10', folder / '11.orbax-checkpoint-tmp')
+  monkeypatch.setattr(loop.log, 'propagate', True)
+  loop.train(config, copy)
+  said = [record.message for record in caplog.records if record.message.startswith('warning')]
+  assert len(said) == 2
+  assert 'checkpoints/11.orbax-checkpoint-tmp is a save that was cut short' in said[0]
+  assert 'checkpoints/10: state' in said[1]
+  assert 'is not as it was saved; it is now 10.damaged, and step 9 is the last complete one' in said[1]
+  small_runs.assert_same_bits(whole, copy)
+  assert steps_in(copy) == {'9', '12', '10.damaged'} | ({'6'} & steps_in(copy))
+
+
+def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_begin_anew_by_itself(copy, config):
+  before = steps_in(copy)
+  for checkpoint in (copy / 'checkpoints').iterdir():
+    cut_short(checkpoint)
+  with pytest.raises(CheckpointError, match=r'every checkpoint is damaged .* delete the folder to begin anew'):
+    loop.train(config, copy)
+  assert steps_in(copy) == before
+
+
+def test_evaluation_refuses_a_damaged_checkpoint_and_names_the_others(copy):
+  flip_a_bit(copy / 'checkpoints' / '9')
+  with pytest.raises(CheckpointError, match=r'checkpoints/9 is damaged: .*other steps: (6, )?10'):
+    workdir.restore(copy, step=9)
+  assert workdir.restore(copy, step=10).step == 10
+
+
+def test_a_checkpoint_killed_before_its_digests_is_taken_at_orbax_word(copy):
+  (copy / 'checkpoints' / '10' / digests.FILE).unlink()
+  assert digests.damage(copy / 'checkpoints' / '10') is None
+  (copy / 'checkpoints' / '10' / 'commit_success.txt').unlink()
+  assert digests.damage(copy / 'checkpoints' / '10') == 'its save was cut short'
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_what_was_saved(config, whole, tmp_path, monkeypatch):
+  """The limit of a file's size stands in for the disk's: both let a write fail."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def fill() -> None:
+    wait_for(tmp_path / 'checkpoints' / '6' / digests.FILE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+  with monkeypatch.context() as patch:
+    small_runs.at_step(patch, 8, fill)
+    try:
+      with pytest.raises((CheckpointError, OSError), match=r'(?i)file too large|cannot be saved') as caught:
+        loop.train(config, tmp_path)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert '\n' not in str(caught.value)
+  assert digests.damage(tmp_path / 'checkpoints' / '6') is None
+  loop.train(config, tmp_path)
+  small_runs.assert_same_bits(whole, tmp_path)
+
+
+def test_a_workdir_that_vanishes_is_said_and_not_made_anew(config, tmp_path, monkeypatch):
+  directory = tmp_path / 'gone'
+
+  def vanish() -> None:
+    wait_for(directory / 'checkpoints' / '6' / digests.FILE)
+    shutil.rmtree(directory)
+
+  small_runs.at_step(monkeypatch, 8, vanish)
+  with pytest.raises(CheckpointError, match='has vanished'):
+    loop.train(config, directory)
+  assert not directory.exists()
+
+
+def test_a_best_checkpoint_that_was_damaged_is_judged_anew(copy, config):
+  clock = json.loads((copy / 'checkpoints' / '10' / 'clock' / 'metadata').read_text())
+  flip_a_bit(copy / 'checkpoints' / str(clock['best_step']))
+  assert loop.train(config, copy).best_step == 12

@@ -1,0 +1,135 @@
+"""Every second of a run is accounted, under the heading of what it went into, over restarts."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import small_runs
+
+from mtl_jax.errors import Interrupted
+from mtl_jax.training import goodput, loop
+from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.training.goodput import Goodput
+
+DELAY = 0.7  # Seconds.
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  return small_runs.make_config(small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces'))
+
+
+@pytest.fixture(scope='module')
+def plain(config, tmp_path_factory) -> dict[str, float]:
+  """The accounts of a run without delays, which also compiled what the others find in the cache."""
+  directory = tmp_path_factory.mktemp('runs') / 'plain'
+  loop.train(config, directory)
+  return goodput.read(directory)['spent']
+
+
+def slowed(function):
+  def slow(*arguments, **keywords):
+    time.sleep(DELAY)
+    return function(*arguments, **keywords)
+
+  return slow
+
+
+def slow_input(read):
+  def items(*arguments):
+    for number, item in enumerate(read(*arguments)):
+      if number == 4:
+        time.sleep(DELAY)
+      yield item
+
+  return items
+
+
+@pytest.mark.parametrize(
+  ('heading', 'owner', 'name', 'slow', 'times'),
+  [
+    ('input', loop, 'input_items', slow_input, 1),
+    ('eval', loop, 'validate', slowed, 2),
+    ('save', Checkpoints, 'save', slowed, 4),
+  ],
+)
+def test_delays_are_found_under_their_heading_alone(
+  config, plain, tmp_path, monkeypatch, heading, owner, name, slow, times
+):
+  monkeypatch.setattr(owner, name, slow(getattr(owner, name)))
+  started = time.monotonic()
+  loop.train(config, tmp_path)
+  took = time.monotonic() - started
+  spent = goodput.read(tmp_path)['spent']
+  assert spent[heading] >= times * DELAY
+  assert sum(spent.values()) == pytest.approx(took, abs=0.2)
+  assert spent['restart'] == 0
+
+
+def test_accounts_add_up_over_restarts_and_lost_steps_are_restart(config, plain, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    small_runs.at_step(patch, 5)
+    with pytest.raises(Interrupted):
+      loop.train(config, tmp_path)
+  before = goodput.read(tmp_path)
+  assert before['step'] == 5
+  assert before['spent']['restart'] == 0
+  lost = {**before, 'step': 8, 'spent': {**before['spent'], 'step': before['spent']['step'] + 100.0}}
+  (tmp_path / goodput.FILE).write_text(json.dumps(lost))  # As if killed after 100 s more, in which nothing was saved.
+  started = time.monotonic()
+  loop.train(config, tmp_path)
+  took = time.monotonic() - started
+  spent = goodput.read(tmp_path)['spent']
+  assert 100 < spent['restart'] < 100 + took
+  assert spent['step'] < 50
+  assert sum(spent.values()) == pytest.approx(sum(lost['spent'].values()) + took, abs=0.2)
+
+
+def test_compiling_is_an_account_of_its_own_and_counted_once():
+  accounts = Goodput()
+
+  @jax.jit
+  def inner(x):
+    return jnp.sin(x) + 1
+
+  with accounts.under('step'):
+    started = time.monotonic()
+    jax.jit(lambda x: inner(x) * inner(x + 2))(jnp.ones(3)).block_until_ready()
+    took = time.monotonic() - started
+  spent = accounts.now()
+  assert 0 < spent['compile'] <= took
+  assert spent['compile'] + spent['step'] == pytest.approx(took, abs=0.01)
+
+
+def test_stages_of_compiling_within_one_another_count_once():
+  accounts = Goodput()
+  with accounts.under('eval'):
+    time.sleep(0.2)
+    accounts.compiled(0.05)
+    accounts.compiled(0.1)  # Ends as the one before does, and began earlier.
+    accounts.compiled(0.04)
+    threading.Thread(target=accounts.compiled, args=(5.0,)).start()  # What another thread compiles holds nobody up.
+  assert accounts.now()['compile'] == pytest.approx(0.1, abs=0.02)
+  assert accounts.now()['eval'] == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_heading_inside_another_takes_its_own_time_only():
+  accounts = Goodput()
+  with accounts.under('eval'):
+    time.sleep(0.1)
+    with accounts.under('save'):
+      time.sleep(0.2)
+  spent = accounts.now()
+  assert spent['eval'] == pytest.approx(0.1, abs=0.05)
+  assert spent['save'] == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_file_that_is_not_as_written_counts_for_nothing(tmp_path):
+  for content in ('', '[]', '{"step": 1}', '{"step": 1, "spent": {"step": "x"}}'):
+    (tmp_path / goodput.FILE).write_text(content)
+    assert goodput.read(tmp_path) is None
+  assert goodput.read(Path('/nowhere')) is None

@@ -1,0 +1,195 @@
+"""Real signals and kills, at random moments: what a run says, how it ends, and that nothing is lost."""
+
+import collections
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small_runs
+
+from mtl_jax.training import digests, loop
+from mtl_jax.training.progress import read_metrics
+
+SOAK_KILLS = 40
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory) -> Path:
+  return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')
+
+
+def python(program: str) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, '-c', program],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=small_runs.one_device(),
+  )
+
+
+# A mutex that is locked twice: unlike a sleep, no signal ends the wait, as in a collective that hangs.
+HANG = """
+import ctypes
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+def hang_in_a_collective():
+  libc.pthread_mutex_lock(mutex)
+  print('hangs', flush=True)
+  libc.pthread_mutex_lock(mutex)
+"""
+
+
+def test_a_second_sigint_leaves_at_once_even_from_a_call_that_hangs():
+  process = python(
+    f'{HANG}\nfrom mtl_jax.training.interrupt import Interruption\nwith Interruption(): hang_in_a_collective()'
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'hangs\n'
+  process.send_signal(signal.SIGINT)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(0.3)
+  said = small_runs.end(process, signal.SIGINT)
+  assert process.returncode == 75
+  assert said.strip() == 'mtl-jax: left at once; the same command goes on from the last complete checkpoint'
+
+
+def test_the_watchdog_shows_every_stack_and_ends_a_run_that_hangs():
+  process = python(
+    f'{HANG}\nfrom mtl_jax.training.watchdog import Watchdog\n'
+    'with Watchdog(0.5) as watchdog:\n  watchdog.beat("step 7")\n  hang_in_a_collective()'
+  )
+  said = process.communicate(timeout=60)[1]
+  assert process.returncode == 4
+  assert 'in hang_in_a_collective' in said
+  assert said.splitlines()[-1].startswith(
+    'mtl-jax: error: nothing was completed for 0.5 s (config.train.watchdog_secs) after step 7'
+  )
+
+
+def test_the_watchdog_waits_for_a_compilation_and_for_a_run_that_goes_on():
+  process = python("""
+import time
+import numpy as np
+from mtl_jax.training.watchdog import Watchdog
+with Watchdog(0.4) as watchdog:
+  step = watchdog.beating(lambda batch: time.sleep(1.0))  # Longer than allowed: shapes that are new may compile.
+  step(np.zeros(3))
+  step(np.zeros(4))
+  for _ in range(10):
+    time.sleep(0.1)
+    watchdog.beat()
+time.sleep(1.0)
+""")
+  assert process.communicate(timeout=60)[1] == ''
+  assert process.returncode == 0
+
+
+def last_step(directory: Path) -> int:
+  lines = read_metrics(directory / 'metrics.jsonl')
+  return lines[-1]['step'] if lines else 0
+
+
+def wait_for_step(process: subprocess.Popen, directory: Path, step: int) -> None:
+  while last_step(directory) < step:
+    assert process.poll() is None, process.stderr.read() if process.stderr else ''
+    time.sleep(0.005)
+
+
+def test_a_run_killed_in_a_save_goes_on_from_the_last_complete_checkpoint_to_the_same_bits(faces, tmp_path):
+  """Saves every step, so that any moment is one inside a save."""
+  config = small_runs.make_config(faces, **{'train.steps': 24, 'checkpoint.every_steps': 1})
+  parts = tmp_path / 'parts'
+  command = small_runs.command(tmp_path, config, parts)
+  process = small_runs.start(command)
+  folder = parts / 'checkpoints'
+  wait_for_step(process, parts, 5)
+  while not list(folder.glob('*-tmp*')):
+    time.sleep(0.001)
+  small_runs.end(process, signal.SIGKILL)
+  assert process.returncode == -signal.SIGKILL
+  process = small_runs.start(command)
+  said = small_runs.end(process)
+  assert process.returncode == 0, said
+  assert re.search(r'resuming at step \d+', said)
+  loop.train(config, tmp_path / 'whole')
+  small_runs.assert_same_bits(tmp_path / 'whole', parts)
+
+
+def resident_mb(process: subprocess.Popen) -> float:
+  """Memory of a process in MB; 0 once it has ended."""
+  try:
+    lines = Path(f'/proc/{process.pid}/status').read_text().splitlines()
+  except OSError:
+    return 0.0
+  return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith('VmRSS')), 0.0)
+
+
+def uninterrupted(command: list[str], directory: Path) -> list[float]:
+  """Runs to the end; the memory in MB at steps 500, 1000, 1500 and about 1950."""
+  process = small_runs.start(command, environment=small_runs.one_device())
+  memory = []
+  for step in (500, 1000, 1500, 1950):
+    wait_for_step(process, directory, step)
+    memory.append(resident_mb(process))
+  said = small_runs.end(process)
+  assert process.returncode == 0, said
+  return memory
+
+
+def wait_to_kill(process: subprocess.Popen, directory: Path, goal: int, moment: random.Random) -> bool:
+  """Waits until the process has trained to the goal and a random time more; False if it had ended."""
+  path, began = directory / 'metrics.jsonl', time.time()
+  while not (path.exists() and path.stat().st_mtime > began and last_step(directory) >= goal):
+    if process.poll() is not None:
+      return False
+    time.sleep(0.01)
+  time.sleep(moment.uniform(0, 0.4))
+  return process.poll() is None
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_with_random_kills_end_in_the_same_bits(faces, tmp_path):
+  """Tens of kills, of every kind, at random moments; prints what it met (pytest -s)."""
+  overrides = {'train.log_every_steps': 5, 'eval.every_steps': 250, 'checkpoint.every_steps': 10}
+  config = small_runs.make_config(faces, **{'train.steps': 2000, 'optimizer.ema_decay': 0.99, **overrides})
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  memory = uninterrupted(small_runs.command(tmp_path, config, whole), whole)
+  command, seed = small_runs.command(tmp_path, config, parts), time.time_ns() % 10_000
+  moment, met = random.Random(seed), collections.Counter()
+  kills = [(signal.SIGKILL,), (signal.SIGKILL,), (signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGINT,) * 2]
+  for number in range(SOAK_KILLS):
+    process = small_runs.start(command, environment=small_runs.one_device())
+    if number % 8 == 7:  # Also while it starts, which only SIGKILL interrupts at once.
+      time.sleep(moment.uniform(0, 8))
+      signals, met['in the start'] = (signal.SIGKILL,), met['in the start'] + 1
+    elif wait_to_kill(process, parts, 1900 * number // SOAK_KILLS, moment):
+      signals = moment.choice(kills)
+    else:
+      signals = ()
+    said = small_runs.end(process, *signals)
+    met['+'.join(each.name for each in signals) or 'ended'] += 1
+    met['saves cut short'] += said.count('is a save that was cut short')
+    expected = {-signal.SIGKILL} if signals[:1] == (signal.SIGKILL,) else {75} if signals else {0}
+    assert process.returncode in expected, (seed, signals, said)
+    assert 'Traceback' not in said, (seed, said)
+    assert 'is not as it was saved' not in said, (seed, said)
+  process = small_runs.start(command, environment=small_runs.one_device())
+  said = small_runs.end(process)
+  assert process.returncode == 0, (seed, said)
+  print(f'\nseed {seed}: {dict(met)}\nMB at steps 500 to 1950: {memory}\n{said.splitlines()[-1]}')
+  small_runs.assert_same_bits(whole, parts)
+  assert names(parts) == names(whole)
+  assert all(path.name.isdigit() and not digests.damage(path) for path in (parts / 'checkpoints').iterdir())
+  steps = [line['step'] for line in read_metrics(parts / 'metrics.jsonl')]
+  assert steps == [line['step'] for line in read_metrics(whole / 'metrics.jsonl')]
+  assert memory[-1] < memory[0] + 50
+
+
+def names(directory: Path) -> set[str]:
+  """Of a workdir's files; each start writes events of its own."""
+  return {path.name for path in directory.iterdir() if 'tfevents' not in path.name}
