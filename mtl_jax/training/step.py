@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions of state and batch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import pretrained
 from mtl_jax.objectives import Objective, grain
+from mtl_jax.objectives.matching import Coupling
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients
 from mtl_jax.training.forward import Forward, label_losses, split
@@ -91,6 +93,7 @@ def train_step(
   seed: int,
   ema_decay: float,
   settings: gradients.Settings = gradients.PLAIN,
+  coupling: Coupling | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -101,9 +104,14 @@ def train_step(
   )
   entries = grain.entries(tasks, settings.grain)
   params = state.variables['params']
+  weights = auxiliary = None
+  if coupling is not None:
+    auxiliary = coupling.auxiliary(labels, mask, label_stats=state.label_stats, step=state.step)
+    labels, mask, weights = coupling.complete(labels, mask)
   forward = Forward(
     model, tasks, entries, images, labels, mask, state.variables, state.label_stats, objective.parts, sharing_key
   )
+  forward = dataclasses.replace(forward, weights=weights, auxiliary=auxiliary)
   found = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
@@ -118,7 +126,7 @@ def train_step(
     optimizer=optimizer,
     objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
   )
-  metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
+  metrics = {f'{name}/loss': loss for name, loss in (found.seen.task_losses | dict(found.seen.auxiliary)).items()}
   return next_state, {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
 
 
