@@ -265,7 +265,7 @@ def _count(relation: Relation, target: Variable, split: Split, smoothing: float)
   if not both.any():
     raise ConfigError(
       f'{relations.FIELD}: {relation.where}: no row has both {relation.source.name} and {target.name} to count; '
-      'give a table, keep some rows with both, or count in objective.matching.count_in=val'
+      'give a table, keep some rows with both, or set config.objective.matching.count_in=val'
     )
   shape = (len(relation.source.classes), len(target.classes))
   return tables.counted(source, classes, known=both, shape=shape, smoothing=smoothing)
