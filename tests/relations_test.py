@@ -207,7 +207,7 @@ def test_a_table_that_is_to_be_counted_needs_a_row_with_both_labels():
     np.where(np.arange(20_000) % 2, expressions, np.nan), np.where(np.arange(20_000)[:, None] % 2, np.nan, units)
   )
   config = config_of(relations=('expressions',), distribution=1.0, table='estimated')
-  with pytest.raises(ConfigError, match='no row has both expression and AU.*count_in=val'):
+  with pytest.raises(ConfigError, match=r'no row has both expression and AU.*count_in=val'):
     matching.from_config(config, tasks=TASKS[:2], known=TASKS, train=apart, val=None)
   with config.unlocked():
     config.objective.matching.count_in = 'val'
