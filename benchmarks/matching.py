@@ -77,9 +77,8 @@ def train_arm(config: Any, store: Any, features: dict[str, np.ndarray], seeds: S
     train_step, model=model, tasks=tasks, tx=tx, objective=objective, ema_decay=0.0, seed=0, coupling=coupling,
     augmentation=Augmentation(**config.data.augment),
   )  # fmt: skip
-  images = jnp.asarray(features['train'])
 
-  def train_one(seed: Any, labels: Any, mask: Any) -> Any:
+  def train_one(seed: Any, labels: Any, mask: Any, images: Any, tested: Any) -> Any:
     key = jax.random.key(seed)
     variables = model.init(key, images[:1], train=False)
     state = TrainState(
@@ -95,11 +94,12 @@ def train_arm(config: Any, store: Any, features: dict[str, np.ndarray], seeds: S
       return state, metrics['loss']
 
     state, _ = jax.lax.scan(one, state, jax.random.split(jax.random.fold_in(key, 1), config.train.steps))
-    return predict_step(state.variables, stats, jnp.asarray(features['test']), model=model, tasks=tasks)[1]
+    return predict_step(state.variables, stats, tested, model=model, tasks=tasks)[1]
 
   labels = {name: jnp.asarray(np.nan_to_num(values)) for name, values in whole.labels.items()}
   mask = {name: jnp.stack([split.mask[name] for split in splits]) for name in labels}
-  found = jax.device_get(jax.jit(jax.vmap(train_one, in_axes=(0, None, 0)))(np.asarray(seeds), labels, mask))
+  train_all = jax.jit(jax.vmap(train_one, in_axes=(0, None, 0, None, None)))  # Features as constants compile for long.
+  found = jax.device_get(train_all(np.asarray(seeds), labels, mask, features['train'], features['test']))
   result: dict[str, list[float]] = {task.name: [] for task in tasks}
   for task in tasks:
     for predictions in found[task.name]:
