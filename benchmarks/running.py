@@ -70,7 +70,9 @@ def make_run(workload: Workload, split: Split, *, mode: str, train_input: Input 
     schedule=None,
     make_state=workload.make_state,
     one_step=one_step,
-    compiled_steps=building.compile_steps(one_step, train_input, mesh, unroll=building.unrolled(split)),
+    compiled_steps=building.compile_steps(
+      one_step, train_input, mesh, workload.make_state, unroll=building.unrolled(split)
+    ),
     compiled_eval_step=None,
   )
 

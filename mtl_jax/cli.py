@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
   demo.add_argument('--workdir', type=Path, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
 
   prepare = verb('prepare', _prepare, 'read a data set once and store it for training')
-  prepare.add_argument('set', metavar='SET', help='celeba, mtfl, utkface, synthetic, tfds:NAME, or your own FILE.py')
+  prepare.add_argument(
+    'set',
+    metavar='SET',
+    help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
+  )
   prepare.add_argument('--source', type=Path, metavar='DIR', help="folder with the files of the set; TFDS's data_dir")
   prepare.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder to make')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')

@@ -41,4 +41,5 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
 if __name__ == '__main__':
   if len(sys.argv) != 3:
     sys.exit('usage: python load.py IMAGES.npy OUT.npz')
-  np.savez(sys.argv[2], **{name: np.asarray(values) for name, values in load()[0](np.load(sys.argv[1])).items()})
+  outputs: dict[str, Any] = {name: np.asarray(values) for name, values in load()[0](np.load(sys.argv[1])).items()}
+  np.savez(sys.argv[2], **outputs)

@@ -28,6 +28,7 @@ from mtl_jax.launcher import LauncherError
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import grain
+from mtl_jax.objectives.matching import relations
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints
@@ -151,6 +152,7 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   if config.model.weights:
     config.model.weights = str(Path(config.model.weights).resolve())
   config.data.update(mixture.absolute_dirs(config.data))
+  config.objective.matching.relations = relations.absolute(config.objective.matching.relations)
   return config
 
 

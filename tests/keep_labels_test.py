@@ -168,3 +168,14 @@ def test_a_run_on_disjoint_labels_learns_both_tasks(tiny_config, tmp_path):
     assert len(losses) == 30
     assert np.isfinite(losses).all()
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_a_disjoint_rule_may_leave_a_share_of_rows_all_labels_and_another_none():
+  keep = kept('disjoint:attributes=4,landmarks=4,all=1,none=1', NAMES, example_ids=IDS, seed=5)
+  count = sum(rows.astype(int) for rows in keep.values())
+  assert_share(count == 3, 0.1)
+  assert_share(count == 0, 0.1)
+  assert_share(keep['attributes'] & ~keep['landmarks'], 0.4)
+  assert_share(keep['age'], 0.1)
+  without = kept('disjoint:attributes=4,landmarks=4', NAMES, example_ids=IDS, seed=5)
+  assert not (keep['attributes'] & ~keep['age'] & ~without['attributes']).any()  # Rows are taken, never moved.

@@ -90,7 +90,11 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
   whole = sharding.replicated(run.mesh)
   return jax.jit(
     first_look,
-    in_shardings=(whole, sharding.by_rows(run.mesh), sharding.by_rows(run.mesh, axis=1)),
+    in_shardings=(
+      sharding.of_state(run.mesh, run.make_state),
+      sharding.by_rows(run.mesh),
+      sharding.by_rows(run.mesh, axis=1),
+    ),
     out_shardings=whole,
   )
 

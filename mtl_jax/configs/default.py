@@ -82,6 +82,24 @@ def get_config() -> ConfigDict:
   objective.gram_every_steps = 1
   objective.gram_rows = 0
   objective.log = False  # Log weights, gradient norms and conflicts; `fixed` and the like then cost a little more.
+  # Tasks coupled by what is known of their relation, beside the losses: see docs/matching.md. Weights of 0 do nothing.
+  objective.matching = matching = ConfigDict()
+  matching.relations = ()  # Built-in ones (expressions, celeba), or files of your own: see objectives/matching.
+  matching.distribution = 0.0  # Weight of distribution matching: what a task predicts against what others expect.
+  matching.soft_co_annotation = 0.0  # Weight of what targets' labels say softly of the source.
+  matching.co_annotation = 0.0  # Weight of labels that others imply, in their task's loss, where true ones weigh 1.
+  matching.table = 'given'  # given, binary (0 and 1) or estimated: counted where source and target are labelled.
+  matching.count_in = 'train'  # Where: train or val, which keeps all labels whatever data.keep_labels drops.
+  matching.smoothing = 1.0  # Added to every count (Laplace).
+  # What is matched: targets to what the source expects, sources to what their targets expect, or both.
+  matching.direction = 'targets'
+  # Of the own prediction p from what is expected, q: kl, reverse_kl, jensen_shannon, cross_entropy or one_sided.
+  matching.divergence = 'kl'
+  matching.stop_gradient = 'none'  # Which of them does not move: none, p or q.
+  matching.score = 'mean'  # Soft co-annotation by the mean of a class's units, or by the posterior given all labels.
+  matching.relevance = False  # Weigh targets by the share of their entropy that the source explains, not alike.
+  matching.clip = 1e-3  # q lies between this and 1 less it.
+  matching.ramp_steps = 0  # Steps over which the weights of both losses grow linearly from 0.
   objective.standardize = True  # Learn coordinates in units of the train split's spread; False: in [0, 1].
   objective.coordinate_loss = 'squared'  # Of landmarks, in those units: squared, l1, smooth_l1 or wing.
 

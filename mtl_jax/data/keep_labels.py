@@ -5,6 +5,7 @@ A rule is one of
     attributes:0.1,landmarks:0.5       the share of rows that keep their labels, for each task; others keep all
     disjoint                           each row keeps the labels of one task of the data set, evenly
     disjoint:attributes=3,landmarks=1  of one of these tasks, by weight; tasks not named keep none
+    disjoint:attributes=4,landmarks=4,all=1,none=1   likewise, but a tenth of the rows keeps all, and a tenth nothing
 
 Whether a row keeps a task's labels depends on the seed, the row's id and the task's name alone: not on the other rows,
 nor on which tasks a run learns, so that single-task runs see exactly the labels that the joint one sees.
@@ -27,6 +28,7 @@ from mtl_jax.tasks import Task
 
 FIELD = 'config.data.keep_labels'
 DISJOINT = 'disjoint'
+ALL, NONE = 'all', 'none'  # In a disjoint rule: rows that keep the labels of all tasks, or of none.
 
 log = logging.getLogger('mtl_jax')
 
@@ -73,8 +75,10 @@ def kept(
   draws = {name: _draw(name, example_ids, seed=seed) for name in names}
   kind, separator, listed = rule.strip().partition(':')
   if kind.strip() == DISJOINT:
-    weights = _numbers(listed, '=', names=names) if separator else dict.fromkeys(names, 1.0)
-    return _one_task_each(draws, weights, rule=rule)
+    weights = _numbers(listed, '=', names=(*names, ALL, NONE)) if separator else dict.fromkeys(names, 1.0)
+    draws |= {name: _draw(name, example_ids, seed=seed) for name in (ALL, NONE) if name not in draws}
+    owned = _one_task_each(draws, weights, rule=rule)
+    return {name: owned[name] | owned[ALL] for name in names}
   shares = _numbers(rule, ':', names=names) if rule.strip() else {}
   for name, share in shares.items():
     if share > 1:

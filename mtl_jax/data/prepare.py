@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.config import choose
-from mtl_jax.data import store_writer, synthetic
+from mtl_jax.data import store_writer, synthetic, synthetic_expressions
 from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.cub import open_cub
 from mtl_jax.data.mtfl import open_mtfl
 from mtl_jax.data.own_source import open_own
 from mtl_jax.data.source import Source
@@ -20,10 +21,12 @@ from mtl_jax.training.progress import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
   'celeba': open_celeba,
+  'cub': open_cub,
   'mtfl': open_mtfl,
   'utkface': open_utkface,
 }
 TFDS = 'tfds:'
+DRAWN = (synthetic.NAME, synthetic_expressions.NAME)
 
 
 def prepare(
@@ -38,7 +41,7 @@ def prepare(
   crop_margin: float | None = None,
   encoding: str = 'decoded',
 ) -> dict[str, Any]:
-  """Prepares a set by name; `synthetic` draws `num` faces from `seed`, the others are read from `source`.
+  """Prepares a set by name; those in DRAWN draw `num` faces from `seed`, the others are read from `source`.
 
   `tfds:NAME` is a set that TFDS has prepared in its data_dir `source`, or in its default one where that is None. A name
   that ends in `.py` is a file that opens a set of the user's own.
@@ -52,13 +55,13 @@ def prepare(
     DataError: for bad input, naming file and row.
   """
   if not name.startswith(TFDS) and not name.endswith('.py'):
-    choose(name, (*READERS, 'synthetic', 'tfds:NAME', 'FILE.py'), field='prepare')
+    choose(name, (*READERS, *DRAWN, 'tfds:NAME', 'FILE.py'), field='prepare')
   if crop_margin is not None and name != 'mtfl':
     raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
-  if name == 'synthetic':
+  if name in DRAWN:
     if source is not None:
-      raise DataError('prepare synthetic draws its own faces; leave out --source')
-    return _prepare_synthetic(out, image_size=image_size, num=num, seed=seed, encoding=encoding, log=log)
+      raise DataError(f'prepare {name} draws its own faces; leave out --source')
+    return _prepare_synthetic(name, out, image_size=image_size, num=num, seed=seed, encoding=encoding, log=log)
   if source is None and not name.startswith(TFDS):
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
   try:
@@ -78,12 +81,14 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
 
 
 def _prepare_synthetic(
-  out: Path, *, image_size: tuple[int, int], num: int, seed: int, encoding: str, log: Callable[[str], None]
+  name: str, out: Path, *, image_size: tuple[int, int], num: int, seed: int, encoding: str, log: Callable[[str], None]
 ) -> dict[str, Any]:
-  """Draws faces in CelebA's layout into `out/source`, and reads them as CelebA."""
+  """Draws faces into `out/source`: in CelebA's layout, to be read as CelebA, or with expressions."""
 
   def draw(folder: Path) -> Source:
     with bar(num, description='draw faces', unit='image') as progress:
+      if name == synthetic_expressions.NAME:
+        return synthetic_expressions.draw(folder / 'source', num=num, seed=seed, progress=progress.update)
       synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update)
     return open_celeba(folder / 'source')
 

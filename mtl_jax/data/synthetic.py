@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,9 +50,13 @@ class Face:
   identity: int
   split: str
 
+  @property
+  def row(self) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """What the text files say: attributes, landmarks, identity, split."""
+    return self.attributes, self.landmarks, self.identity, self.split
 
-# What the text files say of one picture: attributes, landmarks, identity, split.
-_Row = tuple[np.ndarray, np.ndarray, int, str]
+
+Draw = Callable[..., Any]  # (index, *, seed) -> something with an `image` and a `row` of all else.
 
 
 def face(index: int, *, seed: int) -> Face:
@@ -95,38 +100,53 @@ def write(
     if value is not None and value < least:
       raise DataError(f'{flag}={value}: must be at least {least}')
   images = out / 'img_align_celeba'
-  rows = []
   try:
     images.mkdir(parents=True, exist_ok=True)
-    for chunk in _drawn_chunks(images, num=num, seed=seed, workers=workers or os.cpu_count() or 1):
-      rows += chunk
-      if progress:
-        progress(len(chunk))
+    rows = write_images(images, face, num=num, seed=seed, workers=workers, progress=progress)
     _write_lists(out, rows)
   except OSError as error:
     raise DataError(f'{error.filename or out}: {error.strerror}; free the disk or choose another folder') from error
 
 
-def _file_name(index: int) -> str:
-  return f'{index + 1:06d}.jpg'
-
-
-def _draw_chunk(indices: range, *, images: Path, seed: int) -> list[_Row]:
-  """Writes the pictures `indices` to `images`; returns their rows."""
+def write_images(
+  images: Path,
+  draw: Draw,
+  *,
+  num: int,
+  seed: int,
+  workers: int | None = None,
+  progress: Callable[[int], object] | None = None,
+) -> list[Any]:
+  """Writes `num` pictures into a folder that is there, as `write` does, and returns their rows in order."""
   rows = []
-  for index in indices:
-    drawn = face(index, seed=seed)
-    encoded = io.BytesIO()
-    Image.fromarray(drawn.image).save(encoded, 'JPEG', quality=90)
-    (images / _file_name(index)).write_bytes(encoded.getvalue())
-    rows.append((drawn.attributes, drawn.landmarks, drawn.identity, drawn.split))
+  for chunk in _drawn_chunks(images, draw, num=num, seed=seed, workers=workers or os.cpu_count() or 1):
+    rows += chunk
+    if progress:
+      progress(len(chunk))
   return rows
 
 
-def _drawn_chunks(images: Path, *, num: int, seed: int, workers: int) -> Iterator[list[_Row]]:
+def file_name(index: int) -> str:
+  """Of picture `index`."""
+  return f'{index + 1:06d}.jpg'
+
+
+def _draw_chunk(indices: range, *, images: Path, draw: Draw, seed: int) -> list[Any]:
+  """Writes the pictures `indices` to `images`; returns their rows."""
+  rows = []
+  for index in indices:
+    drawn = draw(index, seed=seed)
+    encoded = io.BytesIO()
+    Image.fromarray(drawn.image).save(encoded, 'JPEG', quality=90)
+    (images / file_name(index)).write_bytes(encoded.getvalue())
+    rows.append(drawn.row)
+  return rows
+
+
+def _drawn_chunks(images: Path, draw: Draw, *, num: int, seed: int, workers: int) -> Iterator[list[Any]]:
   """Yields the rows of chunk after chunk, in order, as they are drawn here or by a pool."""
   chunks = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
-  task = functools.partial(_draw_chunk, images=images, seed=seed)
+  task = functools.partial(_draw_chunk, images=images, draw=draw, seed=seed)
   if workers == 1 or num < _POOL_FROM:
     yield from map(task, chunks)
     return
@@ -140,9 +160,9 @@ def _drawn_chunks(images: Path, *, num: int, seed: int, workers: int) -> Iterato
     ) from error
 
 
-def _write_lists(out: Path, rows: list[_Row]) -> None:
+def _write_lists(out: Path, rows: list[Any]) -> None:
   """CelebA's four text files: a count and a header where CelebA has them, then a line a picture."""
-  names = [_file_name(index) for index in range(len(rows))]
+  names = [file_name(index) for index in range(len(rows))]
   attributes, landmarks, identities, splits = zip(*rows, strict=True)
   signs = [' '.join(f'{2 * value - 1:2d}' for value in row.tolist()) for row in attributes]
   points = [' '.join(f'{value:6.2f}' for value in row.ravel().tolist()) for row in landmarks]

@@ -53,6 +53,7 @@ class Sitter:
     yaw, pitch, roll: the head's turn in radians; positive yaw looks to the viewer's right, positive pitch down.
     scale: pixels a face unit.
     centre: where the middle of the face lies in the picture, pixels (x, y).
+    units: how strongly facial action units are on, from 0 to 1, by name such as `AU12`; those not named are off.
   """
 
   strength: Mapping[str, float]
@@ -64,10 +65,15 @@ class Sitter:
   roll: float
   scale: float
   centre: tuple[float, float]
+  units: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def amount(self, name: str) -> float:
     """How much of attribute `name` to draw, in [0, 1]; 0.5 is where opinions divide."""
     return 1 / (1 + math.exp(-min(max(3.5 * self.strength[name], -30.0), 30.0)))
+
+  def unit(self, number: int) -> float:
+    """How strongly an action unit is on."""
+    return self.units.get(f'AU{number}', 0.0)
 
   def has(self, name: str) -> bool:
     """Whether to draw a thing that is there or not, as a hat."""
@@ -85,7 +91,9 @@ def landmarks(sitter: Sitter) -> np.ndarray:
 def mouth_corners(sitter: Sitter) -> tuple[float, float]:
   """Half the mouth's width and the height of its corners: a smile widens it and lifts them."""
   smile = sitter.amount('Smiling')
-  return 0.68 + 0.48 * smile + 0.09 * sitter.shape['mouth_width'], mouth_y(sitter) - 0.26 * smile
+  wider = 0.34 * sitter.unit(12) + 0.26 * sitter.unit(20) - 0.12 * sitter.unit(24)
+  lower = 0.3 * sitter.unit(15) - 0.26 * sitter.unit(12)
+  return 0.68 + 0.48 * smile + 0.09 * sitter.shape['mouth_width'] + wider, mouth_y(sitter) - 0.26 * smile + lower
 
 
 def mouth_y(sitter: Sitter) -> float:

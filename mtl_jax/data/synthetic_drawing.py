@@ -166,9 +166,9 @@ def _draw_eyes(canvas: Canvas) -> None:
   sitter = canvas.sitter
   makeup, bags, narrow = (sitter.amount(name) for name in ('Heavy_Makeup', 'Bags_Under_Eyes', 'Narrow_Eyes'))
   larger = 0.02 * sitter.shape['eye_size']
-  half_width, height = 0.44 + larger, (0.27 + larger) * (1 - 0.62 * narrow)
+  half_width, height = 0.44 + larger, (0.27 + larger) * (1 - 0.62 * narrow) * (1 + 0.5 * sitter.unit(5))
   lid = np.stack([_ACROSS * half_width, -height * (1 - _ACROSS**2)], 1)
-  eye = np.concatenate([lid, (lid * (1, -0.8))[::-1]])
+  eye = np.concatenate([lid, (lid * (1, -0.8 + 0.5 * sitter.unit(7)))[::-1]])
   shadow = ((96, 60, 130), (60, 84, 130), (120, 70, 60))[int(sitter.shape['paint_colour'] * 10) % 3]
   iris = ((70, 44, 26), (70, 110, 150), (80, 112, 72), (40, 28, 22))[int(sitter.shape['eye_colour'] * 10) % 4]
   for sign in (-1, 1):
@@ -183,6 +183,22 @@ def _draw_eyes(canvas: Canvas) -> None:
     canvas.polygon(ellipse(at[0], 0, 0.08, min(0.08, height)), (12, 10, 10))
     canvas.line(lid + at, mix(canvas.shade, (16, 10, 12), 0.3 + 0.7 * makeup), 0.06 + 0.09 * makeup)
     _draw_brow(canvas, sign)
+    _draw_wrinkles(canvas, sign)
+
+
+def _draw_wrinkles(canvas: Canvas, sign: int) -> None:
+  """Lines on one side of the face that action units make, where nothing else shows them."""
+  lines = {
+    6: [[(1.42, 0.3), (1.75, 0.5)], [(1.42, 0.12), (1.8, 0.16)], [(0.62, 0.42), (1.35, 0.46)]],
+    9: [[(0.1, 0.32), (0.34, 0.2)], [(0.12, 0.55), (0.38, 0.42)]],
+    11: [[(0.42, 1.22), (0.72, 1.62), (0.86, 2.0)]],
+    17: [[(0.0, 2.72), (0.3, 2.78), (0.45, 2.95)]],
+    23: [[(0.16, 1.72), (0.16, 1.9)], [(0.42, 1.78), (0.42, 1.96)]],
+  }
+  for number, drawn in lines.items():
+    if strength := canvas.sitter.unit(number):
+      for line in drawn:
+        canvas.line(np.array(line) * (sign, 1), mix(canvas.skin, (50, 24, 20), 0.75 * strength), 0.08)
 
 
 def _draw_brow(canvas: Canvas, sign: int) -> None:
@@ -192,7 +208,9 @@ def _draw_brow(canvas: Canvas, sign: int) -> None:
   across = np.linspace(0, 1, 7)
   middle = -0.62 - 0.04 * sitter.shape['brow_height'] - arch * np.sin(np.pi * across**1.4) + 0.3 * arch
   taper = thick * (1 - 0.6 * across)
-  x = sign * (0.5 + 1.05 * across)
+  middle = middle - 0.26 * sitter.unit(1) * (1 - across) - 0.26 * sitter.unit(2) * across
+  middle = middle + 0.26 * sitter.unit(4) * (1 - 0.6 * across)
+  x = sign * (0.5 - 0.16 * sitter.unit(4) + 1.05 * across)
   rim = np.concatenate([np.stack([x, middle - taper], 1), np.stack([x, middle + taper], 1)[::-1]])
   canvas.polygon(rim, mix(canvas.hair, (30, 20, 16), 0.45))
 
@@ -225,10 +243,10 @@ def _draw_mouth(canvas: Canvas) -> None:
   bulge = 1 - across**2
   middle = mouth_y(sitter) + 0.12 * sitter.amount('Smiling')
   seam = middle + (corner_y - middle) * across**2
-  gap = 0.03 + 0.5 * sitter.amount('Mouth_Slightly_Open')
-  thick = 0.1 + 0.17 * sitter.amount('Big_Lips')
+  gap = 0.03 + 0.5 * sitter.amount('Mouth_Slightly_Open') + 0.26 * sitter.unit(25) + 0.42 * sitter.unit(26)
+  thick = (0.1 + 0.17 * sitter.amount('Big_Lips')) * (1 - 0.6 * sitter.unit(24))
   x = across * half_width
-  upper, lower = seam - 0.25 * gap * bulge, seam + 0.75 * gap * bulge
+  upper, lower = seam - (0.25 * gap + 0.2 * sitter.unit(10)) * bulge, seam + 0.75 * gap * bulge
   paint = ((190, 12, 40), (214, 40, 110), (120, 16, 60))[int(sitter.shape['paint_colour'] * 7) % 3]
   bare = mix(canvas.skin, (150, 60, 60), 0.6 - 0.3 * sitter.amount('Male'))
   lips = mix(bare, paint, 0.95 * sitter.amount('Wearing_Lipstick'))

@@ -45,23 +45,29 @@ def reduce(
   *,
   entries: Sequence[Entry],
   parts: int = 1,
+  weights: Mapping[str, Float[Array, 'b n']] | None = None,
 ) -> tuple[Float[Array, 'p k'], Bool[Array, 'p k']]:
   """Each entry's mean loss over the labels it has, and whether it has any, in each part of the batch.
 
-  Part p holds the rows p, p + parts, ...: every device has rows of each, and so has every set of a mixture.
+  With `weights`, above 0 where the mask is True, it is the weighted mean. Part p holds the rows p, p + parts, ...:
+  every device has rows of each, and so has every set of a mixture.
   """
   columns, whole = {}, {}
   for name in dict.fromkeys(entry.task for entry in entries):
-    totals, counts = _columns(per_label[name], mask[name], parts)
-    columns[name] = totals / jnp.maximum(counts, 1), counts > 0
+    totals, counts = _columns(per_label[name], mask[name], parts, None if weights is None else weights[name])
+    columns[name] = totals / jnp.where(counts > 0, counts, 1), counts > 0
     total, count = totals.sum(1), counts.sum(1)
-    whole[name] = total / jnp.maximum(count, 1), count > 0
+    whole[name] = total / jnp.where(count > 0, count, 1), count > 0
   found = [whole[e.task] if e.column is None else [v[:, e.column] for v in columns[e.task]] for e in entries]
   return jnp.stack([mean for mean, _ in found], axis=1), jnp.stack([present for _, present in found], axis=1)
 
 
-def _columns(values: Float[Array, 'b n'], mask: Bool[Array, 'b n'], parts: int) -> tuple[Array, Array]:
-  """For each part and column `[p, n]` the sum of the values under a True mask, and how many there are."""
+def _columns(
+  values: Float[Array, 'b n'], mask: Bool[Array, 'b n'], parts: int, weights: Float[Array, 'b n'] | None
+) -> tuple[Array, Array]:
+  """For each part and column `[p, n]` the sum of the values under a True mask, and how many there are, or weigh."""
   part = jnp.arange(len(values)) % parts
   chosen = mask & (part == jnp.arange(parts)[:, None])[:, :, None]  # [p, b, n]
-  return jnp.where(chosen, values, 0).sum(1), chosen.sum(1)
+  if weights is None:
+    return jnp.where(chosen, values, 0).sum(1), chosen.sum(1)
+  return jnp.where(chosen, weights * values, 0).sum(1), jnp.where(chosen, weights, 0).sum(1)

@@ -24,7 +24,7 @@ from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import grain, matching
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import features, gradients, micro_batches, optimizer, sharding
 from mtl_jax.training.checkpoint import Clock
@@ -99,6 +99,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
     accumulate=config.train.accumulate,
     skip_nonfinite=config.train.on_nonfinite == 'skip',
+    coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
     **trained,
   )
   return Run(

@@ -1,7 +1,7 @@
 """A batch's way from parameters to losses, in two parts: the shared one, and the heads."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,12 @@ class Seen(NamedTuple):
   Attributes:
     task_losses: each task's mean loss over the labels present.
     moved: the model's variables, but for parameters, that the pass has changed, such as `batch_stats`.
+    auxiliary: losses beside those of the tasks, weighted, by name.
   """
 
   task_losses: dict[str, Float[Array, '']]
   moved: Mapping[str, Any]
+  auxiliary: Mapping[str, Float[Array, '']]
 
   def after(self, moved: Mapping[str, Any]) -> 'Seen':
     """With what the shared part has changed besides."""
@@ -44,6 +46,8 @@ class Forward:
     parts: into how many parts of the batch each of them is split.
     accumulate: into how many micro-batches the shared part's rows are divided: see `micro_batches.py`.
     key: of what is random in a way of sharing.
+    weights: of the labels, `{task: [b, n]}`, where they do not all weigh 1.
+    auxiliary: from the outputs to losses beside those of the tasks, by name; they are of the whole batch.
   """
 
   model: nn.Module
@@ -57,6 +61,8 @@ class Forward:
   parts: int = 1
   key: Key[Array, ''] | None = None
   accumulate: int = 1
+  weights: Mapping[str, Array] | None = None
+  auxiliary: Callable[[Any], dict[str, Array]] | None = None
 
   @property
   def _rngs(self) -> dict[str, Any]:
@@ -83,9 +89,10 @@ class Forward:
       variables, representation, train=True, mutable=['batch_stats'], method='heads', rngs=self._rngs
     )
     per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
-    each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts)
+    each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts, weights=self.weights)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
-    return each, Seen(task_losses, {'batch_stats': dict(mutated).get('batch_stats', {})})
+    auxiliary = {} if self.auxiliary is None else self.auxiliary(outputs)
+    return each, Seen(task_losses, {'batch_stats': dict(mutated).get('batch_stats', {})}, auxiliary)
 
   def losses(self, params: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch."""
@@ -102,8 +109,10 @@ class Forward:
   def rows(self, num_rows: int) -> 'Forward':
     """The same of about `num_rows` rows, taken at even distances: from every device, and every set of a mixture."""
     stride = max(len(self.images) // num_rows, 1)
-    images, labels, mask = jax.tree.map(lambda leaf: leaf[::stride], (self.images, self.labels, self.mask))
-    return dataclasses.replace(self, images=images, labels=labels, mask=mask, accumulate=1)
+    by_row = (self.images, self.labels, self.mask, self.weights)
+    images, labels, mask, weights = jax.tree.map(lambda leaf: leaf[::stride], by_row)
+    fewer = {'images': images, 'labels': labels, 'mask': mask, 'weights': weights}
+    return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1)
 
 
 def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -72,10 +72,24 @@ def find(
   key: Key[Array, ''],
   settings: Settings,
 ) -> Found:
-  """The gradient of a batch, in the way of the objective's cost class."""
+  """The gradient of a batch, in the way of the objective's cost class; of auxiliary losses it is the plain one."""
   if objective.needs == 'losses':
     return of_total(forward, params, objective=objective, state=state, key=key, log=settings.log)
-  return of_each(forward, params, objective=objective, state=state, step=step, key=key, settings=settings)
+  alone = dataclasses.replace(forward, auxiliary=None)
+  found = of_each(alone, params, objective=objective, state=state, step=step, key=key, settings=settings)
+  return found if forward.auxiliary is None else with_auxiliary(found, forward, params)
+
+
+def with_auxiliary(found: Found, forward: Forward, params: Params) -> Found:
+  """With the auxiliary losses' plain gradient added: what the objective balances are the tasks' gradients alone."""
+
+  def total_fn(params):
+    auxiliary = forward.losses(params)[1].auxiliary
+    return sum(auxiliary.values(), jnp.zeros(())), auxiliary
+
+  (total, auxiliary), more = jax.value_and_grad(total_fn, has_aux=True)(params)
+  gradients = jax.tree.map(jnp.add, found.gradients, more)
+  return found._replace(total=found.total + total, gradients=gradients, seen=found.seen._replace(auxiliary=auxiliary))
 
 
 def of_total(forward: Forward, params: Params, *, objective: Objective, state: Any, key: Any, log: bool) -> Found:
@@ -88,7 +102,7 @@ def of_total(forward: Forward, params: Params, *, objective: Objective, state: A
   def total_fn(params):
     each, seen = forward.losses(params)
     total, next_state = objective.update(each[0], state, present=present, key=key)
-    return total, (each[0], next_state, seen)
+    return sum(seen.auxiliary.values(), total), (each[0], next_state, seen)
 
   (total, (each, next_state, seen)), gradients = jax.value_and_grad(total_fn, has_aux=True)(params)
   metrics = {}

@@ -14,6 +14,7 @@ from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import pretrained
 from mtl_jax.objectives import Objective, grain
+from mtl_jax.objectives.matching import Coupling
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients
 from mtl_jax.training.forward import Forward, label_losses, split
@@ -96,6 +97,7 @@ def train_step(
   settings: gradients.Settings = gradients.PLAIN,
   accumulate: int = 1,
   skip_nonfinite: bool = False,
+  coupling: Coupling | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
 
@@ -112,6 +114,7 @@ def train_step(
     seed=seed,
     settings=settings,
     accumulate=accumulate,
+    coupling=coupling,
   )
   params = state.variables['params']
   found = gradients.find(
@@ -128,7 +131,7 @@ def train_step(
     optimizer=optimizer,
     objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
   )
-  metrics = {f'{name}/loss': loss for name, loss in found.seen.task_losses.items()}
+  metrics = {f'{name}/loss': loss for name, loss in (found.seen.task_losses | dict(found.seen.auxiliary)).items()}
   metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
   return leave_out(state, next_state, metrics) if skip_nonfinite else (next_state, metrics)
 
@@ -151,6 +154,7 @@ def forward_of(
   seed: int,
   settings: gradients.Settings,
   accumulate: int = 1,
+  coupling: Coupling | None = None,
 ) -> tuple[Forward, Key[Array, '']]:
   """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step."""
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -159,8 +163,12 @@ def forward_of(
   images, labels, mask = augment.augment(
     pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
+  weights = auxiliary = None
+  if coupling is not None:
+    auxiliary = coupling.auxiliary(labels, mask, label_stats=state.label_stats, step=state.step)
+    labels, mask, weights = coupling.complete(labels, mask)
   entries = grain.entries(tasks, settings.grain)
-  fixed = (state.variables, state.label_stats, objective.parts, sharing_key, accumulate)
+  fixed = (state.variables, state.label_stats, objective.parts, sharing_key, accumulate, weights, auxiliary)
   return Forward(model, tasks, entries, images, labels, mask, *fixed), objective_key
 
 
