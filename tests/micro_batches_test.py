@@ -40,8 +40,10 @@ def make_forward(objective, *, norm: bool = False, soft: bool = False) -> tuple[
   return Forward(*static, variables, label_stats(batch), objective.parts, KEY), variables['params']
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
-def test_micro_batches_give_the_big_batchs_gradient(name):
+# Elsewhere than on a CPU micro-batches are read in a loop.
+@pytest.mark.parametrize(('name', 'backend'), [*((name, 'cpu') for name in OBJECTIVES), ('fixed', 'gpu')])
+def test_micro_batches_give_the_big_batchs_gradient(name, backend, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   objective = OBJECTIVES[name]
   forward, params = make_forward(objective)
 
@@ -59,7 +61,9 @@ def test_micro_batches_give_the_big_batchs_gradient(name):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), small, big)
 
 
-def test_batch_norm_takes_its_statistics_from_each_micro_batch_in_turn():
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_batch_norm_takes_its_statistics_from_each_micro_batch_in_turn(backend, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   forward, params = make_forward(OBJECTIVES['fixed'], norm=True)
   moved = dataclasses.replace(forward, accumulate=2).represent(params)[1]
   variables = forward.variables
