@@ -11,7 +11,8 @@ from mtl_jax import workdir
 from mtl_jax.affinity import plots
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.report import template
-from mtl_jax.report.page import FIELDS, field_text, flat
+from mtl_jax.report.page import FIELDS, field_text
+from mtl_jax.report.runs import flat
 from mtl_jax.study.plots import save
 
 MAPS = {
