@@ -103,8 +103,7 @@ class Workload:
 
   def make_state(self, **given: Any) -> TrainState:
     """The state before the first step."""
-    shape = (self.size, self.size, 3)
-    return init_state(0, label_stats=self.label_stats, input_shape=shape, **self._trained, **given)
+    return init_state(0, label_stats=self.label_stats, input_shape=(self.size, self.size, 3), **self._trained, **given)
 
   @property
   def label_stats(self) -> dict[str, Any]:
