@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -80,8 +81,13 @@ def lock(workdir: Path) -> Iterator[None]:
   """Holds a working directory for one run; it is made if it is not there.
 
   Raises:
-    CheckpointError: while another run holds it, or where it cannot be written.
+    CheckpointError: while another run holds it, where it cannot be written, or for the address of a bucket.
   """
+  if re.match(r'\w+:/', str(workdir)):  # `Path` has taken one of two slashes away.
+    raise CheckpointError(
+      f'--workdir: {workdir} is no local folder: buckets are not opened; mount it (gcsfuse, Mountpoint for S3) and '
+      'name the mounted folder'
+    )
   if jax.process_index() != 0:  # The first process holds it for all.
     yield
     return

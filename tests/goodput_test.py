@@ -66,7 +66,7 @@ def test_delays_are_found_under_their_heading_alone(
   took = time.monotonic() - started
   spent = goodput.read(tmp_path)['spent']
   assert spent[heading] >= times * DELAY
-  assert sum(spent.values()) == pytest.approx(took, abs=0.2)
+  assert 0.9 * took < sum(spent.values()) <= took  # Opening the data and closing the workdir lie outside.
   assert spent['restart'] == 0
 
 
@@ -86,7 +86,7 @@ def test_accounts_add_up_over_restarts_and_lost_steps_are_restart(config, plain,
   spent = goodput.read(tmp_path)['spent']
   assert 100 < spent['restart'] < 100 + took
   assert spent['step'] < 50
-  assert sum(spent.values()) == pytest.approx(sum(lost['spent'].values()) + took, abs=0.2)
+  assert 0.9 * took < sum(spent.values()) - sum(lost['spent'].values()) <= took
 
 
 def test_compiling_is_an_account_of_its_own_and_counted_once():
