@@ -162,7 +162,7 @@ def first_state(tasks: tuple[Task, ...], width: int, size: int) -> TrainState:
     tx=optimizer.from_config(config),
     objective=objectives.fixed([1.0] * len(tasks)),
     label_stats={task.name: task.empty_stats() for task in tasks},
-    image_size=(size, size),
+    input_shape=(size, size, 3),
     ema_decay=0.0,
   )
   return jax.jit(make)()

@@ -131,6 +131,8 @@ def test_automatic_chunks_fit_the_memory_and_are_about_equal(monkeypatch):
   pull = [jnp.zeros(1000, jnp.float32)]
   assert backward.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On eight devices.
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  assert backward.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On a CPU.
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   sizes = {memory: backward.chunk_size(pull, 40, asked=0, memory=memory) for memory in (0, 16_000, 3 * 16_000, 10**9)}
   assert sizes == {0: 1, 16_000: 1, 3 * 16_000: 3, 10**9: 40}
   assert backward.chunk_size(pull, 40, asked=0, memory=30 * 16_000) == 20

@@ -115,7 +115,7 @@ def test_every_method_trains_from_the_config_and_leaves_a_task_without_labels_al
   objective = objectives.from_config(config, [task.name for task in TASKS], steps_per_epoch=2)
   batch = make_batch(rows=12)
   common = {'model': make_model(), 'tx': optax.sgd(0.01), 'objective': objective, 'ema_decay': 0.0}
-  first = init_state(0, label_stats=label_stats(batch), image_size=SIZE, **common)
+  first = init_state(0, label_stats=label_stats(batch), input_shape=(*SIZE, 3), **common)
   step = partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, **common)
   step = jax.jit(step, compiler_options={'xla_backend_optimization_level': 0})  # Compiles faster.
   state, metrics = step(first, batch)

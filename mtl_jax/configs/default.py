@@ -75,9 +75,9 @@ def get_config() -> ConfigDict:
   # Of `fixed`; tasks not listed weigh 1. These are the tasks of the sets that `prepare` knows.
   known = ('attributes', 'landmarks', 'pose', 'age', 'race', 'gender', 'smile', 'glasses')
   objective.weights = ConfigDict(dict.fromkeys(known, 1.0))
-  # Methods at the shared parameters: backward passes side by side (0: as many as fit into memory; one on several
-  # devices), and for those with a Gram matrix the steps from one to the next and the rows of a batch that it is taken
-  # from (0: all of them).
+  # Methods at the shared parameters: backward passes side by side (0: as many as fit into memory; one on a CPU or on
+  # several devices), and for those with a Gram matrix the steps from one to the next and the rows of a batch that it is
+  # taken from (0: all of them).
   objective.chunk = 0
   objective.gram_every_steps = 1
   objective.gram_rows = 0

@@ -20,7 +20,7 @@ from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError
-from mtl_jax.models import cost
+from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.tasks import LabelStats
 from mtl_jax.training import building, features, optimizer, sharding
@@ -38,7 +38,8 @@ class Program:
     net: what is trained: the run's model, without its frozen stages where their outputs are kept.
     val: the validation split, as the train split is kept.
     test: the test split, likewise.
-    weights: pretrained ones, if the run has them.
+    weights: pretrained ones of the backbone, if the run has them.
+    net_weights: those of them that are of `net`.
     mesh: this process's devices.
   """
 
@@ -47,6 +48,7 @@ class Program:
   val: Split
   test: Split
   weights: Any
+  net_weights: Any
   mesh: Mesh
 
   @property
@@ -67,11 +69,9 @@ class Program:
 
   def init(self, seed: Any, learning_rate: Any, weights: Any) -> TrainState:
     """One replica's state before its first step."""
-    fields = self.run.make_state.keywords | {'tx': self.tx(learning_rate)}
-    state = init_state(seed, **fields, pretrained_weights=weights)
-    if self.net.frozen is not None:
-      return state
-    return state.replace(variables={name: own for name, own in state.variables.items() if name != 'frozen'})
+    fields = self.run.make_state.keywords | {'tx': self.tx(learning_rate), 'model': self.net}
+    fields['input_shape'] = self.run.train.images.shape[1:]
+    return init_state(seed, **fields, pretrained_weights=weights)
 
   def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
@@ -90,7 +90,7 @@ class Program:
 
   def shapes(self) -> TrainState:
     """Of one replica's state."""
-    return jax.eval_shape(self.init, 0, 0.0, self.weights)
+    return jax.eval_shape(self.init, 0, 0.0, self.net_weights)
 
   def num_params(self) -> int:
     """Parameters of the whole model, frozen ones too."""
@@ -109,7 +109,14 @@ class Program:
     return jax.eval_shape(self.run.make_state, pretrained_weights=self.weights).variables
 
 
-def build(config: ConfigDict, store: Store | Mixture, *, directory: Path, stop: Callable[[], bool] = bool) -> Program:
+def build(
+  config: ConfigDict,
+  store: Store | Mixture,
+  *,
+  directory: Path,
+  stop: Callable[[], bool] = bool,
+  like: Program | None = None,
+) -> Program:
   """A program of the config's tasks on a prepared set.
 
   Args:
@@ -117,28 +124,41 @@ def build(config: ConfigDict, store: Store | Mixture, *, directory: Path, stop: 
     store: the prepared set.
     directory: the study's, where outputs of frozen stages are kept unless the config says otherwise.
     stop: asked while those are computed.
+    like: a program of the same set that `differs_in_objective`, whose data serve this one too.
 
   Raises:
     UserError: for settings that this set cannot serve.
   """
   run = building.build(config, store)
+  if like is not None:
+    own = partial(run.one_step, model=like.net)
+    run = dataclasses.replace(run, train=like.run.train, val=like.run.val, input=like.run.input, one_step=own)
+    return dataclasses.replace(like, run=run)
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   val, test = run.val, mixture.load_split(store, 'test', run.tasks)
   weights = building.pretrained_weights(config, run.image_size)
   mesh, net = sharding.make_mesh(jax.local_devices()), run.model
   if run.model.frozen is None:
-    return Program(run, net, val, test, weights, mesh)
+    return Program(run, net, val, test, weights, weights, mesh)
   state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
   place = {'workdir': directory / 'model', 'stop': stop}
   found = building.on_features(run, store, state, place['workdir'], stop=stop)
   if found.train is run.train:  # Images, which all splits then stay.
-    return Program(run, net, val, test, weights, mesh)
+    return Program(run, net, val, test, weights, weights, mesh)
   cache = features.open_cache(config, run.model, state.variables, data=store, mesh=run.mesh, **place)
   kept = cache.replace_images(test, 'test') if cache else None
   if kept is None or found.val is None:
     raise DataError('config.data.feature_cache: there is no room for features of the test split; free some disk')
-  return Program(found, run.model.clone(frozen=None), found.val, kept, weights, mesh)
+  net_weights = frozen.without_frozen(weights, state.variables) if weights else None
+  return Program(found, run.model.clone(frozen=None), found.val, kept, weights, net_weights, mesh)
+
+
+def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
+  """Whether two configurations are the same but for how losses are weighed, so that programs of both read one input."""
+  fields, others = ({**one.to_dict(), 'objective': None} for one in (config, other))
+  standardize = config.objective.standardize == other.objective.standardize  # Statistics of labels, not of losses.
+  return standardize and fields == others
 
 
 def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:

@@ -133,7 +133,7 @@ class Trainer:
   def compiled_steps_text(self, width: int) -> str:
     """The compiled program of a dispatch of so many replicas, to look for collectives in."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = jax.eval_shape(self._init, seeds, rates, self.program.weights)
+    state = jax.eval_shape(self._init, seeds, rates, self.program.net_weights)
     positions = np.stack([_positions(self.program.order(0), 0, 1)] * width)
     return self._steps.lower(state, seeds, rates, positions, self._source).compile().as_text() or ''
 
@@ -146,7 +146,7 @@ class Trainer:
   def _seconds_a_step(self, width: int) -> float:
     """Measured on throw-away replicas, after the compilation."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = self._init(seeds, rates, self.program.weights)
+    state = self._init(seeds, rates, self.program.net_weights)
     _, size = next(_dispatches(self.program.run))
     positions = np.stack([_positions(self.program.order(0), 0, size)] * width)
     seconds = []
@@ -169,7 +169,7 @@ class Trainer:
     program, config = self.program, self.program.config
     seeds = np.array([replica.seed for replica in replicas], np.int32)
     rates = np.array([replica.learning_rate for replica in replicas], np.float32)
-    state = self._init(seeds, rates, program.weights)
+    state = self._init(seeds, rates, program.net_weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
     chunk = _Scores(len(replicas))
     unlogged: list[Any] = []

@@ -151,8 +151,9 @@ class Study:
 
   def program(self, name: str) -> Program:
     if name not in self.built:
-      stop = self.interruption.requested
-      self.built[name] = program.build(self.programs[name], self.store, directory=self.directory, stop=stop)
+      config, stop = self.programs[name], self.interruption.requested
+      like = next((one for one in self.built.values() if program.differs_in_objective(config, one.config)), None)
+      self.built[name] = program.build(config, self.store, directory=self.directory, stop=stop, like=like)
     return self.built[name]
 
   def compare(self, tasks: Sequence[Task], rates: Mapping[str, float]) -> dict[str, Any]:

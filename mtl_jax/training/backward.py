@@ -86,11 +86,12 @@ def chunk_size(pull: Any, num: int, *, asked: int, memory: int) -> int:
   """How many backward passes to run side by side: as asked, or what a share of the memory holds, about equal chunks.
 
   One pass needs about as much as the forward pass left for it. On several devices it is one at a time: side by side, a
-  convolution's batch becomes `num * b` rows that no longer lie in order on the devices, and XLA gathers them all.
+  convolution's batch becomes `num * b` rows that no longer lie in order on the devices, and XLA gathers them all. On a
+  CPU likewise: it is busy with one, and side by side takes two to three times as long.
   """
   if asked:
     return min(asked, num)
-  if jax.device_count() > 1:
+  if jax.device_count() > 1 or jax.default_backend() == 'cpu':
     return 1
   left = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull))
   largest = max(1, min(num, int(MEMORY_SHARE * memory / max(left, 1))))

@@ -87,7 +87,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     init_state,
     config.train.seed,
     label_stats=label_stats,
-    image_size=store.image_size,
+    input_shape=(*store.image_size, 3),
     num_losses=len(names),
     **trained,
   )

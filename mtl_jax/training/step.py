@@ -55,7 +55,7 @@ def init_state(
   tx: optax.GradientTransformation,
   objective: Objective,
   label_stats: Mapping[str, LabelStats],
-  image_size: tuple[int, int],
+  input_shape: tuple[int, ...],
   ema_decay: float,
   num_losses: int | None = None,
   pretrained_weights: Mapping[str, Any] | None = None,
@@ -63,10 +63,11 @@ def init_state(
   """The state before the first step; a function of seed and weights alone, so it can be jitted with shardings.
 
   Args:
+    input_shape: of an image, `(h, w, 3)`, or of what frozen stages made of it.
     num_losses: how many the objective balances, by default one a task.
     pretrained_weights: variables of the backbone, which every copy of it starts from.
   """
-  images = jnp.zeros((1, *image_size, 3), jnp.float32)
+  images = jnp.zeros((1, *input_shape), jnp.float32)
   variables = model.init(jax.random.key(seed), images, train=False)
   if pretrained_weights is not None:
     variables = pretrained.place(variables, pretrained_weights)
