@@ -105,6 +105,17 @@ def test_damaged_and_unfinished_checkpoints_are_said_and_the_one_before_is_used(
   assert steps_in(copy) == {'9', '12', '10.damaged'} | ({'6'} & steps_in(copy))
 
 
+def test_a_removal_that_was_cut_short_leaves_nothing_over(copy, caplog, monkeypatch):
+  (copy / 'checkpoints' / '9' / 'state' / 'manifest.ocdbt').unlink()
+  monkeypatch.setattr(loop.log, 'propagate', True)
+  digests.set_aside_damaged(copy / 'checkpoints')
+  assert [record.message for record in caplog.records] == [
+    f'warning: the removal of {copy / "checkpoints" / "9"} had been cut short; it is done now'
+  ]
+  assert '10' in steps_in(copy)
+  assert not any(name.startswith('9') for name in steps_in(copy))
+
+
 def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_begin_anew_by_itself(copy, config):
   before = steps_in(copy)
   for checkpoint in (copy / 'checkpoints').iterdir():
