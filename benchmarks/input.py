@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +21,6 @@ import jax
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
-from mtl_jax.training.building import Run
 from reporting import Row, best_rates, parser, report, row
 
 from mtl_jax.config import validate
@@ -33,10 +33,12 @@ from mtl_jax.data.pipeline import load_split, streamed_input
 from mtl_jax.data.store import Store, open_store
 from mtl_jax.data.store_writer import prepare
 from mtl_jax.training import building, loop, sharding
+from mtl_jax.training.building import Run
 from mtl_jax.training.step import TrainState
 
 SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
 QUICK = {'num': 200, 'batch_size': 16, 'width': 4, 'rounds': 1, 'secs': 0.1}
+AT_ONCE = 8  # Steps a dispatch where an accelerator is fed.
 TARGETS = {'streamed jpeg': 0.95, 'streamed decoded': 0.95, 'resident': 0.98}
 
 
@@ -89,11 +91,11 @@ def decoding(store: Store, options: argparse.Namespace) -> list[Row]:
   content = (store.directory / ENCODINGS['jpeg']).read_bytes()
   offsets = np.load(store.directory / 'offsets.npy')
   jpegs = [content[offsets[row] : offsets[row + 1]] for row in split.example_id[positions]]
-  slots: Any = np.empty((len(jpegs), *split.images.shape[1:]), np.uint8)
+  slots: Any = np.empty((THREADS, len(jpegs), *split.images.shape[1:]), np.uint8)
   taken: list[np.ndarray] = []
 
-  def bare() -> int:
-    for jpeg, slot in zip(jpegs, slots, strict=True):
+  def bare(thread: int = 0) -> int:
+    for jpeg, slot in zip(jpegs, slots[thread], strict=True):
       simplejpeg.decode_jpeg(jpeg, buffer=slot)
     return len(jpegs)
 
@@ -101,13 +103,20 @@ def decoding(store: Store, options: argparse.Namespace) -> list[Row]:
     taken[:] = [split.images.take(positions)]
     return len(positions)
 
-  rates = best_rates({'bare': bare, 'take': take}, rounds=3 * options.rounds)
-  np.testing.assert_array_equal(taken[0], slots)  # Both decoded the same images.
+  with ThreadPoolExecutor(THREADS) as pool:
+
+    def bare_everywhere() -> int:
+      return sum(pool.map(bare, range(THREADS)))
+
+    parts = {'bare': bare, 'bare everywhere': bare_everywhere, 'take': take}
+    rates = best_rates(parts, rounds=3 * options.rounds)
+  np.testing.assert_array_equal(taken[0], slots[0])  # Both decoded the same images.
   every = row(f'{THREADS} core(s) x bare decode', THREADS * rates['bare'], 'images/s')
   return [
     row('a JPEG', float(np.mean([len(jpeg) for jpeg in jpegs])), 'bytes'),
     row('bare libjpeg-turbo decode, one core', rates['bare'], 'images/s'),
     every,
+    row('bare decode on all cores at once', rates['bare everywhere'], 'images/s', to=every),
     row('read, checked and decoded, all cores', rates['take'], 'images/s', to=every),
   ]
 
@@ -188,7 +197,8 @@ class Stepper:
 
 
 def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, step: Row) -> list[Row]:
-  """What each way brings to the devices while they do nothing else."""
+  """What each way brings to the devices while they do nothing else, as many steps at once as an accelerator takes."""
+  runs = {name: at_once(run) for name, run in runs.items()}
   batches = max(2, 2 * len(runs['resident'].train) // options.batch_size)  # Two epochs.
   parts = {name: partial(stream, runs[name], batches) for name in ('streamed jpeg', 'streamed decoded')}
   if find_spec('grain'):  # It is no part of the library.
@@ -203,6 +213,13 @@ def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, st
     row('resident: gathered and augmented', rates['resident'], 'images/s', to=every),
     row('resident: gathered and augmented', rates['resident'], 'images/s', to=step),
   ]
+
+
+def at_once(run: Run) -> Run:
+  """The run with as many steps a dispatch as an accelerator takes."""
+  config = ConfigDict(run.config)
+  config.train.steps_per_dispatch = AT_ONCE
+  return dataclasses.replace(run, config=config)
 
 
 def stream(run: Run, batches: int) -> int:

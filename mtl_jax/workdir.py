@@ -205,7 +205,7 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     tx=optimizer.from_config(config),
     objective=objectives.from_config(config, names),
     label_stats={task.name: task.empty_stats() for task in chosen},
-    image_size=facts.image_size,
+    input_shape=(*facts.image_size, 3),
     ema_decay=config.optimizer.ema_decay,
     num_losses=len(names),
   )

@@ -1,18 +1,24 @@
 """Reports are written from the files of runs alone: the table, the verdicts, and a page that stands by itself."""
 
 import html.parser
+import io
 import json
 import re
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mtl_jax import report
-from mtl_jax.errors import CheckpointError
+from mtl_jax.data.source import Record
+from mtl_jax.data.store_writer import prepare
+from mtl_jax.errors import CheckpointError, DataError
 from mtl_jax.evaluation import metrics
 from mtl_jax.report import scoreboard
-from mtl_jax.report.page import MAX_FACES
+from mtl_jax.report.faces import MAX_FACES
+from mtl_jax.tasks import BinaryTask
 
 ATTRIBUTES = ('Smiling', 'Wearing_Hat', 'Young')
 POINTS = ('lefteye', 'righteye', 'nose')
@@ -80,14 +86,34 @@ def write_run(folder, tasks, *, seed=0, steps=20):
   return folder
 
 
+class Faces:
+  """A source of noise in which every image is a test image."""
+
+  name = 'faces'
+  tasks = (BinaryTask('attributes', ('Smiling',)),)
+
+  def records(self):
+    for number in range(NUM_EXAMPLES):
+      content = io.BytesIO()
+      pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), np.uint8)
+      Image.fromarray(pixels).save(content, 'png')
+      yield Record(f'{number}.png', 'test', content.getvalue, {'attributes': np.ones(1, np.float32)})
+
+
+@pytest.fixture(scope='module')
+def faces_dir(tmp_path_factory):
+  """A prepared set of JPEGs."""
+  directory = tmp_path_factory.mktemp('faces') / 'set'
+  prepare(Faces(), directory, image_size=(24, 20), encoding='jpeg', log=lambda _: None)
+  return directory
+
+
 @pytest.fixture
-def workdir(tmp_path):
+def workdir(tmp_path, faces_dir):
   write_run(tmp_path / 'joint', ('attributes', 'landmarks'), seed=1)
   write_run(tmp_path / 'attributes', ('attributes',), seed=2)
   write_run(tmp_path / 'landmarks', ('landmarks',), seed=3)
-  (tmp_path / 'data').mkdir()
-  images = np.random.default_rng(0).integers(0, 256, (NUM_EXAMPLES, 24, 20, 3), np.uint8)
-  np.save(tmp_path / 'data' / 'images.npy', images)
+  shutil.copytree(faces_dir, tmp_path / 'data')
   return tmp_path
 
 
@@ -222,7 +248,7 @@ def test_every_picture_has_a_text(workdir):
 
 
 def test_page_without_pictures_needs_no_predictions_and_no_data(workdir):
-  (workdir / 'data' / 'images.npy').unlink()
+  shutil.rmtree(workdir / 'data')
   for name in ('joint', 'landmarks'):
     (workdir / name / 'eval' / 'test.npz').unlink()
   (workdir / 'joint' / 'metrics.jsonl').unlink()
@@ -300,8 +326,8 @@ def test_a_damaged_evaluation_is_named(workdir, content):
 
 
 def test_missing_pictures_are_named_with_the_way_out(workdir):
-  (workdir / 'data' / 'images.npy').unlink()
-  with pytest.raises(CheckpointError, match=r'images\.npy.*mtl-jax prepare.*without pictures'):
+  shutil.rmtree(workdir / 'data')
+  with pytest.raises(DataError, match=r'data: no such folder of a prepared set; make one with: mtl-jax prepare'):
     written(report.find_runs(workdir), workdir, pictures=True)
 
 
@@ -310,3 +336,15 @@ def test_find_runs_lists_joint_first(workdir):
   assert report.find_runs(workdir / 'landmarks') == {'landmarks': workdir / 'landmarks'}
   with pytest.raises(CheckpointError, match='mtl-jax train'):
     report.find_runs(workdir / 'data')
+
+
+def test_logged_gradients_are_drawn_and_what_is_not_logged_is_not(workdir):
+  _, page = written(report.find_runs(workdir), workdir)
+  assert 'Gradients of the losses' not in page.text
+  logged = {'conflicting_pairs': 0.5, 'cosine/attributes~landmarks': -0.1, 'weight/landmarks': 0.3}
+  lines = [json.dumps({'step': step, **{f'train/{key}': value for key, value in logged.items()}}) for step in (1, 2)]
+  (workdir / 'joint' / 'metrics.jsonl').write_text('\n'.join(lines))
+  _, page = written(report.find_runs(workdir), workdir)
+  for heading in ('gradients conflict', 'Cosine: attributes and landmarks', 'Weight: landmarks'):
+    assert heading in page.text
+  assert 'Gradient norm' not in page.text

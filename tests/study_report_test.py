@@ -17,7 +17,7 @@ from mtl_jax.configs import default
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
-from mtl_jax.study import arms, bootstrap, report, scores, summary, words
+from mtl_jax.study import arms, bootstrap, overview, report, scores, summary, words
 from mtl_jax.study.replicas import Replica, Result
 from mtl_jax.study.shelf import Shelf
 from mtl_jax.study.words import Finding
@@ -339,6 +339,7 @@ def test_every_arm_has_a_section(tmp_path):
   text, page = written(tmp_path)
   for arm in ('joint', 'joint_again'):
     assert f'{arm} against single: the tests' in page.text
+  assert 'All arms against single' in page.text
   assert 'Compared with training alone, the arm joint_again helps landmarks' in words_of(text)
   ids = [value for name, value in page.attributes if name == 'id']
   assert len(ids) == len(set(ids))
@@ -476,3 +477,19 @@ def test_the_page_sorts_and_filters_in_a_browser(grouped, tmp_path):
   inside = {name for name in MANY.labels if (ci := outputs[name]['accuracy']['delta']['ci95'])[0] <= 0 <= ci[1]}
   assert set(found['filtered']) == {name.replace('_', ' ') for name in inside}
   assert len(found['all']) == 40
+
+
+def test_arms_stand_in_one_table_least_loss_first_with_their_worst_task(tmp_path):
+  study = made(tmp_path, (ATTRIBUTES, LANDMARKS), sides=('single', 'joint', 'joint_again'))
+  rows = overview.rows(study)
+  assert [row['arm'] for row in rows] == sorted(
+    ('joint', 'joint_again'), key=lambda arm: words.comparison(study, arm)['delta_m']['mean']
+  )
+  for row in rows:
+    losses = {}
+    for task, metric, sign in (('attributes', 'macro_accuracy', -1), ('landmarks', 'nme', 1)):
+      found = study['tasks'][task][metric]
+      losses[task] = 100 * sign * (found[row['arm']]['mean'] / found['single']['mean'] - 1)
+    assert row['worst'] == max(losses, key=lambda task: losses[task])
+    assert row['worst_loss'] == pytest.approx(max(losses.values()))
+    assert row['seconds_ratio'] == 1

@@ -1,7 +1,6 @@
 """Compares evaluated runs: a table for the terminal, and one self-contained HTML page with charts."""
 
 import collections
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -12,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.errors import CheckpointError
-from mtl_jax.report import charts, template
-from mtl_jax.report.scoreboard import BASELINES, METRICS, MISSING, SHOWN, comparison, headlines, kinds_of, text
+from mtl_jax.report import charts, curves, faces, template
+from mtl_jax.report.runs import Run, flat, load, numbers, series
+from mtl_jax.report.scoreboard import BASELINES, METRICS, MISSING, comparison, headlines, kinds_of, text
 
 # What the page says about a run's configuration, besides every field in which the runs differ.
 FIELDS = (
@@ -30,39 +29,7 @@ FIELDS = (
   'data.dir',
   'data.dirs',
 )
-MAX_CURVE_TASKS = 6
 MAX_VERDICTS = 6  # A page with more tasks counts them first.
-MAX_FACES = 12
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """The files of one evaluated run."""
-
-  name: str
-  folder: Path
-  config: dict[str, Any]
-  evaluation: dict[str, Any]
-  log: list[dict[str, Any]]
-
-
-def find_runs(workdir: Path) -> dict[str, Path]:
-  """The runs of a folder by name: the folder itself, or its subfolders, `joint` first.
-
-  Raises:
-    CheckpointError: when there is none.
-  """
-  workdir = Path(workdir)
-  if (workdir / 'config.json').is_file():
-    return {workdir.resolve().name: workdir}
-  found = [path.parent for path in workdir.glob('*/config.json')]
-  if not found:
-    raise CheckpointError(
-      f'no run in {workdir}: neither it nor a subfolder has a config.json; '
-      f'make one with `mtl-jax train --config F.py --workdir {workdir}`'
-    )
-  found.sort(key=lambda path: (path.name != 'joint', path.name))
-  return {path.name: path for path in found}
 
 
 def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: bool = False) -> None:
@@ -78,7 +45,7 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
   Raises:
     CheckpointError: for a file that is missing or damaged; the message says which command makes it.
   """
-  loaded = [_load(name, Path(folder)) for name, folder in runs.items()]
+  loaded = [load(name, Path(folder)) for name, folder in runs.items()]
   evals = {run.name: run.evaluation for run in loaded}
   said = headlines(evals)
   page = template.render(
@@ -92,8 +59,9 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
     table=comparison(evals),
     metrics=METRICS,
     outputs=_output_charts(loaded),
-    curves=_curve_charts(loaded),
-    faces=_faces(loaded) if pictures else None,
+    curves=curves.curve_charts(loaded),
+    gradients=curves.gradient_charts(loaded),
+    faces=faces.sheet(loaded) if pictures else None,
     fields=_config_rows(loaded),
     versions=_versions(loaded),
   )
@@ -102,57 +70,9 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
   out.write_text(page, encoding='utf-8')
 
 
-def _load(name: str, folder: Path) -> Run:
-  config = _read_json(folder / 'config.json', make=f'mtl-jax train --config F.py --workdir {folder}')
-  evaluation = _read_json(folder / 'eval' / 'test.json', make=f'mtl-jax eval --workdir {folder}')
-  if not isinstance(evaluation.get('tasks'), dict):
-    raise CheckpointError(f'{folder / "eval" / "test.json"} has no tasks; run `mtl-jax eval --workdir {folder}` again')
-  return Run(name, folder, config, evaluation, _read_log(folder / 'metrics.jsonl'))
-
-
-def _read_json(path: Path, *, make: str) -> dict[str, Any]:
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise CheckpointError(f'no {path}; make it with `{make}`') from None
-  except (OSError, ValueError) as error:
-    raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
-  if not isinstance(value, dict):
-    raise CheckpointError(f'{path} is no JSON object; make it again with `{make}`')
-  return value
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-  """Log lines with a step; a line that an interrupted run left unfinished is passed over."""
-  lines = []
-  for row in path.read_text('utf-8').splitlines() if path.is_file() else ():
-    try:
-      line = json.loads(row)
-    except ValueError:
-      continue
-    if isinstance(line, dict) and isinstance(line.get('step'), int | float):
-      lines.append(line)
-  return lines
-
-
-def _series(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """For each run that logged the key, steps and values `[m]`."""
-  series = {}
-  for run in runs:
-    points = [(line['step'], line[key]) for line in run.log if isinstance(line.get(key), int | float)]
-    if points:
-      steps, values = np.array(points, np.float64).T
-      series[run.name] = steps, values
-  return series
-
-
-def _numbers(runs: Sequence[Run]) -> dict[str, int]:
-  return {run.name: number for number, run in enumerate(runs)}
-
-
 def _describe(run: Run, number: int) -> dict[str, Any]:
   """What the page says about a run by itself."""
-  speeds = _series([run], 'images_per_sec').get(run.name)
+  speeds = series([run], 'images_per_sec').get(run.name)
   speed = float(np.nanmedian(speeds[1])) if speeds and np.isfinite(speeds[1]).any() else None
   return {
     'name': run.name,
@@ -197,14 +117,6 @@ def _notes(runs: Sequence[Run]) -> list[str]:
   if len({(run.evaluation.get('split'), run.evaluation.get('num_examples')) for run in runs}) > 1:
     notes.append('The runs were evaluated on different examples: their figures cannot be compared.')
   return notes
-
-
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested fields by their dotted names."""
-  fields: dict[str, Any] = {}
-  for key, value in config.items():
-    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return fields
 
 
 def _differing_fields(runs: Sequence[Run]) -> list[str]:
@@ -258,31 +170,6 @@ def _device() -> str:
   return devices[0].device_kind + (f', {len(devices)} of them' if len(devices) > 1 else '')
 
 
-def _curve_charts(runs: Sequence[Run]) -> dict[str, Any]:
-  """Training loss and validation metric of each task over steps, and the tasks left out for their number."""
-  kinds = kinds_of(run.evaluation for run in runs)
-  shown = list(kinds)[:MAX_CURVE_TASKS]
-  panels = []
-  wanted = [(f'{task}: training loss', f'train/{task}/loss', None) for task in shown]
-  wanted += [(f'{task}: validation', f'val/{task}/{SHOWN[kinds[task]][0]}', SHOWN[kinds[task]][0]) for task in shown]
-  if len(kinds) > len(shown):
-    wanted.insert(0, ('all tasks: training loss', 'train/loss', None))
-  order = {task: i for i, task in enumerate(shown)}
-  wanted.sort(key=lambda item: order.get(item[0].rpartition(': ')[0], -1))
-  for heading, key, metric in wanted:
-    series = _series(runs, key)
-    if not series:
-      continue
-    ends = ', '.join(f'{name} ends at {values[-1]:.4g}' for name, (_, values) in series.items())
-    phrase, percent = (METRICS[metric][0], METRICS[metric][2]) if metric else ('', False)
-    heading = f'{heading} {phrase}'.strip()
-    figure = charts.curves(series, run_numbers=_numbers(runs), percent=percent)
-    panels.append(
-      {'heading': heading, 'svg': template.drawing(figure), 'alt': f'{heading} over training steps: {ends}.'}
-    )
-  return {'runs': [run.name for run in runs if run.log], 'panels': panels, 'left_out': len(kinds) - len(shown)}
-
-
 def _output_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
   """For each group of tasks the metric of every output by run: a table, and bars where a majority class exists."""
   kinds = kinds_of(run.evaluation for run in runs)
@@ -302,7 +189,7 @@ def _output_chart(runs: Sequence[Run], group: str, kind: str) -> dict[str, Any]:
   outputs = list(dict.fromkeys(output for values in scores.values() for output in values))
   charts_of_group = []
   if kind == 'binary' and scores and baseline:
-    charts_of_group = _gain_charts(outputs, scores, baseline, numbers=_numbers(runs))
+    charts_of_group = _gain_charts(outputs, scores, baseline, numbers=numbers(runs))
   rows = [
     {
       'name': output,
@@ -360,65 +247,3 @@ def _gain_charts(
       figure = charts.bars(names, values, run_numbers=numbers, limits=limits)
       parts.append({'heading': '', 'svg': template.drawing(figure), 'alt': alt + 'the figures are in the table below.'})
   return parts
-
-
-def _faces(runs: Sequence[Run]) -> dict[str, Any] | None:
-  """Test faces at even distances through the split, with the landmarks of every run that predicts them."""
-  kinds = kinds_of(run.evaluation for run in runs)
-  task = next((task for task, kind in kinds.items() if kind == 'landmarks'), None)
-  having = [(number, run) for number, run in enumerate(runs) if task in run.evaluation['tasks']]
-  if task is None or not having or not flat(having[0][1].config).get('data.dir'):  # A mixture's images lie apart.
-    return None
-  images = _images(having[0][1])
-  predictions = {number: _predictions(run, task) for number, run in having}
-  first = next(iter(predictions.values()))
-  labelled = [row for row, (_, _, mask) in first.items() if mask.reshape(-1, 2).all(-1).any()]
-  labelled = [row for row in labelled if 0 <= row < len(images)]
-  chosen = [labelled[i] for i in np.linspace(0, len(labelled) - 1, min(MAX_FACES, len(labelled))).astype(int)]
-  sheet = []
-  for row in chosen:
-    _, label, mask = first[row]
-    true = np.where(mask, label, np.nan).reshape(-1, 2)
-    points = {number: rows[row][0].reshape(-1, 2) for number, rows in predictions.items() if row in rows}
-    distances = ', '.join(
-      f'{runs[number].name} off by {100 * np.nanmean(np.linalg.norm(p - true, axis=-1)):.1f}% of the image'
-      for number, p in points.items()
-    )
-    alt = f'Test face {row} with {np.isfinite(true).all(-1).sum()} true landmarks; {distances} on average.'
-    sheet.append({'uri': charts.face(images[row], true, points), 'alt': alt, 'row': row})
-  return {
-    'task': task,
-    'sheet': sheet,
-    'runs': [number for number, _ in having],
-    'folder': str(_data_dir(having[0][1])),
-  }
-
-
-def _data_dir(run: Run) -> Path:
-  return Path(flat(run.config).get('data.dir') or '.')
-
-
-def _images(run: Run) -> np.ndarray:
-  """The prepared set's images `[n, h, w, 3]`, not read until looked at."""
-  path = _data_dir(run) / 'images.npy'
-  try:
-    return np.load(path, mmap_mode='r')
-  except (OSError, ValueError) as error:
-    raise CheckpointError(
-      f'no pictures from {path} ({error}); make it with `mtl-jax prepare SET --source DIR --out {path.parent}`, '
-      'or write the report without pictures'
-    ) from None
-
-
-def _predictions(run: Run, task: str) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """For each row of the prepared set its prediction, label and mask `[2 p]`."""
-  path = run.folder / 'eval' / 'test.npz'
-  make = f'mtl-jax eval --workdir {run.folder} --predictions {path}'
-  try:
-    with np.load(path) as file:
-      rows, *columns = (file[key] for key in ('example_id', f'{task}/pred', f'{task}/label', f'{task}/mask'))
-  except FileNotFoundError:
-    raise CheckpointError(f'no {path}; make it with `{make}`') from None
-  except (OSError, ValueError, KeyError) as error:
-    raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
-  return {int(row): (pred, label, mask) for row, pred, label, mask in zip(rows, *columns, strict=True)}

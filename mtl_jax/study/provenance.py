@@ -4,7 +4,9 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.report.page import FIELDS, MISSING, field_text, flat
+from mtl_jax.report.page import FIELDS, field_text
+from mtl_jax.report.runs import flat
+from mtl_jax.report.scoreboard import MISSING
 from mtl_jax.study.record import Record
 
 

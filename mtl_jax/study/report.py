@@ -11,13 +11,14 @@ from typing import Any
 
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.report import charts, template
-from mtl_jax.report.page import MISSING
-from mtl_jax.study import arms, plots, provenance, record, words
+from mtl_jax.report.scoreboard import MISSING
+from mtl_jax.study import arms, overview, plots, provenance, record, words
 from mtl_jax.study.pictures import worst
 from mtl_jax.study.record import Record
 from mtl_jax.study.words import Finding
 
 MAX_OPEN_PANELS = 8  # More curves than these are folded away.
+MAX_OPEN_ARMS = 5  # With more arms than these, what is said of each is folded away.
 MAX_OPEN_ROWS = 12  # Likewise of tables that are no one's first question.
 
 
@@ -53,10 +54,12 @@ def page_values(study: Mapping[str, Any], kept: Record, *, plots: Path) -> dict[
     'sides': _sides(study),
     'reference': reference,
     'sections': [_section(study, arm, plots) for arm in compared],
+    'overview': _overview(study),
     'notes': _notes(study, kept),
     'intervals': _intervals(study, plots),
     'curves': _curves(study, kept, plots),
     'max_open_panels': MAX_OPEN_PANELS,
+    'max_open_arms': MAX_OPEN_ARMS,
     'max_open_rows': MAX_OPEN_ROWS,
     'cost': provenance.cost(study, kept),
     'rates': provenance.rates(study, kept),
@@ -171,19 +174,35 @@ def _delta_m_rows(delta_m: Mapping[str, Any]) -> list[dict[str, Any]]:
   rows = [('all', delta_m), *((words.named(metric)[0], part) for metric, part in delta_m['per_metric'].items())]
   rows += [(f'outputs of {task}', part) for task, part in delta_m['per_output'].items() if part['num_terms']]
 
-  def percent(value: float | None) -> str:
-    return MISSING if value is None else f'{value:+.2f}%'.replace('-', '\N{MINUS SIGN}')
-
   return [
     {
       'name': name,
-      'mean': percent(part['mean']),
-      'ci95': MISSING if part['ci95'] is None else ' to '.join(percent(end) for end in part['ci95']),
-      'median': percent(part['median']),
+      'mean': _percent(part['mean']),
+      'ci95': _percent_range(part['ci95']),
+      'median': _percent(part['median']),
       'num_tasks': part['num_tasks'],
       'num_terms': part['num_terms'],
     }
     for name, part in rows
+  ]
+
+
+def _percent(value: float | None) -> str:
+  return MISSING if value is None else f'{value:+.2f}%'.replace('-', '\N{MINUS SIGN}')
+
+
+def _percent_range(ends: Sequence[float] | None) -> str:
+  return MISSING if ends is None else ' to '.join(map(_percent, ends))
+
+
+def _overview(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """All arms side by side, where there are several to compare."""
+  rows = overview.rows(study) if len(study['arms']) > 2 else []
+  return [
+    row
+    | {name: _percent(row[name]) for name in ('delta_m', 'median', 'worst_loss')}
+    | {'ci95': _percent_range(row['ci95'])}
+    for row in rows
   ]
 
 
