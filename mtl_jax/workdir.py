@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -91,9 +92,15 @@ def lock(workdir: Path) -> Iterator[None]:
   """Holds a working directory for one run; it is made if it is not there.
 
   Raises:
-    CheckpointError: while another run holds it, or where it cannot be written, or not seen by all processes.
+    CheckpointError: while another run holds it, where it cannot be written or is not seen by all processes, or for the
+      address of a bucket.
     LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
   """
+  if re.match(r'\w+:/', str(workdir)):  # `Path` has taken one of two slashes away.
+    raise CheckpointError(
+      f'--workdir: {workdir} is no local folder: buckets are not opened; mount it (gcsfuse, Mountpoint for S3) and '
+      'name the mounted folder'
+    )
   if jax.process_count() != processes.count():
     raise LauncherError(
       f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '

@@ -1,8 +1,11 @@
 """What may happen to a workdir: checkpoints cut short or changed on disk, a full disk, a folder that vanishes."""
 
 import json
+import re
 import resource
+import shlex
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -102,6 +105,17 @@ def test_damaged_and_unfinished_checkpoints_are_said_and_the_one_before_is_used(
   assert steps_in(copy) == {'9', '12', '10.damaged'} | ({'6'} & steps_in(copy))
 
 
+def test_a_removal_that_was_cut_short_leaves_nothing_over(copy, caplog, monkeypatch):
+  (copy / 'checkpoints' / '9' / 'state' / 'manifest.ocdbt').unlink()
+  monkeypatch.setattr(loop.log, 'propagate', True)
+  digests.set_aside_damaged(copy / 'checkpoints')
+  assert [record.message for record in caplog.records] == [
+    f'warning: the removal of {copy / "checkpoints" / "9"} had been cut short; it is done now'
+  ]
+  assert '10' in steps_in(copy)
+  assert not any(name.startswith('9') for name in steps_in(copy))
+
+
 def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_begin_anew_by_itself(copy, config):
   before = steps_in(copy)
   for checkpoint in (copy / 'checkpoints').iterdir():
@@ -136,7 +150,9 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_what_was_saved(
   with monkeypatch.context() as patch:
     small_runs.at_step(patch, 8, fill)
     try:
-      with pytest.raises((CheckpointError, OSError), match=r'(?i)file too large|cannot be saved') as caught:
+      with pytest.raises(
+        CheckpointError, match=r'cannot be (saved|written): .*; what was saved before is as'
+      ) as caught:
         loop.train(config, tmp_path)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -144,6 +160,40 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_keeps_what_was_saved(
   assert digests.damage(tmp_path / 'checkpoints' / '6') is None
   loop.train(config, tmp_path)
   small_runs.assert_same_bits(whole, tmp_path)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size={kilobytes}k tmpfs {mount}
+{command}; echo exit $?
+mount -o remount,ro {mount}
+{command}; echo exit $?
+mount -o remount,rw,size=40m {mount}
+{command}; echo exit $?
+"""
+
+
+@pytest.mark.slow
+def test_a_full_and_a_read_only_disk_end_a_run_in_one_line_until_they_are_mended(config, tmp_path):
+  """On a file system of its own, in a namespace where this process may mount one."""
+  if subprocess.run(['unshare', '-rm', 'true'], capture_output=True, check=False).returncode:
+    pytest.skip('needs user namespaces')
+  mount = tmp_path / 'mount'
+  mount.mkdir()
+  command = shlex.join(small_runs.command(tmp_path, config, mount / 'run'))
+  script = FULL_DISK.format(kilobytes=260, mount=mount, command=command)
+  ran = subprocess.run(
+    ['unshare', '-rm', 'bash', '-c', f'exec 2>&1; {script}'],
+    capture_output=True,
+    text=True,
+    check=True,
+    env=small_runs.one_device(),
+  )
+  assert 'Traceback' not in ran.stdout
+  full, read_only, mended, _ = re.split(r'exit (?=\d)', ran.stdout)
+  assert 'what was saved before is as it was' in full.splitlines()[-1]
+  assert 'Read-only file system' in read_only.splitlines()[-1]
+  assert re.findall(r'^exit (\d+)', ran.stdout, re.M) == ['2', '2', '0']
+  assert re.search(r'resuming at step \d+', mended)
 
 
 def test_a_workdir_that_vanishes_is_said_and_not_made_anew(config, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_delays_are_found_under_their_heading_alone(
   took = time.monotonic() - started
   spent = goodput.read(tmp_path)['spent']
   assert spent[heading] >= times * DELAY
-  assert sum(spent.values()) == pytest.approx(took, abs=0.2)
+  assert 0.9 * took < sum(spent.values()) <= took  # Opening the data and closing the workdir lie outside.
   assert spent['restart'] == 0
 
 
@@ -86,7 +86,7 @@ def test_accounts_add_up_over_restarts_and_lost_steps_are_restart(config, plain,
   spent = goodput.read(tmp_path)['spent']
   assert 100 < spent['restart'] < 100 + took
   assert spent['step'] < 50
-  assert sum(spent.values()) == pytest.approx(sum(lost['spent'].values()) + took, abs=0.2)
+  assert 0.9 * took < sum(spent.values()) - sum(lost['spent'].values()) <= took
 
 
 def test_compiling_is_an_account_of_its_own_and_counted_once():
@@ -102,30 +102,64 @@ def test_compiling_is_an_account_of_its_own_and_counted_once():
     took = time.monotonic() - started
   spent = accounts.now()
   assert 0 < spent['compile'] <= took
-  assert spent['compile'] + spent['step'] == pytest.approx(took, abs=0.01)
+  assert spent['compile'] + spent['step'] >= took
 
 
-def test_stages_of_compiling_within_one_another_count_once():
+class Clock:
+  """Stands in for the module `time` of `goodput`."""
+
+  def __init__(self) -> None:
+    self.now = 50.0
+
+  def monotonic(self) -> float:
+    return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+  clock = Clock()
+  monkeypatch.setattr(goodput, 'time', clock)
+  return clock
+
+
+def test_stages_of_compiling_within_one_another_count_once(clock):
   accounts = Goodput()
   with accounts.under('eval'):
-    time.sleep(0.2)
-    accounts.compiled(0.05)
-    accounts.compiled(0.1)  # Ends as the one before does, and began earlier.
-    accounts.compiled(0.04)
-    threading.Thread(target=accounts.compiled, args=(5.0,)).start()  # What another thread compiles holds nobody up.
-  assert accounts.now()['compile'] == pytest.approx(0.1, abs=0.02)
-  assert accounts.now()['eval'] == pytest.approx(0.1, abs=0.03)
-
-
-def test_a_heading_inside_another_takes_its_own_time_only():
-  accounts = Goodput()
-  with accounts.under('eval'):
-    time.sleep(0.1)
-    with accounts.under('save'):
-      time.sleep(0.2)
+    clock.now += 8
+    accounts.compiled(1)
+    clock.now += 1
+    accounts.compiled(3)  # The one before lies within this.
+    clock.now += 4
+    accounts.compiled(2)
+    other = threading.Thread(target=accounts.compiled, args=(5.0,))  # What it compiles holds nobody up.
+    other.start()
+    other.join()
   spent = accounts.now()
-  assert spent['eval'] == pytest.approx(0.1, abs=0.05)
-  assert spent['save'] == pytest.approx(0.2, abs=0.05)
+  assert (spent['compile'], spent['eval']) == (5, 8)
+
+
+def test_a_heading_inside_another_takes_its_own_time_only(clock):
+  accounts = Goodput()
+  clock.now += 1
+  with accounts.under('eval'):
+    clock.now += 2
+    with accounts.under('save'):
+      clock.now += 4
+    clock.now += 8
+  spent = accounts.now()
+  assert (spent['rest'], spent['eval'], spent['save']) == (1, 10, 4)
+  assert sum(spent.values()) == 15
+
+
+def test_going_back_makes_what_was_done_since_a_restart(clock):
+  accounts = Goodput()
+  with accounts.under('step'):
+    clock.now += 5
+  saved = accounts.now()
+  with accounts.under('input'):
+    clock.now += 7
+  accounts.go_back(saved)
+  assert accounts.now() == saved | {'restart': 7}
 
 
 def test_a_file_that_is_not_as_written_counts_for_nothing(tmp_path):

@@ -257,6 +257,15 @@ def test_page_without_pictures_needs_no_predictions_and_no_data(workdir):
   assert 'data:' not in text
 
 
+def test_the_page_says_what_the_time_of_a_run_went_into(workdir):
+  spent = {'step': 75.0, 'compile': 20.0, 'input': 0.0, 'eval': 5.0}
+  (workdir / 'joint' / 'goodput.json').write_text(json.dumps({'step': 20, 'spent': spent}))
+  (workdir / 'landmarks' / 'goodput.json').write_text('{"step": 20, "sp')
+  _, page = written(report.find_runs(workdir), workdir)
+  assert '75 % of 100.0 s: step 75.0 s, compile 20.0 s, eval 5.0 s' in page.text
+  assert page.text.count('% of 100.0 s') == 1
+
+
 def test_one_run_makes_a_page_without_comparison(workdir):
   _, page = written({'joint': workdir / 'joint'}, workdir)
   assert 'training alone' not in page.text

@@ -161,6 +161,13 @@ def test_a_second_run_in_the_same_directory_is_refused(tiny_config, tmp_path):
     loop.train(tiny_config(), tmp_path)
 
 
+def test_the_address_of_a_bucket_is_refused_and_makes_no_folder(tiny_config, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(CheckpointError, match='buckets are not opened; mount it'):
+    loop.train(tiny_config(), Path('gs://bucket/run'))
+  assert not list(tmp_path.iterdir())
+
+
 def test_divergence_names_the_step_and_saves_nothing(tiny_config, tmp_path):
   config = tiny_config(
     **{

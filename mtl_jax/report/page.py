@@ -83,8 +83,20 @@ def _describe(run: Run, number: int) -> dict[str, Any]:
     'step': run.evaluation.get('step'),
     'num_examples': run.evaluation.get('num_examples'),
     'images_per_sec': None if speed is None else f'{speed:,.0f}',
+    'goodput': _goodput(run.folder / 'goodput.json'),
     'config': json.dumps(run.config, indent=2, sort_keys=True, default=str),
   }
+
+
+def _goodput(path: Path) -> str | None:
+  """The share of a run's time that went into steps, and what else it went into; None where that is not known."""
+  try:
+    spent = json.loads(path.read_text('utf-8'))['spent']
+    total = sum(spent.values())
+    rest = ', '.join(f'{heading} {seconds:,.1f} s' for heading, seconds in spent.items() if seconds >= 0.05)
+    return f'{100 * spent["step"] / total:.0f} % of {total:,.1f} s: {rest}'
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
+    return None
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

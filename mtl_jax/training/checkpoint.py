@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,9 +157,15 @@ class Checkpoints:
       raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
       raise CheckpointError(
-        f'{self.directory}: cannot {what}: {one_line(error)[:300]}; what was saved before is as it was: make room or '
-        'mend the folder, and the same command goes on from there'
+        f'{self.directory}: cannot {what}: {_reason(error)}; what was saved before is as it was: make room or mend the '
+        'folder, and the same command goes on from there'
       ) from error
+
+
+def _reason(error: Exception) -> str:
+  """Without the places in TensorStore's sources, and without the middle if it is long: the end says what failed."""
+  text = re.sub(r'\s*\[source locations=.*', '', one_line(error))
+  return text if len(text) <= 260 else f'{text[:120]} ... {text[-120:]}'
 
 
 def _score(metrics: dict[str, float]) -> float:

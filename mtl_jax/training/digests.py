@@ -58,6 +58,16 @@ def damage(checkpoint: Path) -> str | None:
   return f'{changed[0]} is not as it was saved' if changed else None
 
 
+def incomplete(checkpoint: Path) -> bool:
+  """Whether a file that was saved is not there, as after a removal that was cut short."""
+  try:
+    return any(not (checkpoint / name).exists() for name in json.loads((checkpoint / FILE).read_text()))
+  except FileNotFoundError:
+    return not (checkpoint / 'commit_success.txt').exists()
+  except (OSError, ValueError):
+    return False
+
+
 def _digests(checkpoint: Path) -> dict[str, str]:
   digests = {}
   for path in sorted(checkpoint.rglob('*')):
@@ -71,7 +81,8 @@ def _digests(checkpoint: Path) -> dict[str, str]:
 def set_aside_damaged(directory: Path) -> None:
   """Leaves only sound checkpoints in a folder, saying what it passes over; of a run that holds its workdir alone.
 
-  Saves that were cut short are deleted; damaged checkpoints are renamed, for they may be worth a look.
+  Saves and removals of older checkpoints that were cut short are cleared away; damaged checkpoints are renamed, for
+  they may be worth a look.
 
   Raises:
     CheckpointError: if there are checkpoints and all are damaged.
@@ -95,6 +106,10 @@ def _set_aside(directory: Path) -> None:
     log.warning('warning: %s is a save that was cut short; it was deleted, and %s', path, use)
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   for path, found in wrong.items():
+    if good and int(path.name) < int(good[-1].name) and incomplete(path):
+      log.warning('warning: the removal of %s had been cut short; it is done now', path)
+      shutil.rmtree(path)
+      continue
     aside = path.with_name(path.name + DAMAGED)
     log.warning('warning: %s: %s; it is now %s, and %s', path, found, aside.name, use)
     if aside.exists():

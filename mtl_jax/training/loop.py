@@ -1,6 +1,7 @@
 """The story of a training run: resume, step, look, save, end."""
 
 import dataclasses
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from mtl_jax import objectives, processes, workdir
 from mtl_jax.data import mixture, pipeline
 from mtl_jax.data.pipeline import Split
-from mtl_jax.errors import Interrupted
+from mtl_jax.errors import CheckpointError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, checkpoint, digests, nonfinite, sharding
@@ -91,9 +92,20 @@ class Keepers(NamedTuple):
 
 @contextmanager
 def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iterator[None]:
-  """At the end, however it comes, waits for the last save and says what the run's time went into."""
+  """At the end, however it comes, waits for the last save and says what the run's time went into.
+
+  Raises:
+    CheckpointError: where the workdir cannot be written any more.
+  """
   try:
     yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+      raise
+    raise CheckpointError(
+      f'--workdir: {directory} cannot be written: {error.strerror}; what was saved before is as it was: make room, and '
+      'the same command goes on from there'
+    ) from error
   finally:
     try:
       with goodput.under('save'):

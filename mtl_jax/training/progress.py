@@ -2,10 +2,13 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
 
 from mtl_jax.training.goodput import Goodput
@@ -84,7 +87,10 @@ class MetricWriter:
     partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     partial.replace(path)
     self._file = path.open('a')
-    self._events = SummaryWriter(str(workdir), purge_step=resumed_at + 1 if resumed_at else None)
+    # Without SummaryWriter's thread, whose failures on a full disk nobody could catch. A file for every start.
+    self._events = EventsWriter(str(workdir / 'events'), filename_suffix=f'.{resumed_at}')
+    if resumed_at:  # TensorBoard drops what it has from there on.
+      self._events.write_event(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     if not self._enabled:
@@ -92,7 +98,9 @@ class MetricWriter:
     self._file.write(json.dumps({'step': step, **values}) + '\n')
     self._file.flush()
     for name, value in values.items():
-      self._events.add_scalar(name, value, step)
+      scalar = summary.scalar(name, value)
+      self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar))
+    self._events.flush()
 
   def close(self) -> None:
     if self._enabled:
