@@ -36,7 +36,6 @@ def result(directory, split='test'):
   return json.loads((directory / 'eval' / f'{split}.json').read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('side', ['joint', 'attributes'])
 def test_the_demo_learns_attributes(demo_dir, side):
   found = result(demo_dir / side)
@@ -44,14 +43,12 @@ def test_the_demo_learns_attributes(demo_dir, side):
   assert gain >= 0.03
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('side', ['joint', 'landmarks'])
 def test_the_demo_learns_landmarks(demo_dir, side):
   found = result(demo_dir / side)
   assert found['tasks']['landmarks']['nme'] <= 0.6 * found['baseline']['landmarks']['nme']
 
 
-@pytest.mark.slow
 def test_evaluation_equals_scikit_learn_on_the_dumped_predictions(demo_dir):
   found = result(demo_dir / 'joint')['tasks']['attributes']
   with np.load(demo_dir / 'joint' / 'eval' / 'test.npz') as arrays:
@@ -82,7 +79,6 @@ def test_evaluation_equals_scikit_learn_on_the_dumped_predictions(demo_dir):
     np.testing.assert_allclose(found[name], value, rtol=1e-9, err_msg=name)
 
 
-@pytest.mark.slow
 def test_landmark_metrics_equal_a_plain_computation_in_source_pixels(demo_dir):
   found = result(demo_dir / 'joint')['tasks']['landmarks']
   with np.load(demo_dir / 'joint' / 'eval' / 'test.npz') as arrays:
@@ -95,7 +91,6 @@ def test_landmark_metrics_equal_a_plain_computation_in_source_pixels(demo_dir):
   np.testing.assert_allclose(found['mae'], np.abs(predicted - true).mean((0, 1)) @ [0.5 / 178, 0.5 / 218], rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_the_table_and_the_report_show_all_sides(demo_dir):
   table = (demo_dir / 'table.txt').read_text()
   for row in ('majority class / mean face', 'joint', 'attributes', 'landmarks'):
@@ -114,14 +109,12 @@ def test_the_table_and_the_report_show_all_sides(demo_dir):
   assert all(source.startswith('data:image') for source in page.sources)
 
 
-@pytest.mark.slow
 def test_the_demo_started_again_trains_nothing(demo_dir, monkeypatch):
   before = {path: path.stat().st_mtime_ns for path in demo_dir.glob('*/checkpoints/*')}
   assert demo.run(demo_dir, base=reduced()) == (demo_dir / 'table.txt').read_text()
   assert before == {path: path.stat().st_mtime_ns for path in demo_dir.glob('*/checkpoints/*')}
 
 
-@pytest.mark.slow
 def test_predictions_for_the_source_pictures_are_those_of_the_test_split(demo_dir, capsys, tmp_path):
   store = open_store(demo_dir / 'data')
   ids = list(store.splits['test'])[:3]
@@ -137,7 +130,6 @@ def test_predictions_for_the_source_pictures_are_those_of_the_test_split(demo_di
   np.testing.assert_allclose(pixels, points * np.tile([178, 218], 5), atol=0.05)
 
 
-@pytest.mark.slow
 def test_evaluating_on_another_set_is_written_under_its_name(demo_dir, store_dir, tmp_path, capsys):
   assert cli.main(['eval', '--workdir', str(demo_dir / 'joint'), '--split', 'val']) == 0
   printed = json.loads(capsys.readouterr().out)
