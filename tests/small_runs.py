@@ -101,4 +101,4 @@ def end(process: subprocess.Popen, *signals: signal.Signals) -> str:
   for number in signals:
     process.send_signal(number)
     time.sleep(0.02)  # Two of a kind at once would be one.
-  return process.communicate(timeout=120)[1]
+  return process.communicate(timeout=900)[1]
