@@ -11,7 +11,7 @@ from mtl_jax.data import balance, mixture
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.training import building, loop
+from mtl_jax.training import building, loop, sharding
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
@@ -166,7 +166,7 @@ def test_a_balanced_run_stopped_and_resumed_in_the_other_mode_has_the_same_losse
 def test_eight_devices_and_one_take_the_same_balanced_batches(balanced_config, store, monkeypatch):
   found = []
   for mesh in [sharding.make_mesh(jax.devices()[:num_devices]) for num_devices in (8, 1)]:
-    monkeypatch.setattr(sharding, 'make_mesh', lambda mesh=mesh: mesh)
+    monkeypatch.setattr(sharding, 'make_mesh', lambda mesh=mesh, **_: mesh)
     run = building.build(balanced_config('resident'), store)
     item = jax.device_put(run.input.read(run.order.positions(3)), sharding.by_rows(mesh))
     found.append(jax.device_get(jax.jit(run.input.fetch)(run.input.place(), item)))

@@ -55,7 +55,7 @@ def step_of(coupling, batch, name='fixed', **settings):
   stats = {task.name: task.empty_stats() for task in TASKS}
   ones = {name: dataclasses.replace(one, std=np.ones_like(one.std)) for name, one in stats.items()}
   common = {'model': model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
-  state = init_state(0, label_stats=ones, image_size=tiny.SIZE, **common)
+  state = init_state(0, label_stats=ones, input_shape=(*tiny.SIZE, 3), **common)
 
   def step(state, batch):
     return train_step(

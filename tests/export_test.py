@@ -78,7 +78,7 @@ def test_each_platform_is_given_its_own_form_of_a_convolution():
   def two_forms(images, kernel):
     return convolution.convolve(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
-  shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 4, 4, 3), (3, 3, 3, 5))]
+  shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 2, 2, 3), (3, 3, 3, 5))]
   forms = {}
   for platforms in (('cpu',), ('cuda',), ('cpu', 'tpu')):
     with convolution.chosen_by_platform():

@@ -15,7 +15,7 @@ from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask
-from mtl_jax.training import building, checkpoint, features, loop
+from mtl_jax.training import building, checkpoint, features, loop, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.progress import read_metrics

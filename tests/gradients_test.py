@@ -220,7 +220,7 @@ def test_eight_devices_give_one_devices_update(make):
   stats = label_stats(batch)
   model, tx = make_model(), optax.sgd(0.1)
   common = {'model': model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
-  make_state = partial(init_state, 0, label_stats=stats, image_size=SIZE, **common)
+  make_state = partial(init_state, 0, label_stats=stats, input_shape=(*SIZE, 3), **common)
   step = partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, settings=Settings(log=True), **common)
   results = {}
   for count in (1, 8):

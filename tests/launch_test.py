@@ -230,7 +230,7 @@ def test_local_passes_signals_on_to_every_process(tmp_path, number):
     assert process.poll() is None
     time.sleep(0.02)
   process.send_signal(number)
-  _, errors = process.communicate(timeout=20)
+  _, errors = process.communicate(timeout=120)
   assert process.returncode == 75, errors
 
 
@@ -269,7 +269,7 @@ def test_slurm_passes_the_warning_on_to_the_step_and_waits_for_it(tmp_path):
   while not (tmp_path / 'ready').exists():
     time.sleep(0.02)
   process.send_signal(signal.SIGUSR1)
-  _, errors = process.communicate(timeout=20)
+  _, errors = process.communicate(timeout=120)
   assert process.returncode == 0, errors
   assert (tmp_path / 'requeued').read_text() == 'requeue 7\n'
 

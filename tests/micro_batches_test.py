@@ -78,7 +78,7 @@ def test_batch_norm_takes_its_statistics_from_each_micro_batch_in_turn(backend, 
 def test_eight_devices_with_micro_batches_match_one_without():
   batch, model = make_batch(rows=16), make_model(norm=False)
   shared = {'model': model, 'tx': optax.sgd(0.1), 'objective': OBJECTIVES['fixed'], 'ema_decay': 0.0}
-  make_state = partial(init_state, 0, label_stats=label_stats(batch), image_size=SIZE, **shared)
+  make_state = partial(init_state, 0, label_stats=label_stats(batch), input_shape=(*SIZE, 3), **shared)
   augmentation = Augmentation(flip=True, shift=0.1)
   losses = {}
   for count, accumulate in ((1, 1), (8, 2)):

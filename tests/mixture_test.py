@@ -21,7 +21,7 @@ from mtl_jax.data.store_writer import prepare as prepare_source
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
-from mtl_jax.training import building, checkpoint, loop
+from mtl_jax.training import building, checkpoint, loop, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.interrupt import Interruption
 

@@ -30,7 +30,7 @@ def parts():
   vit = VisionTransformer(width=64, depth=1, groups=1)
   model = MultiTaskModel(Hard(vit, ('attributes', 'landmarks')), tuple((t.name, t.num_outputs) for t in TASKS), 8)
   shared = {'model': model, 'tx': optax.sgd(0.01, momentum=0.9), 'objective': fixed([1.0, 0.5]), 'ema_decay': 0.9}
-  make_state = partial(init_state, 0, label_stats=label_stats(make_batch()), image_size=SIZE, **shared)
+  make_state = partial(init_state, 0, label_stats=label_stats(make_batch()), input_shape=(*SIZE, 3), **shared)
   step = partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, **shared)
   return make_state, step
 

@@ -85,7 +85,7 @@ def way(request):
   batch = make_batch()
   stats = {t.name: t.stats(batch['labels'][t.name], mask=batch['mask'][t.name], standardize=True) for t in TASKS}
   common = {'model': model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
-  state = compiled(partial(init_state, 0, label_stats=stats, image_size=SIZE, **common))()
+  state = compiled(partial(init_state, 0, label_stats=stats, input_shape=(*SIZE, 3), **common))()
   step = compiled(partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, **common))
   return SimpleNamespace(name=request.param, model=model, state=state, step=step)
 
@@ -365,7 +365,7 @@ def test_the_step_follows_the_penalty_too():
   batch = make_batch()
   stats = {t.name: t.stats(batch['labels'][t.name], mask=batch['mask'][t.name], standardize=True) for t in TASKS}
   common = {'model': model, 'tx': optax.sgd(1.0), 'objective': objective, 'ema_decay': 0.0}
-  state = compiled(partial(init_state, 0, label_stats=stats, image_size=SIZE, **common))()
+  state = compiled(partial(init_state, 0, label_stats=stats, input_shape=(*SIZE, 3), **common))()
   step = compiled(partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, **common))
   after, metrics = step(state, make_batch(attributes=True, landmarks=True))
   params = state.variables['params']

@@ -49,7 +49,7 @@ def parts():
   batch = make_batch()
   stats = {t.name: t.stats(batch['labels'][t.name], mask=batch['mask'][t.name], standardize=True) for t in TASKS}
   make_state = partial(
-    init_state, 0, model=model, tx=tx, objective=objective, label_stats=stats, image_size=SIZE, ema_decay=0.9
+    init_state, 0, model=model, tx=tx, objective=objective, label_stats=stats, input_shape=(*SIZE, 3), ema_decay=0.9
   )
   step = partial(
     train_step,

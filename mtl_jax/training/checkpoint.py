@@ -95,6 +95,7 @@ class Checkpoints:
     Raises:
       CheckpointError: for a step that was not saved, or a checkpoint of another version or model.
     """
+    self.wait()  # A save under way is no checkpoint yet.
     step = self._choose(step)
     if step is None:
       return None
