@@ -225,7 +225,12 @@ def test_local_passes_signals_on_to_every_process(tmp_path, number):
     'time.sleep(30)\n'
   )
   environment = os.environ | {'MTL_JAX': f'{sys.executable} {script}', 'JAX_PLATFORMS': 'cpu'}
-  process = subprocess.Popen(['bash', LAUNCH / 'local.sh', '-n', '2', 'x'], env=environment, stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    ['bash', LAUNCH / 'local.sh', '-n', '2', 'x'],
+    env=environment,
+    stderr=subprocess.PIPE,
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # Ignored where these tests run in the background.
+  )
   while len(list(tmp_path.glob('ready-*'))) < 2:
     assert process.poll() is None
     time.sleep(0.02)

@@ -93,7 +93,7 @@ def test_metrics_have_each_step_once_after_a_resume(resume_config, tmp_path, mon
   assert [line['step'] for line in lines if 'val/loss' in line] == [6, 12]
 
 
-@pytest.mark.parametrize('kill', [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('kill', [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_killed_process_goes_on_to_the_same_bits(tiny_config, tmp_path, kill):
   overrides = {'train.steps': 120, 'checkpoint.every_steps': 20, 'eval.every_steps': 60}
   config = tiny_config(**overrides)
