@@ -116,8 +116,8 @@ def get_config() -> ConfigDict:
   config.train = train = ConfigDict()
   train.steps = 10_000  # Optimizer steps.
   train.batch_size = 256  # Examples in the global batch, over all devices and processes.
-  # Micro-batches that the shared part reads a batch in, one after the other: less memory for a third more work, and
-  # the big batch's gradient, but for batch norm's statistics, which are then of a micro-batch.
+  # Micro-batches that the shared part reads a batch in, one after the other, for a forward pass more: only one's
+  # activations are kept. The gradient is the big batch's, but batch norm's statistics are of a micro-batch.
   train.accumulate = 1
   # Devices over which each large array of parameters and of the optimizer is divided, for backbones too large for one;
   # they take the same rows of a batch. 1: every device holds the whole state. A resumed run may change it.
