@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 
 from mtl_jax import objectives
 from mtl_jax.data.augment import Augmentation
@@ -16,7 +17,6 @@ from mtl_jax.objectives.matching.variables import Categorical, YesNo
 from mtl_jax.tasks import BinaryTask, CategoricalTask
 from mtl_jax.training import gradients, sharding
 from mtl_jax.training.step import init_state, network_input, train_step
-from tests import tiny
 
 TASKS = (CategoricalTask('mood', ('mood',), classes=('calm', 'glad')), BinaryTask('units', ('a', 'b')))
 NO_AUGMENTATION = Augmentation(flip=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0)
