@@ -4,7 +4,7 @@ import pytest
 
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
-from mtl_jax.study import arms
+from mtl_jax.study import arms, program
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 
 TASKS = (BinaryTask('attributes', ('Smiling',)), LandmarkTask('landmarks', ('nose_x', 'nose_y')))
@@ -55,3 +55,19 @@ def test_a_variant_that_cannot_be_names_itself_or_its_field(variants, message):
 def test_an_arm_that_is_neither_known_nor_a_variant_gets_the_nearest_name():
   with pytest.raises(ConfigError, match="no choice 'jiont'; did you mean 'joint'"):
     arms.from_config(config_of(arms=('single', 'jiont')), TASKS)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'same'),
+  [
+    ({'objective__name': 'dwa'}, True),
+    ({'objective__weights__landmarks': 3.0}, True),
+    ({'objective__standardize': False}, False),
+    ({'data__keep_labels': 'disjoint'}, False),
+    ({'model__trunk_features': (8,)}, False),
+    ({'tasks': 'landmarks'}, False),
+  ],
+)
+def test_programs_share_an_input_only_where_their_objectives_alone_differ(fields, same):
+  config = config_of()
+  assert program.differs_in_objective(config, arms.with_fields(config, **fields)) is same

@@ -221,20 +221,24 @@ class Study:
 
   def cost(self, rates: Mapping[str, float]) -> dict[str, Any]:
     """What each arm takes: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
-    return {
-      name: {
-        'params': sum(one.num_params() for one in programs.values()),
-        'flops_per_image': sum(one.flops_per_image() for one in programs.values()),
-        'seconds': sum(
-          float(np.mean([self.shelf.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
-          for one in programs
-        ),
-        'tuning_seconds': sum(map(self._tuning_seconds, programs)),
-        'latency_ms': program.latency_ms(list(programs.values())),
-      }
-      for name, arm in self.arms.items()
-      if (programs := {one: self.program(one) for one in arm.programs})
-    }
+    sizes: dict[tuple[int, ...], dict[str, float]] = {}
+    found = {}
+    for name, arm in self.arms.items():
+      programs = [self.program(one) for one in arm.programs]
+      nets = tuple(id(one.net) for one in programs)  # Programs that differ in their objective have one.
+      if nets not in sizes:
+        sizes[nets] = {
+          'params': sum(one.num_params() for one in programs),
+          'flops_per_image': sum(one.flops_per_image() for one in programs),
+          'latency_ms': program.latency_ms(programs),
+        }
+      seconds = sum(
+        float(np.mean([self.shelf.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
+        for one in arm.programs
+      )
+      tuning = sum(map(self._tuning_seconds, arm.programs))
+      found[name] = {**sizes[nets], 'seconds': seconds, 'tuning_seconds': tuning}
+    return found
 
   def facts(self, test: Any) -> dict[str, Any]:
     """What the study was made of."""
