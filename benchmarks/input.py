@@ -184,8 +184,7 @@ class Stepper:
       self._state, metrics = self._run.compiled_steps(self._state, self._source, items)
       self._steps += size
       flying.append(metrics['loss'])
-      if len(flying) > sharding.MAX_IN_FLIGHT:
-        jax.block_until_ready(flying[-sharding.MAX_IN_FLIGHT])
+      sharding.hold_back(flying)
     jax.block_until_ready((self._state, flying))
     self._loss = flying[-1]
     return (self._steps - before) * self._run.config.train.batch_size

@@ -19,8 +19,7 @@ from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives.weighting.fixed import fixed
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
-from mtl_jax.training import optimizer
-from mtl_jax.training.sharding import MAX_IN_FLIGHT
+from mtl_jax.training import optimizer, sharding
 from mtl_jax.training.step import TrainState, init_state, train_step
 
 TASKS = (
@@ -158,8 +157,7 @@ class Steps:
     for _ in range(steps):
       self._state, metrics = self.compiled(self._state, self._batch)
       flying.append(metrics['loss'])
-      if len(flying) > MAX_IN_FLIGHT:
-        jax.block_until_ready(flying[-MAX_IN_FLIGHT])
+      sharding.hold_back(flying)
     jax.block_until_ready(self._state)
     self._taken += steps
     self.losses.append(float(flying[-1]))

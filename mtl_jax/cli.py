@@ -18,7 +18,6 @@ from mtl_jax.errors import UserError
 
 DEMO_WORKDIR = 'mtl_jax_demo'
 CONFIG_PREFIX = '--config.'
-OVERRIDE = f'override with {CONFIG_PREFIX}a.b=VALUE'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,9 +117,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
 
   train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint', several=True)
-  train.add_argument('--config', type=Path, metavar='FILE.py', required=True, help=OVERRIDE)
-  train.add_argument('--workdir', type=Path, required=True)
-  train.add_argument('--allow_config_change', action='store_true', help='resume with another configuration')
+  _add_config(train)
 
   evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
   evaluation.add_argument('--workdir', type=Path, required=True)
@@ -136,16 +133,10 @@ def _parser() -> argparse.ArgumentParser:
 
   text = 'train joint and single-task models with several seeds and test the difference'
   study = verb('study', _study, text, several=True)
-  study.add_argument('--config', type=Path, metavar='FILE.py', required=True, help=OVERRIDE)
-  study.add_argument('--workdir', type=Path, required=True)
-  study.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
+  _add_config(study)
 
   affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
-  affinity.add_argument(
-    '--config', type=Path, metavar='FILE.py', required=True, help='override with --config.a.b=VALUE'
-  )
-  affinity.add_argument('--workdir', type=Path, required=True)
-  affinity.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
+  _add_config(affinity)
 
   report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
   report.add_argument('--workdir', type=Path, required=True)
@@ -158,6 +149,15 @@ def _parser() -> argparse.ArgumentParser:
 
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
   return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+  """Flags of verbs that train what a configuration says, and go on where they stopped."""
+  parser.add_argument(
+    '--config', type=Path, metavar='FILE.py', required=True, help=f'override with {CONFIG_PREFIX}a.b=VALUE'
+  )
+  parser.add_argument('--workdir', type=Path, required=True)
+  parser.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:

@@ -218,6 +218,17 @@ def write_json(path: Path, value: Any) -> None:
   partial_path.replace(path)
 
 
+def provenance(store: Store | Mixture) -> dict[str, Any]:
+  """What a result was made of, for its JSON: data, device, versions, date."""
+  splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in store.splits.items()}
+  return {
+    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': splits},
+    'device': jax.devices()[0].device_kind,
+    'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
+    'date': time.strftime('%Y-%m-%d'),
+  }
+
+
 def _read_json(path: Path) -> Any:
   try:
     return json.loads(path.read_text())

@@ -43,6 +43,7 @@ def test_a_variant_is_the_joint_model_with_its_fields_set():
     ({'dwa': 'objective.nam=dwa'}, "no field 'nam'; did you mean 'name'"),
     ({'long': 'train.steps=0'}, 'config.train.steps must be'),
     ({'other': 'train.seed=3'}, 'config.study.variants.other: train.seed=3 must be the same for all arms'),
+    ({'other': '--config.train.seed=3'}, 'config.study.variants.other: train.seed=3 must be the same for all arms'),
     ({'other': 'data.dir=x'}, 'config.study.variants.other: data.dir=x must be the same for all arms'),
     ({'landmarks': 'objective.name=dwa'}, 'config.study.variants.landmarks: an arm or a task has this name already'),
   ],

@@ -1,7 +1,5 @@
 """Batches balanced by person, by a label or by set: which rows are drawn, what is refused, and that runs resume."""
 
-import logging
-
 import jax
 import numpy as np
 import pytest
@@ -66,35 +64,32 @@ def test_the_values_of_a_label_come_equally_often_whatever_is_learned(tiny_confi
   np.testing.assert_array_equal(seen, joint)
 
 
-def test_rows_whose_label_is_missing_or_dropped_are_left_out_and_counted(tiny_config, store, caplog):
+def test_rows_whose_label_is_missing_or_dropped_are_left_out_and_counted(tiny_config, store, said):
   config = tiny_config(**{'data.balance': 'attributes/Male', 'data.keep_labels': 'attributes:0.5'})
-  with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    run = building.build(config, store)
+  run = building.build(config, store)
   kept = run.train.mask['attributes'].any(axis=1)
   assert 0 < kept.sum() < len(kept)
   seen = np.stack([run.order.positions(step) for step in range(20)])
   np.testing.assert_array_equal(np.unique(seen), np.flatnonzero(kept))
-  said = [line for line in caplog.messages if line.startswith('balance attributes/Male: 2 groups of ')]
-  assert len(said) == 1
-  assert said[0].endswith(f'; {np.count_nonzero(~kept)} of its {len(kept)} rows have none and are left out')
+  (line,) = [line for line in said if line.startswith('balance attributes/Male: 2 groups of ')]
+  assert line.endswith(f'; {np.count_nonzero(~kept)} of its {len(kept)} rows have none and are left out')
 
 
-def test_each_set_of_a_mixture_is_balanced_by_itself_or_drawn_alike(tiny_config, store_dir, second_dir, caplog):
+def test_each_set_of_a_mixture_is_balanced_by_itself_or_drawn_alike(tiny_config, store_dir, second_dir, said):
   config = tiny_config(
     **{'data.dir': '', 'data.dirs': (str(store_dir), str(second_dir)), 'data.weights': (3.0, 1.0)},
     **{'data.balance': 'identity', 'train.batch_size': 16},
   )
   data = mixture.open_data(config.data)
   data.parts[1].identity[:] = -1
-  with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    seen = batches(config, data, num_steps=40)
+  seen = batches(config, data, num_steps=40)
   first = data.parts[0].splits['train'].stop
   people = data.parts[0].identity[:first]
   for positions in seen:
     assert np.count_nonzero(positions < first) == 12
     assert spread(people, positions[positions < first]) <= 1
   assert set(seen[seen >= first] - first) == set(range(data.parts[1].splits['train'].stop))
-  assert f'balance identity: no train row of {second_dir} has one, so all are drawn alike' in caplog.messages
+  assert f'balance identity: no train row of {second_dir} has one, so all are drawn alike' in said
 
 
 def test_domains_are_the_sets_of_a_mixture_in_equal_shares(tiny_config, store_dir, second_dir):

@@ -1,8 +1,9 @@
 """Eight simulated devices for the whole suite, and a small prepared set with a small trained run, made once."""
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,24 @@ def trained_dir(tmp_path_factory, tiny_config) -> Path:
   directory = tmp_path_factory.mktemp('trained') / 'joint'
   loop.train(tiny_config(), directory)
   return directory
+
+
+class _Kept(logging.Handler):
+  def __init__(self):
+    super().__init__()
+    self.lines: list[str] = []
+
+  def emit(self, record: logging.LogRecord) -> None:
+    self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+  """What the package logs from here on, once each, whatever a test before did to its logger."""
+  logger, kept = logging.getLogger('mtl_jax'), _Kept()
+  level = logger.level
+  logger.addHandler(kept)
+  logger.setLevel(logging.INFO)
+  yield kept.lines
+  logger.setLevel(level)
+  logger.removeHandler(kept)

@@ -1,7 +1,5 @@
 """What a model costs, as a run tells it before it begins."""
 
-import logging
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -23,13 +21,13 @@ def test_flops_are_those_of_the_convolutions_and_little_more():
   assert found > first + second  # ReLU and pooling come on top.
 
 
-def test_a_run_tells_its_parameters_and_flops(tiny_config, caplog):
+def test_a_run_tells_its_parameters_and_flops(tiny_config, said):
   config = tiny_config('landmarks', **{'model.backbone': 'convnet'})
   store = mixture.open_data(config.data)
   run = building.build(config, store)
-  with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    building.describe(run, store, Clock())
-  table, line = caplog.messages[:2]
+  said.clear()
+  building.describe(run, store, Clock())
+  table, line = said[:2]
   assert '| shared/backbone/conv1 | 2      | 112        |' in table
   head = 8 * 8 * 8 * 8 + 8 + 8 * 10 + 10
   assert f'| {head:,} ' in table

@@ -1,6 +1,5 @@
 """Images come from the disk as they were written, or are named, counted and replaced with their labels masked."""
 
-import logging
 import os
 import re
 import tracemalloc
@@ -269,14 +268,13 @@ def resident_kilobytes() -> int:
 
 
 @both
-def test_a_corrupt_image_is_named_once_counted_replaced_and_masked(copy, caplog, encoding):
+def test_a_corrupt_image_is_named_once_counted_replaced_and_masked(copy, said, encoding):
   store = copy(encoding, rows=(3, 4, 7))
   split, intact = train_split(store), np.asarray(copy(encoding, name='intact').images)
-  with caplog.at_level(logging.WARNING, logger='mtl_jax'):
-    first, again = (split.read(np.array([2, 3, 4, 5, 7])) for _ in range(2))
-  named = sorted(int(line.split('record ')[1].split(' ')[0]) for line in caplog.messages)
+  first, again = (split.read(np.array([2, 3, 4, 5, 7])) for _ in range(2))
+  named = sorted(int(line.split('record ')[1].split(' ')[0]) for line in said)
   assert named == [3, 4, 7]
-  assert all(store.names[row] in line for row, line in zip(sorted(named), sorted(caplog.messages), strict=True))
+  assert all(store.names[row] in line for row, line in zip(sorted(named), sorted(said), strict=True))
   assert split.images.num_corrupt == 3
   np.testing.assert_array_equal(first['image'], intact[[2, 5, 5, 5, 8]])  # The next good one.
   np.testing.assert_array_equal(first['example_id'], [2, 3, 4, 5, 7])
@@ -368,14 +366,13 @@ def losses(directory: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_over_corrupt_jpegs_is_the_same_resident_streamed_and_resumed(
-  copy, run_config, tmp_path, monkeypatch, caplog
+  copy, run_config, tmp_path, monkeypatch, said
 ):
   store = copy('jpeg')
   damage(store, (0, 17, store.split('val').start))
   config = run_config(store.directory, **{'data.corrupt_share': 0.05})
-  with caplog.at_level(logging.WARNING, logger='mtl_jax'):
-    loop.train(config, tmp_path / 'streamed')
-  assert 'warning: 3 corrupt images were replaced, their labels masked' in caplog.messages
+  loop.train(config, tmp_path / 'streamed')
+  assert 'warning: 3 corrupt images were replaced, their labels masked' in said
   loop.train(
     run_config(store.directory, **{'data.corrupt_share': 0.05, 'data.mode': 'resident'}), tmp_path / 'resident'
   )

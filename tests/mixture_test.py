@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 
 import jax
@@ -253,14 +252,10 @@ def test_a_run_over_two_sets_learns_all_tasks(mixed_run):
     assert np.isfinite(lines[-1][f'val/{task}/loss'])
 
 
-def test_the_log_says_how_many_rows_of_each_set_a_batch_holds(
-  mixed_config, tmp_path, caplog, monkeypatch, store_dir, other_dir
-):
-  monkeypatch.setattr(logging.getLogger('mtl_jax'), 'propagate', True)
-  with caplog.at_level(logging.INFO, 'mtl_jax'):
-    loop.train(mixed_config('landmarks', **{'data.weights': (1.0, 3.0), 'train.steps': 1}), tmp_path)
-  assert f'each batch holds 2 rows of {store_dir}, ' in caplog.text
-  assert f'each batch holds 6 rows of {other_dir}, which has 20' in caplog.text
+def test_the_log_says_how_many_rows_of_each_set_a_batch_holds(mixed_config, tmp_path, said, store_dir, other_dir):
+  loop.train(mixed_config('landmarks', **{'data.weights': (1.0, 3.0), 'train.steps': 1}), tmp_path)
+  assert f'each batch holds 2 rows of {store_dir}, ' in '\n'.join(said)
+  assert f'each batch holds 6 rows of {other_dir}, which has 20' in '\n'.join(said)
 
 
 def test_resident_and_streamed_mixtures_give_the_same_bits(mixed_config):

@@ -1,6 +1,5 @@
 """Parameters divided over devices: the same losses as with all on each, less memory, checkpoints for any layout."""
 
-import logging
 from functools import partial
 
 import jax
@@ -86,22 +85,16 @@ def test_checkpoints_restore_under_any_layout(parts, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_may_divide_its_parameters_and_go_on_with_them_whole(tiny_config, tmp_path, caplog):
-  logger = logging.getLogger('mtl_jax')
-  logger.addHandler(caplog.handler)
-  caplog.set_level(logging.INFO, 'mtl_jax')
+def test_a_run_may_divide_its_parameters_and_go_on_with_them_whole(tiny_config, tmp_path, said):
   overrides = {'model.backbone': 'convnet', 'model.head_features': 64, 'optimizer.name': 'sgd', 'eval.every_steps': 0}
-  try:
-    for num in (1, 2):
-      loop.train(tiny_config(**overrides, **{'train.model_devices': num, 'data.mode': 'resident'}), tmp_path / str(num))
-  finally:
-    logger.removeHandler(caplog.handler)
+  for num in (1, 2):
+    loop.train(tiny_config(**overrides, **{'train.model_devices': num, 'data.mode': 'resident'}), tmp_path / str(num))
   whole, divided = (
     [line['train/loss'] for line in read_metrics(tmp_path / name / 'metrics.jsonl') if 'train/loss' in line]
     for name in '12'
   )
   np.testing.assert_allclose(divided, whole, rtol=1e-5)
-  assert 'large arrays divided over 2' in caplog.text
+  assert 'large arrays divided over 2' in '\n'.join(said)
   assert dict(workdir.restore(tmp_path / '2').mesh.shape) == {'data': 4, 'model': 2}
   assert loop.train(tiny_config(**overrides, **{'train.steps': 4}), tmp_path / '2').step == 4
 

@@ -1,6 +1,5 @@
 """A resident split gives the same bits as a streamed one, moves no image between devices, and is chosen by its size."""
 
-import logging
 import re
 from types import SimpleNamespace
 
@@ -215,7 +214,7 @@ def test_auto_chooses_by_size_and_says_why(needed, memory, is_resident, reason):
 @pytest.mark.parametrize(('factor', 'mode'), [(2.1, 'resident'), (1.9, 'streamed')])
 @pytest.mark.parametrize(('least', 'part'), [(1024, 1), (5, 0.13)])
 def test_a_run_in_auto_takes_what_fits_and_logs_it(
-  split, tiny_config, store_dir, monkeypatch, caplog, factor, mode, least, part
+  split, tiny_config, store_dir, monkeypatch, said, factor, mode, least, part
 ):
   rows = len(split) if part == 1 else -(-len(split) // 8)
   monkeypatch.setattr(order, 'LEAST_STRIPE', least)
@@ -223,12 +222,10 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
   store = open_store(store_dir)
   run = building.build(tiny_config(), store)
   assert bool(run.input.place()) is (mode == 'resident')
-  with caplog.at_level(logging.INFO, logger='mtl_jax'):
-    building.describe(run, store, Clock())
-  said = [line for line in caplog.messages if line.startswith('input: ')]
-  assert len(said) == 1
-  assert said[0].startswith(f'input: {mode}, ')
-  assert f'on every device ({part:.0%} of the train split)' in said[0]
+  building.describe(run, store, Clock())
+  (line,) = [line for line in said if line.startswith('input: ')]
+  assert line.startswith(f'input: {mode}, ')
+  assert f'on every device ({part:.0%} of the train split)' in line
 
 
 def test_a_mode_that_is_asked_for_is_taken():

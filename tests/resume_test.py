@@ -8,34 +8,21 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+import small_runs
 
 from mtl_jax import config as configs
 from mtl_jax import workdir
-from mtl_jax.data.store import open_store
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
-from mtl_jax.training import building, checkpoint, loop, sharding
-from mtl_jax.training.checkpoint import Checkpoints, Clock
+from mtl_jax.training import loop
+from mtl_jax.training.checkpoint import Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
 
-def leaves(directory: Path) -> list[np.ndarray]:
-  """Every array of the latest checkpoint: weights, averages, optimizer, objective."""
-  config, _ = workdir.read(directory)
-  run = building.build(config, open_store(Path(config.data.dir)))
-  checkpoints = Checkpoints(directory)
-  like = checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh))
-  restored = checkpoints.restore(like)
-  checkpoints.close()
-  assert restored is not None
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
-
-
 def assert_same_bits(one: Path, other: Path) -> None:
-  ours, theirs = leaves(one), leaves(other)
+  ours, theirs = small_runs.leaves(one), small_runs.leaves(other)
   assert len(ours) == len(theirs) > 100
   for a, b in zip(ours, theirs, strict=True):
     assert a.dtype == b.dtype

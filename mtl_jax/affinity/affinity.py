@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import mtl_jax
 from mtl_jax import workdir
 from mtl_jax.affinity import report, summary, transfer, watched
 from mtl_jax.data import mixture
@@ -50,7 +48,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     workdir.begin(directory, config, facts)
     looks = watched.train(config, directory, allow_config_change=allow_config_change)
     found = _transfer(config, store, directory) if config.affinity.transfer else None
-    result = summary.summarize(names, looks, found, config=config) | _facts(store)
+    result = summary.summarize(names, looks, found, config=config) | workdir.provenance(store)
     workdir.write_json(directory / 'affinity.json', result)
     write_csv(directory / 'affinity.csv', result)
     report.write_report(directory)
@@ -65,17 +63,6 @@ def _transfer(config: ConfigDict, store: Any, directory: Path) -> transfer.Trans
         raise Interrupted('interrupted; finished sources are kept, and the same command goes on from there')
 
     return transfer.measure(config, store, directory, stop=stop)
-
-
-def _facts(store: Any) -> dict[str, Any]:
-  """What the figures are of."""
-  splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in store.splits.items()}
-  return {
-    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': splits},
-    'device': jax.devices()[0].device_kind,
-    'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
-    'date': time.strftime('%Y-%m-%d'),
-  }
 
 
 def write_csv(path: Path, found: Mapping[str, Any]) -> None:

@@ -28,6 +28,13 @@ class Mean(NamedTuple):
   count: np.ndarray
 
 
+def mean(values: Float[np.ndarray, 't ...']) -> Float[np.ndarray, '...']:
+  """Means over the looks that have an entry; NaN where none has it."""
+  there = np.isfinite(values)
+  count = there.sum(0)
+  return np.where(count > 0, np.where(there, values, 0).sum(0) / np.maximum(count, 1), np.nan)
+
+
 def over_looks(values: Float[np.ndarray, 't k k']) -> Mean:
   """Means and their standard errors, of looks in the order of training; NaN is an entry that a look does not have.
 
@@ -36,14 +43,12 @@ def over_looks(values: Float[np.ndarray, 't k k']) -> Mean:
   hardly enters, and which is the plain variance where there is none.
   """
   values = np.asarray(values, np.float64)
-  there = np.isfinite(values)
-  count = there.sum(0)
-  mean = np.where(count > 0, np.where(there, values, 0).sum(0) / np.maximum(count, 1), np.nan)
+  count = np.isfinite(values).sum(0)
   flat, variance = values.reshape(len(values), -1), np.full(values[0].size, np.nan)
   for entry in np.flatnonzero(count.reshape(-1) >= LEAST_LOOKS):
     own = flat[:, entry]
     variance[entry] = np.square(np.diff(own[np.isfinite(own)])).mean() / 2
-  return Mean(mean, np.sqrt(variance.reshape(mean.shape) / np.maximum(count, 1)), count)
+  return Mean(mean(values), np.sqrt(variance.reshape(count.shape) / np.maximum(count, 1)), count)
 
 
 def above(
@@ -73,7 +78,7 @@ def split_half(values: Float[np.ndarray, 't k k']) -> float | None:
   """
   if len(values) < 2:
     return None
-  halves = [over_looks(values[first::2]).mean for first in (0, 1)]
+  halves = [mean(values[first::2]) for first in (0, 1)]
   off = ~np.eye(len(halves[0]), dtype=bool) & np.isfinite(halves[0]) & np.isfinite(halves[1])
   first, second = (half[off] for half in halves)
   if len(first) < 3 or not (np.ptp(first) and np.ptp(second)):

@@ -107,8 +107,7 @@ class Program:
       stop()
       state, metrics = self.run.compiled_steps(state, placed, items)
       losses.append(metrics['loss'])
-      if len(losses) > sharding.MAX_IN_FLIGHT:
-        jax.block_until_ready(losses[-sharding.MAX_IN_FLIGHT])
+      sharding.hold_back(losses)
     values = np.concatenate(jax.device_get(losses))
     if not np.isfinite(values).all():
       step = int(np.argmin(np.isfinite(values))) + 1

@@ -28,11 +28,11 @@ def summarize(names: Sequence[str], looks: Looks, found: Transfer | None, *, con
   cosine = _matrix(cosines)
   with np.errstate(invalid='ignore'):
     negative = np.where(np.isfinite(cosines), cosines < 0, np.nan)
-  cosine['negative_share'] = _plain(noise.over_looks(negative).mean)
-  mean = noise.over_looks(affinities).mean
+  cosine['negative_share'] = _plain(noise.mean(negative))
+  mean = noise.mean(affinities)
   return {
     'tasks': list(names),
-    'order': [names[i] for i in grouping.order(noise.over_looks(cosines).mean)],
+    'order': [names[i] for i in grouping.order(noise.mean(cosines))],
     'grain': config.objective.grain,
     'looks': {
       'count': len(looks.steps),
@@ -42,7 +42,8 @@ def summarize(names: Sequence[str], looks: Looks, found: Transfer | None, *, con
       'seconds': watched.seconds(looks),
     },
     'affinity': _matrix(affinities),
-    'overshot': _overshot(names, affinities),
+    # A step on these losses raises them, on average: it is too long to say what they do to others.
+    'overshot': [name for name, own in zip(names, mean.diagonal(), strict=True) if own < 0],
     'cosine': cosine,
     'transfer': None if found is None else _transfer(found),
     'together': float(np.mean(grouping.gains(np.nan_to_num(mean), np.zeros(len(names), int)))),
@@ -60,11 +61,6 @@ def _matrix(values: Float[np.ndarray, 't k k']) -> dict[str, Any]:
     'above_noise': noise.above(found.mean, found.stderr, degrees=degrees).tolist(),
     'split_half': noise.split_half(values),
   }
-
-
-def _overshot(names: Sequence[str], affinities: Float[np.ndarray, 't k k']) -> list[str]:
-  """The losses that a step on themselves raises, on average: it is too long to say what they do to others."""
-  return [name for name, own in zip(names, noise.over_looks(affinities).mean.diagonal(), strict=True) if own < 0]
 
 
 def _transfer(found: Transfer) -> dict[str, Any]:
@@ -117,8 +113,7 @@ def _groupings(names: Sequence[str], affinities: Float[np.ndarray, 't k k'], mos
 
 def _mean(affinities: Float[np.ndarray, 't k k']) -> Float[np.ndarray, 'k k']:
   """Means over looks, 0 where there is none."""
-  there = np.isfinite(affinities)
-  return np.where(there, affinities, 0).sum(0) / np.maximum(there.sum(0), 1)
+  return np.nan_to_num(noise.mean(affinities))
 
 
 def _members(labels: grouping.Labels) -> list[np.ndarray]:

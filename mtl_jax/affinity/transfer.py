@@ -6,7 +6,6 @@ with random weights are beside them. Every source that is done is a file of its 
 """
 
 import dataclasses
-import io
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,16 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from mtl_jax import npz
 from mtl_jax.affinity.sources import Sources
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
-from mtl_jax.errors import CheckpointError, ConfigError, one_line
+from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import grain
-from mtl_jax.study import arms
+from mtl_jax.study import arms, bootstrap
 from mtl_jax.training.progress import bar
 from mtl_jax.workdir import DataFacts
 
@@ -64,19 +64,13 @@ class Transfer:
     difference = own[None] - self.loss  # [s, k, n]
     mean = difference.sum(2) / np.maximum(self.labels.sum(1), 1)
     apart = difference - mean[..., None] * self.labels[None]
-    people = _clusters(self.identity)
+    people = bootstrap.clusters(self.identity)
     by_person = np.zeros((*apart.shape[:2], people.max() + 1))
     for source in range(len(apart)):
       np.add.at(by_person[source].T, people, apart[source].T)
     error = np.sqrt(np.square(by_person).sum(2)) / np.maximum(self.labels.sum(1), 1)
     scale = np.where(mean_own > 0, mean_own, np.nan)
     return mean / scale, error / scale
-
-
-def _clusters(identity: np.ndarray) -> np.ndarray:
-  """The number of the person on each example; unknown ones are people of their own."""
-  own = identity.max(initial=-1) + 1 + np.arange(len(identity))
-  return np.unique(np.where(identity < 0, own, identity), return_inverse=True)[1].reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,21 +84,12 @@ class SourceShelf:
 
   def put(self, source: str, losses: Float[np.ndarray, 'k n'], *, seconds: float) -> None:
     """Writes a source's losses, whole or not at all."""
-    self.directory.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, losses=losses, seconds=seconds)
-    partial = self.path(source).with_suffix('.partial')
-    partial.write_bytes(content.getbuffer())
-    partial.replace(self.path(source))
+    npz.write(self.path(source), losses=losses, seconds=seconds)
 
   def get(self, source: str) -> tuple[np.ndarray, float]:
     """Raises CheckpointError for a file that is not as it was written."""
-    path = self.path(source)
-    try:
-      with np.load(path, allow_pickle=False) as file:
-        return file['losses'], float(file['seconds'])
-    except Exception as error:  # A zip cut short raises one of half a dozen kinds.
-      raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); remove it, and it is made again') from error
+    found = npz.read(self.path(source), names=('losses', 'seconds'), advice='remove it, and it is made again')
+    return found['losses'], float(found['seconds'])
 
 
 def measure(config: ConfigDict, store: Store | Mixture, directory: Path, *, stop: Callable[[], None]) -> Transfer:

@@ -1,7 +1,6 @@
 """The joint run, watched: an ordinary training run whose batches are looked at now and then; each look is a file."""
 
 import dataclasses
-import io
 import logging
 import time
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
+from mtl_jax import npz
 from mtl_jax.affinity.look import Look, compile_look
-from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.errors import CheckpointError
 from mtl_jax.study import arms
 from mtl_jax.training import loop
 from mtl_jax.training.building import Run
@@ -65,26 +65,13 @@ class LookShelf:
 
   def put(self, step: int, look: Look, *, seconds: float) -> None:
     """Writes a look, whole or not at all."""
-    self.directory.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, seconds=seconds, **look._asdict())
-    partial = self.directory / f'{step:09d}.partial'
-    partial.write_bytes(content.getbuffer())
-    partial.replace(partial.with_suffix('.npz'))
+    npz.write(self.directory / f'{step:09d}.npz', seconds=seconds, **look._asdict())
 
   def read(self) -> Looks:
     """All looks. Raises CheckpointError for a file that is not as it was written, or where there is none."""
     paths = sorted(self.directory.glob('*.npz'))
-    found: list[dict[str, np.ndarray]] = []
-    for path in paths:
-      try:
-        with np.load(path, allow_pickle=False) as file:
-          found.append({name: file[name] for name in (*Look._fields, 'seconds')})
-      except Exception as error:  # A zip cut short raises one of half a dozen kinds.
-        raise CheckpointError(
-          f'{path}: cannot be read ({one_line(error)}); remove {self.directory.parent / "joint"} and '
-          f'{self.directory}, and start again'
-        ) from error
+    advice = f'remove {self.directory.parent / "joint"} and {self.directory}, and start again'
+    found = [npz.read(path, names=(*Look._fields, 'seconds'), advice=advice) for path in paths]
     if not found:
       raise CheckpointError(f'{self.directory} holds no looks; start with mtl-jax affinity in another --workdir')
     stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}

@@ -60,8 +60,7 @@ def evaluate_split(
   results = []
   for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size)):
     results.append(compiled_step(variables, label_stats, batch))
-    if len(results) > sharding.MAX_IN_FLIGHT:
-      jax.block_until_ready(results[-sharding.MAX_IN_FLIGHT])
+    sharding.hold_back(results)
     if on_batch:
       on_batch(min(len(results) * batch_size, len(split)))
   corrupt = split.corrupt_rows()  # Among images that other processes have read, too.

@@ -1,6 +1,5 @@
 """Charts of what runs logged: losses and metrics over steps, and what their task gradients looked like."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ def gradient_charts(runs: Sequence[Run]) -> dict[str, Any]:
   wanted = [
     (f'{phrase}{": " * bool(name)}{name.replace("~", " and ")}', f'train/{kind}{name}')
     for kind, phrase in GRADIENTS.items()
-    for name in (key.removeprefix(f'train/{kind}') for key in logged if re.match(f'train/{kind}', key))
+    for name in (key.removeprefix(f'train/{kind}') for key in logged if key.startswith(f'train/{kind}'))
   ]
   panels = [_panel(runs, heading, key) for heading, key in wanted[:MAX_GRADIENT_PANELS]]
   return {'panels': panels, 'left_out': len(wanted) - len(panels)}

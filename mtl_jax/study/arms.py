@@ -62,10 +62,11 @@ ARMS: dict[str, Callable[[ConfigDict, Sequence[Task]], Arm]] = {
 def variant(config: ConfigDict, name: str) -> Arm:
   """One model of all tasks, with the fields set that `config.study.variants` has under this name."""
   copy = with_fields(config)
-  for override in config.study.variants[name].split():
+  for written in config.study.variants[name].split():
+    override = written.removeprefix('--').removeprefix('config.')
     if override.startswith(('study.', 'train.seed=', 'tasks=', 'data.dir')):
       raise ConfigError(f'config.study.variants.{name}: {override} must be the same for all arms; leave it out')
-    apply_override(copy, override.removeprefix('--').removeprefix('config.'))
+    apply_override(copy, override)
   validate(copy)
   return Arm({name: copy})
 

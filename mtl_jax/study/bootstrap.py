@@ -38,6 +38,13 @@ class Resampling(NamedTuple):
     return by_cluster.T @ self.weights
 
 
+def clusters(identities: np.ndarray) -> np.ndarray:
+  """The number of the person on each image `[n]`, from 0; an image of whom is unknown, -1, is a cluster of its own."""
+  identities = np.asarray(identities, np.int64)
+  own = identities.max(initial=0) + 1 + np.arange(len(identities))
+  return np.unique(np.where(identities < 0, own, identities), return_inverse=True)[1].reshape(-1)
+
+
 def draw(identities: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Resampling:
   """Draws people with replacement, as many as there are; a person's images come or stay away together.
 
@@ -46,15 +53,12 @@ def draw(identities: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: in
     num_resamples: how many draws.
     seed: of the draws.
   """
-  identities = np.asarray(identities, np.int64)
-  unknown = identities < 0
-  own = identities.max(initial=0) + 1 + np.arange(len(identities))
-  clusters = np.unique(np.where(unknown, own, identities), return_inverse=True)[1].reshape(-1)
-  num_clusters = int(clusters.max(initial=-1)) + 1
+  own = clusters(identities)
+  num_clusters = int(own.max(initial=-1)) + 1
   if not num_clusters:
     raise ValueError('there are no test images to draw from')
   counts = np.random.default_rng(seed).multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), num_resamples)
-  return Resampling(clusters, np.ascontiguousarray(counts.T, dtype=np.float64))
+  return Resampling(own, np.ascontiguousarray(counts.T, dtype=np.float64))
 
 
 def resample(

@@ -180,8 +180,7 @@ class Trainer:
       positions = np.stack([_positions(order, step, size) for order in orders])
       state, metrics = self._steps(state, seeds, rates, positions, self._source)
       unlogged.append(metrics)
-      if len(unlogged) > sharding.MAX_IN_FLIGHT:
-        jax.block_until_ready(unlogged[-sharding.MAX_IN_FLIGHT])
+      sharding.hold_back(unlogged)
       advance(size)
       done = step + size
       if done == config.train.steps or (config.eval.every_steps and done % config.eval.every_steps == 0):

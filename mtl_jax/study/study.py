@@ -8,17 +8,14 @@ several processes each trains its share of the replicas on its own devices, and 
 import csv
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-import mtl_jax
 from mtl_jax import processes, workdir
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
@@ -206,7 +203,9 @@ class Study:
         resampling=resampling,
       )
     result = summary.summarize(found, arms=list(self.arms), seeds=self.seeds(next(iter(self.arms.values()))))
-    return result | {'cost': self.cost(rates), 'learning_rates': dict(rates), **self.facts(test)}
+    made_of = workdir.provenance(self.store)
+    made_of['data']['num_test'] = len(test)
+    return result | {'cost': self.cost(rates), 'learning_rates': dict(rates), **made_of}
 
   def _predictions(self, arm: Arm, rates: Mapping[str, float]) -> list[dict[str, np.ndarray]]:
     """For each seed the arm's test predictions by task."""
@@ -239,17 +238,6 @@ class Study:
       tuning = sum(map(self._tuning_seconds, arm.programs))
       found[name] = {**sizes[nets], 'seconds': seconds, 'tuning_seconds': tuning}
     return found
-
-  def facts(self, test: Any) -> dict[str, Any]:
-    """What the study was made of."""
-    splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in self.store.splits.items()}
-    data = {'directory': str(self.store.directory), 'checksum': self.store.checksum, 'splits': splits}
-    return {
-      'data': data | {'num_test': len(test)},
-      'device': jax.devices()[0].device_kind,
-      'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
-      'date': time.strftime('%Y-%m-%d'),
-    }
 
 
 def _advance_by(advance: Callable[[int], Any], replicas: int, steps: int) -> None:

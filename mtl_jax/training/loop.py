@@ -169,8 +169,7 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
       with goodput.under('step'):
         state, metrics = run.compiled_steps(state, source, items)
         unlogged.append(metrics)
-        if len(unlogged) > sharding.MAX_IN_FLIGHT:
-          jax.block_until_ready(unlogged[-sharding.MAX_IN_FLIGHT])
+        sharding.hold_back(unlogged)
         clock.step += size
         progress.advance(size)
         now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())

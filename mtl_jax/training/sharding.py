@@ -11,6 +11,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mtl_jax.errors import ConfigError
 
 MAX_IN_FLIGHT = 16  # Dispatches that the host does not wait for; unbounded ones can deadlock simulated devices.
+
+
+def hold_back(dispatched: Sequence[Any]) -> None:
+  """Waits until no more than MAX_IN_FLIGHT of the results dispatched so far are under way."""
+  if len(dispatched) > MAX_IN_FLIGHT:
+    jax.block_until_ready(dispatched[-MAX_IN_FLIGHT])
+
+
 DIVIDED_FROM = (
   2**14
 )  # Elements of the least array that is divided over `model`; less costs more to gather than to keep.

@@ -1,0 +1,39 @@
+"""A file of arrays, written whole or not at all, and refused in one line if it is not as it was written."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.errors import CheckpointError, one_line
+
+
+def write(path: Path, **arrays: Any) -> None:
+  """Writes the file; its folder is made if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = io.BytesIO()
+  np.savez(content, allow_pickle=False, **arrays)
+  partial = path.with_suffix('.partial')
+  partial.write_bytes(content.getbuffer())
+  partial.replace(path)
+
+
+def read(path: Path, *, names: Sequence[str], advice: str) -> dict[str, np.ndarray]:
+  """All arrays of the file.
+
+  Args:
+    path: what `write` wrote.
+    names: of arrays that it must have.
+    advice: what to do with one that cannot be read.
+
+  Raises:
+    CheckpointError: for a file that is not as it was written.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      found = {name: file[name] for name in file.files}
+      return {name: found[name] for name in names} | found
+  except Exception as error:  # A zip cut short raises one of half a dozen kinds.
+    raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); {advice}') from error
