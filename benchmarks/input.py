@@ -22,6 +22,7 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 from reporting import Row, best_rates, parser, report, row
+from running import Stepper, dispatches_for
 
 from mtl_jax.config import validate
 from mtl_jax.configs import default
@@ -34,7 +35,6 @@ from mtl_jax.data.store import Store, open_store
 from mtl_jax.data.store_writer import prepare
 from mtl_jax.training import building, loop, sharding
 from mtl_jax.training.building import Run
-from mtl_jax.training.step import TrainState
 
 SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
 QUICK = {'num': 200, 'batch_size': 16, 'width': 4, 'rounds': 1, 'secs': 0.1}
@@ -130,14 +130,11 @@ def training(stores: dict[str, Store], options: argparse.Namespace, *, bare: Row
     'streamed decoded': dataclasses.replace(streamed, train=decoded, input=streamed_input(decoded, reason='')),
     'resident': building.build(config(stores['jpeg'], 'resident', options), stores['jpeg']),
   }
-  make_state = jax.jit(streamed.make_state, out_shardings=sharding.replicated(streamed.mesh))
-  steppers = {'constant': Stepper(streamed, make_state(), constant=True)}
-  steppers |= {name: Stepper(run, make_state()) for name, run in runs.items()}
+  steppers = {'constant': Stepper(streamed, constant=True)}
+  steppers |= {name: Stepper(run) for name, run in runs.items()}
   for stepper in steppers.values():
     stepper.advance(1)  # Compiles.
-  began = time.perf_counter()
-  steppers['constant'].advance(1)
-  dispatches = max(2, round(options.secs / (time.perf_counter() - began)))
+  dispatches = dispatches_for(steppers['constant'], options.secs)
   parts = {name: partial(stepper.advance, dispatches) for name, stepper in steppers.items()}
   rates = best_rates(parts, rounds=options.rounds)
   for stepper in steppers.values():
@@ -164,35 +161,6 @@ def config(store: Store, mode: str, options: argparse.Namespace) -> ConfigDict:
   )
   validate(made)
   return made.lock()
-
-
-class Stepper:
-  """A run that takes steps as `loop.train_from` does, without logging; or steps on its first batch over and over."""
-
-  def __init__(self, run: Run, state: TrainState, *, constant: bool = False):
-    self._run, self._state = run, state
-    self._source = run.input.place()
-    self._items = loop.input_items(run, 0)
-    self._constant = next(self._items) if constant else None
-    self._steps = 0
-    self._loss = np.zeros(())
-
-  def advance(self, dispatches: int) -> int:
-    """Takes steps to their end; returns how many images that were."""
-    before, flying = self._steps, []
-    for size, items in islice(iter(lambda: self._constant or next(self._items), None), dispatches):
-      self._state, metrics = self._run.compiled_steps(self._state, self._source, items)
-      self._steps += size
-      flying.append(metrics['loss'])
-      sharding.hold_back(flying)
-    jax.block_until_ready((self._state, flying))
-    self._loss = flying[-1]
-    return (self._steps - before) * self._run.config.train.batch_size
-
-  def check(self) -> None:
-    """The devices took those steps, and learned from images."""
-    assert int(self._state.step) == self._steps
-    assert np.isfinite(self._loss).all()
 
 
 def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, step: Row) -> list[Row]:

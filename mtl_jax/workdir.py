@@ -281,6 +281,7 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     if step is None:
       clock = checkpoints.clock()
       step = clock.best_step or clock.step
+    checkpoints.check(step)
     like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
     restored = checkpoints.restore(like, step=step)
   finally:

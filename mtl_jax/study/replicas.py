@@ -7,7 +7,7 @@ Each device trains replicas of its own, so nothing travels between devices; with
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,7 @@ from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.evaluation import evaluate
 from mtl_jax.study.program import Program
-from mtl_jax.training import loop, sharding
-from mtl_jax.training.building import Run
+from mtl_jax.training import building, loop, sharding
 
 log = logging.getLogger('mtl_jax')
 
@@ -87,21 +86,12 @@ def _positions(order: Order, step: int, size: int) -> np.ndarray:
   return np.stack([order.positions(step + i) for i in range(size)]).astype(np.int32)
 
 
-def _dispatches(run: Run) -> Iterator[tuple[int, int]]:
-  """First step and number of steps of each dispatch, up to where the host evaluates."""
-  steps, every, step = run.config.train.steps, run.config.eval.every_steps or run.config.train.steps, 0
-  while step < steps:
-    stop = min(step - step % every + every, steps)
-    size = run.steps_per_dispatch if step + run.steps_per_dispatch <= stop else 1
-    yield step, size
-    step += size
-
-
 class Trainer:
   """A program's compiled functions, and the data they read, for chunks of one size."""
 
   def __init__(self, program: Program):
     self.program = program
+    self._looks = (program.run.config.eval.every_steps,)
     mesh = program.mesh
     self._init = jax.jit(over_replicas(program.init, mesh, common=WHOLE))
     self._steps = jax.jit(over_replicas(program.steps, mesh, common=BY_DEVICE), donate_argnums=0)
@@ -147,7 +137,7 @@ class Trainer:
     """Measured on throw-away replicas, after the compilation."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
     state = self._init(seeds, rates, self.program.net_weights)
-    _, size = next(_dispatches(self.program.run))
+    _, size = next(building.dispatches(self.program.run, self._looks))
     positions = np.stack([_positions(self.program.order(0), 0, size)] * width)
     seconds = []
     for _ in range(3):
@@ -175,7 +165,7 @@ class Trainer:
     unlogged: list[Any] = []
     orders = [program.order(replica.seed) for replica in replicas]
     started = time.monotonic()
-    for step, size in _dispatches(program.run):
+    for step, size in building.dispatches(program.run, self._looks):
       stop()
       positions = np.stack([_positions(order, step, size) for order in orders])
       state, metrics = self._steps(state, seeds, rates, positions, self._source)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,23 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     compiled_steps=compile_steps(one_step, train_input, mesh, make_state, unroll=unrolled(train)),
     compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
   )
+
+
+def dispatches(run: Run, looks: Sequence[int], step: int = 0) -> Iterator[tuple[int, int]]:
+  """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.
+
+  With two sizes alone there are two programs to compile.
+
+  Args:
+    run: what is dispatched.
+    looks: every so many steps the host has something to do; 0: never.
+    step: where to begin.
+  """
+  while step < run.config.train.steps:
+    stop = min([run.config.train.steps] + [step - step % every + every for every in looks if every])
+    size = run.steps_per_dispatch if step + run.steps_per_dispatch <= stop else 1
+    yield step, size
+    step += size
 
 
 def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, make_state: Any, *, unroll: bool) -> Any:

@@ -87,6 +87,8 @@ class Checkpoints:
   def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, Clock] | None:
     """State and clock of one step, the latest by default; None if there is no checkpoint at all.
 
+    What it reads is taken as sound: see `check`, and `digests.set_aside_damaged`.
+
     Args:
       like: the state's shapes, types and shardings, as `jax.eval_shape` gives them; the mesh may differ from
         the one that saved.
@@ -99,9 +101,6 @@ class Checkpoints:
     step = self._choose(step)
     if step is None:
       return None
-    if found := digests.damage(self.directory / str(step)):
-      others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
-      raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
     clock = self.clock(step)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
@@ -109,6 +108,13 @@ class Checkpoints:
     except (ValueError, KeyError, TypeError, OSError) as error:
       reason = one_line(error)[:300]
       raise CheckpointError(f'{self.directory / str(step)}: cannot be restored into this model: {reason}') from error
+
+  def check(self, step: int) -> None:
+    """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved."""
+    self._choose(step)
+    if found := digests.damage(self.directory / str(step)):
+      others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
+      raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
 
   def clock(self, step: int | None = None) -> Clock:
     """The clock of one step, the latest by default."""

@@ -263,21 +263,9 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
     read = run.input.read(np.stack([run.order.positions(number)[local] for number in numbers]))
     return size, sharding.to_global(read, rows)
 
-  return pipeline.prefetch(make, dispatches(run, step))
-
-
-def dispatches(run: Run, step: int) -> Iterator[tuple[int, int]]:
-  """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.
-
-  With two sizes alone there are two programs to compile.
-  """
   config = run.config
-  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
-  while step < config.train.steps:
-    stop = min([config.train.steps] + [step - step % every + every for every in intervals if every])
-    size = run.steps_per_dispatch if step + run.steps_per_dispatch <= stop else 1
-    yield step, size
-    step += size
+  looks = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  return pipeline.prefetch(make, building.dispatches(run, looks, step))
 
 
 def means(run: Run, dispatched: Sequence[dict[str, Any]], clock: Clock) -> dict[str, float]:
