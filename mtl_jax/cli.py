@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax import launcher, processes
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, one_line
 
 DEMO_WORKDIR = 'mtl_jax_demo'
 CONFIG_PREFIX = '--config.'
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except OSError as error:  # A disk that is full, a folder that may not be written.
-    print(f'mtl-jax: error: {" ".join(str(error).split())}', file=sys.stderr)
+    print(f'mtl-jax: error: {one_line(error)}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('mtl-jax: interrupted; the same command starts again', file=sys.stderr)

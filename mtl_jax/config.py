@@ -148,10 +148,8 @@ CHOICES = {
   'objective.matching.table': ('given', 'binary', 'estimated'),
   'objective.matching.count_in': ('train', 'val'),
   'objective.matching.direction': ('targets', 'sources', 'both'),
-  'objective.matching.divergence': ('kl', 'reverse_kl', 'jensen_shannon', 'cross_entropy', 'one_sided'),
   'objective.matching.stop_gradient': ('none', 'p', 'q'),
   'objective.matching.score': ('mean', 'posterior'),
-  'objective.coordinate_loss': ('squared', 'l1', 'smooth_l1', 'wing'),
   'study.match': ('steps', 'compute'),
   'optimizer.name': ('adam', 'adamw', 'sgd'),
   'optimizer.schedule': ('cosine', 'constant'),
@@ -263,6 +261,14 @@ def _get(config: ConfigDict, name: str) -> Any:
   for part in name.split('.'):
     value = value[part]
   return value
+
+
+def with_fields(config: ConfigDict, **fields: object) -> ConfigDict:
+  """A copy of a configuration with some fields, `a.b` written `a__b`, set."""
+  copy = config.copy_and_resolve_references()
+  with copy.unlocked():
+    copy.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+  return copy.lock()
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

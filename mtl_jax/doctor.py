@@ -48,7 +48,7 @@ def _choices() -> Iterator[str]:
   on_cpu = backend == 'cpu'
   yield f'training runs on     {count} {backend} device(s), data split over all of them'
   yield f'computation in       {compute_dtype("auto").__name__} (config.model.dtype=auto)'
-  yield f'steps a dispatch     {1 if on_cpu else 8} (config.train.steps_per_dispatch=0)'
+  yield f'steps a dispatch     {1 if on_cpu else 8} (config.train.steps_per_dispatch=0; more over kept features)'
   yield f'input path           {_input_path()}'
   batch = BATCH_ON_CPU if on_cpu else BATCH_PER_ACCELERATOR * count
   yield f'batch to start with  {batch} (--config.train.batch_size={batch})'

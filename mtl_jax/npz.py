@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax import whole_file
 from mtl_jax.errors import CheckpointError, one_line
 
 
 def write(path: Path, **arrays: Any) -> None:
   """Writes the file; its folder is made if need be."""
-  path.parent.mkdir(parents=True, exist_ok=True)
   content = io.BytesIO()
   np.savez(content, allow_pickle=False, **arrays)
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(content.getbuffer())
-  partial.replace(path)
+  whole_file.write(path, content.getvalue())
 
 
 def read(path: Path, *, names: Sequence[str], advice: str) -> dict[str, np.ndarray]:

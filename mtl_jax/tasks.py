@@ -1,7 +1,8 @@
 """A task is a value: its outputs, its loss, its metrics, and how its labels move when the image does.
 
 Everything that differs between kinds of task is a method here. To add a task, a data set's reader makes a
-value of one of these classes; to add a kind, write a class and list it in `KINDS`.
+value of one of these classes; to add a kind, write a class and list it in `KINDS`. Its metrics go to
+`evaluation/metrics.py`, their names to `report/scoreboard.py`, and how they are bootstrapped to `study/bootstrap.py`.
 """
 
 import dataclasses
@@ -58,7 +59,8 @@ class Task:
 
   kind: ClassVar[str]
   main_metric: ClassVar[str]
-  higher_is_better: ClassVar[bool]
+  shown: ClassVar[tuple[str, ...]]  # Its metrics in reports, the main one first.
+  baseline_name: ClassVar[str]  # What the constant prediction of `LabelStats` amounts to.
   standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
   discrete: ClassVar[bool] = False  # Labels are numbers of classes, so that batches can be balanced by them.
@@ -177,8 +179,9 @@ class BinaryTask(Task):
 
   kind: ClassVar[str] = 'binary'
   main_metric: ClassVar[str] = 'macro_accuracy'
+  shown: ClassVar[tuple[str, ...]] = ('macro_accuracy', 'macro_balanced_accuracy', 'macro_f1', 'macro_ap')
+  baseline_name: ClassVar[str] = 'majority class'
   unit: ClassVar[str] = 'probability that the label is 1'
-  higher_is_better: ClassVar[bool] = True
   splittable: ClassVar[bool] = True
   discrete: ClassVar[bool] = True
 
@@ -206,8 +209,9 @@ class LandmarkTask(Task):
 
   kind: ClassVar[str] = 'landmarks'
   main_metric: ClassVar[str] = 'nme'
+  shown: ClassVar[tuple[str, ...]] = ('nme', 'failure_rate_10', 'mae')
+  baseline_name: ClassVar[str] = 'mean face'
   unit: ClassVar[str] = "fraction of the image's width (x) or height (y), from its upper left corner"
-  higher_is_better: ClassVar[bool] = False
   standardized: ClassVar[bool] = True
   coordinates: ClassVar[bool] = True
 
@@ -231,7 +235,6 @@ class LandmarkTask(Task):
     return losses.COORDINATE_LOSSES[self.coordinate_loss](outputs, targets)
 
   def with_coordinate_loss(self, name):
-    choose(name, tuple(losses.COORDINATE_LOSSES), field='config.objective.coordinate_loss')
     return dataclasses.replace(self, coordinate_loss=name)
 
   def to_json(self):
@@ -278,8 +281,9 @@ class RegressionTask(Task):
 
   kind: ClassVar[str] = 'regression'
   main_metric: ClassVar[str] = 'mae'
+  shown: ClassVar[tuple[str, ...]] = ('mae', 'rmse')
+  baseline_name: ClassVar[str] = 'mean'
   unit: ClassVar[str] = "the label's own, such as years of an age"
-  higher_is_better: ClassVar[bool] = False
   standardized: ClassVar[bool] = True
 
   def loss(self, outputs, targets):
@@ -302,8 +306,9 @@ class CategoricalTask(Task):
 
   kind: ClassVar[str] = 'categorical'
   main_metric: ClassVar[str] = 'accuracy'
+  shown: ClassVar[tuple[str, ...]] = ('accuracy', 'balanced_accuracy')
+  baseline_name: ClassVar[str] = 'majority class'
   unit: ClassVar[str] = 'probability of the class'
-  higher_is_better: ClassVar[bool] = True
   discrete: ClassVar[bool] = True
 
   @property

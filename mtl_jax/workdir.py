@@ -19,16 +19,16 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax import config as configs
-from mtl_jax import objectives, processes, tasks
+from mtl_jax import objectives, processes, tasks, whole_file
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
-from mtl_jax.errors import CheckpointError, UserError
+from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.launcher import LauncherError
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import grain, losses
 from mtl_jax.objectives.matching import relations
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, optimizer, sharding
@@ -83,8 +83,10 @@ class DataFacts:
     for field, group in (('objective.weights', config.objective.weights), ('model.heads', config.model.heads)):
       for name in group:
         configs.choose(name, known, field=f'config.{field}')
+    loss = config.objective.coordinate_loss
+    configs.choose(loss, tuple(losses.COORDINATE_LOSSES), field='config.objective.coordinate_loss')
     chosen = tasks.select(self.tasks, config.tasks, attributes=config.data.attributes)
-    return tuple(task.with_coordinate_loss(config.objective.coordinate_loss) for task in chosen)
+    return tuple(task.with_coordinate_loss(loss) for task in chosen)
 
 
 @contextmanager
@@ -146,8 +148,7 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
   """Raises CheckpointError if another process was started with another configuration or other data than process 0."""
   fields = configs.to_json(config)
   first, checksum = processes.from_first('alike', [fields, facts.checksum])
-  changed = [field for field in configs.differences(first, fields) if field.split(':')[0] not in WITHOUT_EFFECT]
-  if changed:
+  if changed := _changed(first, fields):
     raise CheckpointError(f'the configuration is not that of process 0: {"; ".join(changed)}')
   if checksum != facts.checksum:
     raise CheckpointError(f'config.data: {config.data.dir or config.data.dirs} holds other data here than at process 0')
@@ -159,6 +160,8 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   if config.model.weights:
     config.model.weights = str(Path(config.model.weights).resolve())
   config.data.update(mixture.absolute_dirs(config.data))
+  if config.data.feature_cache not in ('', 'none'):
+    config.data.feature_cache = str(Path(config.data.feature_cache).resolve())
   config.objective.matching.relations = relations.absolute(config.objective.matching.relations)
   return config
 
@@ -174,9 +177,7 @@ def check_resumable(
   path = workdir / 'config.json'
   if path.exists() and begun and not allow_config_change:
     old_config, old_facts = read(workdir)
-    changed = list(configs.differences(configs.to_json(old_config), configs.to_json(config)))
-    changed = [field for field in changed if field.split(':')[0] not in WITHOUT_EFFECT]
-    if changed:
+    if changed := _changed(configs.to_json(old_config), configs.to_json(config)):
       raise CheckpointError(
         f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
         'Take another --workdir, or go on with --allow_config_change'
@@ -184,6 +185,11 @@ def check_resumable(
     if old_facts != facts:
       place = config.data.dir or ', '.join(config.data.dirs)
       raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """The differences of two configurations that a run feels, a text each."""
+  return [field for field in configs.differences(old, new) if field.split(':')[0] not in WITHOUT_EFFECT]
 
 
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
@@ -200,7 +206,7 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
   try:
     return configs.from_json(config), DataFacts.from_json(facts)
   except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
-    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    reason = f'{type(error).__name__}: {one_line(error)}'
     version = facts.get('mtl_jax') if isinstance(facts, dict) else None
     if version not in (None, mtl_jax.__version__):
       raise CheckpointError(
@@ -212,10 +218,7 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
 
 def write_json(path: Path, value: Any) -> None:
   """Writes a file of a run, whole or not at all; its folder is made if need be."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial_path = path.with_suffix('.partial')
-  partial_path.write_text(json.dumps(value, indent=2, allow_nan=False) + '\n')
-  partial_path.replace(path)
+  whole_file.write(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
 def provenance(store: Store | Mixture) -> dict[str, Any]:
@@ -235,7 +238,7 @@ def _read_json(path: Path) -> Any:
   except FileNotFoundError:
     raise CheckpointError(f'--workdir: {path.parent} holds no run: {path.name} is missing') from None
   except (OSError, ValueError) as error:
-    raise CheckpointError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
+    raise CheckpointError(f'{path} cannot be read: {one_line(error)}') from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,10 @@ import pytest
 
 from mtl_jax import cli
 from mtl_jax.affinity import affinity, report, transfer, watched
-from mtl_jax.config import to_json
+from mtl_jax.config import to_json, with_fields
 from mtl_jax.configs import default
 from mtl_jax.data.prepare import prepare
 from mtl_jax.errors import CheckpointError, ConfigError, Interrupted
-from mtl_jax.study import arms
 from mtl_jax.training import loop
 
 NAMES = [f'attributes/{label}' for label in latent.LABELS]
@@ -140,14 +139,14 @@ def test_a_run_that_was_stopped_ends_in_the_same_matrices(finished, config, tmp_
     assert stopped.value.exit_code == 75
     assert len(waiting) == remaining
     assert report.is_affinity(tmp_path)
-    with pytest.raises(CheckpointError, match='not finished'):
+    with pytest.raises(CheckpointError, match=r'affinity\.json; make it with'):
       report.write_report(tmp_path)
   assert not (tmp_path / 'transfer' / 'attributes_rival.npz').exists()
   again, once = affinity.run(config, tmp_path), finished[1]
   for kind in ('affinity', 'cosine', 'transfer'):
     assert again[kind]['mean'] == once[kind]['mean']
   with pytest.raises(CheckpointError, match=r'train\.seed'):
-    affinity.run(arms.with_fields(config, train__seed=1), tmp_path)
+    affinity.run(with_fields(config, train__seed=1), tmp_path)
 
 
 def test_the_files_say_what_the_json_says(finished):
@@ -177,7 +176,7 @@ def test_report_rebuilds_a_page_that_needs_no_network(finished, tmp_path, capsys
 
 def test_bad_input_is_told_in_one_line(finished, config, tmp_path, capsys):
   with pytest.raises(ConfigError, match='attributes/rival is the only one'):
-    affinity.run(arms.with_fields(config, tasks='attributes/rival'), tmp_path / 'one')
+    affinity.run(with_fields(config, tasks='attributes/rival'), tmp_path / 'one')
   path = tmp_path / 'own.py'
   path.write_text(
     'import json\nfrom mtl_jax.config import from_json\ndef get_config():\n'

@@ -128,7 +128,6 @@ def test_the_last_override_counts():
     ('optimizer.name=rmsprop', "config.optimizer.name: no choice 'rmsprop'; choose from adam, adamw, sgd"),
     ('objective.weights.landmarks=-1', 'config.objective.weights.landmarks must be a finite number'),
     ('objective.weights.landmarks=nan', 'config.objective.weights.landmarks must be a finite number'),
-    ('objective.coordinate_loss=wings', "config.objective.coordinate_loss: no choice 'wings'; did you mean 'wing'?"),
     ('model.sharing_options=3', 'config.model.sharing_options is a group'),
     ('objective.grain=output', "config.objective.grain: no choice 'output'; did you mean 'outputs'?"),
     ('objective.options.=1', "config.objective.options has no field ''"),

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import heads, multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import losses
 from mtl_jax.tasks import BinaryTask, LandmarkTask, from_json
+from mtl_jax.workdir import DataFacts
 
 LANDMARKS = LandmarkTask('landmarks', tuple(f'p{i}_{axis}' for i in range(3) for axis in 'xy'))
 TASKS = (BinaryTask('attributes', ('Smiling', 'Male')), LANDMARKS)
@@ -151,6 +153,13 @@ def test_coordinate_losses_are_their_formulas_with_finite_gradients(name, formul
   gradient = jax.grad(lambda outputs: task.loss(outputs, targets).sum())(jnp.array(targets + ERRORS))
   assert np.isfinite(gradient).all()
   assert (np.sign(gradient) == np.sign(ERRORS)).all()
+
+
+def test_a_coordinate_loss_that_is_not_there_is_refused():
+  config = default.get_config()
+  config.objective.coordinate_loss = 'wings'
+  with pytest.raises(ConfigError, match=r"coordinate_loss: no choice 'wings'; did you mean 'wing'\?"):
+    DataFacts((16, 16), TASKS, '').selected(config)
 
 
 def test_the_wing_loss_has_no_step_at_its_width():

@@ -197,6 +197,8 @@ def test_nothing_is_coupled_unless_asked_for_and_a_single_task_has_nothing_to_co
   assert len(matching.from_config(config, tasks=TASKS[:2], **arguments).relations[0].targets) == len(UNITS)
   with pytest.raises(ConfigError, match='relations is empty; name celeba or expressions'):
     matching.from_config(config_of(distribution=1.0), tasks=TASKS[:2], **arguments)
+  with pytest.raises(ConfigError, match=r"matching\.divergence: no choice 'kl2'; did you mean 'kl'"):
+    matching.from_config(config_of(divergence='kl2'), tasks=TASKS[:2], **arguments)
 
 
 def test_a_table_that_is_to_be_counted_needs_a_row_with_both_labels():

@@ -19,6 +19,7 @@ from mtl_jax.evaluation import metrics
 from mtl_jax.report import scoreboard
 from mtl_jax.report.faces import MAX_FACES
 from mtl_jax.tasks import BinaryTask
+from mtl_jax.training import goodput
 
 ATTRIBUTES = ('Smiling', 'Wearing_Hat', 'Young')
 POINTS = ('lefteye', 'righteye', 'nose')
@@ -258,11 +259,11 @@ def test_page_without_pictures_needs_no_predictions_and_no_data(workdir):
 
 
 def test_the_page_says_what_the_time_of_a_run_went_into(workdir):
-  spent = {'step': 75.0, 'compile': 20.0, 'input': 0.0, 'eval': 5.0}
+  spent = dict.fromkeys(goodput.HEADINGS, 0.0) | {'step': 75.0, 'compile': 20.0, 'eval': 5.0}
   (workdir / 'joint' / 'goodput.json').write_text(json.dumps({'step': 20, 'spent': spent}))
   (workdir / 'landmarks' / 'goodput.json').write_text('{"step": 20, "sp')
   _, page = written(report.find_runs(workdir), workdir)
-  assert '75 % of 100.0 s: step 75.0 s, compile 20.0 s, eval 5.0 s' in page.text
+  assert '75.0 % of 100.0 s: step 75.0 s, compile 20.0 s, input 0.0 s, eval 5.0 s' in page.text
   assert page.text.count('% of 100.0 s') == 1
 
 

@@ -11,13 +11,13 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from mtl_jax.config import with_fields
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import DivergedError
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import losses
-from mtl_jax.study import arms
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import optimizer
 from mtl_jax.training.forward import label_losses
@@ -33,7 +33,7 @@ class HeadTrainer:
   ):
     self.config, self.model, self.tasks, self.label_stats = config, model, tasks, label_stats
     # A norm clipped over all heads would let them meet.
-    self.tx = optimizer.from_config(arms.with_fields(config, optimizer__clip_norm=0.0))
+    self.tx = optimizer.from_config(with_fields(config, optimizer__clip_norm=0.0))
     self._steps = jax.jit(self._several_steps, donate_argnums=(0, 1))
     self._losses = jax.jit(self._label_losses)
 

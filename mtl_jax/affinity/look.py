@@ -13,8 +13,8 @@ import jax
 from jaxtyping import Array, ArrayLike, Bool, Float
 from ml_collections import ConfigDict
 
+from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
-from mtl_jax.study import arms
 from mtl_jax.training import backward, sharding
 from mtl_jax.training.building import Run
 from mtl_jax.training.forward import Forward, Params, split
@@ -101,5 +101,5 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
 
 def exact_model(config: ConfigDict, run: Run) -> Any:
   """The run's model, which its step trains, in float32; its parameters are the same."""
-  model = multitask.from_config(arms.with_fields(config, model__dtype='float32'), run.tasks)
+  model = multitask.from_config(with_fields(config, model__dtype='float32'), run.tasks)
   return model if run.one_step.keywords['model'].frozen is not None else model.clone(frozen=None)

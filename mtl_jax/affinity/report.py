@@ -9,10 +9,9 @@ import numpy as np
 
 from mtl_jax import workdir
 from mtl_jax.affinity import plots
-from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.report import template
 from mtl_jax.report.page import FIELDS, field_text
-from mtl_jax.report.runs import flat
+from mtl_jax.report.runs import flat, read_json
 from mtl_jax.study.plots import save
 
 MAPS = {
@@ -20,6 +19,7 @@ MAPS = {
   'cosine': ('Cosine of the gradients at the shared parameters', 'cosine'),
   'transfer': ("Transfer: the source's frozen features for the target", "share of the own features' loss taken off"),
 }
+KEYS = ('tasks', 'order', 'affinity', 'cosine', 'transfer', 'groupings', 'looks')  # Of a file that is whole.
 MOST_PARTNERS = 3
 MAX_LISTED = 12  # Of more tasks, a group that holds over half of them is counted in the table, not listed.
 
@@ -35,7 +35,8 @@ def write_report(directory: Path) -> None:
   Raises:
     UserError: for a file that is missing or damaged.
   """
-  found, (config, _) = _read(directory), workdir.read(directory)
+  found = read_json(directory / 'affinity.json', make=f'mtl-jax affinity --workdir {directory}', keys=KEYS)
+  config, _ = workdir.read(directory)
   fields = flat(config.to_dict())
   own = [name for name in (*FIELDS, 'model.weights', 'model.freeze', 'objective.grain') if name in fields]
   own += [name for name in fields if name.startswith('affinity.')]
@@ -54,23 +55,6 @@ def write_report(directory: Path) -> None:
     config=json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str),
   )
   (directory / 'report.html').write_text(page, encoding='utf-8')
-
-
-def _read(directory: Path) -> dict[str, Any]:
-  path = directory / 'affinity.json'
-  try:
-    found = json.loads(path.read_text('utf-8'))
-    if not {'tasks', 'order', 'affinity', 'cosine', 'transfer', 'groupings', 'looks'} <= found.keys():
-      raise ValueError('it lacks what every affinity run has')
-  except FileNotFoundError:
-    raise CheckpointError(
-      f'the affinity run in {directory} is not finished: no {path}; go on with `mtl-jax affinity --workdir {directory}`'
-    ) from None
-  except (OSError, ValueError, AttributeError) as error:
-    raise CheckpointError(
-      f'cannot read {path} ({one_line(error)}); make it again with `mtl-jax affinity --workdir {directory}`'
-    ) from error
-  return found
 
 
 def draw_maps(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

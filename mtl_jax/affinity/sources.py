@@ -13,6 +13,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from mtl_jax.affinity.heads import HeadTrainer
+from mtl_jax.config import with_fields
 from mtl_jax.data import pipeline, resident
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.pipeline import Split
@@ -20,7 +21,6 @@ from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
-from mtl_jax.study import arms
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import building, loop, sharding
 from mtl_jax.training.building import Run
@@ -64,7 +64,7 @@ class Sources:
     """The compiled program of the first of all tasks like this one, whichever is asked for first."""
     name = next(one.name for one in self.tasks if self._kind(one) == self._kind(task))
     if name not in self._programs:
-      config = arms.with_fields(self.config, tasks=name)
+      config = with_fields(self.config, tasks=name)
       self._programs[name] = Program(config, self.store, self.directory / 'transfer', task=name, stop=self._stop)
     return self._programs[name]
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import npz
 from mtl_jax.affinity.sources import Sources
+from mtl_jax.config import with_fields
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
@@ -23,7 +24,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import grain
-from mtl_jax.study import arms, bootstrap
+from mtl_jax.study import bootstrap
 from mtl_jax.training.progress import bar
 from mtl_jax.workdir import DataFacts
 
@@ -137,4 +138,4 @@ def split_config(config: ConfigDict, store: Store | Mixture) -> ConfigDict:
       )
   names = ','.join(grain.names(tasks, config.objective.grain))
   steps = config.affinity.transfer_steps or config.train.steps
-  return arms.with_fields(config, tasks=names, objective__grain='tasks', train__steps=steps)
+  return with_fields(config, tasks=names, objective__grain='tasks', train__steps=steps)

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax import npz
 from mtl_jax.affinity.look import Look, compile_look
+from mtl_jax.config import with_fields
 from mtl_jax.errors import CheckpointError
-from mtl_jax.study import arms
 from mtl_jax.training import loop
 from mtl_jax.training.building import Run
 
@@ -81,7 +81,7 @@ class LookShelf:
 def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> Looks:
   """Trains the joint model in `directory/joint`, or what is left of it, and looks on at every n-th step.
 
-  It is the run that `mtl-jax train` would do, but that it logs where it looks: dispatches of steps begin there.
+  The same run as `mtl-jax train`'s, except that it logs at every look: dispatches of steps begin there.
 
   Raises:
     UserError: as `loop.train`.
@@ -92,7 +92,7 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   def watch(run: Run, begun_at: int) -> Run:
     return watched(run, shelf, begun_at=begun_at)
 
-  own = arms.with_fields(config, train__log_every_steps=every)
+  own = with_fields(config, train__log_every_steps=every)
   loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', watch=watch)
   return shelf.read()
 

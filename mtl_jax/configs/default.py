@@ -67,12 +67,11 @@ def get_config() -> ConfigDict:
   model.trunk_features = ()  # Widths of dense layers after the backbone's pooling, for the tasks to share.
 
   config.objective = objective = ConfigDict()
-  # How the losses become one: fixed, uncertainty, dwa, gls, rlw, imtl_l, stch, famo, gradnorm, mgda, mgda_ub, pcgrad,
-  # gradvac, graddrop, cagrad, imtl_g, nash_mtl, aligned_mtl, fairgrad, upgrad, excess_mtl, db_mtl, moco or sdmgrad.
+  # How the losses become one: fixed, or a method of mtl_jax/objectives (its `OBJECTIVES` lists them).
   objective.name = 'fixed'
   objective.options = ConfigDict()  # The method's own, such as `options.c` of cagrad; those not set are the paper's.
   objective.grain = 'tasks'  # What counts as one loss: tasks, or outputs: each of 40 attributes, landmarks as one.
-  # Of `fixed`; tasks not listed weigh 1. These are the tasks of the sets that `prepare` knows.
+  # Of `fixed`; tasks not listed weigh 1. Listed are common ones, so that a weight of one that a set lacks is no slip.
   known = ('attributes', 'landmarks', 'pose', 'age', 'race', 'gender', 'smile', 'glasses')
   objective.weights = ConfigDict(dict.fromkeys(known, 1.0))
   # Methods at the shared parameters: backward passes side by side (0: as many as fit into memory; one on a CPU or on
@@ -123,7 +122,7 @@ def get_config() -> ConfigDict:
   # they take the same rows of a batch. 1: every device holds the whole state. A resumed run may change it.
   train.model_devices = 1
   train.seed = 0  # Decides initial weights, the order of the data, and augmentation.
-  train.steps_per_dispatch = 0  # Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU.
+  train.steps_per_dispatch = 0  # Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU, more over kept features.
   train.log_every_steps = 20  # A line of metrics.jsonl holds means over this many steps.
   # Where a step's loss or gradient is NaN or infinite: stop (exit code 3), skip (leave its update out), or rollback (to
   # the last checkpoint, and from there on without that step's batch).

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, one_line
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def new_folder(out: Path) -> Iterator[Path]:
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise DataError(f'{out}: the disk is full; make room, or choose another --out') from error
-    raise DataError(f'{out}: cannot be made: {" ".join(str(error).split())}') from error
+    raise DataError(f'{out}: cannot be made: {one_line(error)}') from error
 
 
 def sync(path: Path) -> None:

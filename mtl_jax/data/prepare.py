@@ -16,7 +16,7 @@ from mtl_jax.data.own_source import open_own
 from mtl_jax.data.source import Source
 from mtl_jax.data.tfds_source import open_tfds
 from mtl_jax.data.utkface import open_utkface
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, one_line
 from mtl_jax.training.progress import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
@@ -67,7 +67,7 @@ def prepare(
   try:
     opened = _open(name, source, crop_margin=crop_margin)
   except OSError as error:
-    raise DataError(f'{source}: cannot be read: {" ".join(str(error).split())}') from error
+    raise DataError(f'{source}: cannot be read: {one_line(error)}') from error
   return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, log=log)
 
 

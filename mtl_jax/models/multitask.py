@@ -19,7 +19,7 @@ from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS
 from mtl_jax.models.sharing import SHARING, check_options
-from mtl_jax.models.sharing.way import Sharing
+from mtl_jax.models.sharing.way import Sharing, name_of
 from mtl_jax.tasks import Task
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -71,7 +71,7 @@ class MultiTaskModel(nn.Module):
     del train
     return {
       name: HEADS[self.head_kinds.get(name, 'mlp')](
-        num_outputs, self.head_features, self.dtype, name=f'head_{name.replace("/", "_")}'
+        num_outputs, self.head_features, self.dtype, name=name_of('head', name)
       )(representation if isinstance(representation, Representation) else representation[name])
       for name, num_outputs in self.outputs
     }

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-NORMS = ('batch', 'group', 'none')
 MOMENTUM, EPSILON = 0.9, 1e-5  # torchvision's; it writes the momentum as 0.1, the weight of the new value.
 GROUPS = 32  # Of group norm, as Wu and He (2018) have it.
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from mtl_jax.report import charts, template
 from mtl_jax.report.runs import Run, numbers, series
-from mtl_jax.report.scoreboard import METRICS, SHOWN, kinds_of
+from mtl_jax.report.scoreboard import METRICS, kinds_of
+from mtl_jax.tasks import KINDS
 
 MAX_CURVE_TASKS = 6
 MAX_GRADIENT_PANELS = 12
@@ -25,7 +26,8 @@ def curve_charts(runs: Sequence[Run]) -> dict[str, Any]:
   shown = list(kinds)[:MAX_CURVE_TASKS]
   panels = []
   wanted = [(f'{task}: training loss', f'train/{task}/loss', None) for task in shown]
-  wanted += [(f'{task}: validation', f'val/{task}/{SHOWN[kinds[task]][0]}', SHOWN[kinds[task]][0]) for task in shown]
+  main = {task: KINDS[kinds[task]].main_metric for task in shown}
+  wanted += [(f'{task}: validation', f'val/{task}/{main[task]}', main[task]) for task in shown]
   if len(kinds) > len(shown):
     wanted.insert(0, ('all tasks: training loss', 'train/loss', None))
   order = {task: i for i, task in enumerate(shown)}

@@ -13,7 +13,9 @@ import numpy as np
 
 from mtl_jax.report import charts, curves, faces, template
 from mtl_jax.report.runs import Run, flat, load, numbers, series
-from mtl_jax.report.scoreboard import BASELINES, METRICS, MISSING, comparison, headlines, kinds_of, text
+from mtl_jax.report.scoreboard import METRICS, MISSING, comparison, headlines, kinds_of, text
+from mtl_jax.tasks import KINDS
+from mtl_jax.training import goodput
 
 # What the page says about a run's configuration, besides every field in which the runs differ.
 FIELDS = (
@@ -83,20 +85,9 @@ def _describe(run: Run, number: int) -> dict[str, Any]:
     'step': run.evaluation.get('step'),
     'num_examples': run.evaluation.get('num_examples'),
     'images_per_sec': None if speed is None else f'{speed:,.0f}',
-    'goodput': _goodput(run.folder / 'goodput.json'),
+    'goodput': goodput.text(account['spent']) if (account := goodput.read(run.folder)) else None,
     'config': json.dumps(run.config, indent=2, sort_keys=True, default=str),
   }
-
-
-def _goodput(path: Path) -> str | None:
-  """The share of a run's time that went into steps, and what else it went into; None where that is not known."""
-  try:
-    spent = json.loads(path.read_text('utf-8'))['spent']
-    total = sum(spent.values())
-    rest = ', '.join(f'{heading} {seconds:,.1f} s' for heading, seconds in spent.items() if seconds >= 0.05)
-    return f'{100 * spent["step"] / total:.0f} % of {total:,.1f} s: {rest}'
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
-    return None
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -201,7 +192,7 @@ def _output_chart(runs: Sequence[Run], group: str, kind: str) -> dict[str, Any]:
     'group': group,
     'metric': METRICS[metric][0],
     'runs': list(scores),
-    'baseline': BASELINES[kind],
+    'baseline': KINDS[kind].baseline_name,
     'rows': rows,
     'charts': charts_of_group,
   }

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.errors import CheckpointError
+from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.training.progress import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,36 +48,34 @@ def load(name: str, folder: Path) -> Run:
   Raises:
     CheckpointError: for a file that is missing or damaged; the message says which command makes it.
   """
-  config = _read_json(folder / 'config.json', make=f'mtl-jax train --config F.py --workdir {folder}')
-  evaluation = _read_json(folder / 'eval' / 'test.json', make=f'mtl-jax eval --workdir {folder}')
-  if not isinstance(evaluation.get('tasks'), dict):
+  config = read_json(folder / 'config.json', make=f'mtl-jax train --config F.py --workdir {folder}')
+  evaluation = read_json(folder / 'eval' / 'test.json', make=f'mtl-jax eval --workdir {folder}', keys=['tasks'])
+  if not isinstance(evaluation['tasks'], dict):
     raise CheckpointError(f'{folder / "eval" / "test.json"} has no tasks; run `mtl-jax eval --workdir {folder}` again')
-  return Run(name, folder, config, evaluation, _read_log(folder / 'metrics.jsonl'))
+  log = [line for line in read_metrics(folder / 'metrics.jsonl') if isinstance(line.get('step'), int | float)]
+  return Run(name, folder, config, evaluation, log)
 
 
-def _read_json(path: Path, *, make: str) -> dict[str, Any]:
+def read_json(path: Path, *, make: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+  """The object in a file.
+
+  Args:
+    path: the file.
+    make: the command that makes it.
+    keys: what it must hold.
+
+  Raises:
+    CheckpointError: for a file that is missing or damaged; the message says that command.
+  """
   try:
     value = json.loads(path.read_text('utf-8'))
   except FileNotFoundError:
     raise CheckpointError(f'no {path}; make it with `{make}`') from None
   except (OSError, ValueError) as error:
-    raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
-  if not isinstance(value, dict):
-    raise CheckpointError(f'{path} is no JSON object; make it again with `{make}`')
+    raise CheckpointError(f'cannot read {path} ({one_line(error)}); make it again with `{make}`') from None
+  if not isinstance(value, dict) or not value.keys() >= set(keys):
+    raise CheckpointError(f'{path} is not as it was written; make it again with `{make}`')
   return value
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-  """Log lines with a step; a line that an interrupted run left unfinished is passed over."""
-  lines = []
-  for row in path.read_text('utf-8').splitlines() if path.is_file() else ():
-    try:
-      line = json.loads(row)
-    except ValueError:
-      continue
-    if isinstance(line, dict) and isinstance(line.get('step'), int | float):
-      lines.append(line)
-  return lines
 
 
 def series(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -11,20 +11,6 @@ BASELINE = 'majority class / mean face'
 MISSING = '—'
 UNDEFINED = 'n/a'
 
-# For each kind of task the metrics shown, its main metric first; regression last, since others have its mae too.
-SHOWN = {
-  'binary': ('macro_accuracy', 'macro_balanced_accuracy', 'macro_f1', 'macro_ap'),
-  'landmarks': ('nme', 'failure_rate_10', 'mae'),
-  'categorical': ('accuracy', 'balanced_accuracy'),
-  'regression': ('mae', 'rmse'),
-}
-# What the labels' means alone amount to, for each kind of task.
-BASELINES = {
-  'binary': 'majority class',
-  'landmarks': 'mean face',
-  'categorical': 'majority class',
-  'regression': 'mean',
-}
 # For each metric: its name in a sentence, its name in a table, whether it is shown in per cent.
 METRICS = {
   'macro_accuracy': ('accuracy', 'accuracy', True),
@@ -97,7 +83,7 @@ def comparison(evals: Mapping[str, dict[str, Any]]) -> Table:
     evals: for each run's name the content of its eval JSON.
   """
   kinds = kinds_of(evals.values())
-  columns = tuple(Column(task, metric) for task, kind in kinds.items() for metric in SHOWN[kind])
+  columns = tuple(Column(task, metric) for task, kind in kinds.items() for metric in KINDS[kind].shown)
   baseline: dict[str, Any] = {}
   for evaluation in evals.values():
     baseline = {**evaluation.get('baseline', {}), **baseline}
@@ -128,7 +114,7 @@ def headlines(evals: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
   is against the single-task run, `better`, `worse` or `same`, and empty where there are not both.
   """
   table = comparison(evals)
-  baselines = {task: BASELINES[kind] for task, kind in kinds_of(evals.values()).items()}
+  baselines = {task: KINDS[kind].baseline_name for task, kind in kinds_of(evals.values()).items()}
   said = []
   for i, column in enumerate(table.columns):
     if i and table.columns[i - 1].task == column.task:
@@ -156,10 +142,10 @@ def kinds_of(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, str]:
   kinds: dict[str, str] = {}
   for evaluation in evaluations:
     for task, metrics in evaluation['tasks'].items():
-      kind = next((kind for kind in SHOWN if KINDS[kind].main_metric in metrics), None)
+      kind = next((kind for kind in KINDS if KINDS[kind].main_metric in metrics), None)
       if kind:
         kinds.setdefault(task, kind)
-  first = [kind for kind in SHOWN if kind in ('binary', 'landmarks')]
+  first = [kind for kind in KINDS if kind in ('binary', 'landmarks')]
   rank = {kind: i for i, kind in enumerate(first)}
   return dict(sorted(kinds.items(), key=lambda item: rank.get(item[1], len(first))))
 

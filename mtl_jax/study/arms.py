@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import apply_override, choose, validate
+from mtl_jax.config import apply_override, choose, validate, with_fields
 from mtl_jax.errors import ConfigError
 from mtl_jax.tasks import Task
 
@@ -21,14 +21,6 @@ class Arm:
 
   programs: Mapping[str, ConfigDict]
   first_seed: int = 0
-
-
-def with_fields(config: ConfigDict, **fields: object) -> ConfigDict:
-  """A copy of a configuration with some fields, `a.b` written `a__b`, set."""
-  copy = config.copy_and_resolve_references()
-  with copy.unlocked():
-    copy.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
-  return copy.lock()
 
 
 def single(config: ConfigDict, tasks: Sequence[Task]) -> Arm:

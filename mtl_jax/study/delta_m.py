@@ -14,7 +14,7 @@ import numpy as np
 
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
 from mtl_jax.study.scores import Pair, plain
-from mtl_jax.study.statistics import interval
+from mtl_jax.study.significance import interval
 
 # As evaluation/metrics.py names them, without `macro_`. A task with none of them gives its main metric.
 METRICS = ('accuracy', 'balanced_accuracy', 'f1', 'ap', 'nme')

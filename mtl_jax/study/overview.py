@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_jax.study import statistics, words
+from mtl_jax.study import significance, words
 from mtl_jax.study.words import Finding
 
 
@@ -34,8 +34,8 @@ def _row(study: Mapping[str, Any], arm: str, reference: str) -> dict[str, Any]:
     'median': delta_m['median'],
     'worst': worst,
     'worst_loss': losses.get(worst) if worst else None,
-    'helps': verdicts.count(statistics.HELPS),
-    'hurts': verdicts.count(statistics.HURTS),
+    'helps': verdicts.count(significance.HELPS),
+    'hurts': verdicts.count(significance.HURTS),
     'seconds': own,
     'seconds_ratio': own / others if own and others else None,
   }

@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.report import charts, template
+from mtl_jax.report.runs import read_json
 from mtl_jax.report.scoreboard import MISSING
 from mtl_jax.study import arms, overview, plots, provenance, record, words
 from mtl_jax.study.pictures import worst
 from mtl_jax.study.record import Record
 from mtl_jax.study.words import Finding
 
+KEYS = ('arms', 'tasks', 'seeds', 'power', 'learning_rates')  # Of a file that is whole.
 MAX_OPEN_PANELS = 8  # More curves than these are folded away.
 MAX_OPEN_ARMS = 5  # With more arms than these, what is said of each is folded away.
 MAX_OPEN_ROWS = 12  # Likewise of tables that are no one's first question.
@@ -38,7 +39,7 @@ def write_report(directory: Path, *, pictures: bool = False) -> None:
   Raises:
     UserError: for a file that is missing or damaged.
   """
-  study = _read_study(directory)
+  study = read_json(directory / 'study.json', make=f'mtl-jax study --workdir {directory}', keys=KEYS)
   kept = record.read(directory, study)
   values = page_values(study, kept, plots=directory / 'plots')
   faces = worst(directory, kept, arms=study['arms']) if pictures else []
@@ -69,23 +70,6 @@ def page_values(study: Mapping[str, Any], kept: Record, *, plots: Path) -> dict[
     'words': words,
     'missing': MISSING,
   }
-
-
-def _read_study(directory: Path) -> dict[str, Any]:
-  path = directory / 'study.json'
-  try:
-    study = json.loads(path.read_text('utf-8'))
-    if not {'arms', 'tasks', 'seeds', 'power', 'learning_rates'} <= study.keys():
-      raise ValueError('it lacks what every study has')
-  except FileNotFoundError:
-    raise CheckpointError(
-      f'the study in {directory} is not finished: no {path}; go on with `mtl-jax study --workdir {directory}`'
-    ) from None
-  except (OSError, ValueError, AttributeError) as error:
-    raise CheckpointError(
-      f'cannot read {path} ({one_line(error)}); make it again with `mtl-jax study --workdir {directory}`'
-    ) from error
-  return study
 
 
 def _sides(study: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import processes, workdir
+from mtl_jax.config import with_fields
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.store import Store
@@ -262,7 +263,7 @@ def matched(sides: Mapping[str, Arm], store: Store | Mixture, directory: Path) -
     fields = {'train__steps': max(1, round(config.train.steps * share))}
     if config.eval.every_steps:
       fields['eval__every_steps'] = max(1, round(config.eval.every_steps * share))
-    return arms.with_fields(config, **fields)
+    return with_fields(config, **fields)
 
   return {
     name: dataclasses.replace(

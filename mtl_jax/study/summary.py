@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
-from mtl_jax.study import statistics
+from mtl_jax.study import significance
 from mtl_jax.study.delta_m import delta_m
 from mtl_jax.study.scores import Pair, TaskScores, plain
 
@@ -44,7 +44,7 @@ def summarize(tasks: Mapping[str, TaskScores], *, arms: Sequence[str], seeds: Se
     },
     **{key: top[key] for key in ('delta_m', 'negative_transfer', 'power')},
     'dropped': _dropped(tasks, arms, seeds),
-    'alpha': statistics.ALPHA,
+    'alpha': significance.ALPHA,
   }
   return {**result, 'comparisons': compared} if more else result
 
@@ -95,12 +95,12 @@ def _csv_row(
 def _compare(tasks: Mapping[str, TaskScores], arm: str, reference: str) -> dict[str, Any]:
   """One arm against the reference: everything but the arms' own values."""
   pairs = {name: _complete(task.pair(arm, reference, task.main_metric)) for name, task in tasks.items()}
-  p_values = np.array([float(statistics.paired_p_value(*pair)) for pair in pairs.values()])
-  tested = dict(zip(tasks, zip(p_values, statistics.holm(p_values), strict=True), strict=True))
+  p_values = np.array([float(significance.paired_p_value(*pair)) for pair in pairs.values()])
+  tested = dict(zip(tasks, zip(p_values, significance.holm(p_values), strict=True), strict=True))
   outputs = {name: task.outputs() for name, task in tasks.items()}
   outputs = {name: parts for name, parts in outputs.items() if parts}
   found = {name: _entries(task, arm, reference, p_values=tested[name]) for name, task in tasks.items()}
-  hurt = [name for name, task in tasks.items() if found[name][task.main_metric]['verdict'] == statistics.HURTS]
+  hurt = [name for name, task in tasks.items() if found[name][task.main_metric]['verdict'] == significance.HURTS]
   return {
     'tasks': found,
     'outputs': {
@@ -138,13 +138,13 @@ def _entry(
   both = np.isfinite(pair[0]) & np.isfinite(pair[1])
   values = pair[0][both], pair[1][both]
   resampled = task.resampled_pair(arm, reference, metric, seeds=both)
-  found = statistics.interval(*values, resampled=resampled, num_clusters=task.num_clusters)
+  found = significance.interval(*values, resampled=resampled, num_clusters=task.num_clusters)
   mean = float((values[0] - values[1]).mean()) if both.any() else None
   ci95 = [found.low, found.high] if found else None
   higher_is_better = plain(metric) not in LOWER_IS_BETTER
   p_value, p_adjusted = (_number(p) for p in p_values or (np.nan, np.nan))
   tested = p_values is not None
-  verdict = statistics.verdict(mean, p_adjusted, higher_is_better=higher_is_better) if tested else None
+  verdict = significance.verdict(mean, p_adjusted, higher_is_better=higher_is_better) if tested else None
   return {
     'delta': {
       'mean': mean,
@@ -155,7 +155,7 @@ def _entry(
       'standard_error': {'seeds': found.seeds, 'images': found.images} if found else None,
     },
     'verdict': verdict,
-    'disagreement': None if verdict is None else statistics.disagreement(verdict, ci95),
+    'disagreement': None if verdict is None else significance.disagreement(verdict, ci95),
     'main': tested,
     'higher_is_better': higher_is_better,
   }
@@ -168,13 +168,13 @@ def _delta_m(tasks: Mapping[str, TaskScores], arm: str, reference: str) -> dict[
 
 def _power(pairs: Mapping[str, Pair], main: Mapping[str, str]) -> dict[str, Any]:
   """The smallest differences this study would have found with 80 % power, at Holm's first and worst step and alone."""
-  worst = statistics.ALPHA / max(len(pairs), 1)
+  worst = significance.ALPHA / max(len(pairs), 1)
   tasks = {
     name: {
       'metric': main[name],
       'num_pairs': len(pair[0]),
-      'smallest_difference': statistics.detectable_difference(*pair, alpha=worst),
-      'smallest_difference_alone': statistics.detectable_difference(*pair, alpha=statistics.ALPHA),
+      'smallest_difference': significance.detectable_difference(*pair, alpha=worst),
+      'smallest_difference_alone': significance.detectable_difference(*pair, alpha=significance.ALPHA),
     }
     for name, pair in pairs.items()
   }
@@ -187,8 +187,8 @@ def _power(pairs: Mapping[str, Pair], main: Mapping[str, str]) -> dict[str, Any]
       'largest': max(known) if known else None,
     }
   return {
-    'power': statistics.POWER,
-    'alpha': statistics.ALPHA,
+    'power': significance.POWER,
+    'alpha': significance.ALPHA,
     'alpha_worst_step': worst,
     'tasks': tasks,
     'smallest_difference': metrics,

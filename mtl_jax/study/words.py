@@ -12,7 +12,7 @@ from typing import Any
 
 from mtl_jax.report.scoreboard import METRICS, MISSING
 from mtl_jax.study.scores import plain
-from mtl_jax.study.statistics import HELPS, HURTS, NO_EVIDENCE, POWER
+from mtl_jax.study.significance import HELPS, HURTS, NO_EVIDENCE, POWER
 
 NOT_TESTED = 'not tested'
 MAX_SPELT = 3  # With more tasks the sentence counts them and names a few.

@@ -57,7 +57,7 @@ class Interruption:
 
 
 def _leave_at_second(reading: int) -> None:
-  """Reads the numbers of signals as they come, in whatever the main thread is; ends the process at a second SIGINT."""
+  """Reads signals' numbers as they come, whatever the main thread is doing; ends the process at a second SIGINT."""
   requested = False
   while number := os.read(reading, 1):
     if requested and number[0] == signal.SIGINT:

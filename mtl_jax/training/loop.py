@@ -190,6 +190,7 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
         with goodput.under('save'):
           clock.spent = goodput.now()
           checkpoints.save(state, clock)
+        watchdog.beat(f'the save of step {clock.step}')
       if now.log:
         goodput.write(directory, clock.step, always=now.save or better)
       if clock.stopped_early:

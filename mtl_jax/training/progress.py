@@ -11,6 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
 
+from mtl_jax import whole_file
 from mtl_jax.training.goodput import Goodput
 
 
@@ -83,9 +84,7 @@ class MetricWriter:
       return
     path = workdir / 'metrics.jsonl'
     kept = [line for line in read_metrics(path) if line['step'] <= resumed_at]
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    partial.replace(path)
+    whole_file.write(path, ''.join(json.dumps(line) + '\n' for line in kept))
     self._file = path.open('a')
     # Without SummaryWriter's thread, whose failures on a full disk nobody could catch. A file for every start.
     self._events = EventsWriter(str(workdir / 'events'), filename_suffix=f'.{resumed_at}')

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.models.sharing.mmoe import Mmoe
+from mtl_jax.models.sharing.way import name_of
 
 GAMMA = 1.0
 
@@ -36,10 +37,10 @@ class DselectK(Mmoe):
     bits = self.experts.bit_length() - 1
     if self.experts != 2**bits:
       raise ConfigError(f'config.model.sharing_options.experts must be a power of 2 for dselect_k, not {self.experts}')
-    return Selector(self.k, bits, name=f'gate_{task.replace("/", "_")}')()
+    return Selector(self.k, bits, name=name_of('gate', task))()
 
   def penalty(self, params):
-    gates = [params['shared'][f'gate_{task.replace("/", "_")}'] for task in self.tasks]
+    gates = [params['shared'][name_of('gate', task)] for task in self.tasks]
     each = [selections(gate['logits']) for gate in gates]
     return self.entropy * -sum((r * jnp.log(r + 1e-6)).sum() for r in each)
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtl_jax.models.backbone import Representation
-from mtl_jax.models.sharing.way import Sharing, mixed, pooled
+from mtl_jax.models.sharing.way import Sharing, mixed, name_of, pooled
 
 
 class Mmoe(Sharing):
@@ -40,5 +40,5 @@ class Mmoe(Sharing):
 
   def gate(self, task: str, x):
     """A task's weights of the experts, for each example `[b, e]`, or for all `[e]`."""
-    logits = nn.Dense(self.experts, use_bias=False, dtype=jnp.float32, name=f'gate_{task.replace("/", "_")}')(pooled(x))
+    logits = nn.Dense(self.experts, use_bias=False, dtype=jnp.float32, name=name_of('gate', task))(pooled(x))
     return nn.softmax(logits)

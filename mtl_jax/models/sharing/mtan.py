@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.convolution import convolve
-from mtl_jax.models.sharing.way import Sharing
+from mtl_jax.models.sharing.way import Sharing, name_of
 
 
 class Mtan(Sharing):
@@ -27,7 +27,7 @@ class Mtan(Sharing):
     for index in range(1, self.backbone.num_stages):
       x = self.backbone.stage(x, index, train=train)
       for task in self.tasks:
-        attention = Attention(name=f'attention_{task.replace("/", "_")}_{index}')
+        attention = Attention(name=f'{name_of("attention", task)}_{index}')
         attended[task] = attention(x, attended.get(task), train=train)
     return {task: self.backbone.represent(attended.get(task, x), spatial=self.spatial) for task in self.tasks}
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.models.sharing.hard import Hard
+from mtl_jax.models.sharing.way import name_of
 
 RIDGE = 0.1  # Of a mean diagonal of 1: without it an S of few samples has no inverse.
 
@@ -32,7 +33,7 @@ class Multilinear(Hard):
   strength: float = 1e-4
 
   def penalty(self, params):
-    heads = [params[f'head_{task.replace("/", "_")}'] for task in self.tasks]
+    heads = [params[name_of('head', task)] for task in self.tasks]
     tensors = common_layers(heads)
     if not tensors:
       raise ConfigError('config.model.sharing: multilinear needs heads with a layer of the same shape, such as mlp')

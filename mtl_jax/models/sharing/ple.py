@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mtl_jax.models.backbone import Representation
-from mtl_jax.models.sharing.way import Sharing, mixed, pooled
+from mtl_jax.models.sharing.way import Sharing, mixed, name_of, pooled
 
 SHARED = 'all_tasks'  # The group of the shared experts, among those of the tasks.
 
@@ -52,7 +52,7 @@ class Cgc(Sharing):
     return inputs
 
   def _gate(self, group: str, index: int, x, size: int):
-    name = f'gate_{group.replace("/", "_")}_{index}'
+    name = f'{name_of("gate", group)}_{index}'
     return nn.softmax(nn.Dense(size, use_bias=False, dtype=jnp.float32, name=name)(pooled(x)))
 
 

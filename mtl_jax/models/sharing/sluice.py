@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from mtl_jax.errors import ConfigError
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.sharing.cross_stitch import own_and_others
-from mtl_jax.models.sharing.way import Sharing, copy_name, mixed, pooled
+from mtl_jax.models.sharing.way import Sharing, copy_name, mixed, name_of, pooled
 
 
 class Sluice(Sharing):
@@ -43,7 +43,7 @@ class Sluice(Sharing):
     result = {}
     for task, net, x, depth in zip(self.tasks, nets, each, depths, strict=True):
       read = net.represent(x, spatial=self.spatial)
-      skips = Skips(name=f'skips_{task.replace("/", "_")}')
+      skips = Skips(name=name_of('skips', task))
       result[task] = read._replace(features=skips(read.features, depth[:-1]))
     return result
 

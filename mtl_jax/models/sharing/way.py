@@ -15,7 +15,8 @@ from mtl_jax.models.backbone import Backbone, Representation
 class Sharing(nn.Module):
   """Fields that a subclass adds are its options, with their defaults: whole numbers count, real ones are at least 0.
 
-  Backbones lie under names that begin with `backbone`, each with the parameters of those stages it runs.
+  Backbones lie under names that begin with `backbone`, each with the parameters of those stages it runs. Parameters
+  that mix nets or choose between them are named `unit`, `logits` or `scale`: those do not decay (see optimizer.py).
 
   Attributes:
     backbone: the network, of which there may be copies.
@@ -56,9 +57,14 @@ class Sharing(nn.Module):
     return x
 
 
+def name_of(part: str, owner: str) -> str:
+  """Where the parameters of a task's or an expert's own part lie: its gate, its copy of the backbone."""
+  return f'{part}_{owner.replace("/", "_")}'
+
+
 def copy_name(name: str) -> str:
   """Where the parameters of a task's or an expert's copy of the backbone lie."""
-  return f'backbone_{name.replace("/", "_")}'
+  return name_of('backbone', name)
 
 
 def pooled(x: Float[Array, 'b ... c']) -> Float[Array, 'b c']:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from mtl_jax.config import choose
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.matching import losses, relations, tables
@@ -204,6 +205,7 @@ def from_config(
     ConfigError: for relations that cannot be read, or a table to be counted where no row has both labels.
   """
   asked = config.objective.matching
+  choose(asked.divergence, tuple(losses.DIVERGENCES), field=f'{relations.FIELD.rpartition(".")[0]}.divergence')
   settings = Settings(**{field.name: asked[field.name] for field in dataclasses.fields(Settings)})
   if not (settings.distribution or settings.soft_co_annotation or settings.co_annotation):
     return None

@@ -13,6 +13,6 @@ def uncertainty(start: float = -0.5, learning_rate: float = 1e-3) -> Objective:
 
   Args:
     start: every `s_k` at first.
-    learning_rate: of the Adam that learns `s`; both give it to the network's own optimizer.
+    learning_rate: of the Adam that learns `s`; the paper and LibMTL give it to the network's own optimizer.
   """
   return learned(lambda s, losses: losses / (2 * jnp.exp(s)) + s / 2, start=start, learning_rate=learning_rate)

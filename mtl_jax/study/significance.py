@@ -92,7 +92,7 @@ def interval(
   the variance of Obuchowski and Rockette (1995) for readers (here seeds) by cases (here images), with the degrees of
   freedom of Hillis (2007, Stat. Med. 26:596), which are Satterthwaite's; `C - 1` are those of the second term. The
   bootstrap over C clusters is too narrow by (C - 1) / C, which is put right.
-  In simulated studies (tests/study_statistics_test.py) it covers the truth in 94-95 % with 5 or 10 seeds and 60
+  In simulated studies (tests/significance_test.py) it covers the truth in 94-95 % with 5 or 10 seeds and 60
   people, in 92 % with only 2 seeds or only 15 people.
 
   Args:

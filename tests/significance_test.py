@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from mtl_jax.study import bootstrap, statistics
+from mtl_jax.study import bootstrap, significance
 from mtl_jax.study.delta_m import delta_m
 from mtl_jax.study.scores import TaskScores, score_task
 from mtl_jax.study.summary import csv_rows, summarize
@@ -76,34 +76,34 @@ def test_p_value_equals_scipy():
   for num_seeds in (2, 3, 5, 10):
     arm, reference = rng.normal(size=(2, 30, num_seeds))
     np.testing.assert_allclose(
-      statistics.paired_p_value(arm, reference), stats.ttest_rel(arm, reference, axis=-1).pvalue, rtol=1e-12
+      significance.paired_p_value(arm, reference), stats.ttest_rel(arm, reference, axis=-1).pvalue, rtol=1e-12
     )
 
 
 def test_equal_arms_have_p_value_one_even_where_rounding_differs():
   values = np.array([0.9, 0.91, 0.905, 0.92, 0.9])
-  assert statistics.paired_p_value(values, values) == 1.0
-  assert statistics.paired_p_value(values, values * (1 + 1e-15)) == 1.0
+  assert significance.paired_p_value(values, values) == 1.0
+  assert significance.paired_p_value(values, values * (1 + 1e-15)) == 1.0
 
 
 def test_constant_difference_is_no_certainty():
   values = np.array([0.9, 0.91, 0.905, 0.92, 0.9])
-  assert statistics.paired_p_value(values + 0.01, values) == pytest.approx(2 / 2**5)
-  assert statistics.interval(values + 0.01, values) is None
-  assert statistics.detectable_difference(values + 0.01, values, alpha=0.05) is None
+  assert significance.paired_p_value(values + 0.01, values) == pytest.approx(2 / 2**5)
+  assert significance.interval(values + 0.01, values) is None
+  assert significance.detectable_difference(values + 0.01, values, alpha=0.05) is None
 
 
 def test_one_seed_says_nothing():
   one = np.array([0.9]), np.array([0.8])
-  assert np.isnan(statistics.paired_p_value(*one))
-  assert statistics.interval(*one) is None
-  assert statistics.detectable_difference(*one, alpha=0.05) is None
+  assert np.isnan(significance.paired_p_value(*one))
+  assert significance.interval(*one) is None
+  assert significance.detectable_difference(*one, alpha=0.05) is None
 
 
 def test_interval_over_seeds_alone_equals_scipy():
   arm, reference = np.random.default_rng(1).normal(size=(2, 6))
   expected = stats.ttest_rel(arm, reference).confidence_interval(0.95)
-  found = statistics.interval(arm, reference)
+  found = significance.interval(arm, reference)
   assert found is not None
   assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
   assert found.images is None
@@ -113,11 +113,11 @@ def test_holm_equals_statsmodels():
   rng = np.random.default_rng(2)
   p_values = np.round(rng.random((20, 7)) ** 3, 2)  # With ties.
   expected = [multipletests(row, method='holm')[1] for row in p_values]
-  np.testing.assert_allclose(statistics.holm(p_values), expected, rtol=1e-12)
+  np.testing.assert_allclose(significance.holm(p_values), expected, rtol=1e-12)
 
 
 def test_a_test_that_cannot_be_made_still_counts_in_the_family():
-  adjusted = statistics.holm(np.array([0.01, np.nan, 0.04]))
+  adjusted = significance.holm(np.array([0.01, np.nan, 0.04]))
   np.testing.assert_allclose(adjusted, [0.03, np.nan, 0.08])
 
 
@@ -134,15 +134,15 @@ def test_a_test_that_cannot_be_made_still_counts_in_the_family():
   ],
 )
 def test_verdict_has_the_metrics_direction(mean, p_adjusted, higher_is_better, expected):
-  assert statistics.verdict(mean, p_adjusted, higher_is_better=higher_is_better) == expected
+  assert significance.verdict(mean, p_adjusted, higher_is_better=higher_is_better) == expected
 
 
 def test_disagreement_of_interval_and_verdict_is_said():
-  assert statistics.disagreement('helps', [0.1, 0.2]) is None
-  assert statistics.disagreement('no evidence', [-0.1, 0.2]) is None
-  assert 'includes 0' in (statistics.disagreement('hurts', [-0.1, 0.2]) or '')
-  assert 'excludes 0' in (statistics.disagreement('no evidence', [0.1, 0.2]) or '')
-  assert statistics.disagreement('helps', None)
+  assert significance.disagreement('helps', [0.1, 0.2]) is None
+  assert significance.disagreement('no evidence', [-0.1, 0.2]) is None
+  assert 'includes 0' in (significance.disagreement('hurts', [-0.1, 0.2]) or '')
+  assert 'excludes 0' in (significance.disagreement('no evidence', [0.1, 0.2]) or '')
+  assert significance.disagreement('helps', None)
 
 
 # --- simulated studies ------------------------------------------------------------------------------------------------
@@ -161,11 +161,11 @@ def null_differences(kind, num_seeds):
 @pytest.mark.parametrize('kind', ['independent tasks', 'correlated tasks', 'accuracies of 200 images'])
 @pytest.mark.parametrize('num_seeds', [5, 10])
 def test_false_alarm_rate_of_null_studies_is_at_most_the_stated_level(kind, num_seeds):
-  p_values = statistics.paired_p_value(*null_differences(kind, num_seeds))
-  false_alarms = int((statistics.holm(p_values) < statistics.ALPHA).any(-1).sum())
+  p_values = significance.paired_p_value(*null_differences(kind, num_seeds))
+  false_alarms = int((significance.holm(p_values) < significance.ALPHA).any(-1).sum())
   # At a true rate of exactly 0.05 a study passes this 995 times of 1000.
-  assert false_alarms <= stats.binom.ppf(0.995, len(p_values), statistics.ALPHA)
-  assert (p_values < statistics.ALPHA).any(-1).mean() > 0.3  # What Holm is there for.
+  assert false_alarms <= stats.binom.ppf(0.995, len(p_values), significance.ALPHA)
+  assert (p_values < significance.ALPHA).any(-1).mean() > 0.3  # What Holm is there for.
 
 
 def simulate_study(rng, truth, *, num_seeds=5, num_people=60):
@@ -189,8 +189,8 @@ def test_interval_covers_the_truth_in_95_percent_of_simulated_studies():
     total = resampling.sums(np.ones((len(identities), 1)))
     resampled = (resampling.sums(arm) / total).T, (resampling.sums(reference) / total).T
     sides = arm.mean(0), reference.mean(0)
-    both = statistics.interval(*sides, resampled=resampled, num_clusters=len(resampling.weights))
-    alone = statistics.interval(*sides)
+    both = significance.interval(*sides, resampled=resampled, num_clusters=len(resampling.weights))
+    alone = significance.interval(*sides)
     assert both is not None
     assert alone is not None
     covered['both'] += both.low <= truth <= both.high
@@ -208,7 +208,7 @@ def test_variance_over_images_leaves_out_what_the_spread_over_seeds_has():
   for shared in (False, True):
     deltas = np.repeat(values[:, :1], 8, axis=1) + 1e-3 * values if shared else values
     resampled = (resampling.sums(deltas) / 4000).T
-    found = statistics.interval(
+    found = significance.interval(
       deltas.mean(0), np.zeros(8), resampled=(resampled, np.zeros_like(resampled)), num_clusters=4000
     )
     assert found is not None
@@ -224,15 +224,15 @@ def test_variance_over_images_leaves_out_what_the_spread_over_seeds_has():
 def test_detectable_effect_equals_statsmodels(num_seeds, alpha):
   # One of the two sides: the other counts for nothing, and scipy's noncentral t is NaN there for some effects.
   expected = TTestPower().solve_power(nobs=num_seeds, alpha=alpha / 2, power=0.8, alternative='larger')
-  assert statistics.detectable_effect(num_seeds, alpha=alpha) == pytest.approx(expected, rel=1e-6)
+  assert significance.detectable_effect(num_seeds, alpha=alpha) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(('num_seeds', 'alpha'), [(10, 0.05 / 41), (3, 0.025)])
 def test_detectable_difference_is_found_in_80_percent_of_simulated_studies(num_seeds, alpha):
-  effect = statistics.detectable_effect(num_seeds, alpha=alpha)
+  effect = significance.detectable_effect(num_seeds, alpha=alpha)
   assert effect is not None
   differences = effect + np.random.default_rng(6).normal(size=(40000, num_seeds))
-  found = (statistics.paired_p_value(differences, np.zeros_like(differences)) < alpha).mean()
+  found = (significance.paired_p_value(differences, np.zeros_like(differences)) < alpha).mean()
   assert found == pytest.approx(0.8, abs=3 * np.sqrt(0.8 * 0.2 / 40000))
 
 
