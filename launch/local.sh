@@ -87,7 +87,7 @@ trap 'pass_on KILL' EXIT
 code=0 left=$num
 while ((left)); do
   ended='' result=0
-  wait -n -p ended "${pids[@]}" || result=$?
+  wait -fn -p ended "${pids[@]}" || result=$?  # -f: one that is stopped has not ended.
   [[ ${ended:-} ]] || continue  # A signal, which was passed on.
   left=$((left - 1))
   rest=()

@@ -17,6 +17,7 @@ import pytest
 
 from mtl_jax import config as configs
 from mtl_jax import meeting
+from mtl_jax.config import with_fields
 from mtl_jax.data import store
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.training import loop
@@ -172,6 +173,15 @@ def test_a_process_that_fails_ends_the_others_in_time(tmp_path, how, code, line)
   assert line in ended.stderr
   assert ('Traceback' in ended.stderr) == (how == 'error')
   assert seconds < 60
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_noticed_by_those_who_wait_for_it_in_a_collective(config, tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(with_fields(config, train__watchdog_secs=5.0))))
+  ended = story(2, 'hang', tmp_path)
+  assert ended.returncode == 4, ended.stderr
+  assert 'nothing was completed for 5 s (config.train.watchdog_secs) after ' in ended.stderr
+  assert 'in train_from' in ended.stderr
 
 
 def test_a_coordinator_that_is_not_there_is_one_line_and_exit_code_2(tmp_path):

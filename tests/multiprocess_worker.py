@@ -18,7 +18,7 @@ def read_config(place: Path) -> ConfigDict:
   return configs.from_json(json.loads((place / 'config.json').read_text()))
 
 
-def train_until_signal(place: Path) -> int:
+def train_until_signal(place: Path, number: signal.Signals) -> int:
   """The last process alone gets a signal, in its first step."""
   from mtl_jax.training import loop
   from mtl_jax.training.progress import Progress
@@ -28,7 +28,7 @@ def train_until_signal(place: Path) -> int:
   def advance_and_signal(self: Progress, steps: int) -> None:
     advance(self, steps)
     if processes.index() == processes.count() - 1:
-      os.kill(os.getpid(), signal.SIGUSR1)
+      os.kill(os.getpid(), number)
 
   Progress.advance = advance_and_signal
   loop.train(read_config(place), place / 'run')
@@ -80,7 +80,8 @@ def fail(place: Path, how: str) -> int:
 
 
 STORIES = {
-  'train': train_until_signal,
+  'train': partial(train_until_signal, number=signal.SIGUSR1),
+  'hang': partial(train_until_signal, number=signal.SIGSTOP),
   'go_on': go_on_and_evaluate,
   'study': study,
   'bad_input': partial(fail, how='bad_input'),
