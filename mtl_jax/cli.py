@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax import launcher, processes
-from mtl_jax.errors import UserError, one_line
+from mtl_jax.errors import UserError, memory_in_one_line, one_line
 
 DEMO_WORKDIR = 'mtl_jax_demo'
 CONFIG_PREFIX = '--config.'
@@ -31,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
       raise UserError(f'{CONFIG_PREFIX}{overrides[0]}: {options.verb} takes no configuration')
     options.overrides = overrides
     if 'coordinator' not in options:
-      return options.run(options)
+      return _run(options)
     place = launcher.find(
       os.environ,
       coordinator=options.coordinator,
       num_processes=options.num_processes,
       process_id=options.process_id,
     )
-    return processes.run(partial(options.run, options), place, timeout_secs=options.coordinator_timeout)
+    return processes.run(partial(_run, options), place, timeout_secs=options.coordinator_timeout)
   except UserError as error:
     print(f'mtl-jax: error: {error}', file=sys.stderr)
     return error.exit_code
@@ -51,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   except KeyboardInterrupt:
     print('mtl-jax: interrupted; the same command starts again', file=sys.stderr)
     return 75
+
+
+def _run(options: argparse.Namespace) -> int:
+  with memory_in_one_line():
+    return options.run(options)
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -76,7 +76,7 @@ def _child(node: ConfigDict, part: str, path: str) -> Any:
     return node[part]
   where = f'config.{path}' if path else 'config'
   near = difflib.get_close_matches(part, list(node), n=1, cutoff=0.4)
-  hint = f'did you mean {near[0]!r}?' if near else f'it has {", ".join(node)}'
+  hint = f'did you mean {near[0]!r}?' if near else f'it has {", ".join(node) or "no fields"}'
   raise ConfigError(f'{where} has no field {part!r}; {hint}')
 
 

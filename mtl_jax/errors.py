@@ -1,9 +1,27 @@
 """The exceptions a user can cause or meet; the command line turns each into one line and an exit code."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def one_line(error: BaseException) -> str:
   """An exception's text with its line breaks and runs of blanks as single blanks."""
   return ' '.join(str(error).split())
+
+
+@contextmanager
+def memory_in_one_line() -> Iterator[None]:
+  """Turns a lack of memory, of the host or of a device, into a UserError."""
+  try:
+    yield
+  except (MemoryError, RuntimeError) as error:  # XLA's is a RuntimeError.
+    if not isinstance(error, MemoryError) and not re.search('out of memory|RESOURCE_EXHAUSTED', str(error), re.I):
+      raise
+    raise UserError(
+      f'out of memory: {one_line(error)[:200]}; lower config.train.batch_size, raise config.train.accumulate, or take '
+      'smaller images or a narrower network'
+    ) from error
 
 
 class UserError(Exception):

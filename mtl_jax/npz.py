@@ -18,20 +18,21 @@ def write(path: Path, **arrays: Any) -> None:
   whole_file.write(path, content.getvalue())
 
 
-def read(path: Path, *, names: Sequence[str], advice: str) -> dict[str, np.ndarray]:
-  """All arrays of the file.
+def read(path: Path, *, names: Sequence[str], advice: str, only: bool = False) -> dict[str, np.ndarray]:
+  """The arrays of the file.
 
   Args:
     path: what `write` wrote.
     names: of arrays that it must have.
     advice: what to do with one that cannot be read.
+    only: read those alone, and not all there are.
 
   Raises:
     CheckpointError: for a file that is not as it was written.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
-      found = {name: file[name] for name in file.files}
+      found = {name: file[name] for name in (names if only else file.files)}
       return {name: found[name] for name in names} | found
   except Exception as error:  # A zip cut short raises one of half a dozen kinds.
     raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); {advice}') from error

@@ -35,6 +35,8 @@ from mtl_jax.training import checkpoint, optimizer, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.step import init_state
 
+# Where each kind of run keeps what it has done, and the verb that makes it.
+KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
 LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
 SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
 
@@ -166,16 +168,30 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def check_kind(workdir: Path, holds: str) -> None:
+  """Raises CheckpointError if another verb has kept something in the directory than the one that keeps in `holds`."""
+  for folder, verb in KEPT.items():
+    if folder != holds and _keeps(workdir, folder):
+      raise CheckpointError(f'--workdir: {workdir} holds what `mtl-jax {verb}` has made; take another')
+
+
 def check_resumable(
-  workdir: Path, config: ConfigDict, facts: DataFacts, *, begun: bool, allow_config_change: bool
+  workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
 ) -> None:
   """Raises CheckpointError if the directory holds a run of another configuration or of other data.
 
   The data may have moved: their checksum counts, not their place. A run that was refused or stopped before anything
-  was kept of it, which `begun` says, has nothing to resume, so it may begin anew.
+  was kept of it has nothing to resume, so it may begin anew.
+
+  Args:
+    workdir: the directory.
+    config: the configuration.
+    facts: of the data.
+    holds: the folder in which this kind of run keeps what it has done, of KEPT.
+    allow_config_change: whether another configuration, or other data, will do.
   """
   path = workdir / 'config.json'
-  if path.exists() and begun and not allow_config_change:
+  if path.exists() and _keeps(workdir, holds) and not allow_config_change:
     old_config, old_facts = read(workdir)
     if changed := _changed(configs.to_json(old_config), configs.to_json(config)):
       raise CheckpointError(
@@ -185,6 +201,10 @@ def check_resumable(
     if old_facts != facts:
       place = config.data.dir or ', '.join(config.data.dirs)
       raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
+
+
+def _keeps(workdir: Path, folder: str) -> bool:
+  return (workdir / folder).is_dir() and any((workdir / folder).iterdir())
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -264,6 +284,7 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
   """The model of a run, at the step that was best on validation unless another is asked for."""
   config, facts = read(workdir)
   if not (workdir / 'checkpoints').is_dir():
+    check_kind(workdir, 'checkpoints')
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
   chosen = facts.selected(config)
   names = grain.names(chosen, config.objective.grain)

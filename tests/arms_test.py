@@ -2,6 +2,7 @@
 
 import pytest
 
+from mtl_jax.config import with_fields
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
 from mtl_jax.study import arms, program
@@ -11,7 +12,7 @@ TASKS = (BinaryTask('attributes', ('Smiling',)), LandmarkTask('landmarks', ('nos
 
 
 def config_of(**study):
-  return arms.with_fields(default.get_config(), **{f'study__{name}': value for name, value in study.items()})
+  return with_fields(default.get_config(), **{f'study__{name}': value for name, value in study.items()})
 
 
 def with_variants(**variants):
@@ -53,6 +54,23 @@ def test_a_variant_that_cannot_be_names_itself_or_its_field(variants, message):
     arms.from_config(with_variants(**variants), TASKS)
 
 
+@pytest.mark.parametrize('names', [(), ('single',), ('joint', 'joint')])
+def test_fewer_than_two_arms_are_refused(names):
+  with pytest.raises(ConfigError, match=r'config\.study\.arms must name at least two'):
+    arms.from_config(config_of(arms=names), TASKS)
+
+
+def test_seeds_of_arms_and_of_tuning_never_meet_and_must_fit_into_32_bits():
+  config = with_fields(config_of(num_seeds=100_000), train__seed=400_000)
+  again = arms.ARMS['joint_again'](config, TASKS)
+  tested = range(400_000, 500_000)
+  repeated = range(400_000 + again.first_seed, 500_000 + again.first_seed)
+  assert not {*tested, *repeated} & set(arms.tuning_seeds(config))
+  assert not set(tested) & set(repeated)
+  with pytest.raises(ConfigError, match=r'config\.train\.seed must be at most'):
+    arms.from_config(with_fields(config, train__seed=2**31 - 1), TASKS)
+
+
 def test_an_arm_that_is_neither_known_nor_a_variant_gets_the_nearest_name():
   with pytest.raises(ConfigError, match="no choice 'jiont'; did you mean 'joint'"):
     arms.from_config(config_of(arms=('single', 'jiont')), TASKS)
@@ -71,4 +89,4 @@ def test_an_arm_that_is_neither_known_nor_a_variant_gets_the_nearest_name():
 )
 def test_programs_share_an_input_only_where_their_objectives_alone_differ(fields, same):
   config = config_of()
-  assert program.differs_in_objective(config, arms.with_fields(config, **fields)) is same
+  assert program.differs_in_objective(config, with_fields(config, **fields)) is same

@@ -299,6 +299,17 @@ def test_bad_images_are_named_and_the_good_ones_still_done(capsys, trained_dir, 
     assert line.startswith(f'mtl-jax: error: {path}: ')
 
 
+@pytest.mark.parametrize(
+  'error', [MemoryError('Unable to allocate 7 TiB'), RuntimeError('INTERNAL: Out of memory allocating 9 bytes')]
+)
+def test_a_lack_of_memory_is_one_line_and_says_what_to_lower(refused, trained_dir, monkeypatch, error):
+  def run(*arguments, **options):
+    raise error
+
+  monkeypatch.setattr('mtl_jax.evaluation.command.evaluate_workdir', run)
+  assert refused('eval', '--workdir', trained_dir).startswith(f'out of memory: {error}; lower config.train.batch_size')
+
+
 def test_a_place_for_drawings_that_is_a_file_is_refused(refused, trained_dir, faces, tmp_path):
   (tmp_path / 'file').write_text('')
   assert f'--out: cannot make the folder {tmp_path / "file"}' in refused(

@@ -267,6 +267,24 @@ def test_the_page_says_what_the_time_of_a_run_went_into(workdir):
   assert page.text.count('% of 100.0 s') == 1
 
 
+def test_runs_that_are_not_evaluated_are_left_out_and_said(workdir, said):
+  (workdir / 'study').mkdir()
+  (workdir / 'study' / 'config.json').write_text('{}')
+  assert set(report.find_runs(workdir)) == {'joint', 'attributes', 'landmarks'}
+  assert said == [f'warning: {workdir / "study"} is left out: it has no eval/test.json']
+  for name in ('joint', 'attributes', 'landmarks'):
+    shutil.rmtree(workdir / name / 'eval')
+  with pytest.raises(CheckpointError, match='is evaluated; do it with `mtl-jax eval --workdir'):
+    report.find_runs(workdir)
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut short'])
+def test_predictions_that_were_cut_short_say_how_to_make_them_again(workdir, content):
+  (workdir / 'joint' / 'eval' / 'test.npz').write_bytes(content)
+  with pytest.raises(CheckpointError, match='make it again with `mtl-jax eval'):
+    written(report.find_runs(workdir), workdir, pictures=True)
+
+
 def test_one_run_makes_a_page_without_comparison(workdir):
   _, page = written({'joint': workdir / 'joint'}, workdir)
   assert 'training alone' not in page.text

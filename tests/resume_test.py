@@ -154,6 +154,23 @@ def test_the_address_of_a_bucket_is_refused_and_makes_no_folder(tiny_config, tmp
   assert not list(tmp_path.iterdir())
 
 
+def test_a_log_gives_its_good_lines_whatever_lies_between_them(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1, "loss": 2.0}\n5\n{"ste\xff\n{"loss": 1.0}\n{"step": 2}\n{"step": 3, "lo')
+  assert read_metrics(path) == [{'step': 1, 'loss': 2.0}, {'step': 2}]
+
+
+@pytest.mark.parametrize(('folder', 'verb'), [('replicas', 'study'), ('looks', 'affinity')])
+def test_what_another_verb_has_made_is_left_alone(tiny_config, tmp_path, folder, verb):
+  (tmp_path / folder).mkdir()
+  (tmp_path / folder / 'one.npz').touch()
+  with pytest.raises(CheckpointError, match=f'holds what `mtl-jax {verb}` has made; take another'):
+    loop.train(tiny_config(), tmp_path)
+  with pytest.raises(CheckpointError, match=f'holds what `mtl-jax {verb}` has made; take another'):
+    workdir.check_kind(tmp_path, 'checkpoints')
+  assert {path.name for path in tmp_path.iterdir()} <= {folder, workdir.LOCK}
+
+
 def test_divergence_names_the_step_and_saves_nothing(tiny_config, tmp_path):
   config = tiny_config(
     **{

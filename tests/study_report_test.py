@@ -90,10 +90,10 @@ def made(
         noise = {t.name: 0.5 - (gains.get(t.name, 0) if arm != 'single' else 0) for t in own}
         found = {} if away else {t.name: predicted(t, labels(t), noise[t.name], rng) for t in own}
         replica = Replica(seed + side.first_seed, RATE)
-        shelf.put(program, Result(replica, -0.5, 800, history(own, seed), found, 2.0, 300 if away else 0))
+        shelf.put(program, Result(replica, -0.5, 800, history(own, seed), found, 2.0, 300 if away else 0), made_by='')
         predictions[arm][seed] |= found
       for rate in grid:
-        shelf.put(program, Result(Replica(arms.TUNING_SEED, rate), -rate, 800, {}, {}, 2.0, 0))
+        shelf.put(program, Result(Replica(arms.TUNING_SEED, rate), -rate, 800, {}, {}, 2.0, 0), made_by='')
   study = summary.summarize(
     {task.name: scored(task, predictions, labels(task)) for task in chosen},
     arms=list(compared),

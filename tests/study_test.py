@@ -64,8 +64,9 @@ def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill
 
   monkeypatch.setattr(study, 'Trainer', EightDevices)
   monkeypatch.setattr(study.Study, 'program', lambda self, name: name)
+  monkeypatch.setattr(study.Study, '_recipe', lambda self, name: name)
   kept, counted = [], []
-  shelf = SimpleNamespace(put=lambda name, result: kept.append(result))
+  shelf = SimpleNamespace(put=lambda name, result, made_by: kept.append(result))
   config = SimpleNamespace(study=SimpleNamespace(replicas_at_once=0))
   one = study.Study(config, None, {}, Path(), shelf, None)
   one._train_program('joint', [Replica(seed, 1e-3) for seed in range(11)], test=True, advance=counted.append)

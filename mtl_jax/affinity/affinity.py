@@ -41,8 +41,8 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   if len(names) < 2:
     raise ConfigError(f'config.tasks: affinity is between losses, and {names[0]} is the only one; name more')
   with workdir.lock(directory):
-    shelf = watched.LookShelf(directory / 'looks')
-    workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
+    workdir.check_kind(directory, 'looks')
+    workdir.check_resumable(directory, config, facts, holds='looks', allow_config_change=allow_config_change)
     if config.affinity.transfer:
       transfer.split_config(config, store)  # Refuses now what it cannot serve, not after the joint run.
     workdir.begin(directory, config, facts)

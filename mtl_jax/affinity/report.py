@@ -35,7 +35,9 @@ def write_report(directory: Path) -> None:
   Raises:
     UserError: for a file that is missing or damaged.
   """
-  found = read_json(directory / 'affinity.json', make=f'mtl-jax affinity --workdir {directory}', keys=KEYS)
+  found = read_json(
+    directory / 'affinity.json', make=f'mtl-jax affinity --config F.py --workdir {directory}', keys=KEYS
+  )
   config, _ = workdir.read(directory)
   fields = flat(config.to_dict())
   own = [name for name in (*FIELDS, 'model.weights', 'model.freeze', 'objective.grain') if name in fields]

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from mtl_jax import workdir
+from mtl_jax import npz, workdir
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import Mixture
 from mtl_jax.data.pipeline import Split
@@ -80,7 +79,7 @@ def evaluate_workdir(
     name = f'{data.resolve().name}-{split}' if data else split
     workdir.write_json(directory / 'eval' / f'{name}.json', found)
     if predictions:
-      np.savez(predictions, allow_pickle=False, **evaluate.dump(result, part))
+      npz.write(predictions, **evaluate.dump(result, part))
   return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax import npz
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import CheckpointError
 from mtl_jax.report import charts
@@ -60,11 +61,9 @@ def _predictions(run: Run, task: str) -> dict[int, tuple[np.ndarray, np.ndarray,
   """For each row of the prepared set its prediction, label and mask `[2 p]`."""
   path = run.folder / 'eval' / 'test.npz'
   make = f'mtl-jax eval --workdir {run.folder} --predictions {path}'
-  try:
-    with np.load(path) as file:
-      rows, *columns = (file[key] for key in ('example_id', f'{task}/pred', f'{task}/label', f'{task}/mask'))
-  except FileNotFoundError:
-    raise CheckpointError(f'no {path}; make it with `{make}`') from None
-  except (OSError, ValueError, KeyError) as error:
-    raise CheckpointError(f'cannot read {path} ({error}); make it again with `{make}`') from None
+  if not path.exists():
+    raise CheckpointError(f'no {path}; make it with `{make}`')
+  names = ('example_id', f'{task}/pred', f'{task}/label', f'{task}/mask')
+  found = npz.read(path, names=names, advice=f'make it again with `{make}`', only=True)
+  rows, *columns = (found[name] for name in names)
   return {int(row): (pred, label, mask) for row, pred, label, mask in zip(rows, *columns, strict=True)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.training.progress import read_metrics
+
+log = logging.getLogger('mtl_jax')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Run:
 
 
 def find_runs(workdir: Path) -> dict[str, Path]:
-  """The runs of a folder by name: the folder itself, or its subfolders, `joint` first.
+  """The runs of a folder by name: the folder itself, or those of its subfolders that are evaluated, `joint` first.
 
   Raises:
     CheckpointError: when there is none.
@@ -32,12 +35,17 @@ def find_runs(workdir: Path) -> dict[str, Path]:
   workdir = Path(workdir)
   if (workdir / 'config.json').is_file():
     return {workdir.resolve().name: workdir}
-  found = [path.parent for path in workdir.glob('*/config.json')]
-  if not found:
+  runs = [path.parent for path in workdir.glob('*/config.json')]
+  if not runs:
     raise CheckpointError(
       f'no run in {workdir}: neither it nor a subfolder has a config.json; '
       f'make one with `mtl-jax train --config F.py --workdir {workdir}`'
     )
+  found = [folder for folder in runs if (folder / 'eval' / 'test.json').is_file()]
+  if not found:
+    raise CheckpointError(f'no run in {workdir} is evaluated; do it with `mtl-jax eval --workdir {runs[0]}`')
+  for folder in set(runs) - set(found):
+    log.warning('warning: %s is left out: it has no eval/test.json', folder)
   found.sort(key=lambda path: (path.name != 'joint', path.name))
   return {path.name: path for path in found}
 
@@ -50,10 +58,10 @@ def load(name: str, folder: Path) -> Run:
   """
   config = read_json(folder / 'config.json', make=f'mtl-jax train --config F.py --workdir {folder}')
   evaluation = read_json(folder / 'eval' / 'test.json', make=f'mtl-jax eval --workdir {folder}', keys=['tasks'])
-  if not isinstance(evaluation['tasks'], dict):
+  scored = evaluation['tasks']
+  if not (isinstance(scored, dict) and all(isinstance(metrics, dict) for metrics in scored.values())):
     raise CheckpointError(f'{folder / "eval" / "test.json"} has no tasks; run `mtl-jax eval --workdir {folder}` again')
-  log = [line for line in read_metrics(folder / 'metrics.jsonl') if isinstance(line.get('step'), int | float)]
-  return Run(name, folder, config, evaluation, log)
+  return Run(name, folder, config, evaluation, read_metrics(folder / 'metrics.jsonl'))
 
 
 def read_json(path: Path, *, make: str, keys: Iterable[str] = ()) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def joint_again(config: ConfigDict, tasks: Sequence[Task]) -> Arm:
 
 
 NULL_SEED = 500_000  # Away from the seeds of the other arms, and from those that learning rates are chosen on.
-TUNING_SEED = 900_000  # Learning rates are chosen on seeds that are never tested.
+TUNING_SEED = 900_000  # Learning rates are chosen on seeds that are never tested. Both are added to train.seed.
 
 # A new arm is a function here and a line: the study's config and tasks to an Arm.
 ARMS: dict[str, Callable[[ConfigDict, Sequence[Task]], Arm]] = {
@@ -58,9 +58,18 @@ def variant(config: ConfigDict, name: str) -> Arm:
     override = written.removeprefix('--').removeprefix('config.')
     if override.startswith(('study.', 'train.seed=', 'tasks=', 'data.dir')):
       raise ConfigError(f'config.study.variants.{name}: {override} must be the same for all arms; leave it out')
-    apply_override(copy, override)
-  validate(copy)
+    try:
+      apply_override(copy, override)
+      validate(copy)
+    except ConfigError as error:
+      raise ConfigError(f'config.study.variants.{name}: {error}') from error
   return Arm({name: copy})
+
+
+def tuning_seeds(config: ConfigDict) -> list[int]:
+  """The seeds that learning rates are chosen on."""
+  first = config.train.seed + TUNING_SEED
+  return list(range(first, first + config.study.num_tuning_seeds))
 
 
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
@@ -69,6 +78,11 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   taken = set(variants) & {*ARMS, *(task.name for task in tasks)}
   if taken:
     raise ConfigError(f'config.study.variants.{min(taken)}: an arm or a task has this name already; choose another')
+  if len(set(config.study.arms)) < 2:
+    raise ConfigError('config.study.arms must name at least two arms, for there is nothing else to compare')
+  largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
+  if config.train.seed > largest:
+    raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')
   found: dict[str, Arm] = {}
   for name in config.study.arms:
     choose(name, (*ARMS, *variants), field='config.study.arms')

@@ -71,7 +71,6 @@ def read(directory: Path, study: Mapping[str, Any]) -> Record:
   sides = {name: arm for name, arm in arms.from_config(config, tasks).items() if name in study['arms']}
   shelf, rates = Shelf(directory / 'replicas'), study['learning_rates']
   programs = list(dict.fromkeys(name for arm in sides.values() for name in arm.programs if name in rates))
-  tuning_seeds = [arms.TUNING_SEED + i for i in range(config.study.num_tuning_seeds)]
   grid = sorted(set(config.study.learning_rates))
   tested = {
     name: {
@@ -81,6 +80,7 @@ def read(directory: Path, study: Mapping[str, Any]) -> Record:
     }
     for name, arm in sides.items()
   }
+  tuning_seeds = arms.tuning_seeds(config)
   tuning = {
     program: {rate: _found(shelf, program, [Replica(seed, rate) for seed in tuning_seeds]) for rate in grid}
     for program in programs

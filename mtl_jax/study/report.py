@@ -39,7 +39,7 @@ def write_report(directory: Path, *, pictures: bool = False) -> None:
   Raises:
     UserError: for a file that is missing or damaged.
   """
-  study = read_json(directory / 'study.json', make=f'mtl-jax study --workdir {directory}', keys=KEYS)
+  study = read_json(directory / 'study.json', make=f'mtl-jax study --config F.py --workdir {directory}', keys=KEYS)
   kept = record.read(directory, study)
   values = page_values(study, kept, plots=directory / 'plots')
   faces = worst(directory, kept, arms=study['arms']) if pictures else []

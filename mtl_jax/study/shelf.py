@@ -1,14 +1,37 @@
 """The replicas of a study that are done, each a file of its own, so that none is ever run again."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mtl_jax import npz
+from mtl_jax import config as configs
+from mtl_jax import npz, workdir
 from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.report.runs import flat
 from mtl_jax.study.replicas import Replica, Result
+
+ADVICE = 'remove it, and it is run again'
+NOT_IN_RECIPE = ('study.', 'affinity.', 'train.seed', 'optimizer.learning_rate')  # The last two are a replica's own.
+
+
+def recipe(config: ConfigDict, checksum: str) -> str:
+  """A digest of all that decides what a program's replicas become, but for their seeds and rates.
+
+  Args:
+    config: the program's.
+    checksum: of the data.
+  """
+  fields = {
+    name: value
+    for name, value in flat(configs.to_json(config)).items()
+    if not name.startswith(NOT_IN_RECIPE) and f'config.{name}' not in workdir.WITHOUT_EFFECT
+  }
+  return hashlib.sha256(json.dumps([fields, checksum], sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +47,15 @@ class Shelf:
     name = f'lr{replica.learning_rate:g}-seed{replica.seed}.npz'
     return self.directory / program.replace('/', '_') / name
 
-  def has(self, program: str, replica: Replica) -> bool:
-    return self.path(program, replica).exists()
+  def has(self, program: str, replica: Replica, made_by: str = '') -> bool:
+    """Whether there is such a result; with `made_by`, one of that recipe: of another it must be run again."""
+    path = self.path(program, replica)
+    return path.exists() and (not made_by or self._facts(path).get('made_by') == made_by)
 
-  def put(self, program: str, result: Result) -> None:
-    """Writes a result, whole or not at all."""
+  def put(self, program: str, result: Result, *, made_by: str) -> None:
+    """Writes a result, whole or not at all, with the `recipe` it was made by."""
     facts = {name: value for name, value in vars(result).items() if name not in ('predictions', 'replica')}
+    facts['made_by'] = made_by
     arrays = {f'predictions/{name}': values for name, values in result.predictions.items()}
     npz.write(self.path(program, result.replica), facts=np.array(json.dumps(facts)), **arrays)
 
@@ -39,12 +65,20 @@ class Shelf:
     Raises:
       CheckpointError: for a file that is not as it was written.
     """
-    path, advice = self.path(program, replica), 'remove it, and it is run again'
-    found = npz.read(path, names=('facts',), advice=advice)
+    path = self.path(program, replica)
+    found = npz.read(path, names=('facts',), advice=ADVICE)
     predictions = {
       name.removeprefix('predictions/'): values for name, values in found.items() if name.startswith('predictions/')
     }
     try:
-      return Result(replica=replica, predictions=predictions, **json.loads(str(found['facts'])))
-    except (ValueError, TypeError) as error:
-      raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); {advice}') from error
+      facts = {name: value for name, value in json.loads(str(found['facts'])).items() if name != 'made_by'}
+      return Result(replica=replica, predictions=predictions, **facts)
+    except (ValueError, TypeError, AttributeError) as error:
+      raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); {ADVICE}') from error
+
+  def _facts(self, path: Path) -> dict[str, Any]:
+    """What is said of a result, without its predictions."""
+    try:
+      return json.loads(str(npz.read(path, names=('facts',), advice=ADVICE, only=True)['facts']))
+    except ValueError as error:
+      raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); {ADVICE}') from error

@@ -26,7 +26,7 @@ from mtl_jax.study import arms, bootstrap, program, report, scores, summary
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
-from mtl_jax.study.shelf import Shelf
+from mtl_jax.study.shelf import Shelf, recipe
 from mtl_jax.tasks import Task
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import bar
@@ -48,10 +48,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   facts = workdir.DataFacts.of(store)
   tasks = facts.selected(config)
   sides = arms.from_config(config, tasks)
+  if config.eval.patience:
+    raise ConfigError('config.eval.patience: a study trains every replica to its end; set it to 0')
   with workdir.lock(directory), Interruption() as interruption:
     workdir.check_alike(config, facts)
     shelf = Shelf(directory / 'replicas')
-    workdir.check_resumable(directory, config, facts, begun=not shelf.empty(), allow_config_change=allow_config_change)
+    workdir.check_kind(directory, 'replicas')
+    workdir.check_resumable(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
     workdir.begin(directory, config, facts)
     if config.study.match == 'compute':
       sides = matched(sides, store, directory)
@@ -105,7 +108,7 @@ class Study:
     return sorted(set(asked) or {float(self.config.optimizer.learning_rate)})
 
   def _tuning_seeds(self) -> list[int]:
-    return [arms.TUNING_SEED + i for i in range(self.config.study.num_tuning_seeds)]
+    return arms.tuning_seeds(self.config)
 
   def _tuning_seconds(self, program: str) -> float:
     """Training time of the replicas that the program's learning rate was chosen by; 0 where there was no choice."""
@@ -146,7 +149,7 @@ class Study:
 
   def _share(self, wanted: Mapping[str, Sequence[Replica]], title: str) -> dict[str, list[Replica]]:
     """Of each program the replicas that are not on the shelf yet and fall to this process."""
-    left = [(name, i) for name, those in wanted.items() for i, one in enumerate(those) if not self.shelf.has(name, one)]
+    left = [(name, i) for name, those in wanted.items() for i, one in enumerate(those) if not self._done(name, one)]
     left = processes.from_first('left', left)  # Before one of them has put its first on the shelf.
     count = sum(map(len, wanted.values()))
     done = f', of which {count - len(left)} are done' if count > len(left) else ''
@@ -156,6 +159,12 @@ class Study:
         self.program(name)
     own = left[processes.index() :: processes.count()]
     return {name: [those[i] for of, i in own if of == name] for name, those in wanted.items()}
+
+  def _recipe(self, program: str) -> str:
+    return recipe(self.programs[program], self.store.checksum)
+
+  def _done(self, program: str, replica: Replica) -> bool:
+    return self.shelf.has(program, replica, self._recipe(program))
 
   def _train_program(self, name: str, left: Sequence[Replica], *, test: bool, advance: Callable[[int], Any]) -> None:
     if not left:
@@ -169,7 +178,7 @@ class Study:
       for result in trainer.run(padded, test=test, stop=self._stop, advance=own)[: len(chunk)]:
         if result.diverged_at:
           log.warning('warning: %s with %s diverged at step %d', name, result.replica, result.diverged_at)
-        self.shelf.put(name, result)
+        self.shelf.put(name, result, made_by=self._recipe(name))
 
   def _stop(self) -> None:
     if self.interruption.requested_anywhere():

@@ -61,12 +61,11 @@ def train(
     facts = workdir.DataFacts.of(store)
     workdir.check_alike(config, facts)
     run = building.build(config, store)
+    workdir.check_kind(directory, 'checkpoints')
     digests.set_aside_damaged(directory / 'checkpoints')
     checkpoints = Checkpoints(directory)
     with closing(checkpoints, goodput, directory):
-      workdir.check_resumable(
-        directory, config, facts, begun=bool(checkpoints.steps()), allow_config_change=allow_config_change
-      )
+      workdir.check_resumable(directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change)
       state, clock = begin_state(run, checkpoints)
       workdir.begin(directory, config, facts)
       if clock.stopped_early or clock.step >= config.train.steps:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -108,11 +109,11 @@ class MetricWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl; a last line cut short by a kill is left out, no file is no line."""
+  """The lines of a metrics.jsonl; what is no line of one, as the last when a kill cut it short, is left out."""
   lines = []
-  for text in path.read_text().splitlines() if path.exists() else []:
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError:
-      break
+  for text in path.read_text('utf-8', errors='replace').splitlines() if path.exists() else []:
+    with suppress(json.JSONDecodeError):
+      line = json.loads(text)
+      if isinstance(line, dict) and isinstance(line.get('step'), int | float):
+        lines.append(line)
   return lines
