@@ -25,7 +25,7 @@ from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.tasks import LabelStats
 from mtl_jax.training import building, features, optimizer, sharding
 from mtl_jax.training.building import Run
-from mtl_jax.training.step import TrainState, eval_step, init_state, predict_step, repeat
+from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +69,8 @@ class Program:
 
   def init(self, seed: Any, learning_rate: Any, weights: Any) -> TrainState:
     """One replica's state before its first step."""
-    fields = self.run.make_state.keywords | {'tx': self.tx(learning_rate), 'model': self.net}
-    fields['input_shape'] = self.run.train.images.shape[1:]
-    return init_state(seed, **fields, pretrained_weights=weights)
+    input_shape, tx = self.run.train.images.shape[1:], self.tx(learning_rate)
+    return self.run.make_state(seed=seed, model=self.net, tx=tx, input_shape=input_shape, pretrained_weights=weights)
 
   def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""

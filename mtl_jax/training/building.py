@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mtl_jax import objectives, workdir
+from mtl_jax import workdir
 from mtl_jax.data import balance, keep_labels, mixture, resident
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.data.mixture import Mixture
@@ -24,11 +24,11 @@ from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import grain, matching
+from mtl_jax.objectives import matching
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import features, gradients, micro_batches, optimizer, sharding
+from mtl_jax.training import features, gradients, micro_batches, optimizer, recipe, sharding
 from mtl_jax.training.checkpoint import Clock
-from mtl_jax.training.step import TrainState, init_state, repeat_fetching, train_step
+from mtl_jax.training.step import TrainState, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
 
@@ -74,23 +74,8 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   )
   order = order_of(config.train.seed)
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
-  model = multitask.from_config(config, tasks)
-  names = grain.names(tasks, config.objective.grain)
-  steps_per_epoch = -(-len(train) // config.train.batch_size)
-  trained = {
-    'model': model,
-    'tx': optimizer.from_config(config),
-    'objective': objectives.from_config(config, names, steps_per_epoch=steps_per_epoch),
-    'ema_decay': config.optimizer.ema_decay,
-  }
-  make_state = partial(
-    init_state,
-    config.train.seed,
-    label_stats=label_stats,
-    input_shape=(*store.image_size, 3),
-    num_losses=len(names),
-    **trained,
-  )
+  made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
+  make_state = recipe.state_maker(made, config, tasks, label_stats=label_stats, image_size=store.image_size)
   one_step = partial(
     train_step,
     tasks=tasks,
@@ -100,7 +85,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     accumulate=config.train.accumulate,
     skip_nonfinite=config.train.on_nonfinite == 'skip',
     coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
-    **trained,
+    **made._asdict(),
   )
   return Run(
     config=config,
@@ -112,12 +97,12 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     input=train_input,
     val=val,
     image_size=store.image_size,
-    model=model,
+    model=made.model,
     schedule=optimizer.schedule(config),
     make_state=make_state,
     one_step=one_step,
     compiled_steps=compile_steps(one_step, train_input, mesh, make_state, unroll=unrolled(train)),
-    compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
+    compiled_eval_step=evaluate.compile_eval_step(made.model, tasks, mesh),
   )
 
 
