@@ -88,9 +88,9 @@ class Program:
     val = run.val if on_images else self.run.val
     assert val is not None  # `Sources` has looked.
     self.val: Split = val
-    model = self.run.one_step.keywords['model']
+    net = self.run.net
     self._represent = jax.jit(
-      lambda variables, images: model.apply(variables, network_input(images), train=False, method='represent')
+      lambda variables, images: net.apply(variables, network_input(images), train=False, method='represent')
     )
 
   def begin(self, label_stats: LabelStats) -> TrainState:

@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,7 +29,7 @@ from mtl_jax.objectives import matching
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import features, gradients, micro_batches, optimizer, recipe, sharding
 from mtl_jax.training.checkpoint import Clock
-from mtl_jax.training.step import TrainState, repeat_fetching, train_step
+from mtl_jax.training.step import Metrics, TrainState, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
 
@@ -41,17 +42,24 @@ class Run:
   mesh: Mesh
   tasks: tuple[Task, ...]
   train: Split
-  make_order: Any  # seed -> Order.
+  make_order: Callable[[int], Order]  # Of a seed.
   order: Order
   input: Input
   val: Split | None
   image_size: tuple[int, int]  # Height and width, in pixels.
+  label_stats: Mapping[str, LabelStats]
   model: MultiTaskModel
-  schedule: Any  # Learning rate by step.
-  make_state: Any  # (pretrained_weights=None) -> TrainState, to be jitted.
-  one_step: Any  # train_step, with all that is static bound.
-  compiled_steps: Any  # (state, source, stacked items of the input) -> (state, stacked metrics).
-  compiled_eval_step: Any
+  net: MultiTaskModel  # What steps train: `model`, without its frozen stages where `train` holds their outputs.
+  settings: gradients.Settings
+  schedule: optax.Schedule  # Learning rate by step.
+  make_state: Callable[..., TrainState]  # init_state, with all but pretrained_weights bound; to be jitted.
+  one_step: Callable[..., tuple[TrainState, Metrics]]  # train_step, with all that is static bound.
+  compiled_steps: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]  # Of source and stacked input items.
+  compiled_eval_step: Callable[..., dict[str, Any]]
+
+  @property
+  def augmentation(self) -> Augmentation:
+    return Augmentation(**self.config.data.augment)
 
   @property
   def steps_per_dispatch(self) -> int:
@@ -76,12 +84,13 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
   make_state = recipe.state_maker(made, config, tasks, label_stats=label_stats, image_size=store.image_size)
+  settings = gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size()))
   one_step = partial(
     train_step,
     tasks=tasks,
     augmentation=Augmentation(**config.data.augment),
     seed=config.train.seed,
-    settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
+    settings=settings,
     accumulate=config.train.accumulate,
     skip_nonfinite=config.train.on_nonfinite == 'skip',
     coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
@@ -97,7 +106,10 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     input=train_input,
     val=val,
     image_size=store.image_size,
+    label_stats=label_stats,
     model=made.model,
+    net=made.model,
+    settings=settings,
     schedule=optimizer.schedule(config),
     make_state=make_state,
     one_step=one_step,
@@ -154,7 +166,7 @@ def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: 
     run = dataclasses.replace(
       run, val=val, compiled_eval_step=evaluate.compile_eval_step(headless, run.tasks, run.mesh)
     )
-  if Augmentation(**config.data.augment) != Augmentation():
+  if run.augmentation != Augmentation():
     log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
     return run
   train = cache.replace_images(run.train, 'train')
@@ -168,6 +180,7 @@ def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: 
     run,
     train=train,
     input=train_input,
+    net=headless,
     one_step=one_step,
     compiled_steps=compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train)),
   )
