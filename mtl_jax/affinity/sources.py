@@ -23,7 +23,6 @@ from mtl_jax.models.backbone import Representation
 from mtl_jax.study import arms
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import building, loop, sharding
-from mtl_jax.training.building import Run
 from mtl_jax.training.step import TrainState, network_input
 from mtl_jax.workdir import DataFacts
 
@@ -83,11 +82,9 @@ class Program:
     weights = building.pretrained_weights(config, run.image_size)
     self.task, self._whole = task, sharding.replicated(run.mesh)
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
-    self.run: Run = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()))
-    on_images = self.run.train is run.train  # Then all splits are: features of the train split could not be kept.
-    val = run.val if on_images else self.run.val
-    assert val is not None  # `Sources` has looked.
-    self.val: Split = val
+    self.run, _ = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()), whole=True)
+    assert self.run.val is not None  # `Sources` has looked.
+    self.val: Split = self.run.val
     net = self.run.net
     self._represent = jax.jit(
       lambda variables, images: net.apply(variables, network_input(images), train=False, method='represent')

@@ -22,7 +22,7 @@ from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.training import building, features, optimizer, sharding
+from mtl_jax.training import building, optimizer, sharding
 from mtl_jax.training.building import Run
 from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
 
@@ -140,16 +140,14 @@ def build(
   if run.model.frozen is None:
     return Program(run, val, test, weights, weights, mesh)
   state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
-  place = {'workdir': directory / 'model', 'stop': stop}
-  found = building.on_features(run, store, state, place['workdir'], stop=stop)
-  if found.train is run.train:  # Images, which all splits then stay.
+  run, cache = building.on_features(run, store, state, directory / 'model', stop=stop, whole=True)
+  if cache is None:
     return Program(run, val, test, weights, weights, mesh)
-  cache = features.open_cache(config, run.model, state.variables, data=store, mesh=run.mesh, **place)
-  kept = cache.replace_images(test, 'test') if cache else None
-  if kept is None or found.val is None:
+  kept = cache.replace_images(test, 'test')
+  if kept is None or run.val is None:
     raise DataError('config.data.feature_cache: there is no room for features of the test split; free some disk')
   net_weights = frozen.without_frozen(weights, state.variables) if weights else None
-  return Program(found, found.val, kept, weights, net_weights, mesh)
+  return Program(run, run.val, kept, weights, net_weights, mesh)
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:

@@ -29,6 +29,7 @@ from mtl_jax.objectives import matching
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import features, gradients, micro_batches, optimizer, recipe, sharding
 from mtl_jax.training.checkpoint import Clock
+from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, TrainState, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
@@ -154,36 +155,45 @@ def unrolled(split: Split) -> bool:
   return jax.default_backend() == 'cpu' and len(split.images.shape) > 2
 
 
-def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: Path, *, stop: Any) -> Run:
-  """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept."""
-  config, model = run.config, run.model
-  cache = features.open_cache(config, model, state.variables, workdir=directory, data=store, mesh=run.mesh, stop=stop)
-  if cache is None:
-    return run
-  headless = model.clone(frozen=None)
+def on_features(
+  run: Run, store: Store | Mixture, state: TrainState, directory: Path, *, stop: Callable[[], bool], whole: bool = False
+) -> tuple[Run, FeatureCache | None]:
+  """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept.
+
+  Where features of the train split cannot, as of images that are augmented, validation alone has them; but with `whole`
+  both have them or none.
+
+  Returns:
+    The run, and the cache that its train split is in; None where that stays images.
+  """
+  config, headless = run.config, run.model.clone(frozen=None)
+  cache = features.open_cache(
+    config, run.model, state.variables, workdir=directory, data=store, mesh=run.mesh, stop=stop
+  )
+  augmented = run.augmentation != Augmentation()
+  if cache and augmented:
+    log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
+  if cache is None or (whole and augmented):
+    return run, None
   val = cache.replace_images(run.val, 'val') if run.val else None
+  train = None if augmented else cache.replace_images(run.train, 'train')
+  if whole and (train is None or (run.val and val is None)):
+    return run, None
   if val is not None:
     run = dataclasses.replace(
       run, val=val, compiled_eval_step=evaluate.compile_eval_step(headless, run.tasks, run.mesh)
     )
-  if run.augmentation != Augmentation():
-    log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
-    return run
-  train = cache.replace_images(run.train, 'train')
   if train is None:
-    return run
+    return run, None
   one_step = partial(run.one_step, model=headless)
   train_input = resident.train_input(
     train, run.order, run.mesh, mode=config.data.mode, share=config.data.resident_share
   )
-  return dataclasses.replace(
-    run,
-    train=train,
-    input=train_input,
-    net=headless,
-    one_step=one_step,
-    compiled_steps=compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train)),
+  compiled = compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train))
+  run = dataclasses.replace(
+    run, train=train, input=train_input, net=headless, one_step=one_step, compiled_steps=compiled
   )
+  return run, cache
 
 
 def load_data(
