@@ -27,7 +27,7 @@ from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import features, gradients, micro_batches, optimizer, recipe, sharding
+from mtl_jax.training import features, gradients, memory, micro_batches, optimizer, recipe, sharding
 from mtl_jax.training.checkpoint import Clock
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, TrainState, repeat_fetching, train_step
@@ -85,7 +85,7 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
   make_state = recipe.state_maker(made, config, tasks, label_stats=label_stats, image_size=store.image_size)
-  settings = gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size()))
+  settings = gradients.Settings.from_config(config, memory=memory.least_of_processes(memory.total_bytes()))
   one_step = partial(
     train_step,
     tasks=tasks,
