@@ -163,7 +163,6 @@ def forward_of(
     parts: into how many parts of the batch each of them is split.
   """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  sharing_key = jax.random.fold_in(objective_key, 1)
   pixels = network_input(batch['image'])
   images, labels, mask = augment.augment(
     pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
@@ -172,8 +171,22 @@ def forward_of(
   if coupling is not None:
     auxiliary = coupling.auxiliary(labels, mask, label_stats=state.label_stats, step=state.step)
     labels, mask, weights = coupling.complete(labels, mask)
-  fixed = (state.variables, state.label_stats, parts, sharing_key, accumulate, weights, auxiliary)
-  return Forward(model, tasks, entries, images, labels, mask, *fixed), objective_key
+  forward = Forward(
+    model=model,
+    tasks=tasks,
+    entries=entries,
+    images=images,
+    labels=labels,
+    mask=mask,
+    variables=state.variables,
+    label_stats=state.label_stats,
+    parts=parts,
+    key=jax.random.fold_in(objective_key, 1),
+    accumulate=accumulate,
+    weights=weights,
+    auxiliary=auxiliary,
+  )
+  return forward, objective_key
 
 
 def network_input(images: Array) -> Array:
