@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from mtl_jax.config import choose
 from mtl_jax.data import pipeline
 from mtl_jax.data.concatenation import Concatenation
-from mtl_jax.data.images import Images
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.source import SPLITS, landmark_task
 from mtl_jax.data.store import Store, open_store
@@ -223,7 +222,6 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
   if isinstance(data, Store):
     return pipeline.load_split(data, name, tasks, **missing)
   first_rows = np.cumsum([0, *(len(part.images) for part in data.parts)])[:-1]
-  images: list[Images] = []
   loaded: list[Split] = []
   for part, first in zip(data.parts, first_rows, strict=True):
     if name != 'train' and data.splits[name] and not part.splits.get(name):
@@ -231,9 +229,8 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
       continue
     split = pipeline.load_split(part, name, tasks, missing_ok=True, partial_ok=True)
     loaded.append(dataclasses.replace(split, example_id=split.example_id + np.int32(first)))
-    images.append(part.images.part(part.split(name)))
   return Split(
-    images=Concatenation(images),
+    images=Concatenation([split.images for split in loaded]),
     labels={task.name: np.concatenate([split.labels[task.name] for split in loaded]) for task in tasks},
     mask={task.name: np.concatenate([split.mask[task.name] for split in loaded]) for task in tasks},
     example_id=np.concatenate([split.example_id for split in loaded]),

@@ -88,7 +88,7 @@ class FeatureCache:
     if images is None:
       raise DataError(f'{folder}: was changed while it was written; start again')
     log.info('features: %s, %d x %s, in %s', name, len(split), 'x'.join(map(str, images.shape[1:])), folder)
-    replaced = dataclasses.replace(split, images=images)  # pyright: ignore[reportArgumentType]
+    replaced = dataclasses.replace(split, images=images)
     replaced.mask_corrupt(images.corrupt)
     return replaced
 
