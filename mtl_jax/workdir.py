@@ -21,8 +21,7 @@ from mtl_jax import config as configs
 from mtl_jax import processes, tasks
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
-from mtl_jax.data.mixture import Mixture
-from mtl_jax.data.store import Store
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.errors import CheckpointError, UserError
 from mtl_jax.launcher import LauncherError
 from mtl_jax.models.multitask import MultiTaskModel
@@ -60,7 +59,7 @@ class DataFacts:
   checksum: str
 
   @classmethod
-  def of(cls, store: Store | Mixture) -> 'DataFacts':
+  def of(cls, store: DataSet) -> 'DataFacts':
     return cls(store.image_size, store.tasks, store.checksum)
 
   def to_json(self) -> dict[str, Any]:
@@ -214,11 +213,10 @@ def write_json(path: Path, value: Any) -> None:
   partial_path.replace(path)
 
 
-def provenance(store: Store | Mixture) -> dict[str, Any]:
+def provenance(store: DataSet) -> dict[str, Any]:
   """What a result was made of, for its JSON: data, device, versions, date."""
-  splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in store.splits.items()}
   return {
-    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': splits},
+    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': store.split_sizes},
     'device': jax.devices()[0].device_kind,
     'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
     'date': time.strftime('%Y-%m-%d'),

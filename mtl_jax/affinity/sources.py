@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax.affinity.heads import HeadTrainer
 from mtl_jax.data import pipeline, resident
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
@@ -32,7 +31,7 @@ Stop = Callable[[], None]
 class Sources:
   """What the sources share: data, heads, and one compiled program for all tasks that are alike."""
 
-  def __init__(self, config: ConfigDict, store: Store | Mixture, directory: Path, *, stop: Stop):
+  def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, stop: Stop):
     self.config, self.store, self.directory, self._stop = config, store, directory, stop
     self.tasks = DataFacts.of(store).selected(config)
     self.train, val, self.label_stats = building.load_data(config, store, self.tasks)
@@ -77,7 +76,7 @@ class Sources:
 class Program:
   """A single-task run whose labels can be those of any task like its own, so that it is compiled once for all."""
 
-  def __init__(self, config: ConfigDict, store: Store | Mixture, directory: Path, *, task: str, stop: Stop):
+  def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run = building.build(config, store)
     weights = building.pretrained_weights(config, run.image_size)
     self.task, self._whole = task, sharding.replicated(run.mesh)

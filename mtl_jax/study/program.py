@@ -15,10 +15,9 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mtl_jax.data import mixture, resident
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
@@ -107,7 +106,7 @@ class Program:
 
 def build(
   config: ConfigDict,
-  store: Store | Mixture,
+  store: DataSet,
   *,
   directory: Path,
   stop: Callable[[], bool] = bool,

@@ -17,10 +17,9 @@ from ml_collections import ConfigDict
 from mtl_jax import workdir
 from mtl_jax.data import balance, keep_labels, mixture, resident
 from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.order import Order, make_order, rows_a_batch
 from mtl_jax.data.pipeline import Input, Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import cost, multitask, pretrained
@@ -70,7 +69,7 @@ class Run:
     return 8 if self.train.images.dtype == np.uint8 else steps_between_looks(self.config)
 
 
-def build(config: ConfigDict, store: Store | Mixture) -> Run:
+def build(config: ConfigDict, store: DataSet) -> Run:
   """Everything a run needs, from its config and its prepared set, or a mixture of several."""
   mesh = sharding.make_mesh(model=config.train.model_devices)
   tasks = workdir.DataFacts.of(store).selected(config)
@@ -156,7 +155,7 @@ def unrolled(split: Split) -> bool:
 
 
 def on_features(
-  run: Run, store: Store | Mixture, state: TrainState, directory: Path, *, stop: Callable[[], bool], whole: bool = False
+  run: Run, store: DataSet, state: TrainState, directory: Path, *, stop: Callable[[], bool], whole: bool = False
 ) -> tuple[Run, FeatureCache | None]:
   """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept.
 
@@ -197,7 +196,7 @@ def on_features(
 
 
 def load_data(
-  config: ConfigDict, store: Store | Mixture, tasks: Sequence[Task]
+  config: ConfigDict, store: DataSet, tasks: Sequence[Task]
 ) -> tuple[Split, Split | None, dict[str, LabelStats]]:
   """The train split with the labels it keeps, the validation split if there is one, and the labels' statistics.
 
@@ -218,7 +217,7 @@ def load_data(
     task.name: task.stats(train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize)
     for task in tasks
   }
-  if store.splits.get('val'):
+  if store.split_sizes['val']:
     val = mixture.load_split(store, 'val', tasks)
     evaluate.score(config.eval.metric, total_loss=0.0, metrics=evaluate.baseline_metrics(label_stats, val, tasks))
     return train, val, label_stats
@@ -249,7 +248,7 @@ def steps_between_looks(config: ConfigDict) -> int:
   return max(steps for steps in range(1, 65) if between % steps == 0)
 
 
-def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
+def describe(run: Run, store: DataSet, clock: Clock) -> None:
   """Says what will be trained on what."""
   config = run.config
   height, width = run.image_size
@@ -272,7 +271,7 @@ def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
-  if isinstance(store, Mixture):
+  if run.train.parts:
     for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
   log.info('input: %s', run.input.reason)
