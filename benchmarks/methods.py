@@ -21,11 +21,11 @@ from reporting import Row, parser, report, row
 
 from mtl_jax import objectives
 from mtl_jax.configs import default
-from mtl_jax.data import resident
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import multitask
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
 from mtl_jax.training import gradients, optimizer
+from mtl_jax.training.memory import least_of_processes, total_bytes
 from mtl_jax.training.step import TrainState, init_state, train_step
 
 LOSS_METHODS = ('uncertainty', 'dwa', 'gls', 'rlw', 'imtl_l', 'stch', 'famo')
@@ -135,7 +135,7 @@ def prepare_step(
   remembered = jax.jit(partial(objective.init, len(tasks)))(like)
   state = jax.tree.map(jnp.copy, first).replace(objective=remembered)
   batch = jax.device_put(make_batch(tasks, options))
-  how = gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size()))
+  how = gradients.Settings.from_config(config, memory=least_of_processes(total_bytes()))
   step = partial(
     train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, objective=objective, **common
   )

@@ -15,7 +15,8 @@ from workload import Workload, check_losses, config, make_rows
 from mtl_jax.data import resident
 from mtl_jax.data.order import make_order
 from mtl_jax.data.pipeline import Input, Split, streamed_input
-from mtl_jax.training import building, loop, sharding
+from mtl_jax.evaluation import evaluate
+from mtl_jax.training import building, gradients, loop, optimizer, sharding
 from mtl_jax.training.building import Run
 
 
@@ -66,14 +67,17 @@ def make_run(workload: Workload, split: Split, *, mode: str, train_input: Input 
     input=train_input,
     val=None,
     image_size=(workload.size, workload.size),
+    label_stats=workload.label_stats,
     model=workload.model,
-    schedule=None,
+    net=workload.model,
+    settings=gradients.PLAIN,
+    schedule=optimizer.schedule(config(workload.batch)),
     make_state=workload.make_state,
     one_step=one_step,
     compiled_steps=building.compile_steps(
       one_step, train_input, mesh, workload.make_state, unroll=building.unrolled(split)
     ),
-    compiled_eval_step=None,
+    compiled_eval_step=evaluate.compile_eval_step(workload.model, workload.tasks, mesh),
   )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 
 from mtl_jax.configs import default
-from mtl_jax.data.resident import device_memory, host_memory
 from mtl_jax.models.multitask import compute_dtype
+from mtl_jax.training import memory
 
 PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'clu', 'tensorflow-datasets', 'numpy',
@@ -30,8 +30,8 @@ def describe() -> str:
 def _machine() -> Iterator[str]:
   yield f'host        {platform.platform()}, Python {platform.python_version()}'
   yield f'cores       {os.cpu_count()} ({len(os.sched_getaffinity(0))} usable)'
-  pages, page = os.sysconf('SC_PHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')
-  yield f'memory      {pages * page / 2**30:.1f} GiB, {host_memory() / 2**30:.1f} GiB available'
+  total, available = (num / 2**30 for num in (memory.host_total_bytes(), memory.host_available_bytes()))
+  yield f'memory      {total:.1f} GiB, {available:.1f} GiB available'
   for device in jax.local_devices():
     stats = device.memory_stats() or {}
     limit = f', {stats["bytes_limit"] / 2**30:.1f} GiB for arrays' if 'bytes_limit' in stats else ''
@@ -56,11 +56,11 @@ def _choices() -> Iterator[str]:
 
 def _input_path() -> str:
   """The rule by which `data.mode=auto` chooses, with this machine's figures."""
-  share, memory = default.get_config().data.resident_share, device_memory()
-  if not memory:
+  share, available = default.get_config().data.resident_share, memory.available_bytes()
+  if not available:
     return 'streamed: the devices do not say how much memory they have (config.data.mode=auto)'
   return (
-    f"resident if a device's part of the train split fits in {share:g} x {memory / 1e9:.1f} GB, else streamed "
+    f"resident if a device's part of the train split fits in {share:g} x {available / 1e9:.1f} GB, else streamed "
     '(config.data.mode=auto)'
   )
 

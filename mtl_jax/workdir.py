@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,18 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax import config as configs
-from mtl_jax import objectives, processes, tasks, whole_file
+from mtl_jax import processes, tasks, whole_file
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
-from mtl_jax.data.mixture import Mixture
-from mtl_jax.data.store import Store
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.launcher import LauncherError
-from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import grain, losses
+from mtl_jax.objectives import losses
 from mtl_jax.objectives.matching import relations
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import checkpoint, optimizer, sharding
+from mtl_jax.training import checkpoint, recipe, sharding
 from mtl_jax.training.checkpoint import Checkpoints
-from mtl_jax.training.step import init_state
 
 # Where each kind of run keeps what it has done, and the verb that makes it.
 KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
@@ -66,7 +62,7 @@ class DataFacts:
   checksum: str
 
   @classmethod
-  def of(cls, store: Store | Mixture) -> 'DataFacts':
+  def of(cls, store: DataSet) -> 'DataFacts':
     return cls(store.image_size, store.tasks, store.checksum)
 
   def to_json(self) -> dict[str, Any]:
@@ -241,11 +237,10 @@ def write_json(path: Path, value: Any) -> None:
   whole_file.write(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
 
 
-def provenance(store: Store | Mixture) -> dict[str, Any]:
+def provenance(store: DataSet) -> dict[str, Any]:
   """What a result was made of, for its JSON: data, device, versions, date."""
-  splits = {name: rows if isinstance(rows, int) else len(rows) for name, rows in store.splits.items()}
   return {
-    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': splits},
+    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': store.split_sizes},
     'device': jax.devices()[0].device_kind,
     'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
     'date': time.strftime('%Y-%m-%d'),
@@ -287,19 +282,9 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     check_kind(workdir, 'checkpoints')
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
   chosen = facts.selected(config)
-  names = grain.names(chosen, config.objective.grain)
-  model, mesh = multitask.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
-  make_state = partial(
-    init_state,
-    config.train.seed,
-    model=model,
-    tx=optimizer.from_config(config),
-    objective=objectives.from_config(config, names),
-    label_stats={task.name: task.empty_stats() for task in chosen},
-    input_shape=(*facts.image_size, 3),
-    ema_decay=config.optimizer.ema_decay,
-    num_losses=len(names),
-  )
+  made, mesh = recipe.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
+  label_stats = {task.name: task.empty_stats() for task in chosen}
+  make_state = recipe.state_maker(made, config, chosen, label_stats=label_stats, image_size=facts.image_size)
   checkpoints = Checkpoints(workdir)
   try:
     if step is None:
@@ -312,7 +297,7 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
     checkpoints.close()
   assert restored is not None  # A step that is not there has raised.
   state = restored[0]
-  return TrainedModel(config, facts, chosen, model, mesh, step, state.eval_variables, state.label_stats)
+  return TrainedModel(config, facts, chosen, made.model, mesh, step, state.eval_variables, state.label_stats)
 
 
 def _model_devices(config: ConfigDict) -> int:

@@ -207,18 +207,34 @@ def test_runs_beside_each_other_compute_once(runs, frozen_config, monkeypatch):
   config = frozen_config('landmarks', **{'optimizer.learning_rate': 0.01})
   run, state = first_state(config)
   for frozen in (state, final_state(runs / 'joint')):  # A new run, and one that resumes.
-    found = building.on_features(run, open_store(Path(config.data.dir)), frozen, runs / 'another', stop=bool)
+    found, cache = building.on_features(run, open_store(Path(config.data.dir)), frozen, runs / 'another', stop=bool)
+    assert cache is not None
     assert found.train.images.shape == (len(run.train), 512)
 
 
 def test_images_that_are_augmented_leave_validation_its_features(runs, frozen_config):
   config = frozen_config(**{'data.augment.flip': True})
   run, state = first_state(config)
-  found = building.on_features(run, open_store(Path(config.data.dir)), state, runs / 'flipped', stop=bool)
+  store = open_store(Path(config.data.dir))
+  found, cache = building.on_features(run, store, state, runs / 'flipped', stop=bool)
+  assert cache is None
   assert found.train is run.train
   assert found.val is not None
   assert found.val.images.dtype == np.float32
   assert found.val.images.shape == (len(found.val), 512)
+
+
+@pytest.mark.parametrize('refused', ['train', 'val'])
+def test_a_run_wholly_on_features_has_both_splits_on_them_or_none(frozen_config, tmp_path, monkeypatch, refused):
+  config = frozen_config()
+  store = open_store(Path(config.data.dir))
+  run = building.build(config, store)
+  state = jax.eval_shape(run.make_state)
+  monkeypatch.setattr(FeatureCache, 'replace_images', lambda _, split, name: None if name == refused else split)
+  found, cache = building.on_features(run, store, state, tmp_path / 'run', stop=bool)
+  assert (found is run, cache is None) == (False, refused == 'train')
+  found, cache = building.on_features(run, store, state, tmp_path / 'run', stop=bool, whole=True)
+  assert (found is run, cache) == (True, None)
 
 
 @pytest.fixture

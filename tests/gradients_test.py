@@ -58,15 +58,15 @@ def setup(tasks=TASKS, *, grain_='tasks', soft=False, parts=1, rows=16):
   images = jnp.asarray(batch['image'], jnp.float32) / 255
   variables = model.init(KEY, images, train=False)
   forward = Forward(
-    model,
-    tasks,
-    grain.entries(tasks, grain_),
-    images,
-    batch['labels'],
-    batch['mask'],
-    variables['batch_stats'],
-    stats,
-    parts,
+    model=model,
+    tasks=tasks,
+    entries=grain.entries(tasks, grain_),
+    images=images,
+    labels=batch['labels'],
+    mask=batch['mask'],
+    variables=variables['batch_stats'],
+    label_stats=stats,
+    parts=parts,
   )
   return forward, variables['params']
 

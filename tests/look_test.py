@@ -47,7 +47,16 @@ def make(order=range(NUM), *, absent=(), rows=slice(None)):
   }
   labels, mask = ({f't{k}': values[rows][:, k : k + 1] for k in order} for values in (targets, given))
   stats = {t.name: t.stats(np.zeros((1, 1), np.float32), mask=np.ones((1, 1), bool), standardize=False) for t in tasks}
-  forward = Forward(model, tasks, grain.entries(tasks), jnp.asarray(images[rows]), labels, mask, {}, stats)
+  forward = Forward(
+    model=model,
+    tasks=tasks,
+    entries=grain.entries(tasks),
+    images=jnp.asarray(images[rows]),
+    labels=labels,
+    mask=mask,
+    variables={},
+    label_stats=stats,
+  )
   return forward, params, (images, targets, given, weights, heads)
 
 

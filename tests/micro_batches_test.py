@@ -36,8 +36,19 @@ def make_forward(objective, *, norm: bool = False, soft: bool = False) -> tuple[
   batch['mask']['attributes'][4::2] = False
   images = jnp.asarray(batch['image'], jnp.float32) / 255
   variables = model.init(KEY, images, train=False)
-  static = model, TASKS, grain.entries(TASKS, 'tasks'), images, batch['labels'], batch['mask']
-  return Forward(*static, variables, label_stats(batch), objective.parts, KEY), variables['params']
+  forward = Forward(
+    model=model,
+    tasks=TASKS,
+    entries=grain.entries(TASKS, 'tasks'),
+    images=images,
+    labels=batch['labels'],
+    mask=batch['mask'],
+    variables=variables,
+    label_stats=label_stats(batch),
+    parts=objective.parts,
+    key=KEY,
+  )
+  return forward, variables['params']
 
 
 # Elsewhere than on a CPU micro-batches are read in a loop.

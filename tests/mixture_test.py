@@ -84,7 +84,7 @@ def test_a_mixture_has_the_tasks_of_all_sets_and_renamed_ones_vanish(mixed, stor
   first, second = open_store(store_dir), open_store(other_dir)
   assert [task.name for task in mixed.tasks] == ['attributes', 'landmarks', 'age']
   assert mixed.tasks[:2] == first.tasks
-  assert mixed.splits == {name: len(first.splits[name]) + len(second.splits[name]) for name in first.splits}
+  assert mixed.split_sizes == {name: len(first.splits[name]) + len(second.splits[name]) for name in first.splits}
   assert mixed.checksum not in (first.checksum, second.checksum)
   assert open_mixture([other_dir, store_dir], {}).checksum != mixed.checksum
 

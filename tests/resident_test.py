@@ -15,7 +15,7 @@ from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Input, Split, load_split
 from mtl_jax.data.store import open_store
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.training import building, loop, sharding
+from mtl_jax.training import building, loop, memory, sharding
 from mtl_jax.training.checkpoint import Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
@@ -198,7 +198,7 @@ WHOLE = ' on every device (100% of the train split)'
 
 
 @pytest.mark.parametrize(
-  ('needed', 'memory', 'is_resident', 'reason'),
+  ('needed', 'available', 'is_resident', 'reason'),
   [
     (90 * 10**6, 22.4 * GB, True, f'resident, 90.0 MB{WHOLE}, of 11.2 GB allowed'),
     (8 * GB, 16 * GB, True, f'resident, 8.0 GB{WHOLE}, of 8.0 GB allowed'),
@@ -206,8 +206,8 @@ WHOLE = ' on every device (100% of the train split)'
     (1, 0, False, 'streamed, the devices do not say how much memory they have'),
   ],
 )
-def test_auto_chooses_by_size_and_says_why(needed, memory, is_resident, reason):
-  found = resident.choose('auto', share=0.5, needed=int(needed), part=1.0, memory=int(memory))
+def test_auto_chooses_by_size_and_says_why(needed, available, is_resident, reason):
+  found = resident.choose('auto', share=0.5, needed=int(needed), part=1.0, available=int(available))
   assert found == (is_resident, reason)
 
 
@@ -218,7 +218,7 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
 ):
   rows = len(split) if part == 1 else -(-len(split) // 8)
   monkeypatch.setattr(order, 'LEAST_STRIPE', least)
-  monkeypatch.setattr(resident, 'device_memory', lambda: int(factor * rows * resident.bytes_a_row(split)))
+  monkeypatch.setattr(memory, 'available_bytes', lambda: int(factor * rows * resident.bytes_a_row(split)))
   store = open_store(store_dir)
   run = building.build(tiny_config(), store)
   assert bool(run.input.place()) is (mode == 'resident')
@@ -229,18 +229,18 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
 
 
 def test_a_mode_that_is_asked_for_is_taken():
-  assert resident.choose('streamed', share=1.0, needed=1, part=1.0, memory=GB)[0] is False
-  assert resident.choose('resident', share=0.0, needed=GB, part=1.0, memory=GB)[0] is True
-  assert resident.choose('resident', share=0.5, needed=GB, part=1.0, memory=0)[0] is True  # Nobody knows better.
+  assert resident.choose('streamed', share=1.0, needed=1, part=1.0, available=GB)[0] is False
+  assert resident.choose('resident', share=0.0, needed=GB, part=1.0, available=GB)[0] is True
+  assert resident.choose('resident', share=0.5, needed=GB, part=1.0, available=0)[0] is True  # Nobody knows better.
   with pytest.raises(ConfigError, match=r'mode=resident: takes 2.0 GB on every device \(13% .*, but a device has 1.0'):
-    resident.choose('resident', share=0.5, needed=2 * GB, part=0.13, memory=GB)
+    resident.choose('resident', share=0.5, needed=2 * GB, part=0.13, available=GB)
 
 
 def test_a_cpu_device_has_its_part_of_the_host_memory(monkeypatch):
-  monkeypatch.setattr(resident, 'host_memory', lambda: 16 * GB)
-  assert resident.device_memory() == 2 * GB
+  monkeypatch.setattr(memory, 'host_available_bytes', lambda: 16 * GB)
+  assert memory.available_bytes() == 2 * GB
 
 
 def test_the_doctor_tells_the_rule(monkeypatch):
-  monkeypatch.setattr(doctor, 'device_memory', lambda: 16 * GB)
+  monkeypatch.setattr(memory, 'available_bytes', lambda: 16 * GB)
   assert "resident if a device's part of the train split fits in 0.5 x 16.0 GB, else streamed" in doctor.describe()

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
+from mtl_jax.objectives import grain
 from mtl_jax.training import backward, sharding
 from mtl_jax.training.building import Run
 from mtl_jax.training.forward import Forward, Params, split
@@ -73,12 +74,15 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
 
   In float32 whatever the run computes in: a short step changes losses by less than bfloat16 resolves.
   """
-  static: dict[str, Any] = dict(run.one_step.keywords)
-  settings, model = static['settings'], exact_model(run.config, run)
-  static = {name: static[name] for name in ('tasks', 'augmentation', 'seed', 'settings')}
-  # Losses of the whole batch, whatever parts of it the objective asks for.
-  objective = run.one_step.keywords['objective']._replace(parts=1)
-  forward_for = partial(forward_of, model=model, objective=objective, **static)
+  settings = run.settings
+  forward_for = partial(  # Of the whole batch, whatever parts of it the objective asks for.
+    forward_of,
+    model=exact_model(run.config, run),
+    tasks=run.tasks,
+    augmentation=run.augmentation,
+    seed=run.config.train.seed,
+    entries=grain.entries(run.tasks, settings.grain),
+  )
 
   def first_look(state: TrainState, source: Any, items: Any) -> Look:
     batch = run.input.fetch(source, jax.tree.map(lambda leaf: leaf[0], items))
@@ -102,4 +106,4 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
 def exact_model(config: ConfigDict, run: Run) -> Any:
   """The run's model, which its step trains, in float32; its parameters are the same."""
   model = multitask.from_config(with_fields(config, model__dtype='float32'), run.tasks)
-  return model if run.one_step.keywords['model'].frozen is not None else model.clone(frozen=None)
+  return model if run.net.frozen is not None else model.clone(frozen=None)

@@ -15,15 +15,13 @@ from ml_collections import ConfigDict
 from mtl_jax.affinity.heads import HeadTrainer
 from mtl_jax.config import with_fields
 from mtl_jax.data import pipeline, resident
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, DivergedError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import building, loop, sharding
-from mtl_jax.training.building import Run
 from mtl_jax.training.step import TrainState, network_input
 from mtl_jax.workdir import DataFacts
 
@@ -33,7 +31,7 @@ Stop = Callable[[], None]
 class Sources:
   """What the sources share: data, heads, and one compiled program for all tasks that are alike."""
 
-  def __init__(self, config: ConfigDict, store: Store | Mixture, directory: Path, *, stop: Stop):
+  def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, stop: Stop):
     self.config, self.store, self.directory, self._stop = config, store, directory, stop
     self.tasks = DataFacts.of(store).selected(config)
     self.train, val, self.label_stats = building.load_data(config, store, self.tasks)
@@ -78,19 +76,17 @@ class Sources:
 class Program:
   """A single-task run whose labels can be those of any task like its own, so that it is compiled once for all."""
 
-  def __init__(self, config: ConfigDict, store: Store | Mixture, directory: Path, *, task: str, stop: Stop):
+  def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run = building.build(config, store)
     weights = building.pretrained_weights(config, run.image_size)
     self.task, self._whole = task, sharding.replicated(run.mesh)
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
-    self.run: Run = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()))
-    on_images = self.run.train is run.train  # Then all splits are: features of the train split could not be kept.
-    val = run.val if on_images else self.run.val
-    assert val is not None  # `Sources` has looked.
-    self.val: Split = val
-    model = self.run.one_step.keywords['model']
+    self.run, _ = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()), whole=True)
+    assert self.run.val is not None  # `Sources` has looked.
+    self.val: Split = self.run.val
+    net = self.run.net
     self._represent = jax.jit(
-      lambda variables, images: model.apply(variables, network_input(images), train=False, method='represent')
+      lambda variables, images: net.apply(variables, network_input(images), train=False, method='represent')
     )
 
   def begin(self, label_stats: LabelStats) -> TrainState:

@@ -18,8 +18,7 @@ from mtl_jax import npz
 from mtl_jax.affinity.sources import Sources
 from mtl_jax.config import with_fields
 from mtl_jax.data import mixture
-from mtl_jax.data.mixture import Mixture
-from mtl_jax.data.store import Store
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
@@ -93,7 +92,7 @@ class SourceShelf:
     return found['losses'], float(found['seconds'])
 
 
-def measure(config: ConfigDict, store: Store | Mixture, directory: Path, *, stop: Callable[[], None]) -> Transfer:
+def measure(config: ConfigDict, store: DataSet, directory: Path, *, stop: Callable[[], None]) -> Transfer:
   """Trains all sources and heads that are not in `directory/transfer` yet.
 
   Args:
@@ -127,7 +126,7 @@ def measure(config: ConfigDict, store: Store | Mixture, directory: Path, *, stop
   )
 
 
-def split_config(config: ConfigDict, store: Store | Mixture) -> ConfigDict:
+def split_config(config: ConfigDict, store: DataSet) -> ConfigDict:
   """The configuration with every loss as a task of its own, and as many steps as a source is trained."""
   tasks = DataFacts.of(store).selected(config)
   for task in tasks:

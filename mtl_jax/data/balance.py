@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
 from mtl_jax.data import keep_labels, mixture
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError
 
@@ -19,7 +19,7 @@ DOMAIN = 'domain'
 log = logging.getLogger('mtl_jax')
 
 
-def groups(config: ConfigDict, data: Store | Mixture) -> Int64[np.ndarray, ' n'] | None:
+def groups(config: ConfigDict, data: DataSet) -> Int64[np.ndarray, ' n'] | None:
   """The group of each row of the train split, -1 for none; None where rows are not to be balanced by groups.
 
   Groups are read from the data set, whatever tasks are learned, so that single-task runs see the joint one's batches.
@@ -30,22 +30,21 @@ def groups(config: ConfigDict, data: Store | Mixture) -> Int64[np.ndarray, ' n']
   by = config.data.balance
   if by in ('', DOMAIN):  # Domains are sets, and equal shares of sets are a matter of weights.
     return None
-  parts = data.parts if isinstance(data, Mixture) else (data,)
-  rows = [part.split('train') for part in parts]
+  rows = [part.split('train') for part in data.parts]
   if by == IDENTITY:
-    own = [part.identity[range_.start : range_.stop] for part, range_ in zip(parts, rows, strict=True)]
+    own = [part.identity[range_.start : range_.stop] for part, range_ in zip(data.parts, rows, strict=True)]
     found = np.concatenate(own).astype(np.int64)
   else:
     found = _classes(config, data)
   if (found < 0).all():
     raise ConfigError(f'{FIELD}: no train row of {data.directory} has {by!r}; leave it empty')
   bounds = np.cumsum([0, *map(len, rows)])
-  for part, begin, end in zip(parts, bounds[:-1], bounds[1:], strict=True):
+  for part, begin, end in zip(data.parts, bounds[:-1], bounds[1:], strict=True):
     _describe(by, part, found[begin:end])
   return found
 
 
-def _classes(config: ConfigDict, data: Store | Mixture) -> Int64[np.ndarray, ' n']:
+def _classes(config: ConfigDict, data: DataSet) -> Int64[np.ndarray, ' n']:
   """The class of a label in each train row, -1 where it is missing or dropped."""
   by, tasks = config.data.balance, {task.name: task for task in data.tasks}
   labels = [f'{task.name}/{label}' for task in data.tasks for label in task.labels]

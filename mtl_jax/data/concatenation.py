@@ -1,17 +1,18 @@
 """The images of several sets read as one, without copying them: a mixture's images stay where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.images import Images, indexed
+from mtl_jax.data.images import indexed
+from mtl_jax.data.pipeline import Rows
 
 
 class Concatenation:
-  """Images `[n_i, ...]`, alike but for their first axis, one after another as `[n, ...]`, to be used like `Images`."""
+  """Images `[n_i, ...]`, alike but for their first axis, one after another as `[n, ...]`, to be used like those."""
 
-  def __init__(self, parts: Sequence[Images]):
+  def __init__(self, parts: Sequence[Rows]):
     self.parts = tuple(parts)
     self.dtype = self.parts[0].dtype
     self.shape = (sum(map(len, self.parts)), *self.parts[0].shape[1:])
@@ -30,24 +31,25 @@ class Concatenation:
   def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
     """The rows at these positions, `[b, ...]`; only they are read."""
     assert axis == 0
-    return self._by_part(rows, Images.take, np.empty((len(rows), *self.shape[1:]), self.dtype))
+    taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+    for part, here, positions in self._by_part(rows):
+      taken[here] = part.take(positions, axis=0)
+    return taken
 
   def good(self, rows: np.ndarray) -> np.ndarray:
     """Which of these positions, taken before, hold their own image and not another in its place, bool `[b]`."""
-    return self._by_part(rows, Images.good, np.empty(len(rows), bool))
+    good = np.empty(len(rows), bool)
+    for part, here, positions in self._by_part(rows):
+      good[here] = part.good(positions)
+    return good
 
-  def _by_part(self, rows: np.ndarray, ask: Any, answers: np.ndarray) -> np.ndarray:
+  def _by_part(self, rows: np.ndarray) -> Iterator[tuple[Rows, np.ndarray, np.ndarray]]:
+    """Each part, which of these rows it holds, and where it does."""
     first = 0
     for part in self.parts:
       here = (rows >= first) & (rows < first + len(part))
-      answers[here] = ask(part, rows[here] - first)
+      yield part, here, rows[here] - first
       first += len(part)
-    return answers
-
-  def reshape(self, num_rows: int, width: int) -> 'Concatenation':
-    """The same rows, each as `width` values, or flat for -1; `num_rows` stays as it is."""
-    assert num_rows == len(self)
-    return Concatenation([part.reshape(len(part), width) for part in self.parts])
 
   def __getitem__(self, index: Any) -> np.ndarray:
     """As of an array whose first index is of rows: only they are read."""

@@ -123,12 +123,10 @@ class Images:
   Attributes:
     records: the file.
     rows: of the file.
-    row_shape: the shape of an image here, `(h, w, 3)` or flat.
   """
 
   records: Records
   rows: range
-  row_shape: tuple[int, ...]
   dtype = np.dtype(np.uint8)
 
   def __len__(self) -> int:
@@ -136,11 +134,7 @@ class Images:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self), *self.row_shape)
-
-  @property
-  def ndim(self) -> int:
-    return len(self.shape)
+    return (len(self), *self.records.image_shape)
 
   @property
   def nbytes(self) -> int:
@@ -156,14 +150,7 @@ class Images:
     """Some of these images, not read yet."""
     return dataclasses.replace(self, rows=self.rows[rows.start : rows.stop])
 
-  def reshape(self, num_rows: int, width: int) -> 'Images':
-    """The same images, each as `width` values, or flat for -1, not read yet; `num_rows` stays as it is."""
-    size = int(np.prod(self.row_shape))
-    assert num_rows == len(self)
-    assert width in (-1, size)
-    return dataclasses.replace(self, row_shape=(size,))
-
-  def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> UInt8[np.ndarray, 'b ...']:
+  def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> UInt8[np.ndarray, 'b h w 3']:
     """The images at these positions, read and decoded by all processors.
 
     Raises:
@@ -174,7 +161,7 @@ class Images:
     wanted = [(slot, int(row)) for slot, row in enumerate(rows)]
     parts = min(len(wanted), 4 * THREADS)  # More than threads: some records are larger than others.
     list(_threads().map(self._fill, [taken] * parts, (wanted[part::parts] for part in range(parts))))
-    return taken.reshape(len(rows), *self.row_shape)
+    return taken
 
   def _fill(self, taken: UInt8[np.ndarray, 'b h w 3'], wanted: Sequence[tuple[int, int]]) -> None:
     for slot, row in wanted:

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from mtl_jax.config import choose
 from mtl_jax.data import pipeline
 from mtl_jax.data.concatenation import Concatenation
-from mtl_jax.data.images import Images
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.source import SPLITS, landmark_task
 from mtl_jax.data.store import Store, open_store
@@ -54,9 +53,9 @@ class Mixture:
     return self.parts[0].image_size
 
   @property
-  def splits(self) -> dict[str, int]:
+  def split_sizes(self) -> dict[str, int]:
     """How many rows each split has."""
-    return {name: sum(len(part.splits.get(name, ())) for part in self.parts) for name in SPLITS}
+    return {name: sum(part.split_sizes[name] for part in self.parts) for name in SPLITS}
 
   @property
   def checksum(self) -> str:
@@ -64,7 +63,10 @@ class Mixture:
     return hashlib.sha256('/'.join(part.checksum for part in self.parts).encode()).hexdigest()
 
 
-def open_data(data: ConfigDict) -> Store | Mixture:
+DataSet: TypeAlias = Store | Mixture  # What a run is trained or evaluated on.
+
+
+def open_data(data: ConfigDict) -> DataSet:
   """The prepared set of `config.data.dir`, or the mixture of those of `config.data.dirs`, labels renamed.
 
   Raises:
@@ -212,7 +214,7 @@ def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
   return tuple(merged.values())
 
 
-def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missing: bool) -> Split:
+def load_split(data: DataSet, name: str, tasks: Sequence[Task], **missing: bool) -> Split:
   """One split of a prepared set (see `pipeline.load_split`), or of all sets of a mixture, one after another.
 
   An example's id in a mixture is its row number plus the numbers of rows of the sets before its own.
@@ -223,17 +225,15 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
   if isinstance(data, Store):
     return pipeline.load_split(data, name, tasks, **missing)
   first_rows = np.cumsum([0, *(len(part.images) for part in data.parts)])[:-1]
-  images: list[Images] = []
   loaded: list[Split] = []
   for part, first in zip(data.parts, first_rows, strict=True):
-    if name != 'train' and data.splits[name] and not part.splits.get(name):
+    if name != 'train' and data.split_sizes[name] and not part.split_sizes[name]:
       log.warning('warning: split %s of %s has no rows', name, part.directory)
       continue
     split = pipeline.load_split(part, name, tasks, missing_ok=True, partial_ok=True)
     loaded.append(dataclasses.replace(split, example_id=split.example_id + np.int32(first)))
-    images.append(part.images.part(part.split(name)))
   return Split(
-    images=Concatenation(images),
+    images=Concatenation([split.images for split in loaded]),
     labels={task.name: np.concatenate([split.labels[task.name] for split in loaded]) for task in tasks},
     mask={task.name: np.concatenate([split.mask[task.name] for split in loaded]) for task in tasks},
     example_id=np.concatenate([split.example_id for split in loaded]),
@@ -242,7 +242,7 @@ def load_split(data: Store | Mixture, name: str, tasks: Sequence[Task], **missin
   )
 
 
-def identities(data: Store | Mixture, example_ids: np.ndarray) -> np.ndarray:
+def identities(data: DataSet, example_ids: np.ndarray) -> np.ndarray:
   """The number of the person on each of these examples, -1 where unknown; sets of a mixture share no person."""
   if isinstance(data, Store):
     return np.asarray(data.identity)[example_ids]

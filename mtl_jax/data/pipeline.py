@@ -4,20 +4,48 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64, Shaped
 
 from mtl_jax import processes
-from mtl_jax.data.concatenation import Concatenation
-from mtl_jax.data.images import Images
 from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import Task
 
 Batch = dict[str, Any]  # image, labels, mask, example_id: see `Split.read`.
+
+
+class Rows(Protocol):
+  """What a split asks of its images, or of what stands for them: a part of an array's interface, `[n, ...]`."""
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
+
+  @property
+  def nbytes(self) -> int: ...
+
+  @property
+  def num_corrupt(self) -> int:
+    """Images found corrupt so far, in whose place another stands."""
+    ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+  def take(self, rows: Int64[np.ndarray, ' b'], axis: int = 0) -> Shaped[np.ndarray, 'b ...']:
+    """The rows at these positions; only they are read."""
+    ...
+
+  def good(self, rows: Int64[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
+    """Which of these positions, taken before, hold their own image and not another in its place."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +61,7 @@ class Split:
     parts: the number of examples of each set of a mixture; empty for one set.
   """
 
-  images: Images | Concatenation
+  images: Rows
   labels: dict[str, np.ndarray]
   mask: dict[str, np.ndarray]
   example_id: np.ndarray

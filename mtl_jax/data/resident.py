@@ -1,21 +1,18 @@
 """The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
 
-import os
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int32, Int64
 
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Batch, Input, Split, streamed_input
 from mtl_jax.errors import ConfigError
-from mtl_jax.training import sharding
+from mtl_jax.training import memory, sharding
 
 Source = dict[str, Any]  # image uint8 [r, h*w*3], labels, mask, example_id: on each device its rows, see `place`.
 Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positions of the rows it needs, sorted.
@@ -37,11 +34,12 @@ def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: flo
   rows = rows_of_devices(order, mesh)
   most = max(map(len, rows))
   needed = most * bytes_a_row(split)
-  resident, reason = choose(mode, share=share, needed=needed, part=most / len(split), memory=agreed_memory())
+  available = memory.least_of_processes(memory.available_bytes())
+  resident, reason = choose(mode, share=share, needed=needed, part=most / len(split), available=available)
   return resident_input(split, rows, mesh, reason=reason) if resident else streamed_input(split, reason=reason)
 
 
-def choose(mode: str, *, share: float, needed: int, part: float, memory: int) -> tuple[bool, str]:
+def choose(mode: str, *, share: float, needed: int, part: float, available: int) -> tuple[bool, str]:
   """Whether the split becomes resident, and why, in a line for the log.
 
   Args:
@@ -49,7 +47,7 @@ def choose(mode: str, *, share: float, needed: int, part: float, memory: int) ->
     share: of a device's memory that `auto` lets the split take.
     needed: bytes that it takes on a device.
     part: what part of the split that is.
-    memory: bytes that a device has, 0 where it does not say.
+    available: bytes that arrays can have of a device, 0 where it does not say.
 
   Raises:
     ConfigError: if `mode` is resident and a device needs more than its memory.
@@ -58,57 +56,20 @@ def choose(mode: str, *, share: float, needed: int, part: float, memory: int) ->
     return False, 'streamed, as config.data.mode asks'
   size = f'{_size(needed)} on every device ({part:.0%} of the train split)'
   if mode == 'resident':
-    if 0 < memory < needed:
+    if 0 < available < needed:
       raise ConfigError(
-        f'config.data.mode=resident: takes {size}, but a device has {_size(memory)}; choose streamed, or auto'
+        f'config.data.mode=resident: takes {size}, but a device has {_size(available)}; choose streamed, or auto'
       )
     return True, f'resident, {size}, as config.data.mode asks'
-  if not memory:
+  if not available:
     return False, 'streamed, the devices do not say how much memory they have'
-  if needed > share * memory:
-    return False, f'streamed, {size} do not fit in {share:g} x {_size(memory)}'
-  return True, f'resident, {size}, of {_size(share * memory)} allowed'
+  if needed > share * available:
+    return False, f'streamed, {size} do not fit in {share:g} x {_size(available)}'
+  return True, f'resident, {size}, of {_size(share * available)} allowed'
 
 
 def _size(num: float) -> str:
   return f'{num / 1e9:.1f} GB' if num >= 1e9 else f'{num / 1e6:.1f} MB'
-
-
-def agreed_memory() -> int:
-  """The least memory of a device of any process, in bytes, so that all processes choose the same way."""
-  return agreed(device_memory())
-
-
-def agreed(memory: int) -> int:
-  """The least number of bytes that any process gives."""
-  if jax.process_count() > 1:  # In MiB, because bytes would be cut to 32 bits.
-    memory = int(multihost_utils.process_allgather(np.int32(memory >> 20)).min()) << 20
-  return memory
-
-
-def device_memory() -> int:
-  """Bytes of memory for arrays of a device of this process; a CPU device has its part of the host's; 0 if unknown."""
-  devices = jax.local_devices()
-  if devices[0].platform == 'cpu':
-    return host_memory() // len(devices)
-  return min(int((device.memory_stats() or {}).get('bytes_limit', 0)) for device in devices)
-
-
-def device_size() -> int:
-  """Bytes of a device's memory, however much of it is taken: the same each time; 0 if unknown."""
-  devices = jax.local_devices()
-  if devices[0].platform == 'cpu':
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // len(devices)
-  return device_memory()
-
-
-def host_memory() -> int:
-  """Bytes of the host's memory that can be had without swapping; 0 if unknown."""
-  try:
-    lines = Path('/proc/meminfo').read_text().splitlines()
-  except OSError:
-    return 0
-  return next((int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')), 0)
 
 
 def rows_of_devices(order: Order, mesh: Mesh) -> Rows:

@@ -72,6 +72,16 @@ class Store:
   schema: Schema
   checksum: str
 
+  @property
+  def parts(self) -> 'tuple[Store, ...]':
+    """The one set that this is; a `Mixture` has several."""
+    return (self,)
+
+  @property
+  def split_sizes(self) -> dict[str, int]:
+    """How many rows each split has."""
+    return {name: len(rows) for name, rows in self.splits.items()}
+
   def split(self, name: str) -> range:
     """The rows of a split. Raises DataError where it is unknown or has none."""
     if not self.splits.get(name):
@@ -123,7 +133,7 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     image_size=(height, width),
     tasks=tasks,
     splits=splits,
-    images=Images(records, range(len(records)), records.image_shape),
+    images=Images(records, range(len(records))),
     labels={task.name: arrays[f'labels/{task.name}.npy'] for task in tasks},
     mask={task.name: arrays[f'mask/{task.name}.npy'] for task in tasks},
     source_size=arrays['source_size.npy'],

@@ -8,9 +8,9 @@ import jax
 
 from mtl_jax import npz, workdir
 from mtl_jax.data import mixture
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store, open_store
+from mtl_jax.data.store import open_store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.tasks import Task
@@ -83,9 +83,7 @@ def evaluate_workdir(
   return found
 
 
-def _on_features(
-  model: TrainedModel, part: Split, split: str, *, directory: Path, store: Store | Mixture
-) -> Split | None:
+def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Path, store: DataSet) -> Split | None:
   """The split with its frozen stages' outputs in place of images; None where there are none or they cannot be kept."""
   cache = features.open_cache(
     model.config, model.model, model.variables, workdir=directory, data=store, mesh=model.mesh
@@ -107,7 +105,7 @@ def _make_room(predictions: Path) -> None:
     raise DataError(f'--predictions: cannot write {predictions}: {error.strerror}') from error
 
 
-def _common_tasks(model: TrainedModel, store: Store | Mixture) -> tuple[Task, ...]:
+def _common_tasks(model: TrainedModel, store: DataSet) -> tuple[Task, ...]:
   """The model's tasks that the set has labels for. Raises DataError if it has none, or images of another size."""
   if tuple(store.image_size) != model.facts.image_size:
     have, want = ('x'.join(map(str, size)) for size in (store.image_size, model.facts.image_size))

@@ -15,17 +15,15 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mtl_jax.data import mixture, resident
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.tasks import LabelStats
-from mtl_jax.training import building, features, optimizer, sharding
+from mtl_jax.training import building, optimizer, sharding
 from mtl_jax.training.building import Run
-from mtl_jax.training.step import TrainState, eval_step, init_state, predict_step, repeat
+from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,6 @@ class Program:
   Attributes:
     run: the run that replicas vary, on features where its frozen stages' outputs are kept. Those stages are the same
       for all replicas, also where they are random.
-    net: what is trained: the run's model, without its frozen stages where their outputs are kept.
     val: the validation split, as the train split is kept.
     test: the test split, likewise.
     weights: pretrained ones of the backbone, if the run has them.
@@ -44,7 +41,6 @@ class Program:
   """
 
   run: Run
-  net: MultiTaskModel
   val: Split
   test: Split
   weights: Any
@@ -56,8 +52,8 @@ class Program:
     return self.run.config
 
   @property
-  def label_stats(self) -> Mapping[str, LabelStats]:
-    return self.run.make_state.keywords['label_stats']
+  def net(self) -> MultiTaskModel:
+    return self.run.net
 
   def order(self, seed: int) -> Order:
     """In which a replica of that seed sees the examples."""
@@ -69,9 +65,8 @@ class Program:
 
   def init(self, seed: Any, learning_rate: Any, weights: Any) -> TrainState:
     """One replica's state before its first step."""
-    fields = self.run.make_state.keywords | {'tx': self.tx(learning_rate), 'model': self.net}
-    fields['input_shape'] = self.run.train.images.shape[1:]
-    return init_state(seed, **fields, pretrained_weights=weights)
+    input_shape, tx = self.run.train.images.shape[1:], self.tx(learning_rate)
+    return self.run.make_state(seed=seed, model=self.net, tx=tx, input_shape=input_shape, pretrained_weights=weights)
 
   def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
@@ -86,7 +81,7 @@ class Program:
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""
-    return eval_step(variables, self.label_stats, batch, model=self.net, tasks=self.run.tasks)
+    return eval_step(variables, self.run.label_stats, batch, model=self.net, tasks=self.run.tasks)
 
   def shapes(self) -> TrainState:
     """Of one replica's state."""
@@ -111,7 +106,7 @@ class Program:
 
 def build(
   config: ConfigDict,
-  store: Store | Mixture,
+  store: DataSet,
   *,
   directory: Path,
   stop: Callable[[], bool] = bool,
@@ -133,27 +128,25 @@ def build(
     raise ConfigError('config.train.model_devices: a study has every replica whole on a device; leave it at 1')
   run = building.build(config, store)
   if like is not None:
-    own = partial(run.one_step, model=like.net)
-    run = dataclasses.replace(run, train=like.run.train, val=like.run.val, input=like.run.input, one_step=own)
-    return dataclasses.replace(like, run=run)
+    fields = {name: getattr(like.run, name) for name in ('train', 'val', 'input', 'net')}
+    own = dataclasses.replace(run, **fields, one_step=partial(run.one_step, model=like.net))
+    return dataclasses.replace(like, run=own)
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   val, test = run.val, mixture.load_split(store, 'test', run.tasks)
   weights = building.pretrained_weights(config, run.image_size)
-  mesh, net = sharding.make_mesh(jax.local_devices()), run.model
+  mesh = sharding.make_mesh(jax.local_devices())
   if run.model.frozen is None:
-    return Program(run, net, val, test, weights, weights, mesh)
+    return Program(run, val, test, weights, weights, mesh)
   state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
-  place = {'workdir': directory / 'model', 'stop': stop}
-  found = building.on_features(run, store, state, place['workdir'], stop=stop)
-  if found.train is run.train:  # Images, which all splits then stay.
-    return Program(run, net, val, test, weights, weights, mesh)
-  cache = features.open_cache(config, run.model, state.variables, data=store, mesh=run.mesh, **place)
-  kept = cache.replace_images(test, 'test') if cache else None
-  if kept is None or found.val is None:
+  run, cache = building.on_features(run, store, state, directory / 'model', stop=stop, whole=True)
+  if cache is None:
+    return Program(run, val, test, weights, weights, mesh)
+  kept = cache.replace_images(test, 'test')
+  if kept is None or run.val is None:
     raise DataError('config.data.feature_cache: there is no room for features of the test split; free some disk')
   net_weights = frozen.without_frozen(weights, state.variables) if weights else None
-  return Program(found, run.model.clone(frozen=None), found.val, kept, weights, net_weights, mesh)
+  return Program(run, run.val, kept, weights, net_weights, mesh)
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
@@ -174,7 +167,7 @@ def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
     state = jax.device_put(jax.jit(run.make_state)(pretrained_weights=program.weights), device)
     image = jax.device_put(np.zeros((1, *run.image_size, 3), np.uint8), device)
     predict = jax.jit(partial(predict_step, model=run.model, tasks=run.tasks))
-    calls.append(partial(predict, state.eval_variables, program.label_stats, image))
+    calls.append(partial(predict, state.eval_variables, run.label_stats, image))
   jax.block_until_ready([call() for call in calls])
   times = []
   for _ in range(repeats):

@@ -21,7 +21,7 @@ from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.evaluation import evaluate
 from mtl_jax.study.program import Program
-from mtl_jax.training import building, loop, sharding
+from mtl_jax.training import building, loop, memory, sharding
 
 log = logging.getLogger('mtl_jax')
 
@@ -111,7 +111,7 @@ class Trainer:
     if asked:
       return -(-asked // devices) * devices
     many = min(-(-count // devices), 8) * devices
-    if many == devices or self._bytes_a_replica() * many > 0.4 * max(resident.device_memory(), 1) * devices:
+    if many == devices or self._bytes_a_replica() * many > 0.4 * max(memory.available_bytes(), 1) * devices:
       return devices
     each = {width: self._seconds_a_step(width) / width for width in (devices, many)}
     best = min(each, key=lambda width: each[width])

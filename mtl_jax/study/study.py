@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 from mtl_jax import processes, workdir
 from mtl_jax.config import with_fields
 from mtl_jax.data import mixture
-from mtl_jax.data.mixture import Mixture
-from mtl_jax.data.store import Store
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError, Interrupted
 from mtl_jax.study import arms, bootstrap, program, report, scores, summary
 from mtl_jax.study.arms import Arm
@@ -75,7 +74,7 @@ class Study:
   """A study under way: its configuration, its data, and where finished replicas lie."""
 
   config: ConfigDict
-  store: Store | Mixture
+  store: DataSet
   arms: Mapping[str, Arm]
   directory: Path
   shelf: Shelf
@@ -255,7 +254,7 @@ def _advance_by(advance: Callable[[int], Any], replicas: int, steps: int) -> Non
   advance(steps * replicas)
 
 
-def matched(sides: Mapping[str, Arm], store: Store | Mixture, directory: Path) -> dict[str, Arm]:
+def matched(sides: Mapping[str, Arm], store: DataSet, directory: Path) -> dict[str, Arm]:
   """The arms with as much compute each as the cheapest: the steps of its programs cut alike, evaluations as many.
 
   Compute is taken to be proportional to the FLOPs of the forward pass of what is trained.

@@ -3,32 +3,33 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mtl_jax import objectives, workdir
+from mtl_jax import workdir
 from mtl_jax.data import balance, keep_labels, mixture, resident
 from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.order import Order, make_order, rows_a_batch
 from mtl_jax.data.pipeline import Input, Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import grain, matching
+from mtl_jax.objectives import matching
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import features, gradients, micro_batches, optimizer, sharding
+from mtl_jax.training import features, gradients, memory, micro_batches, optimizer, recipe, sharding
 from mtl_jax.training.checkpoint import Clock
-from mtl_jax.training.step import TrainState, init_state, repeat_fetching, train_step
+from mtl_jax.training.features import FeatureCache
+from mtl_jax.training.step import Metrics, TrainState, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
 
@@ -41,17 +42,24 @@ class Run:
   mesh: Mesh
   tasks: tuple[Task, ...]
   train: Split
-  make_order: Any  # seed -> Order.
+  make_order: Callable[[int], Order]  # Of a seed.
   order: Order
   input: Input
   val: Split | None
   image_size: tuple[int, int]  # Height and width, in pixels.
+  label_stats: Mapping[str, LabelStats]
   model: MultiTaskModel
-  schedule: Any  # Learning rate by step.
-  make_state: Any  # (pretrained_weights=None) -> TrainState, to be jitted.
-  one_step: Any  # train_step, with all that is static bound.
-  compiled_steps: Any  # (state, source, stacked items of the input) -> (state, stacked metrics).
-  compiled_eval_step: Any
+  net: MultiTaskModel  # What steps train: `model`, without its frozen stages where `train` holds their outputs.
+  settings: gradients.Settings
+  schedule: optax.Schedule  # Learning rate by step.
+  make_state: Callable[..., TrainState]  # init_state, with all but pretrained_weights bound; to be jitted.
+  one_step: Callable[..., tuple[TrainState, Metrics]]  # train_step, with all that is static bound.
+  compiled_steps: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]  # Of source and stacked input items.
+  compiled_eval_step: Callable[..., dict[str, Any]]
+
+  @property
+  def augmentation(self) -> Augmentation:
+    return Augmentation(**self.config.data.augment)
 
   @property
   def steps_per_dispatch(self) -> int:
@@ -61,7 +69,7 @@ class Run:
     return 8 if self.train.images.dtype == np.uint8 else steps_between_looks(self.config)
 
 
-def build(config: ConfigDict, store: Store | Mixture) -> Run:
+def build(config: ConfigDict, store: DataSet) -> Run:
   """Everything a run needs, from its config and its prepared set, or a mixture of several."""
   mesh = sharding.make_mesh(model=config.train.model_devices)
   tasks = workdir.DataFacts.of(store).selected(config)
@@ -74,33 +82,19 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
   )
   order = order_of(config.train.seed)
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
-  model = multitask.from_config(config, tasks)
-  names = grain.names(tasks, config.objective.grain)
-  steps_per_epoch = -(-len(train) // config.train.batch_size)
-  trained = {
-    'model': model,
-    'tx': optimizer.from_config(config),
-    'objective': objectives.from_config(config, names, steps_per_epoch=steps_per_epoch),
-    'ema_decay': config.optimizer.ema_decay,
-  }
-  make_state = partial(
-    init_state,
-    config.train.seed,
-    label_stats=label_stats,
-    input_shape=(*store.image_size, 3),
-    num_losses=len(names),
-    **trained,
-  )
+  made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
+  make_state = recipe.state_maker(made, config, tasks, label_stats=label_stats, image_size=store.image_size)
+  settings = gradients.Settings.from_config(config, memory=memory.least_of_processes(memory.total_bytes()))
   one_step = partial(
     train_step,
     tasks=tasks,
     augmentation=Augmentation(**config.data.augment),
     seed=config.train.seed,
-    settings=gradients.Settings.from_config(config, memory=resident.agreed(resident.device_size())),
+    settings=settings,
     accumulate=config.train.accumulate,
     skip_nonfinite=config.train.on_nonfinite == 'skip',
     coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
-    **trained,
+    **made._asdict(),
   )
   return Run(
     config=config,
@@ -112,12 +106,15 @@ def build(config: ConfigDict, store: Store | Mixture) -> Run:
     input=train_input,
     val=val,
     image_size=store.image_size,
-    model=model,
+    label_stats=label_stats,
+    model=made.model,
+    net=made.model,
+    settings=settings,
     schedule=optimizer.schedule(config),
     make_state=make_state,
     one_step=one_step,
     compiled_steps=compile_steps(one_step, train_input, mesh, make_state, unroll=unrolled(train)),
-    compiled_eval_step=evaluate.compile_eval_step(model, tasks, mesh),
+    compiled_eval_step=evaluate.compile_eval_step(made.model, tasks, mesh),
   )
 
 
@@ -157,39 +154,49 @@ def unrolled(split: Split) -> bool:
   return jax.default_backend() == 'cpu' and len(split.images.shape) > 2
 
 
-def on_features(run: Run, store: Store | Mixture, state: TrainState, directory: Path, *, stop: Any) -> Run:
-  """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept."""
-  config, model = run.config, run.model
-  cache = features.open_cache(config, model, state.variables, workdir=directory, data=store, mesh=run.mesh, stop=stop)
-  if cache is None:
-    return run
-  headless = model.clone(frozen=None)
+def on_features(
+  run: Run, store: DataSet, state: TrainState, directory: Path, *, stop: Callable[[], bool], whole: bool = False
+) -> tuple[Run, FeatureCache | None]:
+  """The run on the outputs of its frozen stages, where it has such stages and their outputs can be kept.
+
+  Where features of the train split cannot, as of images that are augmented, validation alone has them; but with `whole`
+  both have them or none.
+
+  Returns:
+    The run, and the cache that its train split is in; None where that stays images.
+  """
+  config, headless = run.config, run.model.clone(frozen=None)
+  cache = features.open_cache(
+    config, run.model, state.variables, workdir=directory, data=store, mesh=run.mesh, stop=stop
+  )
+  augmented = run.augmentation != Augmentation()
+  if cache and augmented:
+    log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
+  if cache is None or (whole and augmented):
+    return run, None
   val = cache.replace_images(run.val, 'val') if run.val else None
+  train = None if augmented else cache.replace_images(run.train, 'train')
+  if whole and (train is None or (run.val and val is None)):
+    return run, None
   if val is not None:
     run = dataclasses.replace(
       run, val=val, compiled_eval_step=evaluate.compile_eval_step(headless, run.tasks, run.mesh)
     )
-  if Augmentation(**config.data.augment) != Augmentation():
-    log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
-    return run
-  train = cache.replace_images(run.train, 'train')
   if train is None:
-    return run
+    return run, None
   one_step = partial(run.one_step, model=headless)
   train_input = resident.train_input(
     train, run.order, run.mesh, mode=config.data.mode, share=config.data.resident_share
   )
-  return dataclasses.replace(
-    run,
-    train=train,
-    input=train_input,
-    one_step=one_step,
-    compiled_steps=compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train)),
+  compiled = compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train))
+  run = dataclasses.replace(
+    run, train=train, input=train_input, net=headless, one_step=one_step, compiled_steps=compiled
   )
+  return run, cache
 
 
 def load_data(
-  config: ConfigDict, store: Store | Mixture, tasks: Sequence[Task]
+  config: ConfigDict, store: DataSet, tasks: Sequence[Task]
 ) -> tuple[Split, Split | None, dict[str, LabelStats]]:
   """The train split with the labels it keeps, the validation split if there is one, and the labels' statistics.
 
@@ -210,7 +217,7 @@ def load_data(
     task.name: task.stats(train.labels[task.name], mask=train.mask[task.name], standardize=config.objective.standardize)
     for task in tasks
   }
-  if store.splits.get('val'):
+  if store.split_sizes['val']:
     val = mixture.load_split(store, 'val', tasks)
     evaluate.score(config.eval.metric, total_loss=0.0, metrics=evaluate.baseline_metrics(label_stats, val, tasks))
     return train, val, label_stats
@@ -241,7 +248,7 @@ def steps_between_looks(config: ConfigDict) -> int:
   return max(steps for steps in range(1, 65) if between % steps == 0)
 
 
-def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
+def describe(run: Run, store: DataSet, clock: Clock) -> None:
   """Says what will be trained on what."""
   config = run.config
   height, width = run.image_size
@@ -264,7 +271,7 @@ def describe(run: Run, store: Store | Mixture, clock: Clock) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
-  if isinstance(store, Mixture):
+  if run.train.parts:
     for part, size, rows in zip(store.parts, run.train.parts, rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
   log.info('input: %s', run.input.reason)

@@ -25,10 +25,9 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax.data import augment, pipeline
-from mtl_jax.data.mixture import Mixture
+from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.new_folder import new_folder, sync
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import Store
 from mtl_jax.errors import DataError, Interrupted, one_line
 from mtl_jax.models.frozen import FrozenStages
 from mtl_jax.models.multitask import MultiTaskModel
@@ -88,7 +87,7 @@ class FeatureCache:
     if images is None:
       raise DataError(f'{folder}: was changed while it was written; start again')
     log.info('features: %s, %d x %s, in %s', name, len(split), 'x'.join(map(str, images.shape[1:])), folder)
-    replaced = dataclasses.replace(split, images=images)  # pyright: ignore[reportArgumentType]
+    replaced = dataclasses.replace(split, images=images)
     replaced.mask_corrupt(images.corrupt)
     return replaced
 
@@ -187,7 +186,7 @@ def open_cache(
   variables: Mapping[str, Any],
   *,
   workdir: Path,
-  data: Store | Mixture,
+  data: DataSet,
   mesh: Mesh,
   stop: Callable[[], bool] = bool,
 ) -> FeatureCache | None:

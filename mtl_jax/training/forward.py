@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     return self._replace(moved={**moved, 'batch_stats': stats})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Forward:
   """One batch, with everything that its losses depend on except the parameters.
 

@@ -72,7 +72,7 @@ def train(
         log.info('%s is complete at step %d', directory, clock.step)
         return clock
       goodput.resume(directory, clock.step, clock.spent)
-      run = building.on_features(run, store, state, directory, stop=interruption.requested)
+      run, _ = building.on_features(run, store, state, directory, stop=interruption.requested)
       building.describe(run, store, clock)
       run = watch(run, clock.step) if watch else run
       keepers = Keepers(checkpoints, directory, interruption, watchdog, goodput)

@@ -109,10 +109,10 @@ def train_step(
     batch,
     model=model,
     tasks=tasks,
-    objective=objective,
     augmentation=augmentation,
     seed=seed,
-    settings=settings,
+    entries=grain.entries(tasks, settings.grain),
+    parts=objective.parts,
     accumulate=accumulate,
     coupling=coupling,
   )
@@ -149,16 +149,20 @@ def forward_of(
   *,
   model: nn.Module,
   tasks: Sequence[Task],
-  objective: Objective,
   augmentation: Augmentation,
   seed: int,
-  settings: gradients.Settings,
+  entries: Sequence[grain.Entry],
+  parts: int = 1,
   accumulate: int = 1,
   coupling: Coupling | None = None,
 ) -> tuple[Forward, Key[Array, '']]:
-  """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step."""
+  """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step.
+
+  Args:
+    entries: the losses that are wanted.
+    parts: into how many parts of the batch each of them is split.
+  """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  sharing_key = jax.random.fold_in(objective_key, 1)
   pixels = network_input(batch['image'])
   images, labels, mask = augment.augment(
     pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
@@ -167,9 +171,22 @@ def forward_of(
   if coupling is not None:
     auxiliary = coupling.auxiliary(labels, mask, label_stats=state.label_stats, step=state.step)
     labels, mask, weights = coupling.complete(labels, mask)
-  entries = grain.entries(tasks, settings.grain)
-  fixed = (state.variables, state.label_stats, objective.parts, sharing_key, accumulate, weights, auxiliary)
-  return Forward(model, tasks, entries, images, labels, mask, *fixed), objective_key
+  forward = Forward(
+    model=model,
+    tasks=tasks,
+    entries=entries,
+    images=images,
+    labels=labels,
+    mask=mask,
+    variables=state.variables,
+    label_stats=state.label_stats,
+    parts=parts,
+    key=jax.random.fold_in(objective_key, 1),
+    accumulate=accumulate,
+    weights=weights,
+    auxiliary=auxiliary,
+  )
+  return forward, objective_key
 
 
 def network_input(images: Array) -> Array:
