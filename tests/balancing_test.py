@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_jax import objectives
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import balancing
 
@@ -387,3 +388,21 @@ def test_options_out_of_range_are_refused_by_name(make):
     ConfigError, match=r'^(mgda: norm|cagrad: c|fairgrad: alpha|upgrad: reg|gradvac: beta|nash_mtl: ev)'
   ):
     make()
+
+
+@pytest.mark.parametrize('name', ['excess_mtl', 'moco', 'sdmgrad'])
+def test_a_task_that_is_there_in_every_second_batch_keeps_its_weight(name):
+  objective = objectives.OBJECTIVES[name]()
+  gradients = {'w': jnp.array(np.random.default_rng(0).normal(size=(2, 5)), jnp.float32)}
+  state = objective.init(2, {'w': jnp.zeros(5)})
+  update = jax.jit(functools.partial(objective.update, losses=jnp.ones(2), key=jax.random.key(0)))
+  if objective.parts > 1:
+    gradients = {'w': jnp.stack([gradients['w']] * objective.parts)}
+  for step in range(100):
+    _, state = update(gradients, state, present=jnp.array([True, step % 2 == 1]))
+    weights = getattr(state, 'simplex', state.weights)
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-4)
+  always = objective.init(2, {'w': jnp.zeros(5)})
+  for _ in range(100):
+    _, always = update(gradients, always, present=jnp.ones(2, bool))
+  assert weights[1] >= 0.5 * getattr(always, 'simplex', always.weights)[1]

@@ -11,6 +11,7 @@ import pytest
 from tiny import SIZE, TASKS, binary_tasks, label_stats, make_batch, make_model
 
 from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.order import interleaved
 from mtl_jax.objectives import (
   Objective,
   fixed,
@@ -194,6 +195,24 @@ def test_heads_get_their_own_plain_gradient_and_a_methods_factors():
     assert_close(found[name], jax.tree.map(lambda leaf, factor=factor: factor * leaf, expected[name]))
 
 
+@pytest.mark.parametrize('rows', [(16, 16), (32, 16, 16), (40, 16, 8)])
+@pytest.mark.parametrize('num', [2, 4])
+def test_every_part_of_a_batch_has_its_share_of_every_set_and_device(rows, num):
+  total = sum(rows)
+  part, sets, devices = grain.batch_parts(total, num), interleaved(rows), np.arange(total) * 8 // total
+  for one in range(num):
+    assert np.count_nonzero(part == one) == total // num
+    assert (np.bincount(devices[part == one], minlength=8) == total // num // 8).all()
+    own = np.bincount(sets[part == one], minlength=len(rows))
+    np.testing.assert_allclose(own, np.array(rows) / num, atol=max(2, 0.25 * total / num))
+    assert own.all()
+
+
+def test_a_task_that_a_part_of_the_batch_lacks_is_averaged_over_the_others():
+  found = grain.over_parts(jnp.array([[2.0, 4.0, 0.0], [0.0, 6.0, 0.0]]), jnp.array([[1, 1, 0], [0, 1, 0]], bool))
+  assert found.tolist() == [2.0, 5.0, 0.0]
+
+
 def test_parts_of_a_batch_are_disjoint_and_make_up_the_whole():
   forward, params = setup(parts=3, rows=18)
   seen = []
@@ -206,7 +225,7 @@ def test_parts_of_a_batch_are_disjoint_and_make_up_the_whole():
   assert seen[0]['shared']['dense']['bias'] == (3, 2, 6)
   each, _ = forward.losses(params)
   for part in range(3):
-    mask = {name: m & (np.arange(18)[:, None] % 3 == part) for name, m in forward.mask.items()}
+    mask = {name: m & (grain.batch_parts(18, 3)[:, None] == part) for name, m in forward.mask.items()}
     alone, _ = dataclasses.replace(forward, parts=1, mask=mask).losses(params)
     np.testing.assert_allclose(each[part], alone[0], rtol=1e-5)
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mtl_jax.affinity import grouping, noise
 
@@ -91,6 +92,14 @@ def test_pure_noise_is_seldom_above_noise():
   assert 0.02 < alarms / 400 < 0.08  # Where nothing is there, the false discovery rate is that of any alarm: 0.05.
 
 
+@pytest.mark.parametrize('num_looks', [4, 6, 10])
+def test_entries_of_few_looks_are_seldom_above_noise_either(num_looks):
+  values = np.random.default_rng(0).normal(size=(num_looks, 60, 60))
+  found = noise.over_looks(values)
+  p_values = 2 * stats.t.sf(np.abs(found.mean / found.stderr), found.degrees)
+  assert 0.03 < (p_values < 0.05).mean() < 0.08
+
+
 def test_a_drift_does_not_pass_for_noise():
   random = np.random.default_rng(0)
   values = random.normal(0, 0.1, (200, 2, 2))
@@ -104,7 +113,8 @@ def test_entries_that_are_missing_count_nowhere():
   values[::2, 0, 1] = np.nan
   values[:, 1, 0] = np.nan
   found = noise.over_looks(values)
-  assert found.count.tolist() == [[10, 5], [0, 10]]
+  degrees = {n: 2 * (n - 1) ** 2 / (3 * n - 4) for n in (10, 5)}
+  np.testing.assert_allclose(found.degrees, [[degrees[10], degrees[5]], [2, degrees[10]]])
   assert found.mean[0, 1] == pytest.approx(values[1::2, 0, 1].mean())
   assert np.isnan([found.mean[1, 0], found.stderr[1, 0]]).all()
   assert noise.above(found.mean, found.stderr, degrees=9).tolist() == [[True, True], [False, True]]

@@ -145,13 +145,22 @@ def test_a_class_implies_the_units_that_are_likely_and_never_a_no():
   assert classes[:2].tolist() == [1, 1]
 
 
+def test_a_unit_that_speaks_against_a_class_does_not_imply_it():
+  no_beard, prior = np.array([[1.0, 0.6]]), np.array([0.5, 0.5])  # Of women, and of men.
+  classes, implied = losses.implied_source(jnp.ones((1, 1), int), jnp.ones((1, 1), bool), no_beard, prior)
+  assert (classes.tolist(), implied.tolist()) == ([0], [True])
+  with_makeup = np.array([[1.0, 0.6], [0.8, 0.0]])
+  labels, known = jnp.array([[1, 0]]), jnp.ones((1, 2), bool)
+  assert not losses.implied_source(labels, known, with_makeup, prior)[1].any()  # Without makeup: neither is sure.
+
+
 def test_all_units_imply_the_class_with_the_most_of_them():
   weights = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.1, 0.2, 1.0]])
   labels = jnp.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]])
-  classes, implied = losses.implied_source(labels, jnp.ones((5, 3), bool), weights)
+  classes, implied = losses.implied_source(labels, jnp.ones((5, 3), bool), weights, [1 / 3] * 3)
   assert implied.tolist() == [True, True, False, False, True]  # The third row: two classes of one unit each.
   assert classes[np.array([0, 1, 4])].tolist() == [1, 0, 1]
-  assert not losses.implied_source(labels, jnp.zeros((5, 3), bool), weights)[1].any()
+  assert not losses.implied_source(labels, jnp.zeros((5, 3), bool), weights, [1 / 3] * 3)[1].any()
 
 
 def test_the_counted_table_converges_to_the_true_one():

@@ -1,9 +1,12 @@
 """Replicas trained together are the runs they stand for, whatever they share a device or a program with."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from mtl_jax.data import mixture
+from mtl_jax.errors import DivergedError
 from mtl_jax.study import program as programs
 from mtl_jax.study import replicas
 from mtl_jax.study.replicas import Replica
@@ -49,3 +52,16 @@ def test_a_replica_that_diverges_is_told_and_harms_no_other(results):
 def test_replicas_on_their_own_devices_exchange_nothing(program):
   trainer = replicas.Trainer(program)
   assert not any(name in trainer.compiled_steps_text(8) for name in ('all-reduce', 'all-gather', 'collective-permute'))
+
+
+def test_a_replica_whose_last_update_broke_it_diverged_and_the_others_go_on(monkeypatch):
+  def values(config, evaluation, val, tasks):
+    if evaluation == 'broken':
+      raise DivergedError('predictions are not finite')
+    return -0.5, {'val/loss': 0.5}
+
+  monkeypatch.setattr(loop, 'validation_values', values)
+  noted = replicas._Scores(2)
+  program = SimpleNamespace(config=None, val=None, run=SimpleNamespace(tasks=()))
+  assert noted.judge(20, ['broken', 'sound'], program).tolist() == [False, True]
+  assert (noted.diverged_at, noted.best, noted.best_step) == ([20, 0], [None, -0.5], [0, 20])

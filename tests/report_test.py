@@ -329,7 +329,7 @@ def test_split_tasks_make_one_chart_and_a_count(tmp_path):
 def test_a_missing_file_is_named_with_the_command_that_makes_it(workdir, missing):
   (workdir / 'joint' / missing).unlink()
   with pytest.raises(CheckpointError) as caught:
-    written(report.find_runs(workdir), workdir, pictures=True)
+    written(report.find_runs(workdir / 'joint'), workdir, pictures=True)
   message = str(caught.value)
   assert str(workdir / 'joint' / missing) in message
   assert f'mtl-jax eval --workdir {workdir / "joint"}' in message

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mtl_jax.config import with_fields
 from mtl_jax.study import study
-from mtl_jax.study.arms import TUNING_SEED
+from mtl_jax.study.arms import TUNING_SEED, Arm
 from mtl_jax.study.replicas import Replica
 from mtl_jax.study.shelf import Shelf
 
@@ -81,3 +82,20 @@ def test_a_finished_study_has_a_page_with_its_curves(finished):
   for task, metric in (('attributes', 'macro_accuracy'), ('landmarks', 'nme')):
     for arm in ('single', 'joint'):
       assert f'{100 * found["tasks"][task][metric][arm]["mean"]:.2f}%' in page
+
+
+@pytest.mark.parametrize(
+  ('fields', 'steps'), [({}, 50), ({'train__batch_size': 64}, 100), ({'train__steps': 50}, 50)], ids=str
+)
+def test_matched_compute_is_of_all_images_of_a_run(monkeypatch, tiny_config, fields, steps):
+  """A net twice as dear as the reference, with as many images or half as many."""
+  base = tiny_config(**{'train.steps': 100, 'train.batch_size': 128})
+  sides = {'one': Arm({'one': base}), 'two': Arm({'two': with_fields(base, model__width=8, **fields)})}
+
+  def build(config, store, directory):
+    return SimpleNamespace(flops_trained=lambda: 2.0 if config.model.width == 8 else 1.0)
+
+  monkeypatch.setattr(study.program, 'build', build)
+  found = study.matched(sides, None, Path())
+  assert found['one'].programs['one'].train.steps == 100
+  assert found['two'].programs['two'].train.steps == steps

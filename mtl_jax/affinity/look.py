@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 from ml_collections import ConfigDict
 
@@ -87,7 +88,7 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
   def first_look(state: TrainState, source: Any, items: Any) -> Look:
     batch = run.input.fetch(source, jax.tree.map(lambda leaf: leaf[0], items))
     forward, _ = forward_for(state, batch)
-    step_size = run.config.affinity.step_size or run.schedule(state.step)
+    step_size = run.config.affinity.step_size or run.schedule(jnp.maximum(state.step, 1))  # Warm-up begins at 0.
     with jax.default_matmul_precision('highest'):  # Accelerators would round operands to 8 or 10 bits.
       return look(forward, state.variables['params'], step_size=step_size, chunk=settings.chunk, memory=settings.memory)
 

@@ -7,7 +7,7 @@ it: only another run says that.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import ArrayLike, Bool, Float
 from scipy import stats
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -20,12 +20,12 @@ class Mean(NamedTuple):
   Attributes:
     mean: over the looks that have the entry.
     stderr: its standard error; NaN where there are too few looks.
-    count: of the looks that have it.
+    degrees: of freedom of that error.
   """
 
   mean: Float[np.ndarray, 'k k']
   stderr: Float[np.ndarray, 'k k']
-  count: np.ndarray
+  degrees: np.ndarray
 
 
 def mean(values: Float[np.ndarray, 't ...']) -> Float[np.ndarray, '...']:
@@ -40,7 +40,8 @@ def over_looks(values: Float[np.ndarray, 't k k']) -> Mean:
 
   Batches are drawn anew at each look, but what is measured drifts as training goes on. So the variance is had from
   differences of successive looks (von Neumann et al. 1941), `sum (x_t - x_{t-1})^2 / (2 (n - 1))`, which a slow drift
-  hardly enters, and which is the plain variance where there is none.
+  hardly enters, and which is the plain variance where there is none. It has `2 (n - 1)^2 / (3 n - 4)` degrees of
+  freedom: twice its squared mean over its variance, for independent normal looks.
   """
   values = np.asarray(values, np.float64)
   count = np.isfinite(values).sum(0)
@@ -48,11 +49,12 @@ def over_looks(values: Float[np.ndarray, 't k k']) -> Mean:
   for entry in np.flatnonzero(count.reshape(-1) >= LEAST_LOOKS):
     own = flat[:, entry]
     variance[entry] = np.square(np.diff(own[np.isfinite(own)])).mean() / 2
-  return Mean(mean(values), np.sqrt(variance.reshape(count.shape) / np.maximum(count, 1)), count)
+  degrees = 2 * np.square(count - 1.0) / np.maximum(3 * count - 4, 1)
+  return Mean(mean(values), np.sqrt(variance.reshape(count.shape) / np.maximum(count, 1)), np.maximum(degrees, 1))
 
 
 def above(
-  mean: Float[np.ndarray, 'k k'], stderr: Float[np.ndarray, 'k k'], *, degrees: float = np.inf
+  mean: Float[np.ndarray, 'k k'], stderr: Float[np.ndarray, 'k k'], *, degrees: ArrayLike = np.inf
 ) -> Bool[np.ndarray, 'k k']:
   """Which entries differ from 0 by more than noise: t-tests at a false discovery rate of 5 %.
 

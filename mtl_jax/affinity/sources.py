@@ -51,7 +51,9 @@ class Sources:
     task = next((task for task in self.tasks if task.name == source), self.tasks[0])
     program = self._program(task)
     state = program.begin(self.label_stats[task.name])
-    if source is not None:
+    if source is None:
+      state = program.settle(state, stop=self._stop)
+    else:
       labels, mask = self.train.labels[task.name], self.train.mask[task.name]
       state = program.train(state, labels, mask, name=source, stop=self._stop)
     train, val = (program.features(state, split) for split in (program.run.train, program.val))
@@ -73,13 +75,16 @@ class Sources:
     return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config, task)
 
 
+SETTLING_STEPS = 100  # A running average forgets its start to 1e-4 in these.
+
+
 class Program:
   """A single-task run whose labels can be those of any task like its own, so that it is compiled once for all."""
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run = building.build(config, store)
     weights = building.pretrained_weights(config, run.image_size)
-    self.task, self._whole = task, sharding.replicated(run.mesh)
+    self.task, self._whole, self._pretrained = task, sharding.replicated(run.mesh), weights is not None
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
     self.run, _ = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()), whole=True)
     assert self.run.val is not None  # `Sources` has looked.
@@ -88,6 +93,12 @@ class Program:
     self._represent = jax.jit(
       lambda variables, images: net.apply(variables, network_input(images), train=False, method='represent')
     )
+
+    def settled(variables: Any, images: Any) -> Any:
+      how: dict[str, Any] = {'train': True, 'method': 'represent', 'mutable': ['batch_stats']}
+      return {**variables, **net.apply(variables, network_input(images), rngs={'dropout': jax.random.key(0)}, **how)[1]}
+
+    self._settled = jax.jit(settled)
 
   def begin(self, label_stats: LabelStats) -> TrainState:
     """The state before the first step, for a task whose labels have these statistics."""
@@ -109,6 +120,16 @@ class Program:
       step = int(np.argmin(np.isfinite(values))) + 1
       raise DivergedError(f'{name} alone diverged at step {step}; lower config.optimizer.learning_rate')
     return state
+
+  def settle(self, state: TrainState, *, stop: Stop) -> TrainState:
+    """A net that did not learn, with running statistics of batch norm that are its own; pretrained ones are kept."""
+    if self._pretrained or not jax.tree.leaves(state.variables.get('batch_stats', {})):
+      return state
+    variables = state.variables
+    for step in range(SETTLING_STEPS):
+      stop()
+      variables = self._settled(variables, self.run.train.images.take(self.run.order.positions(step)))
+    return state.replace(variables=variables, average=None)
 
   def features(self, state: TrainState, split: Split) -> Float[np.ndarray, 'n f']:
     """What the heads read of each example of a split."""

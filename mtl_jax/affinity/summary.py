@@ -54,11 +54,10 @@ def summarize(names: Sequence[str], looks: Looks, found: Transfer | None, *, con
 def _matrix(values: Float[np.ndarray, 't k k']) -> dict[str, Any]:
   """A matrix that was measured at every look: means, their errors, which are above noise, and reliability."""
   found = noise.over_looks(values)
-  degrees = max(len(values) - 1, 1)
   return {
     'mean': _plain(found.mean),
     'stderr': _plain(found.stderr),
-    'above_noise': noise.above(found.mean, found.stderr, degrees=degrees).tolist(),
+    'above_noise': noise.above(found.mean, found.stderr, degrees=found.degrees).tolist(),
     'split_half': noise.split_half(values),
   }
 

@@ -94,6 +94,13 @@ class Split:
       for mask in self.mask.values():
         mask[bad] = False
 
+  def mask_all_corrupt(self, batch_size: int = 1024) -> None:
+    """Reads every image once, for what `mask_corrupt` does."""
+    for first in range(0, len(self), batch_size):
+      rows = np.arange(first, min(first + batch_size, len(self)))
+      self.images.take(rows)
+      self.mask_corrupt(rows)
+
   def corrupt_rows(self) -> list[int]:
     """Positions of the images that any process has found corrupt so far. All processes call this alike."""
     own = np.flatnonzero(~self.images.good(np.arange(len(self)))).tolist()

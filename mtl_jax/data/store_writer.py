@@ -5,7 +5,6 @@ import errno
 import io
 import json
 import os
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 from PIL import Image
-from tqdm import tqdm
 
 from mtl_jax.data.image_file import decode
 from mtl_jax.data.images import ENCODINGS
@@ -23,6 +21,7 @@ from mtl_jax.data.source import SPLITS, Record, Source
 from mtl_jax.data.store import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import Task, from_json
+from mtl_jax.training.progress import bar
 
 JPEG_QUALITY = 95
 _WORKERS = min(32, os.cpu_count() or 1)  # Beyond that, threads wait for the interpreter.
@@ -222,7 +221,7 @@ def _write_images(
   offsets = arrays.get('offsets.npy', np.zeros(num + 1, np.int64))
   with (
     (folder / ENCODINGS[schema['encoding']]).open('wb') as file,
-    tqdm(total=num, desc='prepare', unit='image', file=sys.stderr, mininterval=1.0) as progress,
+    bar(num, description='prepare', unit='image') as progress,
     futures.ThreadPoolExecutor(workers) as pool,
   ):
     if schema['encoding'] == 'decoded':

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int64
 
 from mtl_jax.tasks import Task
 
@@ -49,8 +51,7 @@ def reduce(
 ) -> tuple[Float[Array, 'p k'], Bool[Array, 'p k']]:
   """Each entry's mean loss over the labels it has, and whether it has any, in each part of the batch.
 
-  With `weights`, above 0 where the mask is True, it is the weighted mean. Part p holds the rows p, p + parts, ...:
-  every device has rows of each, and so has every set of a mixture.
+  With `weights`, above 0 where the mask is True, it is the weighted mean. Parts are those of `batch_parts`.
   """
   columns, whole = {}, {}
   for name in dict.fromkeys(entry.task for entry in entries):
@@ -62,11 +63,28 @@ def reduce(
   return jnp.stack([mean for mean, _ in found], axis=1), jnp.stack([present for _, present in found], axis=1)
 
 
+def batch_parts(num_rows: int, num: int) -> Int64[np.ndarray, ' b']:
+  """The part of each row of a batch that is cut into so many, as equal as can be: each device's rows one after another.
+
+  So every part has rows of every device, and of every set of a mixture in its share, since any run of successive rows
+  has (`data/order.py:interleaved`); rows at even distances might all be of one set.
+  """
+  each = num_rows // jax.device_count()
+  if num_rows % jax.device_count() or each < num:
+    each = num_rows
+  return np.arange(num_rows) % each * num // each
+
+
+def over_parts(values: Float[Array, 'p k'], present: Bool[Array, 'p k']) -> Float[Array, ' k']:
+  """The mean over the parts that have a label; 0 where none has."""
+  return jnp.where(present, values, 0).sum(0) / jnp.maximum(present.sum(0), 1)
+
+
 def _columns(
   values: Float[Array, 'b n'], mask: Bool[Array, 'b n'], parts: int, weights: Float[Array, 'b n'] | None
 ) -> tuple[Array, Array]:
   """For each part and column `[p, n]` the sum of the values under a True mask, and how many there are, or weigh."""
-  part = jnp.arange(len(values)) % parts
+  part = batch_parts(len(values), parts)
   chosen = mask & (part == jnp.arange(parts)[:, None])[:, :, None]  # [p, b, n]
   if weights is None:
     return jnp.where(chosen, values, 0).sum(1), chosen.sum(1)

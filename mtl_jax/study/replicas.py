@@ -19,6 +19,7 @@ from jaxtyping import Array
 from mtl_jax.data import pipeline, resident
 from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
+from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.study.program import Program
 from mtl_jax.training import building, loop, memory, sharding
@@ -231,7 +232,11 @@ class _Scores:
     for i, evaluation in enumerate(evaluations):
       if self.diverged_at[i]:
         continue
-      score, values = loop.validation_values(program.config, evaluation, program.val, program.run.tasks)
+      try:
+        score, values = loop.validation_values(program.config, evaluation, program.val, program.run.tasks)
+      except DivergedError:  # Its last update did it, whose loss was still finite.
+        self.diverged_at[i] = step
+        continue
       for name, value in values.items():
         self.history[i].setdefault(name, []).append(value)
       best = self.best[i]

@@ -24,12 +24,14 @@ class TaskScores:
     scores: the task's part of the eval JSON; None for a replica that diverged.
     resampled: the same with `[B]` values of B resamples of the test split; None where there are none.
     num_clusters: how many people (or images of unknown people) were resampled.
+    output_clusters: of them those with a label of an output, where that may be fewer.
   """
 
   main_metric: str
   scores: Replicas
   resampled: Replicas | None = None
   num_clusters: int = 0
+  output_clusters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def metrics(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ class TaskScores:
         metrics[name],
         _of_output(self.scores, name),
         None if self.resampled is None else _of_output(self.resampled, name),
-        self.num_clusters,
+        self.output_clusters.get(name, self.num_clusters),
       )
       for name in names
     }
@@ -115,7 +117,12 @@ def score_task(
     arm: [None if p is None else resample(task, p, labels, **same) for p in replicas]
     for arm, replicas in finite.items()
   }
-  return TaskScores(task.main_metric, scores, resampled, resampling.num_clusters(mask))
+  columns: dict[str, list[int]] = {}
+  for column, label in enumerate(task.labels):
+    for output in (label, label.rpartition('_')[0]):  # A label's own, and that of the point whose coordinate it is.
+      columns.setdefault(output, []).append(column)
+  clusters = {output: resampling.num_clusters(mask[:, own]) for output, own in columns.items()}
+  return TaskScores(task.main_metric, scores, resampled, resampling.num_clusters(mask), clusters)
 
 
 def plain(metric: str) -> str:

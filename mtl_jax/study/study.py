@@ -193,6 +193,7 @@ class Study:
   def compare(self, tasks: Sequence[Task], rates: Mapping[str, float]) -> dict[str, Any]:
     """The study's JSON, from the replicas on the shelf."""
     test = mixture.load_split(self.store, 'test', tasks)
+    test.mask_all_corrupt()
     resampling = bootstrap.draw(
       mixture.identities(self.store, test.example_id), num_resamples=self.config.study.num_resamples
     )
@@ -257,12 +258,14 @@ def _advance_by(advance: Callable[[int], Any], replicas: int, steps: int) -> Non
 def matched(sides: Mapping[str, Arm], store: DataSet, directory: Path) -> dict[str, Arm]:
   """The arms with as much compute each as the cheapest: the steps of its programs cut alike, evaluations as many.
 
-  Compute is taken to be proportional to the FLOPs of the forward pass of what is trained.
+  Compute is taken to be proportional to the FLOPs of the forward pass of what is trained, over all images of a run.
   """
-  flops = {
-    name: sum(program.build(config, store, directory=directory).flops_trained() for config in arm.programs.values())
-    for name, arm in sides.items()
-  }
+
+  def flops_of(config: ConfigDict) -> float:
+    per_image = program.build(config, store, directory=directory).flops_trained()
+    return per_image * config.train.batch_size * config.train.steps
+
+  flops = {name: sum(map(flops_of, arm.programs.values())) for name, arm in sides.items()}
   if not all(flops.values()):
     raise ConfigError('config.study.match=compute: XLA counts no FLOPs on this platform; choose steps')
   least = min(flops.values())

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mtl_jax.models.backbone import Representation
-from mtl_jax.objectives import task_gradients
+from mtl_jax.objectives import grain, task_gradients
 from mtl_jax.training.forward import Forward, Params, Seen
 
 MEMORY_SHARE = 0.25  # Of a device's memory that backward passes side by side may take, and K kept gradients likewise.
@@ -42,8 +42,9 @@ def differentiate_heads(
   one_for_all = isinstance(representation, Representation)
   copies = {task.name: representation if one_for_all else representation[task.name] for task in forward.tasks}
   losses, pull, seen = jax.vjp(forward.head_losses, heads, copies, has_aux=True)
-  factors = jnp.ones(losses.shape[1]) if scale is None else scale(losses.mean(0))
-  (gradients, _) = pull(jnp.broadcast_to(factors / len(losses), losses.shape))
+  present = forward.present_in_parts
+  factors = jnp.ones(losses.shape[1]) if scale is None else scale(grain.over_parts(losses, present))
+  (gradients, _) = pull(factors * present / jnp.maximum(present.sum(0), 1))
   one_hots, slices = rounds(forward, parts=len(losses))
   by_head = jax.vmap(lambda cotangent: pull(cotangent)[1])(jnp.asarray(one_hots))
   points = {}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
 
@@ -104,13 +105,18 @@ class Forward:
   @property
   def present(self) -> Bool[Array, ' k']:
     """Which losses have a label, in every part of the batch."""
-    return grain.reduce(self.mask, self.mask, entries=self.entries, parts=self.parts)[1].all(0)
+    return self.present_in_parts.all(0)
+
+  @property
+  def present_in_parts(self) -> Bool[Array, 'p k']:
+    """Which losses have a label in each part of the batch."""
+    return grain.reduce(self.mask, self.mask, entries=self.entries, parts=self.parts)[1]
 
   def rows(self, num_rows: int) -> 'Forward':
-    """The same of about `num_rows` rows, taken at even distances: from every device, and every set of a mixture."""
-    stride = max(len(self.images) // num_rows, 1)
+    """The same of about `num_rows` rows: the first of `grain.batch_parts`."""
+    chosen = np.flatnonzero(grain.batch_parts(len(self.images), max(len(self.images) // num_rows, 1)) == 0)
     by_row = (self.images, self.labels, self.mask, self.weights)
-    images, labels, mask, weights = jax.tree.map(lambda leaf: leaf[::stride], by_row)
+    images, labels, mask, weights = jax.tree.map(lambda leaf: leaf[chosen], by_row)
     fewer = {'images': images, 'labels': labels, 'mask': mask, 'weights': weights}
     return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Key
 from ml_collections import ConfigDict
 
-from mtl_jax.objectives import Objective, task_gradients
+from mtl_jax.objectives import Objective, grain, task_gradients
 from mtl_jax.objectives.task_gradients import Weighted
 from mtl_jax.training import backward, conflict
 from mtl_jax.training.forward import Forward, Params, Seen, split
@@ -123,7 +123,8 @@ def of_each(
   each, seen, points, head_gradients = backward.differentiate_heads(
     forward, heads, representation, scale=objective.head_scale
   )
-  arguments = {'losses': each.mean(0), 'present': forward.present, 'key': key}
+  whole = grain.over_parts(each, forward.present_in_parts)
+  arguments = {'losses': whole, 'present': forward.present, 'key': key}
   if objective.needs == 'representation':
     combined, next_state = objective.update(points, state, at=representation, **arguments)
     (shared_gradients,) = pull(combined)
@@ -148,7 +149,7 @@ def of_each(
     gram = next_state.gram if isinstance(next_state, Weighted) else task_gradients.gram(_whole(points, objective))
     weights = getattr(next_state, 'weights', None)
     metrics = conflict.metrics(gram, weights, forward.present, entries=forward.entries)
-  return Found(each.mean(0).sum(), {**shared_gradients, **head_gradients}, next_state, seen.after(moved), metrics)
+  return Found(whole.sum(), {**shared_gradients, **head_gradients}, next_state, seen.after(moved), metrics)
 
 
 def _whole(points: Any, objective: Objective) -> Any:

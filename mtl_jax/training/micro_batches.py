@@ -26,7 +26,7 @@ def in_turn(
   Without batch norm the result is that of one `apply` to all rows, to rounding. Batch norm takes its statistics from
   each micro-batch (over all devices), as for a batch of that size, and its running averages move `num` times.
 
-  Micro-batch i holds the rows i, i + num, ...: every device has rows of each, and so has every set of a mixture.
+  Of each device's rows the i-th run of successive ones is in micro-batch i: see `objectives/grain.py:batch_parts`.
 
   Args:
     apply: variables and rows to an output, a tree of arrays by rows, and the variables it has changed.
@@ -34,7 +34,8 @@ def in_turn(
     images: rows, whose number `num` divides.
     num: of micro-batches.
   """
-  pieces = images.reshape(images.shape[0] // num, num, *images.shape[1:]).swapaxes(0, 1)
+  devices = jax.device_count() if images.shape[0] % (jax.device_count() * num) == 0 else 1
+  pieces = images.reshape(devices, num, -1, *images.shape[1:]).swapaxes(0, 1).reshape(num, -1, *images.shape[1:])
   changing = {name: variables[name] for name in jax.eval_shape(apply, variables, pieces[0])[1]}
 
   @jax.checkpoint
@@ -50,7 +51,12 @@ def in_turn(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
   else:
     changing, stacked = jax.lax.scan(lambda changing, piece: one(variables, changing, piece), changing, pieces)
-  return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(images.shape[0], *leaf.shape[2:]), stacked), changing
+
+  def in_order(leaf: Array) -> Array:
+    by_device = leaf.reshape(num, devices, -1, *leaf.shape[2:])
+    return by_device.swapaxes(0, 1).reshape(images.shape[0], *leaf.shape[2:])
+
+  return jax.tree.map(in_order, stacked), changing
 
 
 def check(config: ConfigDict) -> None:

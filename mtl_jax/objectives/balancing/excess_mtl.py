@@ -48,7 +48,8 @@ def excess_mtl(eta: float = 0.01) -> Objective:
     first = jnp.where(present & jnp.isnan(state.first), excess, state.first)
     ratio = excess / (first + EPSILON)
     moved = guard.softmax(jnp.log(jnp.maximum(state.weights, EPSILON**4)) + eta * jnp.where(present, ratio, 0), present)
-    return weighted_sum(moved, gradients), State(squares, jnp.where(present, moved, state.weights), first)
+    kept = guard.share_out(moved, state.weights, present)
+    return weighted_sum(moved, gradients), State(squares, kept, first)
 
   return Objective(init, update, needs='parameters')
 

@@ -42,9 +42,10 @@ def moco(
     fresh = scaled(jnp.where(present & (norms > 0), losses / jnp.where(norms > 0, norms, 1), 0), gradients)
     tracked = jax.tree.map(lambda y, new: y - beta / time**beta_sigma * (y - new), state.tracked, fresh)
     tracked = masked(present, tracked, state.tracked)
-    old = jnp.where(present, state.weights, 0)
+    held = jnp.where(present, state.weights, 0)
+    old = held / jnp.where(held.sum() > 0, held.sum(), 1)
     slope = task_gradients.gram(tracked) @ old + rho * old
     weights = guard.softmax(old - gamma / time**gamma_sigma * slope, present)
-    return weighted_sum(weights, tracked), State(step, tracked, jnp.where(present, weights, state.weights))
+    return weighted_sum(weights, tracked), State(step, tracked, guard.share_out(weights, state.weights, present))
 
   return Objective(init, update, needs='parameters')

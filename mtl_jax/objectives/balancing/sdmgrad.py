@@ -55,7 +55,7 @@ def sdmgrad(lam: float = 0.3, solver_rate: float = 10.0, momentum: float = 0.5, 
     start = project(state.simplex, present)
     (w, _), _ = jax.lax.scan(solver_step, (start, jnp.zeros_like(start)), length=solver_steps)
     weights = jnp.where(present, (w + toward) / (1 + lam), 0)
-    keep = State(jnp.where(present, w, state.simplex), jnp.where(present, weights, state.weights))
+    keep = State(guard.share_out(w, state.simplex, present), jnp.where(present, weights, state.weights))
     return weighted_sum(weights, third), keep
 
   return Objective(init, update, needs='parameters', parts=3)

@@ -94,7 +94,7 @@ class Coupling:
         classes, weight = losses.implied_targets(source, table)
         done.write(target, classes, jnp.where(known, weight, 0.0) * self.settings.co_annotation)
       if relation.units:
-        classes, implied = losses.implied_source(*relation.seen_units(*given), relation.unit_weights)
+        classes, implied = losses.implied_source(*relation.seen_units(*given), relation.unit_weights, relation.prior)
         done.write(relation.source, classes, jnp.where(implied, self.settings.co_annotation, 0.0))
     return done.labels, done.mask, done.weights
 

@@ -132,14 +132,19 @@ def implied_targets(
 
 
 def implied_source(
-  labels: Int32[Array, 'b t'], known: Bool[Array, 'b t'], weights: Float[Array | np.ndarray, 't e']
+  labels: Int32[Array, 'b t'],
+  known: Bool[Array, 'b t'],
+  weights: Float[Array | np.ndarray, 't e'],
+  prior: Float[Array | np.ndarray, ' e'],
 ) -> tuple[Int32[Array, ' b'], Bool[Array, ' b']]:
-  """Hard co-annotation of the source: the class all of whose likely units (r of at least 0.5) are labelled as there.
+  """Hard co-annotation of the source: the class all of whose own units are labelled as there.
 
-  Of several such classes the one with the most units, none where two have as many; a class without a unit is never
-  implied.
+  A unit is a class's own if r(i | e) is at least 0.5, and above its share under the prior of the classes: one that is
+  likelier still in the other classes speaks against this one. Of several such classes the one with the most units, none
+  where two have as many; a class without a unit is never implied.
   """
-  likely = (jnp.asarray(weights) >= 0.5).astype(jnp.float32)
+  weights = jnp.asarray(weights)
+  likely = ((weights >= 0.5) & (weights > (weights @ jnp.asarray(prior))[:, None])).astype(jnp.float32)
   needed = likely.sum(0)
   there = ((labels == 1) & known).astype(jnp.float32) @ likely
   size = jnp.where((there == needed) & (needed > 0), needed, 0.0)

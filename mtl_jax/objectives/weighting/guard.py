@@ -26,3 +26,11 @@ def mean(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array,
 def softmax(logits: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
   """Softmax over the tasks present, 0 for the others."""
   return jnp.where(present, jax.nn.softmax(jnp.where(present, logits, NEVER)), 0)
+
+
+def share_out(weights: Float[Array, ' k'], held: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """Weights that sum to 1 over the tasks present, times what those held before: absent tasks keep their share.
+
+  Otherwise the sum would grow with every batch that lacks a task, which would pay for it when it is there again.
+  """
+  return jnp.where(present, weights * jnp.where(present, held, 0).sum(), held)
