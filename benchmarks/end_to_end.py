@@ -7,14 +7,14 @@ Images are random bytes in the host's memory, so streaming means gathering rows 
 """
 
 import argparse
-import time
+from functools import partial
 from typing import Any
 
 import absent  # noqa: F401
 import jax
 import numpy as np
-from reporting import Row, parser, report, row, spread
-from running import Stepper, dispatches_for, make_run, make_split
+from reporting import Row, calls_for, parser, rates_in_turn, report, row, spread
+from running import Stepper, make_run, make_split
 from workload import Workload
 
 ON_CPU = (Workload('resnet18', 64, 64, 'float32', width=32), 2_048)  # With the number of images.
@@ -49,13 +49,9 @@ def measure(workload: Workload, steppers: dict[str, Any], options: argparse.Name
   """Rates of each, in turn."""
   for stepper in steppers.values():
     stepper.advance(1)  # Compiles.
-  dispatches = dispatches_for(steppers['constant batch'], options.round_secs)
-  rates: dict[str, list[float]] = {name: [] for name in steppers}
-  for _ in range(options.rounds):
-    for name, stepper in steppers.items():
-      began = time.perf_counter()
-      images = stepper.advance(dispatches)
-      rates[name].append(images / (time.perf_counter() - began))
+  dispatches = calls_for(steppers['constant batch'].advance, options.round_secs)
+  parts = {name: partial(stepper.advance, dispatches) for name, stepper in steppers.items()}
+  rates = rates_in_turn(parts, rounds=options.rounds)
   rows: list[Row] = []
   for name, stepper in steppers.items():
     stepper.check()

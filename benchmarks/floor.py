@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from workload import Workload
 
+from mtl_jax.models.cost import num_parameters
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -37,9 +39,8 @@ def cost_of(workload: Workload) -> Cost:
   with _as_on_an_accelerator():
     traced: Any = jax.make_jaxpr(apply)(dict(state.variables), images)
   flops, moved = _products(traced.jaxpr)
-  num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.variables['params']))
   itemsize = jnp.dtype(workload.dtype).itemsize
-  return Cost(3.0 * flops, 3.0 * moved * itemsize + num_parameters * (2 * itemsize + 4 * 8))
+  return Cost(3.0 * flops, 3.0 * moved * itemsize + num_parameters(state.variables['params']) * (2 * itemsize + 4 * 8))
 
 
 def _as_on_an_accelerator() -> Any:

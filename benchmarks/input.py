@@ -21,8 +21,8 @@ import jax
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
-from reporting import Row, best_rates, parser, report, row
-from running import Stepper, dispatches_for
+from reporting import Row, best_rates, calls_for, parser, report, row
+from running import Stepper
 
 from mtl_jax.config import validate
 from mtl_jax.configs import default
@@ -134,7 +134,7 @@ def training(stores: dict[str, Store], options: argparse.Namespace, *, bare: Row
   steppers |= {name: Stepper(run) for name, run in runs.items()}
   for stepper in steppers.values():
     stepper.advance(1)  # Compiles.
-  dispatches = dispatches_for(steppers['constant'], options.secs)
+  dispatches = calls_for(steppers['constant'].advance, options.secs)
   parts = {name: partial(stepper.advance, dispatches) for name, stepper in steppers.items()}
   rates = best_rates(parts, rounds=options.rounds)
   for stepper in steppers.values():

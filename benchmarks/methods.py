@@ -9,26 +9,24 @@ attribute. Times are the best of several rounds in turn; memory is what the comp
 
 import argparse
 import functools
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from reporting import Row, parser, report, row
+from reporting import Row, best_rates, parser, report, row
+from workload import TASKS, Workload
 
 from mtl_jax import objectives
 from mtl_jax.configs import default
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import multitask
-from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
+from mtl_jax.tasks import BinaryTask, Task
 from mtl_jax.training import gradients, optimizer
 from mtl_jax.training.memory import least_of_processes, total_bytes
 from mtl_jax.training.step import TrainState, init_state, train_step
 
-LOSS_METHODS = ('uncertainty', 'dwa', 'gls', 'rlw', 'imtl_l', 'stch', 'famo')
 QUICK_METHODS = ('uncertainty', 'mgda_ub', 'upgrad')  # One of each cost class.
 SIDE_BY_SIDE = ('upgrad', 'cagrad', 'mgda', 'pcgrad', 'aligned_mtl')  # That torchjd has too, if they are asked for.
 SWEPT = ('upgrad', 'db_mtl')  # The first of these that is asked for shows chunks and sub-batches.
@@ -62,26 +60,14 @@ def arguments() -> argparse.Namespace:
 
 def make_tasks(num: int) -> tuple[Task, ...]:
   """Attributes and landmarks, or so many attributes apart."""
-  if num == 2:
-    names = tuple(f'p{i}_{axis}' for i in range(5) for axis in 'xy')
-    return BinaryTask('attributes', tuple(f'a{i}' for i in range(40))), LandmarkTask('landmarks', names)
-  return tuple(BinaryTask(f'attributes/a{i}', (f'a{i}',)) for i in range(num))
-
-
-def make_batch(tasks: tuple[Task, ...], options: argparse.Namespace) -> dict[str, Any]:
-  random = np.random.default_rng(0)
-  shapes = {task.name: (options.batch_size, len(task.labels)) for task in tasks}
-  return {
-    'image': random.integers(0, 256, (options.batch_size, options.size, options.size, 3), dtype=np.uint8),
-    'labels': {name: random.integers(0, 2, shape).astype(np.float32) for name, shape in shapes.items()},
-    'mask': {name: np.ones(shape, bool) for name, shape in shapes.items()},
-    'example_id': np.arange(options.batch_size, dtype=np.int32),
-  }
+  return TASKS if num == 2 else tuple(BinaryTask(f'attributes/a{i}', (f'a{i}',)) for i in range(num))
 
 
 def measure(num: int, options: argparse.Namespace) -> list[Row]:
   """All rows of one number of losses."""
-  prepare = partial(prepare_step, make_tasks(num), options)
+  dtype = jnp.dtype(multitask.compute_dtype('auto')).name
+  workload = Workload('resnet18', options.size, options.batch_size, dtype, width=options.width, tasks=make_tasks(num))
+  prepare = partial(prepare_step, workload)
   steps = {'plain sum': prepare('fixed')}
   steps |= {name: prepare(name) for name in options.methods if name != 'fixed'}
   swept = next((name for name in SWEPT if name in options.methods), None)
@@ -94,9 +80,11 @@ def measure(num: int, options: argparse.Namespace) -> list[Row]:
     import torch_methods
 
     chosen = [name for name in SIDE_BY_SIDE if name in options.methods]
-    batch = make_batch(make_tasks(num), options)
-    steps |= torch_methods.steps(make_tasks(num), batch, methods=chosen, width=options.width)
-  seconds = best_seconds({name: step for name, (step, _) in steps.items()}, rounds=options.rounds)
+    steps |= torch_methods.steps(workload, methods=chosen)
+  for step, _ in steps.values():
+    step()
+  rates = best_rates({name: step for name, (step, _) in steps.items()}, rounds=options.rounds)
+  seconds = {name: workload.batch / rate for name, rate in rates.items()}
   rows = []
   plain = row(f'K={num}: plain sum', 1000 * seconds['plain sum'], 'ms a step')
   for name, (_, memory) in steps.items():
@@ -112,29 +100,28 @@ def measure(num: int, options: argparse.Namespace) -> list[Row]:
 
 def target(name: str, num: int) -> float | None:
   """The largest ratio to the plain step that is aimed at."""
-  if name in LOSS_METHODS:
-    return 1.4 if name == 'famo' else 1.03
   if name not in objectives.OBJECTIVES or name in ('fixed', 'sdmgrad'):
     return None
-  if objectives.OBJECTIVES[name]().needs == 'representation':
+  needs = objectives.OBJECTIVES[name]().needs
+  if needs == 'losses':
+    return 1.4 if name == 'famo' else 1.03
+  if needs == 'representation':
     return {2: 1.15, 40: 1.3}.get(num)
   return {2: 1.9, 40: round(1.15 * (1 + 2 * num) / 3, 1)}.get(num)
 
 
-def prepare_step(
-  tasks: tuple[Task, ...], options: argparse.Namespace, name: str, **settings: Any
-) -> tuple[Callable[[], None], int | None]:
-  """One step of a method, compiled, on a state of its own; and its temporary memory in bytes."""
-  config = default.get_config().unlock()
-  config.model.width, config.objective.name = options.width, name
+def prepare_step(workload: Workload, name: str, **settings: Any) -> tuple[Callable[[], int], int | None]:
+  """One step of a method, compiled, on a state of its own, returning its images; its temporary memory in bytes."""
+  config, tasks = default.get_config().unlock(), workload.tasks
+  config.model.width, config.objective.name = workload.width, name
   config.objective.update(settings)
   objective = objectives.from_config(config, [task.name for task in tasks], steps_per_epoch=100)
   common = {'model': multitask.from_config(config, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
-  first = first_state(tasks, options.width, options.size)
+  first = first_state(workload)
   like = {'shared': first.variables['params']['shared']}
   remembered = jax.jit(partial(objective.init, len(tasks)))(like)
   state = jax.tree.map(jnp.copy, first).replace(objective=remembered)
-  batch = jax.device_put(make_batch(tasks, options))
+  batch = jax.device_put(workload.make_batch())
   how = gradients.Settings.from_config(config, memory=least_of_processes(total_bytes()))
   step = partial(
     train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, objective=objective, **common
@@ -142,19 +129,20 @@ def prepare_step(
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   analysis = compiled.memory_analysis()
 
-  def one() -> None:
+  def one() -> int:
     nonlocal state
     state, metrics = compiled(state, batch)
     jax.block_until_ready((state, metrics))
+    return workload.batch
 
   return one, None if analysis is None else analysis.temp_size_in_bytes
 
 
 @functools.cache
-def first_state(tasks: tuple[Task, ...], width: int, size: int) -> TrainState:
+def first_state(workload: Workload) -> TrainState:
   """The state of the plain sum before the first step; made once, since compiling that takes seconds."""
-  config = default.get_config().unlock()
-  config.model.width = width
+  config, tasks = default.get_config().unlock(), workload.tasks
+  config.model.width = workload.width
   make = partial(
     init_state,
     0,
@@ -162,23 +150,10 @@ def first_state(tasks: tuple[Task, ...], width: int, size: int) -> TrainState:
     tx=optimizer.from_config(config),
     objective=objectives.fixed([1.0] * len(tasks)),
     label_stats={task.name: task.empty_stats() for task in tasks},
-    input_shape=(size, size, 3),
+    input_shape=(workload.size, workload.size, 3),
     ema_decay=0.0,
   )
   return jax.jit(make)()
-
-
-def best_seconds(steps: dict[str, Callable[[], None]], *, rounds: int) -> dict[str, float]:
-  """The shortest time of each step; they take turns, so that what else the machine does slows them alike."""
-  best = dict.fromkeys(steps, float('inf'))
-  for one in steps.values():
-    one()
-  for _ in range(rounds):
-    for name, one in steps.items():
-      began = time.perf_counter()
-      one()
-      best[name] = min(best[name], time.perf_counter() - began)
-  return best
 
 
 if __name__ == '__main__':

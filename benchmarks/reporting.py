@@ -41,18 +41,30 @@ def spread(values: Sequence[float], name: str = 'value') -> Row:
   return {f'{name}_low': min(values), f'{name}_high': max(values)}
 
 
-def best_rates(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:
-  """The best rate of each part, in images/s; each call does its work to the end and says how many images that were.
+def rates_in_turn(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, list[float]]:
+  """Each part's rate in each round, in images/s; a call does its work to the end and says how many images that were.
 
   The parts take turns, so that what else the machine does slows them alike.
   """
-  best = dict.fromkeys(parts, 0.0)
+  rates: dict[str, list[float]] = {name: [] for name in parts}
   for _ in range(rounds):
     for name, part in parts.items():
       began = time.perf_counter()
       images = part()
-      best[name] = max(best[name], images / (time.perf_counter() - began))
-  return best
+      rates[name].append(images / (time.perf_counter() - began))
+  return rates
+
+
+def best_rates(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:
+  """The best of each part's rates in turn."""
+  return {name: max(rates) for name, rates in rates_in_turn(parts, rounds=rounds).items()}
+
+
+def calls_for(advance: Callable[[int], int], secs: float, *, least: int = 2) -> int:
+  """How many steps, or dispatches, take about so long, going by two; the first one, which compiles, must be over."""
+  began = time.perf_counter()
+  advance(2)
+  return max(least, round(secs / ((time.perf_counter() - began) / 2)))
 
 
 def machine() -> dict[str, Any]:

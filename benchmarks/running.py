@@ -1,6 +1,5 @@
 """A run as the library trains it, on random images, without a prepared set or a configuration file."""
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -137,10 +136,3 @@ class Stepper:
     """The devices took those steps, and learned from them."""
     assert int(self._state.step) == self._steps, 'steps are missing'
     check_losses(self.losses)
-
-
-def dispatches_for(stepper: Stepper, secs: float) -> int:
-  """How many dispatches take about so long; the first one, which compiles, must be over."""
-  began = time.perf_counter()
-  stepper.advance(2)
-  return max(2, round(secs / ((time.perf_counter() - began) / 2)))

@@ -12,16 +12,16 @@ import math
 import os
 import re
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import absent  # noqa: F401
 import jax
-import jax.numpy as jnp
 import numpy as np
-from reporting import Row, parser, report, row, spread
-from workload import Workload, check_losses
+from reporting import Row, parser, rates_in_turn, report, row, spread
+from workload import Steps, Workload
 
+from mtl_jax.models.cost import num_parameters
 from mtl_jax.training import sharding
 
 SIMULATED = 8
@@ -64,7 +64,7 @@ def simulate() -> None:
 def collectives(workload: Workload) -> list[Row]:
   """Number and bytes of the collectives of a step, with batch norm over all devices and on each alone."""
   devices = jax.device_count()
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(workload.make_state).variables['params']))
+  parameters = num_parameters(jax.eval_shape(workload.make_state).variables['params'])
   sums = 2 * len(workload.tasks)  # A sum and a number of labels for each task.
   least = {
     'number': row('least possible: gradients, loss sums', 2, 'collectives'),
@@ -74,20 +74,12 @@ def collectives(workload: Workload) -> list[Row]:
   alone = dataclasses.replace(workload, norm_rows=workload.batch // devices)
   narrow = dataclasses.replace(alone, dtype='bfloat16')
   for name, one in (('over all', workload), ('on each', alone), ('on each, bfloat16', narrow)):
-    found = found_collectives(compiled_text(one, devices))
+    lowered = one.lowered(jax.eval_shape(one.make_state), one.make_batch(), mesh=sharding.make_mesh())
+    found = found_collectives(lowered.compile().as_text() or '')
     title = f'{workload.network}, batch norm {name} of {devices} devices'
     rows.append(row(title, len(found), 'collectives', to=least['number']))
     rows.append(row(title, sum(size for _, size in found), 'bytes', to=least['bytes']) | {'kinds': counted(found)})
   return rows
-
-
-def compiled_text(workload: Workload, devices: int) -> str:
-  """The compiled step, its batch split over the devices."""
-  mesh = sharding.make_mesh(jax.devices()[:devices])
-  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-  step = jax.jit(workload.one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
-  state, batch = jax.eval_shape(workload.make_state), workload.make_batch()
-  return step.lower(state, batch).compile().as_text() or ''
 
 
 def found_collectives(text: str) -> list[tuple[str, int]]:
@@ -109,50 +101,19 @@ def counted(found: list[tuple[str, int]]) -> dict[str, int]:
 def speed(workload: Workload, options: argparse.Namespace) -> list[Row]:
   """Images/s on 1, 2, 4, ... devices with as many images for each, in alternating rounds."""
   counts = [2**i for i in range(jax.device_count().bit_length()) if 2**i <= jax.device_count()]
-  parts = {count: Parallel(dataclasses.replace(workload, batch=count * workload.batch), count) for count in counts}
-  rates: dict[int, list[float]] = {count: [] for count in counts}
-  for _ in range(options.rounds):
-    for count, part in parts.items():
-      began = time.perf_counter()
-      images = part.advance(20)
-      rates[count].append(images / (time.perf_counter() - began))
+  parts: dict[str, Steps] = {}
+  for count in counts:
+    one = dataclasses.replace(workload, batch=count * workload.batch)
+    parts[f'{one.title}, {count} device(s)'] = Steps(one, mesh=sharding.make_mesh(jax.devices()[:count]))
+  rates = rates_in_turn({name: partial(steps.advance, 20) for name, steps in parts.items()}, rounds=options.rounds)
   rows: list[Row] = []
-  for count, part in parts.items():
-    part.check()
-    made = row(f'{part.workload.title}, {count} device(s)', float(np.median(rates[count])), 'images/s')
-    made |= spread(rates[count])
+  for count, (name, steps) in zip(counts, parts.items(), strict=True):
+    steps.check()
+    made = row(name, float(np.median(rates[name])), 'images/s') | spread(rates[name])
     if rows:
       made |= {'ratio': made['value'] / rows[0]['value'] / count, 'ratio_to': f'{count} x {rows[0]["name"]}'}
     rows.append(made)
   return rows
-
-
-class Parallel:
-  """Steps over so many devices on a constant batch."""
-
-  def __init__(self, workload: Workload, devices: int):
-    self.workload = workload
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    self._state = jax.jit(workload.make_state, out_shardings=whole)()
-    self._batch = jax.device_put(workload.make_batch(), rows)
-    self._step = jax.jit(workload.one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
-    self._taken, self.losses = 0, []
-    self.advance(2)
-
-  def advance(self, steps: int) -> int:
-    loss = jnp.zeros(())
-    for _ in range(steps):
-      self._state, metrics = self._step(self._state, self._batch)
-      loss = metrics['loss']
-    jax.block_until_ready(self._state)
-    self._taken += steps
-    self.losses.append(float(loss))
-    return steps * self.workload.batch
-
-  def check(self) -> None:
-    assert int(self._state.step) == self._taken, 'steps are missing'
-    check_losses(self.losses)
 
 
 if __name__ == '__main__':

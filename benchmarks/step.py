@@ -11,13 +11,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import absent  # noqa: F401
 import jax
 import numpy as np
 from floor import Cost, copy_bytes_per_sec, cost_of, matmul_flops_per_sec
-from reporting import Row, keep, parser, report, row, spread
+from reporting import Row, calls_for, keep, parser, rates_in_turn, report, row, spread
 from workload import TASKS, Steps, Workload
 
 KNEE = 1.03  # Doubling the batch gains less than this beyond it.
@@ -117,16 +118,10 @@ def swept(sweep: Sweep, limits: Limits, options: argparse.Namespace, *, late: An
 
 def rates_of(steps: Steps, options: argparse.Namespace) -> list[float]:
   """Images/s of each round."""
-  began = time.perf_counter()
-  steps.advance(2)
-  number = max(2, round(options.round_secs / ((time.perf_counter() - began) / 2)))
-  rates = []
-  for _ in range(options.rounds):
-    began = time.perf_counter()
-    images = steps.advance(number)
-    rates.append(images / (time.perf_counter() - began))
+  number = calls_for(steps.advance, options.round_secs)
+  rates = rates_in_turn({'step': partial(steps.advance, number)}, rounds=options.rounds)
   steps.check()
-  return rates
+  return rates['step']
 
 
 def describe(steps: Steps, rate: float, rates: list[float], limits: Limits) -> list[Row]:
@@ -155,18 +150,11 @@ def joint_against_single(joint: Workload, options: argparse.Namespace) -> list[R
   """What learning both tasks costs beside the dearer one alone, in alternating rounds."""
   workloads = {'joint': joint} | {task.name: dataclasses.replace(joint, tasks=(task,)) for task in TASKS}
   parts = {name: Steps(workload) for name, workload in workloads.items()}
-  began = time.perf_counter()
-  parts['joint'].advance(2)
-  number = max(2, round(options.round_secs / ((time.perf_counter() - began) / 2)))
-  secs: dict[str, list[float]] = {name: [] for name in parts}
-  for _ in range(options.rounds):
-    for name, steps in parts.items():
-      began = time.perf_counter()
-      steps.advance(number)
-      secs[name].append((time.perf_counter() - began) / number)
+  number = calls_for(parts['joint'].advance, options.round_secs)
+  rates = rates_in_turn({name: partial(steps.advance, number) for name, steps in parts.items()}, rounds=options.rounds)
   for steps in parts.values():
     steps.check()
-  medians = {name: 1e3 * float(np.median(found)) for name, found in secs.items()}
+  medians = {name: 1e3 * float(np.median(joint.batch / np.array(found))) for name, found in rates.items()}
   singles = {name: row(f'{joint.title}: {name} alone', medians[name], 'ms') for name in parts if name != 'joint'}
   slower = max(singles.values(), key=lambda one: one['value'])
   return [*singles.values(), row(f'{joint.title}: joint', medians['joint'], 'ms', to=slower, target=1.03)]

@@ -44,7 +44,6 @@ class MultiTask(nn.Module):
   def __init__(self, workload: Workload):
     super().__init__()
     self.backbone = make_backbone(workload)
-    self.backbone.fc = self.backbone.classifier = None
     features = num_features(workload)
     self.heads = nn.ModuleDict({task.name: make_head(features, task.num_outputs) for task in workload.tasks})
     self.register_buffer('mean', torch.tensor(MEAN).view(3, 1, 1))
@@ -61,11 +60,14 @@ def make_head(features: int, outputs: int) -> nn.Module:
 
 
 def make_backbone(workload: Workload) -> Any:
+  """The network that ours is, without its classifier."""
   if workload.backbone == 'mobilenet_v2':
-    return torch_models.MobileNetV2()
-  block, sizes = SIZES[workload.backbone]
-  make = SmallStem if has_small_stem('auto', (1, workload.size, workload.size, 3)) else torch_models.ResNet
-  return make(block, sizes, workload.width or 64)
+    made = torch_models.MobileNetV2()
+  else:
+    small = has_small_stem('auto', (1, workload.size, workload.size, 3))
+    made = (SmallStem if small else torch_models.ResNet)(*SIZES[workload.backbone], workload.width or 64)
+  made.fc = made.classifier = None
+  return made
 
 
 def num_features(workload: Workload) -> int:

@@ -19,7 +19,7 @@ import absent  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reporting import Row, keep, parser, report, row, spread
+from reporting import Row, calls_for, keep, parser, rates_in_turn, report, row, spread
 from torch_training import TorchForward, TorchSteps, variables_of
 from workload import Steps, Workload, check_losses
 
@@ -109,15 +109,8 @@ def compare(name: str, parts: dict[str, Any], options: argparse.Namespace, *, ta
   """Rates in alternating rounds; the target is of our ratio to the fastest of the others."""
   for part in parts.values():
     part.advance(2)
-  began = time.perf_counter()
-  parts['ours'].advance(2)
-  number = max(1, round(options.round_secs / ((time.perf_counter() - began) / 2)))
-  rates: dict[str, list[float]] = {part: [] for part in parts}
-  for _ in range(options.rounds):
-    for part, steps in parts.items():
-      began = time.perf_counter()
-      images = steps.advance(number)
-      rates[part].append(images / (time.perf_counter() - began))
+  number = calls_for(parts['ours'].advance, options.round_secs, least=1)
+  rates = rates_in_turn({part: partial(steps.advance, number) for part, steps in parts.items()}, rounds=options.rounds)
   medians = {part: float(np.median(found)) for part, found in rates.items()}
   theirs = {
     part: row(f'{name}, {part}', medians[part], 'images/s') | spread(rates[part]) for part in parts if part != 'ours'

@@ -12,6 +12,7 @@ import absent  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import convnet, mobilenet, resnet
@@ -115,6 +116,12 @@ class Workload:
     """The library's step, without augmentation: `(state, batch) -> (state, metrics)`."""
     return partial(train_step, tasks=self.tasks, augmentation=Augmentation(), seed=0, **self._trained)
 
+  def lowered(self, state: Any, batch: Any, *, mesh: Mesh) -> Any:
+    """The step's program for the devices of a mesh, which share the batch's rows; of arrays or of their shapes."""
+    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    step = jax.jit(self.one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+    return step.lower(state, batch)
+
   def make_batch(self) -> dict[str, Any]:
     """Random images, and labels that are all there, as NumPy arrays."""
     return make_rows(self.tasks, self.batch, self.size)
@@ -137,13 +144,14 @@ def make_labels(tasks: Sequence[Task], rows: int) -> dict[str, Any]:
 
 
 class Steps:
-  """The compiled step on a constant batch, on one device, with a state of its own."""
+  """The compiled step on a constant batch, on the devices of a mesh or on one, with a state of its own."""
 
-  def __init__(self, workload: Workload, *, state: TrainState | None = None):
+  def __init__(self, workload: Workload, *, state: TrainState | None = None, mesh: Mesh | None = None):
     self.workload = workload
-    self._state = jax.jit(workload.make_state)() if state is None else state
-    self._batch = jax.device_put(workload.make_batch())
-    lowered = jax.jit(workload.one_step, donate_argnums=0).lower(self._state, self._batch)
+    mesh = sharding.make_mesh(jax.devices()[:1]) if mesh is None else mesh
+    self._state = jax.jit(workload.make_state, out_shardings=sharding.replicated(mesh))() if state is None else state
+    self._batch = jax.device_put(workload.make_batch(), sharding.by_rows(mesh))
+    lowered = workload.lowered(self._state, self._batch, mesh=mesh)
     began = time.perf_counter()
     self.compiled = lowered.compile()
     self.compile_secs = time.perf_counter() - began

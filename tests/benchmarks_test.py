@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -88,6 +89,45 @@ def test_a_tuple_of_shapes_has_the_bytes_of_all(rooms):
 
   text = '  %a = (f32[2,3]{1,0}, bf16[4]{0}, s32[]) all-reduce-start(%x, %y, %z), to_apply=%add'
   assert scaling.found_collectives(text) == [('all-reduce', 24 + 8 + 4)]
+
+
+@pytest.fixture
+def clock(rooms, monkeypatch):
+  """Time that passes only as a test says, by its method `wait`."""
+  import reporting
+
+  class Clock:
+    now = 0.0
+
+    def wait(self, secs):
+      self.now += secs
+
+  clock = Clock()
+  monkeypatch.setattr(reporting, 'time', SimpleNamespace(perf_counter=lambda: clock.now))
+  return clock
+
+
+def test_parts_take_turns_and_each_round_has_its_own_rate(clock):
+  import reporting
+
+  order, secs = [], {'a': iter([1.0, 2.0, 4.0]), 'b': iter([0.5, 0.25, 1.0])}
+
+  def part(name, images):
+    order.append(name)
+    clock.wait(next(secs[name]))
+    return images
+
+  parts = {'a': lambda: part('a', 8), 'b': lambda: part('b', 1)}
+  assert reporting.rates_in_turn(parts, rounds=2) == {'a': [8.0, 4.0], 'b': [2.0, 4.0]}
+  assert order == ['a', 'b', 'a', 'b']
+  assert reporting.best_rates(parts, rounds=1) == {'a': 2.0, 'b': 1.0}
+
+
+@pytest.mark.parametrize(('secs', 'least', 'calls'), [(6.0, 2, 12), (0.1, 2, 2), (0.1, 1, 1)])
+def test_as_many_calls_as_fill_the_time_at_half_a_second_each(clock, secs, least, calls):
+  import reporting
+
+  assert reporting.calls_for(lambda number: clock.wait(0.5 * number), secs, least=least) == calls
 
 
 def test_what_was_not_measured_is_said_and_null(rooms, tmp_path, capsys):
