@@ -215,7 +215,7 @@ def test_an_image_too_large_to_be_one_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_missing_image_is_named(tmp_path):
-  assert refusal(decode, tmp_path / 'no.jpg', SIZE) == f'{tmp_path / "no.jpg"}: no such image'
+  assert refusal(decode, tmp_path / 'no.jpg', SIZE) == f'{tmp_path / "no.jpg"}: no such image; check the path'
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, DataError, ZeroDivisionError])

@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
   optimizer.name = 'adamw'  # adam, adamw or sgd.
   optimizer.learning_rate = 1e-3  # Peak.
   optimizer.schedule = 'cosine'  # cosine (to zero at the last step) or constant.
-  optimizer.warmup_steps = 0  # Steps of linear warm-up, part of train.steps.
+  optimizer.warmup_steps = 0  # Steps of linear warm-up, part of train.steps, of which at least one is none.
   optimizer.weight_decay = 1e-4  # Of kernels only; decoupled in adamw, added to the gradient in adam and sgd.
   optimizer.momentum = 0.9  # Of sgd (Nesterov).
   optimizer.clip_norm = 1.0  # Largest global norm of the gradient; 0 does not clip.

@@ -40,8 +40,10 @@ def decode(
       picture = picture.crop(crop) if crop else picture
       pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
   except FileNotFoundError as error:
-    raise DataError(f'{image}: no such image') from error
+    raise DataError(f'{image}: no such image; check the path') from error
+  except MemoryError:
+    raise
   except Exception as error:  # Pillow's decoders raise a dozen kinds on bad bytes.
     name = str(image) if isinstance(image, Path) else getattr(image, 'name', name)
-    raise DataError(f'{name}: is no readable image ({one_line(error)}); fetch it again or remove its row') from error
+    raise DataError(f'{name}: is no readable image ({one_line(error)}); fetch it again, or leave it out') from error
   return pixels, picture.size

@@ -196,7 +196,7 @@ def _read_bytes(path: Path) -> bytes:
   try:
     return path.read_bytes()
   except FileNotFoundError as error:
-    raise DataError(f'{path}: no such image') from error
+    raise DataError(f'{path}: no such image; fetch it, or leave it out') from error
 
 
 def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:

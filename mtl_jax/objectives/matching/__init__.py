@@ -207,11 +207,11 @@ def from_config(
   asked = config.objective.matching
   choose(asked.divergence, tuple(losses.DIVERGENCES), field=f'{relations.FIELD.rpartition(".")[0]}.divergence')
   settings = Settings(**{field.name: asked[field.name] for field in dataclasses.fields(Settings)})
+  read = [one for name in asked.relations for one in relations.read(name, known=known, tasks=tasks)]
   if not (settings.distribution or settings.soft_co_annotation or settings.co_annotation):
     return None
   if not asked.relations:
     raise ConfigError(f'{relations.FIELD} is empty; name {" or ".join(relations.BUILT_IN)}, or a file of relations')
-  read = [one for name in asked.relations for one in relations.read(name, known=known, tasks=tasks)]
   if not read:
     log.info('matching: no relation is between tasks of this run')
     return None
