@@ -225,3 +225,31 @@ def test_a_table_of_zeros_and_ones_has_every_unit_that_the_paper_lists():
   (found,) = matching.from_config(config, tasks=TASKS[:2], known=TASKS, train=whole, val=None).relations
   counted = np.stack([found.tables[[t.name for t in found.targets].index(unit)][:, 1] for unit in UNITS], 1)
   np.testing.assert_array_equal(counted, TABLE > 0.03)
+
+
+AGE_AND_YOUNG = (BinaryTask('attributes', ('Young',)), RegressionTask('age', ('age',)))
+
+
+@pytest.mark.parametrize(
+  ('spread', 'message'),
+  [
+    ('', 'old needs a spread where config.objective.standardize is false'),
+    ('spread = 5', 'has no split val'),
+  ],
+)
+def test_a_number_in_ranges_needs_a_spread_where_labels_are_learned_in_their_own_units(tmp_path, spread, message):
+  path = tmp_path / 'own.toml'
+  path.write_text(f"""
+[variable.old]
+of = "age"
+edges = [50]
+{spread}
+[[relation]]
+source = "old"
+table.from50 = {{Young = 0.1}}
+""")
+  config = config_of(distribution=1.0, relations=(str(path),), count_in='val')
+  with config.unlocked():
+    config.objective.standardize = False
+  with pytest.raises(ConfigError, match=message):
+    matching.from_config(config, tasks=AGE_AND_YOUNG, known=AGE_AND_YOUNG, train=None, val=None)

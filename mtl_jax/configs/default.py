@@ -86,7 +86,8 @@ def get_config() -> ConfigDict:
   matching.relations = ()  # Built-in ones (expressions, celeba), or files of your own: see objectives/matching.
   matching.distribution = 0.0  # Weight of distribution matching: what a task predicts against what others expect.
   matching.soft_co_annotation = 0.0  # Weight of what targets' labels say softly of the source.
-  matching.co_annotation = 0.0  # Weight of labels that others imply, in their task's loss, where true ones weigh 1.
+  # Weight of labels that others imply, in their task's loss, a weighted mean in which true ones weigh 1.
+  matching.co_annotation = 0.0
   matching.table = 'given'  # given, binary (0 and 1) or estimated: counted where source and target are labelled.
   matching.count_in = 'train'  # Where: train or val, which keeps all labels whatever data.keep_labels drops.
   matching.smoothing = 1.0  # Added to every count (Laplace).

@@ -64,15 +64,21 @@ def reduce(
 
 
 def batch_parts(num_rows: int, num: int) -> Int64[np.ndarray, ' b']:
-  """The part of each row of a batch that is cut into so many, as equal as can be: each device's rows one after another.
+  """The part of each row of a batch that is cut into so many, as equal as can be.
 
-  So every part has rows of every device, and of every set of a mixture in its share, since any run of successive rows
-  has (`data/order.py:interleaved`); rows at even distances might all be of one set.
+  Each device's rows are cut into runs of successive ones, since any such run holds every set of a mixture in its share
+  (`data/order.py:interleaved`), as rows at even distances need not. Which run is whose moves on by one from device to
+  device, so that a set's few rows, which lie in the same place of each, come to all parts.
   """
-  each = num_rows // jax.device_count()
-  if num_rows % jax.device_count() or each < num:
-    each = num_rows
-  return np.arange(num_rows) % each * num // each
+  devices = parts_by_device(num_rows, num)
+  place, device = np.arange(num_rows) % (num_rows // devices), np.arange(num_rows) * devices // num_rows
+  return (place * num * devices // num_rows + device) % num
+
+
+def parts_by_device(num_rows: int, num: int) -> int:
+  """The number of devices, each of which cuts its rows into so many runs; 1 where they cannot all do so alike."""
+  devices = jax.device_count()
+  return 1 if num_rows % devices or num_rows // devices < num else devices
 
 
 def over_parts(values: Float[Array, 'p k'], present: Bool[Array, 'p k']) -> Float[Array, ' k']:

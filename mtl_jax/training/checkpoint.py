@@ -107,7 +107,10 @@ class Checkpoints:
       return self._manager.restore(step, args=args)['state'], clock
     except (ValueError, KeyError, TypeError, OSError) as error:
       reason = one_line(error)[:300]
-      raise CheckpointError(f'{self.directory / str(step)}: cannot be restored into this model: {reason}') from error
+      raise CheckpointError(
+        f'{self.directory / str(step)}: cannot be restored into this model: config.json beside it is not the one that '
+        f'trained it, or this is another version than dataset.json names ({reason})'
+      ) from error
 
   def check(self, step: int) -> None:
     """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved."""

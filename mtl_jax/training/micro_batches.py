@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mtl_jax.errors import ConfigError
+from mtl_jax.objectives import grain
 
 Apply = Callable[[Mapping[str, Any], Array], tuple[Any, Mapping[str, Any]]]
 
@@ -26,7 +28,7 @@ def in_turn(
   Without batch norm the result is that of one `apply` to all rows, to rounding. Batch norm takes its statistics from
   each micro-batch (over all devices), as for a batch of that size, and its running averages move `num` times.
 
-  Of each device's rows the i-th run of successive ones is in micro-batch i: see `objectives/grain.py:batch_parts`.
+  Micro-batch i is part i of `objectives/grain.py:batch_parts`.
 
   Args:
     apply: variables and rows to an output, a tree of arrays by rows, and the variables it has changed.
@@ -34,8 +36,9 @@ def in_turn(
     images: rows, whose number `num` divides.
     num: of micro-batches.
   """
-  devices = jax.device_count() if images.shape[0] % (jax.device_count() * num) == 0 else 1
-  pieces = images.reshape(devices, num, -1, *images.shape[1:]).swapaxes(0, 1).reshape(num, -1, *images.shape[1:])
+  devices = grain.parts_by_device(len(images), num)
+  runs = images.reshape(devices, num, -1, *images.shape[1:])
+  pieces = _moved_on(runs, by=-1).swapaxes(0, 1).reshape(num, -1, *images.shape[1:])
   changing = {name: variables[name] for name in jax.eval_shape(apply, variables, pieces[0])[1]}
 
   @jax.checkpoint
@@ -53,10 +56,17 @@ def in_turn(
     changing, stacked = jax.lax.scan(lambda changing, piece: one(variables, changing, piece), changing, pieces)
 
   def in_order(leaf: Array) -> Array:
-    by_device = leaf.reshape(num, devices, -1, *leaf.shape[2:])
-    return by_device.swapaxes(0, 1).reshape(images.shape[0], *leaf.shape[2:])
+    by_device = leaf.reshape(num, devices, -1, *leaf.shape[2:]).swapaxes(0, 1)
+    return _moved_on(by_device, by=1).reshape(images.shape[0], *leaf.shape[2:])
 
   return jax.tree.map(in_order, stacked), changing
+
+
+def _moved_on(runs: Float[Array, 'd n ...'], *, by: int) -> Float[Array, 'd n ...']:
+  """In place j of device d its run `j + by * d`, round and round: no row changes its device."""
+  devices, num = runs.shape[:2]
+  places = (np.arange(num) + by * np.arange(devices)[:, None]) % num
+  return jnp.take_along_axis(runs, places.reshape(devices, num, *[1] * (runs.ndim - 2)), axis=1)
 
 
 def check(config: ConfigDict) -> None:

@@ -20,7 +20,7 @@ from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.matching import losses, relations, tables
 from mtl_jax.objectives.matching.relations import Relation
-from mtl_jax.objectives.matching.variables import Arrays, Variable
+from mtl_jax.objectives.matching.variables import Arrays, Binned, Variable
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
@@ -215,6 +215,11 @@ def from_config(
   if not read:
     log.info('matching: no relation is between tasks of this run')
     return None
+  for variable in (variable for one in read for variable in (one.source, *one.targets)):
+    if isinstance(variable, Binned) and not variable.spread and not config.objective.standardize:
+      raise ConfigError(
+        f'{relations.FIELD}: {variable.name} needs a spread where config.objective.standardize is false'
+      )
   counted_in = val if asked.count_in == 'val' else train
   if counted_in is None:
     raise ConfigError('config.objective.matching.count_in=val, but the data set has no split val')
