@@ -253,3 +253,8 @@ table.from50 = {{Young = 0.1}}
     config.objective.standardize = False
   with pytest.raises(ConfigError, match=message):
     matching.from_config(config, tasks=AGE_AND_YOUNG, known=AGE_AND_YOUNG, train=None, val=None)
+
+
+def test_files_of_relations_are_found_from_any_folder_and_names_stay_names(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert relations.absolute(('celeba', 'own.toml', 'celeb')) == ('celeba', str(tmp_path / 'own.toml'), 'celeb')

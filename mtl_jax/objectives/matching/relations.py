@@ -282,4 +282,4 @@ def _probability(value: Any, where: str) -> float:
 
 def absolute(names: Sequence[str]) -> tuple[str, ...]:
   """The relations with absolute paths of files, so that they are found from any folder."""
-  return tuple(name if name in BUILT_IN else str(Path(name).resolve()) for name in names)
+  return tuple(str(Path(name).resolve()) if Path(name).suffix else name for name in names)
