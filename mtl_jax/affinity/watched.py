@@ -60,9 +60,6 @@ class LookShelf:
 
   directory: Path
 
-  def empty(self) -> bool:
-    return not any(self.directory.glob('*.npz'))
-
   def put(self, step: int, look: Look, *, seconds: float) -> None:
     """Writes a look, whole or not at all."""
     npz.write(self.directory / f'{step:09d}.npz', seconds=seconds, **look._asdict())

@@ -40,9 +40,6 @@ class Shelf:
 
   directory: Path
 
-  def empty(self) -> bool:
-    return not any(self.directory.glob('*/*.npz'))
-
   def path(self, program: str, replica: Replica) -> Path:
     name = f'lr{replica.learning_rate:g}-seed{replica.seed}.npz'
     return self.directory / program.replace('/', '_') / name
