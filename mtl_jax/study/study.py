@@ -148,7 +148,10 @@ class Study:
 
   def _share(self, wanted: Mapping[str, Sequence[Replica]], title: str) -> dict[str, list[Replica]]:
     """Of each program the replicas that are not on the shelf yet and fall to this process."""
-    left = [(name, i) for name, those in wanted.items() for i, one in enumerate(those) if not self._done(name, one)]
+    left = []
+    for name, those in wanted.items():
+      made_by = self._recipe(name)
+      left += [(name, i) for i, one in enumerate(those) if not self.shelf.has(name, one, made_by)]
     left = processes.from_first('left', left)  # Before one of them has put its first on the shelf.
     count = sum(map(len, wanted.values()))
     done = f', of which {count - len(left)} are done' if count > len(left) else ''
@@ -161,9 +164,6 @@ class Study:
 
   def _recipe(self, program: str) -> str:
     return recipe(self.programs[program], self.store.checksum)
-
-  def _done(self, program: str, replica: Replica) -> bool:
-    return self.shelf.has(program, replica, self._recipe(program))
 
   def _train_program(self, name: str, left: Sequence[Replica], *, test: bool, advance: Callable[[int], Any]) -> None:
     if not left:
