@@ -9,13 +9,14 @@ attribute. Times are the best of several rounds in turn; memory is what the comp
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from reporting import Row, best_rates, parser, report, row
+from reporting import Row, best_rates, keep, parser, report, row
 from workload import TASKS, Workload
 
 from mtl_jax import objectives
@@ -37,6 +38,7 @@ def main() -> None:
   rows: list[Row] = []
   for num in options.losses:
     rows += measure(num, options)
+    keep(rows, options)
   report(rows, options)
 
 
@@ -81,8 +83,9 @@ def measure(num: int, options: argparse.Namespace) -> list[Row]:
 
     chosen = [name for name in SIDE_BY_SIDE if name in options.methods]
     steps |= torch_methods.steps(workload, methods=chosen)
-  for step, _ in steps.values():
+  for name, (step, _) in steps.items():
     step()
+    print(f'K={num}: {name}: warm', file=sys.stderr, flush=True)
   rates = best_rates({name: step for name, (step, _) in steps.items()}, rounds=options.rounds)
   seconds = {name: workload.batch / rate for name, rate in rates.items()}
   rows = []
