@@ -194,6 +194,20 @@ def test_space_to_depth_reads_blocks_of_12_channels_with_a_kernel_of_4_blocks():
   assert 'tensor<2x8x6x12xf32>, tensor<4x4x12x4xf32>' in text
 
 
+def test_a_narrow_stem_reads_blocks_on_a_cpu_and_pixels_elsewhere(monkeypatch):
+  def channels(features: int, size: int) -> int:
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, 16, 16, 3), (size, size, 3, features))]
+    dimensions = ('NHWC', 'HWIO', 'NHWC')
+    convolve = partial(convolution.convolve, strides=(2, 2), padding=[(size // 2,) * 2] * 2,
+                       dimension_numbers=dimensions)  # fmt: skip
+    eqns = jax.make_jaxpr(convolve)(*shapes).eqns
+    return next(eqn.invars[0].aval.shape[-1] for eqn in eqns if eqn.primitive.name == 'conv_general_dilated')
+
+  assert [channels(32, 7), channels(33, 7), channels(32, 3)] == [12, 3, 3]
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert channels(32, 7) == 3
+
+
 @pytest.mark.parametrize('size', [(1, 1), (2, 2), (5, 4), (8, 8), (9, 7)])
 def test_our_max_pooling_is_the_usual_one_and_so_is_its_gradient(size):
   x = jnp.array(np.random.default_rng(0).permutation(2 * size[0] * size[1] * 3).reshape(2, *size, 3), jnp.float32)
