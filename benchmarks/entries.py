@@ -29,6 +29,7 @@ os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # Some entries 
 import absent  # noqa: F401
 import epoch
 import jax
+from jax.sharding import Mesh
 from reporting import Row, against_first, calls_for, keep, parser, rates_in_turn, report, row
 from running import Stepper, make_run, make_split
 from scaling import bytes_of
@@ -66,15 +67,16 @@ class Bench:
   @cached_property
   def plain(self) -> Steps:
     """The step as it is."""
-    return Steps(self.workload, state=self.state())
+    return self.steps(self.workload)
 
   @cached_property
   def _first(self) -> Any:
     return jax.device_get(jax.jit(self.workload.make_state)())
 
-  def state(self) -> Any:
-    """The workload's first state, which is compiled once."""
-    return jax.device_put(self._first, sharding.replicated(sharding.make_mesh(jax.devices()[:1])))
+  def steps(self, workload: Workload, *, make: Callable[..., Steps] = Steps, mesh: Mesh | None = None) -> Steps:
+    """Of a workload whose state is like the plain one's: what makes that is compiled once."""
+    mesh = sharding.make_mesh(jax.devices()[:1]) if mesh is None else mesh
+    return make(workload, state=jax.device_put(self._first, sharding.replicated(mesh), may_alias=False), mesh=mesh)
 
   @property
   def flags(self) -> list[str]:
@@ -120,36 +122,29 @@ def stem(bench: Bench) -> list[Row]:
   parts = {}
   for form in convolution.STEM_FORMS:
     with convolution.stem_form(form):
-      parts[form] = Steps(bench.workload, state=bench.state())
+      parts[form] = bench.steps(bench.workload)
   return bench.against('stem', parts)
 
 
 def fused_input(bench: Bench) -> list[Row]:
   """Normalisation and augmentation in the step, or in a program of their own."""
   augmented = changed(bench.workload, Augmented)
-  return bench.compare(
-    'input',
-    {
-      'in the step': Steps(augmented, state=bench.state()),
-      'a program of its own': InputApart(augmented, bench.state()),
-    },
-  )
+  parts = {'in the step': Steps, 'a program of its own': InputApart}
+  return bench.compare('input', {name: bench.steps(augmented, make=make) for name, make in parts.items()})
 
 
 def batch_norm(bench: Bench) -> list[Row]:
   """Statistics over the batch of all devices, or of each."""
-  number = len(jax.devices())
-  over_all = dataclasses.replace(bench.workload, batch=number * bench.workload.batch)
+  mesh = sharding.make_mesh()
+  over_all = dataclasses.replace(bench.workload, batch=mesh.size * bench.workload.batch)
   alone = dataclasses.replace(over_all, norm_rows=bench.workload.batch)
-  parts = {f'over all of {number} device(s)': over_all, 'on each device': alone}
-  return bench.compare('batch norm', {name: Steps(one, mesh=sharding.make_mesh()) for name, one in parts.items()})
+  parts = {f'over all of {mesh.size} device(s)': over_all, 'on each device': alone}
+  return bench.compare('batch norm', {name: bench.steps(one, mesh=mesh) for name, one in parts.items()})
 
 
 def donation(bench: Bench) -> list[Row]:
   """The state not donated."""
-  return bench.against(
-    'donation', {'state not donated': Steps(changed(bench.workload, NotDonated), state=bench.state())}
-  )
+  return bench.against('donation', {'state not donated': bench.steps(changed(bench.workload, NotDonated))})
 
 
 def dispatch(bench: Bench) -> list[Row]:
@@ -184,7 +179,7 @@ def remat(bench: Bench) -> list[Row]:
   """Rematerialisation."""
   if not hasattr(bench.workload.model.shared.backbone, 'remat'):
     return bench.not_measured('remat', 'this network has none')
-  return bench.against('remat', {'on': Steps(changed(bench.workload, Remat), state=bench.state())})
+  return bench.against('remat', {'on': bench.steps(changed(bench.workload, Remat))})
 
 
 def flags(bench: Bench) -> list[Row]:

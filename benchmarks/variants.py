@@ -75,10 +75,10 @@ class _Floats(Workload):
 class InputApart(Steps):
   """Normalised and augmented by a program of its own, from whose images in memory the step's program begins."""
 
-  def __init__(self, workload: Workload, state: TrainState):
+  def __init__(self, workload: Workload, **given: Any):
     self._bytes = jax.device_put(workload.make_batch())
     self._prepare = jax.jit(partial(_prepared, tasks=workload.tasks))
-    super().__init__(changed(workload, _Floats), state=state)
+    super().__init__(changed(workload, _Floats), **given)
 
   def step(self, state: TrainState, batch: Any) -> Any:
     del batch  # Its shapes alone were needed.

@@ -6,11 +6,15 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mtl_jax.training import sharding
@@ -29,7 +33,9 @@ def rooms(monkeypatch):
   monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-@pytest.mark.parametrize('name', ['step', pytest.param('end_to_end', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'name', ['step', *(pytest.param(name, marks=pytest.mark.slow) for name in ('end_to_end', 'entries'))]
+)
 def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path, name):
   out = tmp_path / 'result.json'
   program = (
@@ -91,6 +97,22 @@ def test_a_tuple_of_shapes_has_the_bytes_of_all(rooms):
   assert scaling.found_collectives(text) == [('all-reduce', 24 + 8 + 4)]
 
 
+def test_gradients_of_bfloat16_layers_are_summed_over_devices_in_bfloat16_but_by_a_cpu(rooms):
+  """What is known of how gradients are reduced: the type is the layer's, not the parameter's."""
+  import scaling
+
+  layer = nn.Dense(4, use_bias=False, dtype=jnp.bfloat16)
+  x = np.zeros((16, 3), np.float32)
+  params = layer.init(jax.random.key(0), x)
+  mesh = sharding.make_mesh()
+  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+  gradient = jax.grad(lambda params, x: (layer.apply(params, x) ** 2).astype(jnp.float32).sum())
+  lowered = jax.jit(gradient, in_shardings=(whole, rows), out_shardings=whole).lower(params, x)
+  compiled, partitioned = scaling.programs(lowered)
+  assert scaling.reduced_by_type(partitioned) == {'bf16': 2 * 3 * 4}
+  assert scaling.found_collectives(compiled) == [('all-reduce', 4 * 3 * 4)]
+
+
 @pytest.fixture
 def clock(rooms, monkeypatch):
   """Time that passes only as a test says, by its method `wait`."""
@@ -121,6 +143,16 @@ def test_parts_take_turns_and_each_round_has_its_own_rate(clock):
   assert reporting.rates_in_turn(parts, rounds=2) == {'a': [8.0, 4.0], 'b': [2.0, 4.0]}
   assert order == ['a', 'b', 'a', 'b']
   assert reporting.best_rates(parts, rounds=1) == {'a': 2.0, 'b': 1.0}
+
+
+def test_ratios_are_of_each_round_to_the_first_part(rooms):
+  import reporting
+
+  first, other = reporting.against_first('net', {'a': [8.0, 4.0, 6.0], 'b': [4.0, 4.0, 12.0]})
+  assert (first['name'], first['value'], first['value_high']) == ('net, a', 6.0, 8.0)
+  assert 'ratio' not in first
+  assert (other['value'], other['ratio'], other['ratio_low'], other['ratio_high']) == (4.0, 1.0, 0.5, 2.0)
+  assert other['ratio_to'] == 'net, a'
 
 
 @pytest.mark.parametrize(('secs', 'least', 'calls'), [(6.0, 2, 12), (0.1, 2, 2), (0.1, 1, 1)])
@@ -157,3 +189,101 @@ def test_steps_that_change_nothing_or_break_are_no_measurement(rooms, losses):
 
   with pytest.raises(AssertionError, match='loss'):
     workload.check_losses(losses)
+
+
+def test_adam_on_one_vector_makes_the_updates_of_the_default_optimizer(rooms):
+  import variants
+  import workload
+
+  from mtl_jax.training import optimizer
+
+  random = np.random.default_rng(0)
+  params = {
+    'conv': {'kernel': random.normal(size=(3, 2)), 'bias': random.normal(size=2)},
+    'norm': {'scale': np.ones(2)},
+  }
+  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+  flat = variants.changed(workload.Workload('convnet', 8, 8, 'float32'), variants.Flat)._trained['tx']
+  found = []
+  for tx in (flat, optimizer.from_config(workload.config(8))):
+    state, moved = tx.init(params), params
+    for factor in (1.0, 0.1, 30.0):
+      gradients = jax.tree.map(lambda leaf, factor=factor: factor * jnp.cos(leaf), moved)
+      updates, state = tx.update(gradients, state, moved)
+      moved = optax.apply_updates(moved, updates)
+    found.append(moved)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), *found)
+  assert np.abs(found[0]['norm']['scale'] - 1).max() > 1e-4
+
+
+def test_input_prepared_apart_is_what_the_step_would_read(rooms):
+  import variants
+  import workload
+
+  from mtl_jax.training import step
+
+  one = workload.Workload('convnet', 8, 4, 'float32', width=4)
+  batch = one.make_batch()
+  state = SimpleNamespace(step=jnp.int32(3), variables={}, label_stats={})
+  forward, _ = step.forward_of(
+    state, batch, model=one.model, tasks=one.tasks, augmentation=variants.AUGMENTATION, seed=0, entries=()
+  )
+  found = variants._prepared(batch, state.step, tasks=one.tasks)
+  jax.tree.map(np.testing.assert_array_equal, (found['image'], found['labels']), (forward.images, dict(forward.labels)))
+  assert np.abs(found['labels']['landmarks'] - batch['labels']['landmarks']).max() > 0.01
+
+
+CHILD = """
+import os, sys
+if '--known' not in os.environ['XLA_FLAGS']:
+  sys.exit(1)
+print(0, flush=True)
+for line in sys.stdin:
+  print(8 * int(line), flush=True)
+sys.exit('--bad' in os.environ['XLA_FLAGS'] and 3)
+"""
+
+
+def test_a_child_takes_the_steps_it_is_told_to_under_flags_of_its_own(rooms):
+  import variants
+
+  child = variants.Child('--known', ['-c', CHILD])
+  assert [child.advance(2), child.advance(5)] == [16, 40]
+  child.check()
+  child.close()
+  with pytest.raises(ChildProcessError, match='ended with 1'):
+    variants.Child('--unknown', ['-c', CHILD])
+  bad = variants.Child('--known --bad', ['-c', CHILD])
+  with pytest.raises(ChildProcessError, match='ended with 3'):
+    bad.check()
+
+
+def test_layout_is_counted_in_the_compiled_program(rooms):
+  import entries
+
+  text = """
+  %a = f32[2,8,8,4]{3,2,1,0} convolution(%x, %k), window={size=3x3}, dim_labels=b01f_01io->b01f
+  %b = (bf16[2,4]{1,0}, u8[0]{0}) custom-call(%y, %l), dim_labels=bf01_oi01->bf01
+  %t = f32[4,2]{1,0} transpose(%x), dimensions={1,0}
+  %transpose_copy_fusion = f32[9]{0} fusion(%t)
+  ROOT %c = bf16[64,4096]{0,1} copy(%t)"""
+  plain = SimpleNamespace(compiled=SimpleNamespace(as_text=lambda: text))
+  rows = entries.layout(SimpleNamespace(plain=plain, workload=SimpleNamespace(title='net')))
+  assert [row['value'] for row in rows] == [2, 1, 1, 4 * 8 / 2**20, 1, 0.5]
+  assert rows[0]['kinds'] == {'b01f': 1, 'bf01': 1}
+
+
+def test_entries_that_there_is_no_time_or_device_for_are_not_measured(rooms, tmp_path, monkeypatch, capsys):
+  import entries
+
+  out = tmp_path / 'entries.json'
+  monkeypatch.setattr(sys, 'argv', ['entries.py', '--quick', '--seconds', '1e-9', '--json', str(out)])
+  entries.main()
+  rows = json.loads(out.read_text())['rows']
+  assert len(rows) == len(entries.ENTRIES)
+  assert {row['value'] for row in rows} == {None}
+  assert 'donation (no time left) | not measured |' in capsys.readouterr().out
+  bench = entries.Bench(entries.QUICK[0], 0, argparse.Namespace(quick=True, rounds=1, round_secs=0.0))
+  rows = entries.flags(bench)
+  assert [math.isnan(row['value']) for row in rows] == [True] * len(entries.FLAGS)
+  assert 'no command buffers (flags of GPUs)' in rows[-1]['name']
