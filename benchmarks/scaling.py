@@ -32,7 +32,8 @@ ON_CPU = Workload('resnet18', 64, 64, 'float32', width=32)
 ON_ACCELERATOR = Workload('resnet50', 224, 256, 'bfloat16')  # A device.
 QUICK = Workload('convnet', 8, 16, 'float32', width=4)
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-SIZES = {'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1, 'u8': 1, 'f64': 8, 's64': 8}
+SIZES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'f16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8,
+         'u64': 8, 'f64': 8}  # fmt: skip
 
 
 def main() -> None:

@@ -216,6 +216,28 @@ def test_adam_on_one_vector_makes_the_updates_of_the_default_optimizer(rooms):
   assert np.abs(found[0]['norm']['scale'] - 1).max() > 1e-4
 
 
+def test_what_is_changed_for_an_entry_is_changed_in_the_step(rooms):
+  import variants
+  import workload
+
+  net = workload.Workload('resnet18', 32, 8, 'float32', width=4)
+  blocks = [
+    variants.changed(net, kind).one_step.keywords['model'].shared.backbone for kind in (type(net), variants.Remat)
+  ]
+  assert [one.remat for one in blocks] == [False, True]
+  plain = workload.Workload('convnet', 8, 8, 'float32', width=4)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  given = []
+  for kind in (type(plain), variants.NotDonated):
+    one = variants.changed(plain, kind)
+    lowered = one.lowered(jax.eval_shape(one.make_state), one.make_batch(), mesh=mesh)
+    given.append(
+      sum(leaf.donated for leaf in jax.tree.leaves(lowered.args_info, is_leaf=lambda x: hasattr(x, 'donated')))
+    )
+  assert given[0] > 10
+  assert given[1] == 0
+
+
 def test_input_prepared_apart_is_what_the_step_would_read(rooms):
   import variants
   import workload
