@@ -1,6 +1,7 @@
 """Benchmarks run where little is installed, count what they say they count, and write what was not measured as null."""
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -184,13 +185,15 @@ def test_what_was_not_measured_is_said_and_null(rooms, tmp_path, capsys):
   assert '| b | 2 (1.5 to 2.5) | ms |' in said
 
 
-def test_benchmarks_optimize_as_the_default_configuration_does(rooms):
+def test_benchmarks_optimize_and_augment_as_the_default_configuration_does(rooms):
+  import variants
   import workload
 
   from mtl_jax.configs import default
 
-  configured = default.get_config().optimizer
-  assert {name: configured[name] for name in workload.OPTIMIZER} == workload.OPTIMIZER
+  configured = default.get_config()
+  assert {name: configured.optimizer[name] for name in workload.OPTIMIZER} == workload.OPTIMIZER
+  assert dataclasses.asdict(variants.AUGMENTATION) == configured.data.augment.to_dict()
 
 
 @pytest.mark.parametrize('losses', [[1.0, 1.0], [1.0, math.nan]])

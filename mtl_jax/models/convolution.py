@@ -84,8 +84,9 @@ def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides
     in_form = partial(_stem, strides=tuple(strides), padding=tuple(padding), **kwargs)
     if form := _STEM_FORM.get():
       return in_form(lhs, rhs, form=form)
-    few = rhs.shape[-1] <= BLOCKS_UP_TO and min(rhs.shape[:2]) >= BLOCKS_FROM_KERNEL
-    on_cpu = partial(in_form, form='space_to_depth') if few else native
+    if rhs.shape[-1] > BLOCKS_UP_TO or min(rhs.shape[:2]) < BLOCKS_FROM_KERNEL:
+      return native(lhs, rhs)
+    on_cpu = partial(in_form, form='space_to_depth')
   else:
     return native(lhs, rhs)
   if _BY_PLATFORM.get():
@@ -106,9 +107,8 @@ def _stem(lhs, rhs, *, strides, padding, form, **kwargs):
 
 
 def _space_to_depth(lhs, rhs):
-  """What to convolve instead, with strides and padding: blocks of 2x2 pixels `[b, h/2, w/2, 4 * c]`, at each of them.
+  """Blocks of 2x2 pixels, `[b, h/2, w/2, 4 * c]`, a kernel of blocks, strides and padding, for a stride of 2.
 
-  It takes the place of a stride of 2 and a centred kernel.
   Zeros before the kernel make its first row and column meet those of a block, zeros after it fill the last blocks: a
   7x7 kernel becomes one of 4x4 blocks.
   """
