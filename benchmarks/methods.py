@@ -3,19 +3,20 @@
     python benchmarks/methods.py [--losses 2 40] [--methods upgrad cagrad] [--torch] [--json FILE]
 
 ResNet-18 at 64x64 on random images. K = 2 is CelebA's attributes and landmarks, any other K so many tasks of one
-attribute. Times are the best of several rounds in turn; memory is what the compiled step says it needs for temporaries.
-`--torch` adds PyTorch: torch and torchjd must be installed.
+attribute. Times are the best of several rounds, each in turn with the plain sum; memory is what the compiled step says
+it needs for temporaries. `--torch` adds PyTorch: torch and torchjd must be installed.
 """
 
 import argparse
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from reporting import Row, best_rates, parser, report, row
+from reporting import Row, best_rates, keep, parser, report, row, table
 from workload import TASKS, Workload
 
 from mtl_jax import objectives
@@ -31,12 +32,18 @@ QUICK_METHODS = ('uncertainty', 'mgda_ub', 'upgrad')  # One of each cost class.
 SIDE_BY_SIDE = ('upgrad', 'cagrad', 'mgda', 'pcgrad', 'aligned_mtl')  # That torchjd has too, if they are asked for.
 SWEPT = ('upgrad', 'db_mtl')  # The first of these that is asked for shows chunks and sub-batches.
 
+# Takes a step and says of how many images; its temporary memory in bytes.
+Step: TypeAlias = tuple[Callable[[], int], int | None]
+
 
 def main() -> None:
   options = arguments()
   rows: list[Row] = []
   for num in options.losses:
-    rows += measure(num, options)
+    for found in measure(num, options):
+      rows += found
+      keep(rows, options)
+      print(table(found).splitlines()[-len(found)], file=sys.stderr, flush=True)
   report(rows, options)
 
 
@@ -63,39 +70,47 @@ def make_tasks(num: int) -> tuple[Task, ...]:
   return TASKS if num == 2 else tuple(BinaryTask(f'attributes/a{i}', (f'a{i}',)) for i in range(num))
 
 
-def measure(num: int, options: argparse.Namespace) -> list[Row]:
-  """All rows of one number of losses."""
+def measure(num: int, options: argparse.Namespace) -> Iterator[list[Row]]:
+  """The rows of one way to step after another, with one number of losses.
+
+  Each takes turns with the plain sum and is then let go, since 40 gradients that are kept fill a memory.
+  """
   dtype = jnp.dtype(multitask.compute_dtype('auto')).name
   workload = Workload('resnet18', options.size, options.batch_size, dtype, width=options.width, tasks=make_tasks(num))
-  prepare = partial(prepare_step, workload)
-  steps = {'plain sum': prepare('fixed')}
-  steps |= {name: prepare(name) for name in options.methods if name != 'fixed'}
+  plain, memory = prepare_step(workload, 'fixed')
+  plain()
+  ratios: dict[str, float] = {}
+  for name, prepare in ways(workload, num, options).items():
+    step, memory = (plain, memory) if prepare is None else prepare()
+    step()
+    rates = best_rates({'plain sum': plain, name: step}, rounds=options.rounds)
+    del step
+    milliseconds = {part: 1000 * workload.batch / rate for part, rate in rates.items()}
+    beside = row(f'K={num}: plain sum', milliseconds['plain sum'], 'ms a step')
+    here = row(f'K={num}: {name}', milliseconds[name], 'ms a step', to=beside, target=target(name, num))
+    ratios[name] = here['ratio']
+    if (ours := name.removeprefix('torch ')) != name:
+      here['ours_times_faster'] = ratios[name] / ratios[ours]
+    yield [here] + ([] if memory is None else [row(f'K={num}: {name}, temporary memory', memory / 2**20, 'MiB')])
+
+
+def ways(workload: Workload, num: int, options: argparse.Namespace) -> dict[str, Callable[[], Step] | None]:
+  """What makes each step that is measured; None for the plain sum, which there is already."""
+  prepare = partial(partial, prepare_step, workload)
+  made: dict[str, Callable[[], Step] | None] = {'plain sum': None}
+  made |= {name: prepare(name) for name in options.methods if name != 'fixed'}
   swept = next((name for name in SWEPT if name in options.methods), None)
   if swept is not None:
-    steps |= {f'{swept}, chunk {c}': prepare(swept, chunk=c) for c in options.chunks if c <= num}
+    made |= {f'{swept}, chunk {c}': prepare(swept, chunk=c) for c in options.chunks if c <= num}
     if objectives.OBJECTIVES[swept]().weighting is not None:
-      steps[f'{swept}, Gram of a quarter of the rows'] = prepare(swept, gram_rows=options.batch_size // 4)
-      steps[f'{swept}, Gram every 10 steps'] = prepare(swept, gram_every_steps=10)
+      made[f'{swept}, Gram of a quarter of the rows'] = prepare(swept, gram_rows=options.batch_size // 4)
+      made[f'{swept}, Gram every 10 steps'] = prepare(swept, gram_every_steps=10)
   if options.torch:
     import torch_methods
 
     chosen = [name for name in SIDE_BY_SIDE if name in options.methods]
-    steps |= torch_methods.steps(workload, methods=chosen)
-  for step, _ in steps.values():
-    step()
-  rates = best_rates({name: step for name, (step, _) in steps.items()}, rounds=options.rounds)
-  seconds = {name: workload.batch / rate for name, rate in rates.items()}
-  rows = []
-  plain = row(f'K={num}: plain sum', 1000 * seconds['plain sum'], 'ms a step')
-  for name, (_, memory) in steps.items():
-    here = row(f'K={num}: {name}', 1000 * seconds[name], 'ms a step', to=plain, target=target(name, num))
-    against = f'torch {name}'
-    if against in seconds:
-      here['times_faster_than_torchjd'] = seconds[against] / seconds[name]
-    rows.append(here)
-    if memory is not None:
-      rows.append(row(f'K={num}: {name}, temporary memory', memory / 2**20, 'MiB'))
-  return rows
+    made |= torch_methods.ways(workload, methods=chosen)
+  return made
 
 
 def target(name: str, num: int) -> float | None:
@@ -110,7 +125,7 @@ def target(name: str, num: int) -> float | None:
   return {2: 1.9, 40: round(1.15 * (1 + 2 * num) / 3, 1)}.get(num)
 
 
-def prepare_step(workload: Workload, name: str, **settings: Any) -> tuple[Callable[[], int], int | None]:
+def prepare_step(workload: Workload, name: str, **settings: Any) -> Step:
   """One step of a method, compiled, on a state of its own, returning its images; its temporary memory in bytes."""
   config, tasks = default.get_config().unlock(), workload.tasks
   config.model.width, config.objective.name = workload.width, name

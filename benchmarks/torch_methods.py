@@ -1,6 +1,7 @@
 """The same network, batch and methods in PyTorch, with torchjd for the gradients of each task."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,14 @@ AGGREGATORS: dict[str, Callable[[], Any]] = {
 CHUNK = 8  # Backward passes side by side on CPU, where all 40 at once would not fit; on a GPU torchjd takes all.
 
 
-def steps(workload: Workload, *, methods: Sequence[str]) -> dict[str, tuple[Callable[[], int], None]]:
-  """`torch plain sum` and `torch <method>` for each method: one step of each, on a network of its own."""
-  found = {'torch plain sum': (make_step(workload, None), None)}
-  return found | {f'torch {name}': (make_step(workload, AGGREGATORS[name]()), None) for name in methods}
+def ways(workload: Workload, *, methods: Sequence[str]) -> dict[str, Callable[[], tuple[Callable[[], int], None]]]:
+  """`torch plain sum` and `torch <method>` for each method: what makes a step of each, on a network of its own."""
+  made = {'torch plain sum': lambda: (make_step(workload, None), None)}
+  return made | {f'torch {name}': partial(_with_aggregator, workload, name) for name in methods}
+
+
+def _with_aggregator(workload: Workload, name: str) -> tuple[Callable[[], int], None]:
+  return make_step(workload, AGGREGATORS[name]()), None
 
 
 def make_step(workload: Workload, aggregator: Any) -> Callable[[], int]:

@@ -162,6 +162,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
   'data.corrupt_share': (0, 1),
   'data.augment.shift': (0, 0.5),
   'data.augment.zoom': (0, 1),
+  'data.augment.rotate': (0, 180),
   'data.augment.brightness': (0, None),
   'data.augment.contrast': (0, 1),
   'model.width': (0, None),

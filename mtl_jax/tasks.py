@@ -23,14 +23,15 @@ from mtl_jax.objectives import losses
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """What was done to each image of a batch: `x' = (x - offset) / scale`, then mirrored where `flip`.
+  """What was done to each image of a batch: `x' = (x - offset) / scale`, then turned, then mirrored where `flip`.
 
-  Coordinates are fractions of the image's width and height.
+  Coordinates are fractions of the image's width and height. `turn` multiplies what they are off the centre; None: not.
   """
 
   flip: Bool[Array, ' b']
   offset: Float[Array, 'b 2']
   scale: Float[Array, 'b 2']
+  turn: Float[Array, 'b 2 2'] | None = None
 
 
 class LabelStats(struct.PyTreeNode):
@@ -244,6 +245,8 @@ class LandmarkTask(Task):
   def move(self, labels, mask, geometry):
     points = labels.reshape(labels.shape[0], -1, 2)
     points = (points - geometry.offset[:, None]) / geometry.scale[:, None]
+    if geometry.turn is not None:
+      points = 0.5 + jnp.einsum('bij,bpj->bpi', geometry.turn, points - 0.5)
     points = jnp.where(geometry.flip[:, None, None], jnp.array([1.0, 0.0]) + jnp.array([-1.0, 1.0]) * points, points)
     labels = points.reshape(labels.shape)
     columns = jnp.array(self.mirrored)

@@ -14,7 +14,7 @@ from mtl_jax.tasks import BinaryTask, LandmarkTask
 
 EYES = LandmarkTask('landmarks', ('lefteye_x', 'lefteye_y', 'righteye_x', 'righteye_y'))
 SMILE = BinaryTask('attributes', ('Smiling',))
-EVERYTHING = Augmentation(flip=True, shift=0.2, zoom=0.3, brightness=0.5, contrast=0.5)
+EVERYTHING = Augmentation(flip=True, shift=0.2, zoom=0.3, rotate=20, brightness=0.5, contrast=0.5)
 
 
 def random_batch(rows: int, *, size=(12, 10), seed=0):
@@ -87,15 +87,17 @@ def centres(images: np.ndarray) -> np.ndarray:
   return np.stack([(images * columns).sum((1, 2)) / mass, (images * rows).sum((1, 2)) / mass], axis=1)
 
 
-@given(seed=st.integers(0, 2**31 - 1), size=st.sampled_from([(48, 48), (48, 32), (40, 56)]))
-@settings(deadline=None, max_examples=15)
-def test_a_spot_in_the_image_is_where_its_label_says_after_any_transform(seed, size):
+@given(
+  seed=st.integers(0, 2**31 - 1), size=st.sampled_from([(48, 48), (48, 32), (40, 56)]), rotate=st.sampled_from([0, 40])
+)
+@settings(deadline=None, max_examples=20)
+def test_a_spot_in_the_image_is_where_its_label_says_after_any_transform(seed, size, rotate):
   rng = np.random.default_rng(seed)
   left, right = rng.uniform(0.3, 0.7, (2, 6, 2))
   pair = np.stack([blobs(left, size, spread=1.5), blobs(right, size, spread=1.5), np.zeros((6, *size))], axis=-1)
   labels = {'landmarks': jnp.array(np.concatenate([left, right], 1), jnp.float32), 'attributes': jnp.ones((6, 1))}
   mask = {name: jnp.ones(values.shape, bool) for name, values in labels.items()}
-  everywhere = Augmentation(flip=True, shift=0.1, zoom=0.3)
+  everywhere = Augmentation(flip=True, shift=0.1, zoom=0.1 if rotate else 0.3, rotate=rotate)
   images, labels, mask = run(jnp.array(pair, jnp.float32), labels, mask, seed=seed, settings=everywhere)
   assert mask['landmarks'].all()  # From [0.3, 0.7] nothing can leave.
   moved = np.asarray(labels['landmarks']).reshape(6, 2, 2) * (size[1], size[0])
@@ -127,6 +129,20 @@ def test_shift_and_zoom_stay_within_their_limits(seed, shift, zoom):
   assert (factors <= 1 + zoom + 1e-5).all()
   np.testing.assert_allclose(factors[:, 0], factors[:, 1], atol=1e-5)  # A face keeps its shape.
   assert (np.abs(centre - 0.5) <= shift + 1e-5).all()
+
+
+@given(seed=st.integers(0, 1000), size=st.sampled_from([(4, 4), (4, 8), (9, 3)]))
+@settings(deadline=None, max_examples=15)
+def test_a_turn_keeps_distances_in_pixels_and_stays_within_its_limit(seed, size):
+  images, _, mask = random_batch(16, size=size)
+  ends = {'landmarks': jnp.tile(jnp.array([0.5, 0.5, 0.6, 0.5]), (16, 1)), 'attributes': jnp.ones((16, 1))}
+  turned = run(images, ends, mask, seed=seed, settings=Augmentation(rotate=30))[1]['landmarks']
+  x, y = ((turned[:, 2:] - turned[:, :2]) * jnp.array([size[1], size[0]])).T
+  np.testing.assert_allclose(np.hypot(x, y), 0.1 * size[1], rtol=1e-5)
+  degrees = np.rad2deg(np.arctan2(y, x))
+  assert np.abs(degrees).max() <= 30 + 1e-3
+  assert degrees.min() < -5
+  assert degrees.max() > 5
 
 
 def test_what_comes_from_outside_is_the_mean_colour():

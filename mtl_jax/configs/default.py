@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
   augment.flip = True  # Mirror half of the images; landmarks swap sides.
   augment.shift = 0.05  # Largest shift, as a fraction of the side.
   augment.zoom = 0.1  # Largest change of scale: 0.1 draws from 1/1.1 to 1.1.
+  augment.rotate = 0.0  # Largest turn, in degrees.
   augment.brightness = 0.1  # Largest change of brightness, in standard deviations of ImageNet's pixels.
   augment.contrast = 0.1  # Largest relative change of contrast.
 
@@ -47,7 +48,9 @@ def get_config() -> ConfigDict:
   model.width = 0  # Features of the backbone's first layer, all others in proportion; 0 is the published network.
   model.sharing = 'hard'  # How tasks share the backbone: see mtl_jax/models/sharing.
   model.sharing_options = ConfigDict()  # Options of that way by name, such as `experts` of mmoe: see its file.
-  model.head = 'mlp'  # What reads the features for a task: linear, mlp, per_output or soft_argmax: see models/heads.py.
+  # What reads the features for a task: linear, mlp, per_output, soft_argmax or upsampled_soft_argmax (heat maps, for
+  # landmarks): see models/heads.py.
+  model.head = 'mlp'
   model.heads = ConfigDict()  # Heads of single tasks by name, such as `landmarks: soft_argmax`.
   model.stem = 'auto'  # imagenet, small, or auto: small for images up to 96 pixels a side.
   # Normalisation of nets with convolutions: batch, group, none, or auto: as published. Statistics of batch norm are
@@ -56,7 +59,7 @@ def get_config() -> ConfigDict:
   model.norm = 'auto'
   model.norm_rows = 0  # 0: all.
   model.remat = False  # Keep less for the backward pass and compute it again: a third more work for less memory.
-  model.head_features = 256  # Width of the hidden layer of mlp, per_output and soft_argmax heads.
+  model.head_features = 256  # Width of the hidden layers of all heads but linear.
   model.dtype = 'auto'  # Type of the computation: float32, bfloat16, or auto: bfloat16 on GPU and TPU.
   model.weights = ''  # File of pretrained weights for the backbone; empty starts from random ones.
   # What does not learn: `backbone`, or `stageN`, its stages up to number N (of a ResNet 0 is the stem, 4 the last);

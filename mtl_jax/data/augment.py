@@ -1,10 +1,12 @@
 """Normalising and augmenting a batch on the device; pure functions of a key, and labels move with the image."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key, UInt8
 
 from mtl_jax.tasks import Geometry, Task
@@ -23,6 +25,7 @@ class Augmentation(NamedTuple):
     flip: mirror half of the images.
     shift: largest shift, as a fraction of the side.
     zoom: largest change of scale; 0.1 draws from 1/1.1 to 1.1, evenly in the logarithm.
+    rotate: largest turn about the centre, in degrees.
     brightness: largest change, in units of `STD`.
     contrast: largest relative change.
   """
@@ -30,6 +33,7 @@ class Augmentation(NamedTuple):
   flip: bool = False
   shift: float = 0.0
   zoom: float = 0.0
+  rotate: float = 0.0
   brightness: float = 0.0
   contrast: float = 0.0
 
@@ -52,8 +56,10 @@ def augment(
 
   Row i depends on the key and i alone, so the number of devices does not matter.
   """
-  geometry, colour = _draw(key, images.shape[0], settings)
-  if settings.shift or settings.zoom:
+  geometry, colour = _draw(key, images.shape[:3], settings)
+  if geometry.turn is not None:
+    images = jax.vmap(_warp_turned)(images, geometry.offset, geometry.scale, geometry.turn)
+  elif settings.shift or settings.zoom:
     images = jax.vmap(_warp)(images, geometry.offset, geometry.scale)
   if settings.flip:
     images = jnp.where(geometry.flip[:, None, None, None], images[:, :, ::-1], images)
@@ -64,8 +70,9 @@ def augment(
   return images, {name: pair[0] for name, pair in moved.items()}, {name: pair[1] for name, pair in moved.items()}
 
 
-def _draw(key: Key[Array, ''], rows: int, settings: Augmentation) -> tuple[Geometry, tuple[Array, Array]]:
-  """The geometry of each row, and its gain and bias of colour."""
+def _draw(key: Key[Array, ''], shape: Sequence[int], settings: Augmentation) -> tuple[Geometry, tuple[Array, Array]]:
+  """The geometry of each row, and its gain and bias of colour; `shape` is rows, height and width."""
+  rows, height, width = shape
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (6,), minval=-1.0, maxval=1.0))(keys)
   shift = settings.shift * uniform[:, 0:2]
@@ -76,8 +83,17 @@ def _draw(key: Key[Array, ''], rows: int, settings: Augmentation) -> tuple[Geome
     flip=(uniform[:, 3] > 0) & settings.flip,
     offset=0.5 - (0.5 + shift) * scale,
     scale=scale,
+    turn=_turns(keys, settings.rotate, aspect=height / width) if settings.rotate else None,
   )
   return geometry, (1 + settings.contrast * uniform[:, 4], settings.brightness * uniform[:, 5])
+
+
+def _turns(keys: Key[Array, ' b'], largest: float, *, aspect: float) -> Float[Array, 'b 2 2']:
+  """Turns by up to so many degrees, of x and y in units of width and height."""
+  draw = lambda key: jax.random.uniform(jax.random.fold_in(key, 1), minval=-1.0, maxval=1.0)  # noqa: E731
+  angle = jnp.deg2rad(largest) * jax.vmap(draw)(keys)
+  cosine, sine = jnp.cos(angle), jnp.sin(angle)
+  return jnp.stack([jnp.stack([cosine, -sine * aspect], -1), jnp.stack([sine / aspect, cosine], -1)], -2)
 
 
 def _warp(image: Float[Array, 'h w 3'], offset: Float[Array, '2'], scale: Float[Array, '2']) -> Float[Array, 'h w 3']:
@@ -87,3 +103,17 @@ def _warp(image: Float[Array, 'h w 3'], offset: Float[Array, '2'], scale: Float[
   factor = 1 / scale[rows_columns]
   translation = -offset[rows_columns] * factor * size
   return jax.image.scale_and_translate(image, image.shape, (0, 1), factor, translation, 'linear', antialias=False)
+
+
+def _warp_turned(
+  image: Float[Array, 'h w 3'], offset: Float[Array, '2'], scale: Float[Array, '2'], turn: Float[Array, '2 2']
+) -> Float[Array, 'h w 3']:
+  """The same with a turn, which takes a gather, where `_warp` is two products."""
+  size = jnp.array(image.shape[1::-1], jnp.float32)  # Width and height, as Geometry has x first.
+  rows, columns = jnp.mgrid[: image.shape[0], : image.shape[1]]
+  there = (jnp.stack([columns, rows], -1) + 0.5) / size  # Pixel i covers [i, i + 1].
+  (a, b), (c, d) = turn  # Of determinant 1.
+  back = 0.5 + (there - 0.5) @ jnp.array([[d, -c], [-b, a]])
+  x, y = jnp.moveaxis((back * scale + offset) * size - 0.5, -1, 0)
+  sample = partial(map_coordinates, coordinates=[y, x], order=1, mode='constant', cval=0.0)
+  return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
