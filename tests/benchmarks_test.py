@@ -193,7 +193,7 @@ def test_benchmarks_optimize_and_augment_as_the_default_configuration_does(rooms
 
   configured = default.get_config()
   assert {name: configured.optimizer[name] for name in workload.OPTIMIZER} == workload.OPTIMIZER
-  assert variants.AUGMENTATION == Augmentation(**configured.data.augment)
+  assert Augmentation(**configured.data.augment) == variants.AUGMENTATION
 
 
 @pytest.mark.parametrize('losses', [[1.0, 1.0], [1.0, math.nan]])
