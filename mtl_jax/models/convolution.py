@@ -24,9 +24,10 @@ SHIFTED_UP_TO = 3
 COLOURS = 3  # Channels of an image.
 
 # A 7x7 stem up to so many features is faster over blocks of pixels on a CPU. Forward and the kernel's gradient, one
-# thread, jaxlib 0.10.2, blocks against native, ms: 32 features, batch 8, 224 px 29 against 58, 128 px 10 against 19; 16
-# features, batch 16, 128 px 20 against 21; 48 features 37 against 34; 64, 224 px, batch 4 27 against 25. With padding:
-# 64 features, batch 8, 128 px, to 4 19 and to 8 36 against 15; to 4 at 32 features, batch 16, 22, blocks 19, native 40.
+# thread of a busy machine, the least of four, jaxlib 0.10.2, blocks against native, ms: 32 features, batch 8, 224 px 29
+# against 58, 128 px 10 against 19; 16 features, batch 16, 128 px 20 against 21; 48 features 37 against 34; 64 features,
+# batch 4, 224 px 27 against 25. Padded to 4 and 8 channels: 64 features, batch 8, 128 px 19 and 36 against 15; 32
+# features, batch 16 22 and 37, where native takes 40 and blocks 19.
 BLOCKS_UP_TO, BLOCKS_FROM_KERNEL = 32, 7
 
 # He et al. 2015, as torchvision draws it: fan-out, normal.
