@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import Any
 
 # What they are for: images, configurations, the tables and logs of a run, files of weights, shapes in annotations.
-PACKAGES = ('PIL', 'clu', 'jaxtyping', 'ml_collections', 'safetensors', 'simplejpeg', 'tensorboardX', 'tqdm')
+# A module inside one stands after it.
+PACKAGES = ('PIL', 'clu', 'jaxtyping', 'ml_collections', 'safetensors', 'simplejpeg', 'tensorboardX',
+            'tensorboardX.event_file_writer', 'tensorboardX.proto.event_pb2', 'tqdm')  # fmt: skip
 
 
 class _Subscriptable(type):
@@ -31,6 +33,6 @@ class _Package(ModuleType):
     return Absent
 
 
-for package in PACKAGES:
-  if importlib.util.find_spec(package) is None:
-    sys.modules[package] = _Package(package)
+lacking = [package for package in PACKAGES if importlib.util.find_spec(package.partition('.')[0]) is None]
+for package in lacking:
+  sys.modules[package] = _Package(package)

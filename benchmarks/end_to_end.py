@@ -12,8 +12,7 @@ from typing import Any
 
 import absent  # noqa: F401
 import jax
-import numpy as np
-from reporting import Row, calls_for, parser, rates_in_turn, report, row, spread
+from reporting import Row, against_first, calls_for, parser, rates_in_turn, report
 from running import Stepper, make_run, make_split
 from workload import Workload
 
@@ -52,22 +51,9 @@ def measure(workload: Workload, steppers: dict[str, Any], options: argparse.Name
   dispatches = calls_for(steppers['constant batch'].advance, options.round_secs)
   parts = {name: partial(stepper.advance, dispatches) for name, stepper in steppers.items()}
   rates = rates_in_turn(parts, rounds=options.rounds)
-  rows: list[Row] = []
-  for name, stepper in steppers.items():
+  for stepper in steppers.values():
     stepper.check()
-    constant = rows[0] if rows else None
-    made = row(
-      f'{workload.title}, {name}',
-      float(np.median(rates[name])),
-      'images/s',
-      to=constant,
-      target=None if constant is None else TARGET,
-    )
-    if constant is not None:
-      ratios = [a / b for a, b in zip(rates[name], rates['constant batch'], strict=True)]
-      made |= {'ratio': float(np.median(ratios))} | spread(ratios, 'ratio')
-    rows.append(made | spread(rates[name]))
-  return rows
+  return against_first(workload.title, rates, target=TARGET)
 
 
 if __name__ == '__main__':

@@ -73,8 +73,8 @@ def described(workload: Workload, num_images: int) -> Split:
   return Split(nowhere, {}, {}, np.arange(num_images, dtype=np.int32), np.zeros((num_images, 2), np.int32))  # pyright: ignore[reportArgumentType]
 
 
-def starts() -> list[Row]:
-  """Seconds of a process that takes one step, without and with what the first one compiled."""
+def starts(*flags: str) -> list[Row]:
+  """Seconds of a process that takes one step, without and with what the first one compiled; `flags` are its."""
   rows = []
   with tempfile.TemporaryDirectory() as cache:
     environment = os.environ | {
@@ -84,7 +84,7 @@ def starts() -> list[Row]:
     }
     for name, target in (('an empty', None), ('a filled', TARGETS['start'])):
       began = time.perf_counter()
-      subprocess.run([sys.executable, str(Path(__file__)), '--start'], env=environment, check=True)
+      subprocess.run([sys.executable, str(Path(__file__)), '--start', *flags], env=environment, check=True)
       secs = time.perf_counter() - began
       rows.append(row(f'from start to first step, {name} compilation cache', secs, 's', target=target))
   return rows

@@ -111,9 +111,9 @@ def random_on_devices(workload: Workload, run: Run) -> dict[str, Any]:
 class Stepper:
   """Takes steps as `loop.train_from` does; or, with `constant`, on its first batch over and over."""
 
-  def __init__(self, run: Run, *, source: Any = None, constant: bool = False):
+  def __init__(self, run: Run, *, source: Any = None, constant: bool = False, state: Any = None):
     self.run = run
-    self._state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))()
+    self._state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))() if state is None else state
     self._source = run.input.place() if source is None else source
     self._items: Iterator[Any] = loop.input_items(run, 0)
     self._constant = next(self._items) if constant else None

@@ -12,8 +12,11 @@ import math
 import os
 import re
 import sys
+import tempfile
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import absent  # noqa: F401
 import jax
@@ -29,7 +32,8 @@ ON_CPU = Workload('resnet18', 64, 64, 'float32', width=32)
 ON_ACCELERATOR = Workload('resnet50', 224, 256, 'bfloat16')  # A device.
 QUICK = Workload('convnet', 8, 16, 'float32', width=4)
 KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-SIZES = {'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1, 'u8': 1, 'f64': 8, 's64': 8}
+SIZES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'f16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8,
+         'u64': 8, 'f64': 8}  # fmt: skip
 
 
 def main() -> None:
@@ -75,11 +79,40 @@ def collectives(workload: Workload) -> list[Row]:
   narrow = dataclasses.replace(alone, dtype='bfloat16')
   for name, one in (('over all', workload), ('on each', alone), ('on each, bfloat16', narrow)):
     lowered = one.lowered(jax.eval_shape(one.make_state), one.make_batch(), mesh=sharding.make_mesh())
-    found = found_collectives(lowered.compile().as_text() or '')
+    compiled, partitioned = programs(lowered)
+    found = found_collectives(compiled)
     title = f'{workload.network}, batch norm {name} of {devices} devices'
     rows.append(row(title, len(found), 'collectives', to=least['number']))
     rows.append(row(title, sum(size for _, size in found), 'bytes', to=least['bytes']) | {'kinds': counted(found)})
+    for kind, size in sorted(reduced_by_type(partitioned).items()):
+      rows.append(row(f'{title}: of it {kind}, as partitioned', size, 'bytes', to=least['bytes']))
   return rows
+
+
+def programs(lowered: Any) -> tuple[str, str]:
+  """The compiled program; and as it is partitioned, before passes of the platform, some of which sum in other types.
+
+  Neither is run, so they are compiled with little care.
+  """
+  stored_after = 'jax_persistent_cache_min_compile_time_secs'
+  usual = getattr(jax.config, stored_after)
+  jax.config.update(stored_after, math.inf)  # From the cache it would come without being partitioned.
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      dumped = {'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd.*', 'xla_backend_optimization_level': 0}
+      text = lowered.compile(compiler_options=dumped).as_text() or ''
+      return text, next(Path(folder).rglob('*after_spmd-partitioning*')).read_text()
+  finally:
+    jax.config.update(stored_after, usual)
+
+
+def reduced_by_type(text: str) -> dict[str, int]:
+  """Bytes of a program's all-reduces by the type of their numbers."""
+  sizes: dict[str, int] = defaultdict(int)
+  for shapes in re.findall(r'= (.+?) all-reduce(?:-start)?\(', text):
+    for shape in re.findall(r'\w+\[[\d,]*\]', shapes):
+      sizes[shape.partition('[')[0]] += bytes_of(shape)
+  return dict(sizes)
 
 
 def found_collectives(text: str) -> list[tuple[str, int]]:

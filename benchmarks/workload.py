@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import absent  # noqa: F401
 import jax
@@ -74,6 +74,7 @@ class Workload:
   width: int = 0
   norm_rows: int = 0
   tasks: tuple[Task, ...] = TASKS
+  donated: ClassVar[tuple[int, ...]] = (0,)  # Arguments of the step whose memory its results take: the state.
 
   @property
   def network(self) -> str:
@@ -119,7 +120,7 @@ class Workload:
   def lowered(self, state: Any, batch: Any, *, mesh: Mesh) -> Any:
     """The step's program for the devices of a mesh, which share the batch's rows; of arrays or of their shapes."""
     whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    step = jax.jit(self.one_step, donate_argnums=0, in_shardings=(whole, rows), out_shardings=whole)
+    step = jax.jit(self.one_step, donate_argnums=self.donated, in_shardings=(whole, rows), out_shardings=whole)
     return step.lower(state, batch)
 
   def make_batch(self) -> dict[str, Any]:
@@ -159,11 +160,15 @@ class Steps:
     self.losses: list[float] = []
     self.advance(1)
 
+  def step(self, state: TrainState, batch: Any) -> Any:
+    """One of them."""
+    return self.compiled(state, batch)
+
   def advance(self, steps: int) -> int:
     """Takes steps to their end; returns how many images that were."""
     flying = []
     for _ in range(steps):
-      self._state, metrics = self.compiled(self._state, self._batch)
+      self._state, metrics = self.step(self._state, self._batch)
       flying.append(metrics['loss'])
       sharding.hold_back(flying)
     jax.block_until_ready(self._state)

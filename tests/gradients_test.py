@@ -1,6 +1,7 @@
 """Task-by-task gradients are the gradients, whatever the chunks, the devices, or the way the Gram matrix is had."""
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -174,6 +175,29 @@ def test_a_gram_matrix_of_some_rows_is_theirs_and_the_update_is_the_whole_batchs
   assert len(forward.rows(8).images) == 8
   total = jax.grad(lambda params: (weights * forward.losses(params)[0][0]).sum())(params)
   assert_close(found.gradients['shared'], total['shared'])
+
+
+@pytest.mark.parametrize(('rows', 'num'), [(16, 2), (64, 4), (64, 3), (18, 3), (40, 1)])
+def test_rows_of_the_first_part_are_as_many_from_each_device(rows, num):
+  found = np.asarray(grain.rows_of_first_part(np.arange(rows), num))
+  assert set(found) <= set(np.flatnonzero(grain.batch_parts(rows, num) == 0))
+  devices = grain.parts_by_device(rows, num)
+  assert (np.bincount(found * devices // rows, minlength=devices) == rows // devices // num).all()
+
+
+def test_no_image_changes_its_device_for_a_gram_matrix_of_some_rows():
+  batch, objective, tx = make_batch(rows=32), on_gram(by_norm)(), optax.sgd(0.1)
+  common = {'model': make_model(), 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
+  make_state = partial(init_state, 0, label_stats=label_stats(batch), input_shape=(*SIZE, 3), **common)
+  settings = Settings(gram_rows=16)
+  step = partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, settings=settings, **common)
+  mesh = sharding.make_mesh()
+  whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+  compiled = jax.jit(step, in_shardings=(whole, rows), out_shardings=whole)
+  text = compiled.lower(jax.eval_shape(make_state), batch).compile().as_text()
+  collectives = re.findall(r'= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(', text)
+  assert any('f32[6,64]' in shapes for shapes in collectives)  # Gradients meet.
+  assert not [shapes for shapes in collectives if '8,8,3]' in shapes]
 
 
 def test_a_loss_without_labels_in_the_rows_of_the_gram_matrix_keeps_its_last_weight():

@@ -81,6 +81,20 @@ def parts_by_device(num_rows: int, num: int) -> int:
   return 1 if num_rows % devices or num_rows // devices < num else devices
 
 
+def rows_of_first_part(values: Array, num: int) -> Array:
+  """A run of rows of part 0 of `batch_parts` from each device, which is all of it where `num` divides a device's rows.
+
+  As `batch[part == 0]` it would be a gather over the whole batch, for which devices exchange their rows.
+  """
+  devices = parts_by_device(len(values), num)
+  by_device = values.reshape(devices, -1, *values.shape[1:])
+  rows = by_device.shape[1]
+  first = -(-(-np.arange(devices) % num * rows) // num)  # Of the run of part 0 on each device.
+  places = (first[:, None] + np.arange(rows // num)).reshape(devices, -1, *[1] * (values.ndim - 1))
+  chosen = jnp.take_along_axis(by_device, places, axis=1, mode='promise_in_bounds')
+  return chosen.reshape(-1, *values.shape[1:])
+
+
 def over_parts(values: Float[Array, 'p k'], present: Bool[Array, 'p k']) -> Float[Array, ' k']:
   """The mean over the parts that have a label; 0 where none has."""
   return jnp.where(present, values, 0).sum(0) / jnp.maximum(present.sum(0), 1)

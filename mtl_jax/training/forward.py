@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
 
@@ -113,10 +113,10 @@ class Forward:
     return grain.reduce(self.mask, self.mask, entries=self.entries, parts=self.parts)[1]
 
   def rows(self, num_rows: int) -> 'Forward':
-    """The same of about `num_rows` rows: the first of `grain.batch_parts`."""
-    chosen = np.flatnonzero(grain.batch_parts(len(self.images), max(len(self.images) // num_rows, 1)) == 0)
+    """The same of about `num_rows` rows, each on its device: the first part of the batch."""
     by_row = (self.images, self.labels, self.mask, self.weights)
-    images, labels, mask, weights = jax.tree.map(lambda leaf: leaf[chosen], by_row)
+    first = partial(grain.rows_of_first_part, num=max(len(self.images) // num_rows, 1))
+    images, labels, mask, weights = jax.tree.map(first, by_row)
     fewer = {'images': images, 'labels': labels, 'mask': mask, 'weights': weights}
     return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1)
 
