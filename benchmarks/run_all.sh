@@ -21,13 +21,13 @@ part() {  # Seconds, name, flags.
 
 # One device: simulated ones are compiled for on the host, beside the rest.
 [ "$count" != 1 ] || { JAX_PLATFORMS=cpu part 400 scaling >"$cache/scaling.log" 2>&1 & }
-part 110 step --seconds 65 --round_secs 0.5 || failed=1
-part 130 versus_torch --seconds 65 --round_secs 0.5 || failed=1
-part 45 end_to_end --rounds 4 --round_secs 1 || failed=1
-part 105 epoch || failed=1
+part 105 step --seconds 60 --round_secs 0.5 || failed=1
+part 120 versus_torch --seconds 60 --round_secs 0.5 || failed=1
+part 40 end_to_end --rounds 4 --round_secs 1 || failed=1
+part 95 epoch || failed=1
 # What takes one compilation each; all entries, on both networks, are a run of their own: python3 benchmarks/entries.py
-part 90 entries --seconds 50 --round_secs 0.4 --only metrics layout stem_space_to_depth stem_channels_4 optimizer \
-  donation || failed=1
+part 60 entries --seconds 35 --round_secs 0.4 --only metrics layout stem_space_to_depth \
+  optimizer || failed=1
 if [ "$count" = 1 ]; then
   wait $! || failed=1
   cat "$cache/scaling.log"

@@ -1,6 +1,7 @@
 """Real signals and kills, at random moments: what a run says, how it ends, and that nothing is lost."""
 
 import collections
+import os
 import random
 import re
 import signal
@@ -15,7 +16,8 @@ import small_runs
 from mtl_jax.training import digests, loop
 from mtl_jax.training.progress import read_metrics
 
-SOAK_KILLS = 40
+LAUNCHER = Path(__file__).parents[1] / 'launch' / 'local.sh'
+SOAK_KILLS = 30
 
 
 @pytest.fixture(scope='module')
@@ -120,40 +122,56 @@ def test_a_run_killed_in_a_save_goes_on_from_the_last_complete_checkpoint_to_the
   small_runs.assert_same_bits(tmp_path / 'whole', parts)
 
 
-def resident_mb(process: subprocess.Popen) -> float:
+def processes_of(launcher: subprocess.Popen) -> list[int]:
+  """The training processes that a launcher has started and that live, in order."""
+  try:
+    children = Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()
+    return [int(child) for child in children if b'mtl_jax' in Path(f'/proc/{child}/cmdline').read_bytes()]
+  except OSError:
+    return []
+
+
+def resident_mb(process: int) -> float:
   """Memory of a process in MB; 0 once it has ended."""
   try:
-    lines = Path(f'/proc/{process.pid}/status').read_text().splitlines()
+    lines = Path(f'/proc/{process}/status').read_text().splitlines()
   except OSError:
     return 0.0
   return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith('VmRSS')), 0.0)
 
 
+def start_both(command: list[str]) -> subprocess.Popen:
+  """The command as a run of two processes."""
+  python, verb = command[:3], command[3:]
+  environment = {**small_runs.one_device(), 'MTL_JAX': ' '.join(python)}
+  return small_runs.start([str(LAUNCHER), '-n', '2', *verb], environment=environment)
+
+
 def uninterrupted(command: list[str], directory: Path) -> list[float]:
-  """Runs to the end; the memory in MB at steps 500, 1000, 1500 and about 1950."""
-  process = small_runs.start(command, environment=small_runs.one_device())
+  """Runs to the end; the first process's memory in MB at steps 500, 1000, 1500 and about 1950."""
+  launcher = start_both(command)
   memory = []
   for step in (500, 1000, 1500, 1950):
-    wait_for_step(process, directory, step)
-    memory.append(resident_mb(process))
-  said = small_runs.end(process)
-  assert process.returncode == 0, said
+    wait_for_step(launcher, directory, step)
+    memory.append(resident_mb(processes_of(launcher)[0]))
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, said
   return memory
 
 
-def wait_to_kill(process: subprocess.Popen, directory: Path, goal: int, moment: random.Random) -> bool:
-  """Waits until the process has trained to the goal and a random time more; False if it had ended."""
+def wait_to_kill(launcher: subprocess.Popen, directory: Path, goal: int, moment: random.Random) -> bool:
+  """Waits until the run has come to the goal and a random time more; False if it had ended."""
   path, began = directory / 'metrics.jsonl', time.time()
   while not (path.exists() and path.stat().st_mtime > began and last_step(directory) >= goal):
-    if process.poll() is not None:
+    if launcher.poll() is not None:
       return False
     time.sleep(0.01)
   time.sleep(moment.uniform(0, 0.4))
-  return process.poll() is None
+  return launcher.poll() is None
 
 
 @pytest.mark.slow
-def test_two_thousand_steps_with_random_kills_end_in_the_same_bits(faces, tmp_path):
+def test_two_thousand_steps_of_two_processes_with_random_kills_end_in_the_same_bits(faces, tmp_path):
   """Tens of kills, of every kind, at random moments; prints what it met (pytest -s)."""
   overrides = {'train.log_every_steps': 5, 'eval.every_steps': 250, 'checkpoint.every_steps': 10}
   config = small_runs.make_config(faces, **{'train.steps': 2000, 'optimizer.ema_decay': 0.99, **overrides})
@@ -161,26 +179,32 @@ def test_two_thousand_steps_with_random_kills_end_in_the_same_bits(faces, tmp_pa
   memory = uninterrupted(small_runs.command(tmp_path, config, whole), whole)
   command, seed = small_runs.command(tmp_path, config, parts), time.time_ns() % 10_000
   moment, met = random.Random(seed), collections.Counter()
-  kills = [(signal.SIGKILL,), (signal.SIGKILL,), (signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGINT,) * 2]
+  stops = [(signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGINT,) * 2]
   for number in range(SOAK_KILLS):
-    process = small_runs.start(command, environment=small_runs.one_device())
-    if number % 8 == 7:  # Also while it starts, which only SIGKILL interrupts at once.
+    launcher, signals, killed = start_both(command), (), []
+    if number % 8 == 7:  # Also while they start, which only SIGKILL interrupts at once.
       time.sleep(moment.uniform(0, 8))
-      signals, met['in the start'] = (signal.SIGKILL,), met['in the start'] + 1
-    elif wait_to_kill(process, parts, 1900 * number // SOAK_KILLS, moment):
-      signals = moment.choice(kills)
+      killed, how = processes_of(launcher), 'both killed in the start'
+    elif not wait_to_kill(launcher, parts, 1900 * number // SOAK_KILLS, moment):
+      how = 'ended'
+    elif moment.random() < 0.5:
+      killed = moment.choice([processes_of(launcher), processes_of(launcher)[:1], processes_of(launcher)[1:]])
+      how = 'one killed' if len(killed) == 1 else 'both killed'
     else:
-      signals = ()
-    said = small_runs.end(process, *signals)
-    met['+'.join(each.name for each in signals) or 'ended'] += 1
+      signals = moment.choice(stops)
+      how = '+'.join(each.name for each in signals)
+    for process in killed:
+      os.kill(process, signal.SIGKILL)
+    said = small_runs.end(launcher, *signals)
+    met[how] += 1
     met['saves cut short'] += said.count('is a save that was cut short')
-    expected = {-signal.SIGKILL} if signals[:1] == (signal.SIGKILL,) else {75} if signals else {0}
-    assert process.returncode in expected, (seed, signals, said)
-    assert 'Traceback' not in said, (seed, said)
-    assert 'is not as it was saved' not in said, (seed, said)
-  process = small_runs.start(command, environment=small_runs.one_device())
-  said = small_runs.end(process)
-  assert process.returncode == 0, (seed, said)
+    expected = 128 + signal.SIGKILL if killed else 75 if signals else 0
+    assert launcher.returncode == expected, (seed, how, said)
+    assert 'Traceback' not in said, (seed, how, said)
+    assert 'is not as it was saved' not in said, (seed, how, said)
+  launcher = start_both(command)
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, (seed, said)
   print(f'\nseed {seed}: {dict(met)}\nMB at steps 500 to 1950: {memory}\n{said.splitlines()[-1]}')
   small_runs.assert_same_bits(whole, parts)
   assert names(parts) == names(whole)
