@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax import launcher, processes
+from mtl_jax.buckets.address import is_address, local_path, place
 from mtl_jax.errors import UserError, memory_in_one_line, one_line
 
 DEMO_WORKDIR = 'mtl_jax_demo'
+WORKDIR = 'a folder, or one in a bucket: gs://BUCKET/RUN, s3://BUCKET/RUN'
 CONFIG_PREFIX = '--config.'
 
 
@@ -32,13 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     if 'coordinator' not in options:
       return _run(options)
-    place = launcher.find(
+    found = launcher.find(
       os.environ,
       coordinator=options.coordinator,
       num_processes=options.num_processes,
       process_id=options.process_id,
     )
-    return processes.run(partial(_run, options), place, timeout_secs=options.coordinator_timeout)
+    return processes.run(partial(_run, options), found, timeout_secs=options.coordinator_timeout)
   except UserError as error:
     print(f'mtl-jax: error: {error}', file=sys.stderr)
     return error.exit_code
@@ -55,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
   with memory_in_one_line():
-    return options.run(options)
+    if not is_address(getattr(options, 'workdir', '')):
+      return options.run(options)
+    from mtl_jax.buckets import workdirs
+
+    with workdirs.copied(options.workdir, options.verb) as options.workdir:
+      return options.run(options)
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -94,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     return added
 
   demo = verb('demo', _demo, 'train the joint and the single-task models on drawn faces and compare them')
-  demo.add_argument('--workdir', type=Path, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
+  demo.add_argument('--workdir', type=place, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
 
   prepare = verb('prepare', _prepare, 'read a data set once and store it for training')
   prepare.add_argument(
@@ -102,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     metavar='SET',
     help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
   )
-  prepare.add_argument('--source', type=Path, metavar='DIR', help="folder with the files of the set; TFDS's data_dir")
-  prepare.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder to make')
+  prepare.add_argument(
+    '--source', type=local_path, metavar='DIR', help="folder with the files of the set; TFDS's data_dir"
+  )
+  prepare.add_argument('--out', type=place, metavar='DIR', required=True, help='folder to make, may be in a bucket')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
     '--encoding',
@@ -125,16 +134,16 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(train)
 
   evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
-  evaluation.add_argument('--workdir', type=Path, required=True)
-  evaluation.add_argument('--data', type=Path, metavar='DIR', help='another prepared set')
+  evaluation.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  evaluation.add_argument('--data', type=place, metavar='DIR', help='another prepared set')
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
   evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
-  evaluation.add_argument('--predictions', type=Path, metavar='FILE.npz', help='write every prediction')
+  evaluation.add_argument('--predictions', type=local_path, metavar='FILE.npz', help='write every prediction')
 
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
-  predict.add_argument('--workdir', type=Path, required=True)
-  predict.add_argument('images', type=Path, nargs='+', metavar='IMAGE')
-  predict.add_argument('--out', type=Path, metavar='DIR', help='draw the predictions into this folder')
+  predict.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE')
+  predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
 
   text = 'train joint and single-task models with several seeds and test the difference'
   study = verb('study', _study, text, several=True)
@@ -144,12 +153,14 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(affinity)
 
   report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
-  report.add_argument('--workdir', type=Path, required=True)
+  report.add_argument('--workdir', type=place, required=True, help=WORKDIR)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
   exporting = verb('export', _export, 'write the model as StableHLO for programs without this package')
-  exporting.add_argument('--workdir', type=Path, required=True)
-  exporting.add_argument('--out', type=Path, metavar='DIR', required=True, help='folder for the program and its loader')
+  exporting.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  exporting.add_argument(
+    '--out', type=local_path, metavar='DIR', required=True, help='folder for the program and its loader'
+  )
   exporting.add_argument('--step', type=int, help='another checkpoint than the best')
 
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
@@ -159,9 +170,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_config(parser: argparse.ArgumentParser) -> None:
   """Flags of verbs that train what a configuration says, and go on where they stopped."""
   parser.add_argument(
-    '--config', type=Path, metavar='FILE.py', required=True, help=f'override with {CONFIG_PREFIX}a.b=VALUE'
+    '--config', type=local_path, metavar='FILE.py', required=True, help=f'override with {CONFIG_PREFIX}a.b=VALUE'
   )
-  parser.add_argument('--workdir', type=Path, required=True)
+  parser.add_argument('--workdir', type=place, required=True, help=WORKDIR)
   parser.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
 
@@ -193,19 +204,21 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
+  from mtl_jax.buckets import sets
   from mtl_jax.data.prepare import prepare
 
-  prepare(
-    options.set,
-    source=options.source,
-    out=options.out,
-    image_size=tuple(options.image_size),
-    num=options.num,
-    seed=options.seed,
-    crop_margin=options.crop_margin,
-    encoding=options.encoding,
-    log=logging.getLogger('mtl_jax').info,
-  )
+  with sets.new_set(options.out) as out:
+    prepare(
+      options.set,
+      source=options.source,
+      out=out,
+      image_size=tuple(options.image_size),
+      num=options.num,
+      seed=options.seed,
+      crop_margin=options.crop_margin,
+      encoding=options.encoding,
+      log=logging.getLogger('mtl_jax').info,
+    )
   return 0
 
 

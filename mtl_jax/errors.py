@@ -42,6 +42,10 @@ class CheckpointError(UserError):
   """A working directory or its checkpoints cannot be used; the message names the folder and the way out."""
 
 
+class BucketError(UserError):
+  """A bucket cannot be opened, read or written, or belongs to another run; the message names the address."""
+
+
 class DivergedError(UserError):
   """A loss became NaN or infinite; the message names the task and the step."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from mtl_jax import meeting
+from mtl_jax import leaving, meeting
 from mtl_jax.errors import Interrupted, UserError, one_line
 from mtl_jax.launcher import Place
 from mtl_jax.meeting import Host, Member
@@ -158,25 +158,17 @@ def _fail(code: int, text: str) -> NoReturn:
   _say(f'process {index()}: {text}' if _member else text)
   if _member:
     _member.fail(code, text)
-  _leave(code)
+  leaving.at_once(code)
 
 
 def _end_with_another(news: dict[str, Any]) -> None:
   """Called by the thread that listens."""
   text = news['text'] if news['code'] == 1 else f'process {news["process"]} has ended: {news["text"]}'
   _say(f'process {index()} ends: {text}')
-  _leave(int(news['code']))
+  leaving.at_once(int(news['code']))
 
 
 def _say(text: str) -> None:
   """In one write, so that the lines of processes with one terminal do not mix."""
   with suppress(OSError):  # Nobody reads it any more.
     sys.stderr.write(f'mtl-jax: error: {text}\n')
-
-
-def _leave(code: int) -> NoReturn:
-  """At once: an ordinary exit waits for computations and processes that will never come."""
-  with suppress(OSError):
-    sys.stdout.flush()
-    sys.stderr.flush()
-  os._exit(code)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import mtl_jax
 from mtl_jax import config as configs
 from mtl_jax import processes, tasks, whole_file
+from mtl_jax.buckets.address import local_path
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import DataSet
@@ -98,8 +99,8 @@ def lock(workdir: Path) -> Iterator[None]:
   """
   if re.match(r'\w+:/', str(workdir)):  # `Path` has taken one of two slashes away.
     raise CheckpointError(
-      f'--workdir: {workdir} is no local folder: buckets are not opened; mount it (gcsfuse, Mountpoint for S3) and '
-      'name the mounted folder'
+      f'--workdir: {workdir} is no local folder: buckets are opened by the command line; here name a copy, or the '
+      'bucket mounted (gcsfuse, Mountpoint for S3)'
     )
   if jax.process_count() != processes.count():
     raise LauncherError(
@@ -156,10 +157,10 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   """A copy whose data and weights are found from any folder."""
   config = config.copy_and_resolve_references()
   if config.model.weights:
-    config.model.weights = str(Path(config.model.weights).resolve())
+    config.model.weights = str(local_path(config.model.weights).resolve())
   config.data.update(mixture.absolute_dirs(config.data))
   if config.data.feature_cache not in ('', 'none'):
-    config.data.feature_cache = str(Path(config.data.feature_cache).resolve())
+    config.data.feature_cache = str(local_path(config.data.feature_cache).resolve())
   config.objective.matching.relations = relations.absolute(config.objective.matching.relations)
   return config
 

@@ -147,9 +147,11 @@ def test_a_second_run_in_the_same_directory_is_refused(tiny_config, tmp_path):
     loop.train(tiny_config(), tmp_path)
 
 
-def test_the_address_of_a_bucket_is_refused_and_makes_no_folder(tiny_config, tmp_path, monkeypatch):
+def test_the_address_of_a_bucket_in_place_of_a_folder_is_refused_and_makes_no_folder(
+  tiny_config, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(CheckpointError, match='buckets are not opened; mount it'):
+  with pytest.raises(CheckpointError, match='is no local folder: buckets are opened by the command line'):
     loop.train(tiny_config(), Path('gs://bucket/run'))
   assert not list(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import grain
 from mtl_jax.study import bootstrap
-from mtl_jax.training.progress import bar
+from mtl_jax.training.bar import bar
 from mtl_jax.workdir import DataFacts
 
 log = logging.getLogger('mtl_jax')

@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtl_jax.buckets import address, sets
 from mtl_jax.config import choose
 from mtl_jax.data import pipeline
 from mtl_jax.data.concatenation import Concatenation
 from mtl_jax.data.pipeline import Split
 from mtl_jax.data.source import SPLITS, landmark_task
-from mtl_jax.data.store import Store, open_store
+from mtl_jax.data.store import Store
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.tasks import LandmarkTask, Task
 
@@ -73,13 +74,13 @@ def open_data(data: ConfigDict) -> DataSet:
     UserError: for a folder without a prepared set, sets that do not fit together, or a wrong rename.
   """
   if data.dirs:
-    folders = [Path(folder) for folder in data.dirs]
-    return open_mixture(folders, parse_renames(data.rename), corrupt_share=data.corrupt_share)
+    return open_mixture(data.dirs, parse_renames(data.rename), corrupt_share=data.corrupt_share)
   if not data.dir:
     raise ConfigError(
       'config.data.dir is empty; name a prepared set with --config.data.dir=DIR, several with --config.data.dirs=A,B'
     )
-  store, renames = open_store(Path(data.dir).resolve(), corrupt_share=data.corrupt_share), parse_renames(data.rename)
+  store = sets.open_set(address.absolute(data.dir), corrupt_share=data.corrupt_share)
+  renames = parse_renames(data.rename)
   _check_renames(renames, [store])
   return rename(store, renames)
 
@@ -87,23 +88,23 @@ def open_data(data: ConfigDict) -> DataSet:
 def absolute_dirs(data: ConfigDict) -> dict[str, Any]:
   """The fields `dir` and `dirs` with absolute paths, so that evaluation finds the sets from any folder."""
   return {
-    'dir': str(Path(data.dir).resolve()) if data.dir else '',
-    'dirs': tuple(str(Path(folder).resolve()) for folder in data.dirs),
+    'dir': address.absolute(data.dir) if data.dir else '',
+    'dirs': tuple(map(address.absolute, data.dirs)),
   }
 
 
-def open_mixture(directories: Sequence[Path], renames: Renames, *, corrupt_share: float = 0.0) -> Mixture:
-  """Opens prepared sets as one.
+def open_mixture(directories: Sequence[Path | str], renames: Renames, *, corrupt_share: float = 0.0) -> Mixture:
+  """Opens prepared sets, in folders or in buckets, as one.
 
   Raises:
     DataError: for a folder without a prepared set, or sets whose images or tasks do not fit together.
     ConfigError: for a rename of a label that no set has, or to one that none can have, or a set named twice.
   """
-  directories = [directory.resolve() for directory in directories]
+  directories = list(map(address.absolute, directories))
   for i, directory in enumerate(directories):
     if directory in directories[:i]:
       raise ConfigError(f'config.data.dirs: {directory} is named twice; config.data.weights says how much of each')
-  stores = [open_store(directory, corrupt_share=corrupt_share) for directory in directories]
+  stores = [sets.open_set(directory, corrupt_share=corrupt_share) for directory in directories]
   for store in stores[1:]:
     if store.image_size != stores[0].image_size:
       have, want = ('x'.join(map(str, one.image_size)) for one in (store, stores[0]))

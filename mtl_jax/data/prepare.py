@@ -17,7 +17,7 @@ from mtl_jax.data.source import Source
 from mtl_jax.data.tfds_source import open_tfds
 from mtl_jax.data.utkface import open_utkface
 from mtl_jax.errors import DataError, one_line
-from mtl_jax.training.progress import bar
+from mtl_jax.training.bar import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
   'celeba': open_celeba,

@@ -21,7 +21,7 @@ from mtl_jax.data.source import SPLITS, Record, Source
 from mtl_jax.data.store import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import Task, from_json
-from mtl_jax.training.progress import bar
+from mtl_jax.training.bar import bar
 
 JPEG_QUALITY = 95
 _WORKERS = min(32, os.cpu_count() or 1)  # Beyond that, threads wait for the interpreter.

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 
 from mtl_jax import npz, workdir
+from mtl_jax.buckets import sets
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import open_store
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.tasks import Task
 from mtl_jax.training import features
-from mtl_jax.training.progress import bar
+from mtl_jax.training.bar import bar
 from mtl_jax.workdir import TrainedModel
 
 log = logging.getLogger('mtl_jax')
@@ -24,7 +24,7 @@ log = logging.getLogger('mtl_jax')
 def evaluate_workdir(
   directory: Path,
   *,
-  data: Path | None = None,
+  data: Path | str | None = None,
   split: str = 'test',
   step: int | None = None,
   predictions: Path | None = None,
@@ -48,7 +48,7 @@ def evaluate_workdir(
   model = workdir.restore(directory, step=step)
   settings = model.config.data
   if data:
-    opened = open_store(data, corrupt_share=settings.corrupt_share)
+    opened = sets.open_set(data, corrupt_share=settings.corrupt_share)
     store = mixture.rename(opened, mixture.parse_renames(settings.rename))
   else:
     store = mixture.open_data(settings)
@@ -76,7 +76,7 @@ def evaluate_workdir(
     'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
   }
   if jax.process_index() == 0:
-    name = f'{data.resolve().name}-{split}' if data else split
+    name = f'{store.parts[0].directory.resolve().name}-{split}' if data else split
     workdir.write_json(directory / 'eval' / f'{name}.json', found)
     if predictions:
       npz.write(predictions, **evaluate.dump(result, part))

@@ -1,13 +1,12 @@
 """Test faces with the landmarks that runs predict for them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtl_jax import npz
-from mtl_jax.data.store import open_store
+from mtl_jax.buckets import sets
 from mtl_jax.errors import CheckpointError
 from mtl_jax.report import charts
 from mtl_jax.report.runs import Run, flat
@@ -44,17 +43,17 @@ def sheet(runs: Sequence[Run]) -> dict[str, Any] | None:
     'task': task,
     'sheet': drawn,
     'runs': [number for number, _ in having],
-    'folder': str(_data_dir(having[0][1])),
+    'folder': _data_dir(having[0][1]),
   }
 
 
-def _data_dir(run: Run) -> Path:
-  return Path(flat(run.config).get('data.dir') or '.')
+def _data_dir(run: Run) -> str:
+  return flat(run.config).get('data.dir') or '.'
 
 
 def _images(run: Run) -> Any:
   """The prepared set's images `[n, h, w, 3]`, not read until looked at."""
-  return open_store(_data_dir(run)).images
+  return sets.open_set(_data_dir(run)).images
 
 
 def _predictions(run: Run, task: str) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -27,8 +27,8 @@ from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
 from mtl_jax.study.shelf import Shelf, recipe
 from mtl_jax.tasks import Task
+from mtl_jax.training.bar import bar
 from mtl_jax.training.interrupt import Interruption
-from mtl_jax.training.progress import bar
 
 log = logging.getLogger('mtl_jax')
 

@@ -32,7 +32,7 @@ from mtl_jax.errors import DataError, Interrupted, one_line
 from mtl_jax.models.frozen import FrozenStages
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.training import sharding
-from mtl_jax.training.progress import bar
+from mtl_jax.training.bar import bar
 from mtl_jax.training.step import network_input
 
 log = logging.getLogger('mtl_jax')

@@ -1,50 +1,18 @@
 """How far a run is: a progress bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
 
 import json
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tqdm import tqdm
 
 from mtl_jax import whole_file
+from mtl_jax.training.bar import bar
 from mtl_jax.training.goodput import Goodput
-
-
-class _Lines:
-  """A text stream on which each redrawn bar is a line of its own, for logs that are files."""
-
-  def __init__(self, stream: TextIO):
-    self._stream = stream
-
-  def write(self, text: str) -> None:
-    text = text.strip('\r\n ')
-    if text:
-      self._stream.write(text + '\n')
-
-  def flush(self) -> None:
-    self._stream.flush()
-
-
-def bar(total: int, *, description: str, unit: str, initial: int = 0, enabled: bool = True) -> tqdm:
-  """A tqdm bar on stderr; where that is no terminal, a line every 15 seconds."""
-  terminal = sys.stderr.isatty()
-  return tqdm(
-    total=total,
-    initial=initial,
-    desc=description,
-    unit=unit,
-    disable=not enabled,
-    dynamic_ncols=terminal,
-    ncols=None if terminal else 100,
-    mininterval=0.5 if terminal else 15,
-    file=sys.stderr if terminal else _Lines(sys.stderr),  # pyright: ignore
-  )
 
 
 class Progress:

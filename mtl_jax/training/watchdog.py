@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from mtl_jax import leaving
+
 EXIT_CODE = 4
 
 
@@ -78,4 +80,4 @@ def _end(reason: str) -> None:
     faulthandler.dump_traceback(file=2, all_threads=True)
     line = f'mtl-jax: error: {reason}; every thread is above; the same command goes on from the last checkpoint\n'
     os.write(2, line.encode())
-  os._exit(EXIT_CODE)
+  leaving.at_once(EXIT_CODE)
