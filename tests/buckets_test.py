@@ -235,11 +235,37 @@ def hold(cloud: Path, **fields: object) -> None:
   write(cloud / 'b' / 'run', {lock.NAME: json.dumps(holder)})
 
 
-def test_a_run_that_lives_on_another_host_is_named_and_left_alone(cloud):
+def when_watched(monkeypatch, act) -> list[float]:
+  """Time passes for this process alone while it watches a lock, and `act` is done; how long it watched each time."""
+  waits: list[float] = []
+  clock = time.time
+  monkeypatch.setattr(lock.time, 'time', lambda: clock() + sum(waits))
+  monkeypatch.setattr(lock.time, 'sleep', lambda secs: (waits.append(secs), act()))
+  return waits
+
+
+def test_a_run_that_lives_on_another_host_is_named_and_left_alone(cloud, monkeypatch):
   hold(cloud)
+  waits = when_watched(monkeypatch, lambda: hold(cloud, renewed=time.time() + 1))
   with pytest.raises(BucketError, match=rf'a run of elsewhere \(process 7\).*if it is dead remove {RUN}/.lock'):
     own()
   assert json.loads((cloud / 'b' / 'run' / lock.NAME).read_text())['host'] == 'elsewhere'
+  assert len(waits) == 1
+
+
+def test_the_lock_of_a_host_that_died_is_taken_over_once_it_is_stale(cloud, monkeypatch):
+  hold(cloud)
+  waits = when_watched(monkeypatch, lambda: None)
+  own()
+  assert lock.STALE_SECS - lock.WATCH_SECS <= sum(waits) <= lock.STALE_SECS + lock.WATCH_SECS
+  assert not (cloud / 'b' / 'run' / lock.NAME).exists()
+
+
+def test_a_lock_that_is_released_while_it_is_watched_is_had_at_once(cloud, monkeypatch):
+  hold(cloud)
+  waits = when_watched(monkeypatch, (cloud / 'b' / 'run' / lock.NAME).unlink)
+  own()
+  assert len(waits) == 1
 
 
 def test_a_live_process_of_this_host_keeps_its_run(cloud):

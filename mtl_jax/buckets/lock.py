@@ -1,6 +1,7 @@
 """The lock object of a run's folder in a bucket, so that it belongs to one run at a time, wherever that runs."""
 
 import json
+import logging
 import os
 import platform
 import time
@@ -9,8 +10,11 @@ from typing import Any
 from mtl_jax.buckets.address import Bucket
 from mtl_jax.errors import BucketError
 
+log = logging.getLogger('mtl_jax')
+
 NAME = '.lock'
 RENEW_SECS = 30.0
+WATCH_SECS = 5.0  # Between looks at another's.
 STALE_SECS = 300.0  # A lock that was not renewed for so long is a dead run's; hosts' clocks may differ by less.
 
 
@@ -32,10 +36,13 @@ class Lock:
     return holder.get('copy', '') if holder is not None else None
 
   def take(self) -> None:
-    """Takes the lock, also that of a dead run. Raises BucketError, which says whose it is, while another lives."""
+    """Takes the lock, also that of a dead run. Raises BucketError, which says whose it is, while another lives.
+
+    That of a host which may have died is watched: a run that lives renews it, so that one is refused in half a minute.
+    """
     holder = self._read()
     if holder is not None and not self._is_dead(holder):
-      raise self._refusal(holder)
+      holder = self._watched(holder)
     try:
       self._write(only_new=holder is None)
     except (BucketError, FileExistsError):
@@ -43,6 +50,21 @@ class Lock:
         raise
       raise self._refusal(first) from None
     self._check()
+
+  def _watched(self, holder: dict[str, Any]) -> dict[str, Any] | None:
+    """What is there once nobody holds the lock any more. Raises BucketError when its run shows that it lives."""
+    if holder.get('host') == self._own['host']:
+      raise self._refusal(holder)
+    text = '%s has the lock of a run of %s; waiting for at most %.0f s to see whether that lives'
+    log.info(text, self._bucket.address, holder.get('host'), STALE_SECS - _age(holder))
+    while not self._is_dead(holder):
+      time.sleep(WATCH_SECS)
+      now = self._read()
+      if now is None:
+        return None
+      if now != holder:
+        raise self._refusal(now)
+    return holder
 
   def keep(self) -> None:
     """Says, every now and then, that the run lives. Raises TakenOverError if another has taken the folder."""
