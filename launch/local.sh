@@ -87,8 +87,13 @@ trap 'pass_on KILL' EXIT
 code=0 left=$num
 while ((left)); do
   ended='' result=0
-  wait -fn -p ended "${pids[@]}" || result=$?  # -f: one that is stopped has not ended.
-  [[ ${ended:-} ]] || continue  # A signal, which was passed on.
+  wait -fn -p ended "${pids[@]}" 2>/dev/null || result=$?  # -f: one that is stopped has not ended.
+  if [[ ! ${ended:-} ]]; then  # A signal, which was passed on; or one that ended beside another, which -n does not see.
+    for pid in "${pids[@]}"; do kill -0 "$pid" 2>/dev/null || ended=$pid; done
+    [[ ${ended:-} ]] || continue
+    result=0
+    wait "$ended" || result=$?
+  fi
   left=$((left - 1))
   rest=()
   for pid in "${pids[@]}"; do [[ $pid == "$ended" ]] || rest+=("$pid"); done

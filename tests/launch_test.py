@@ -215,6 +215,12 @@ def test_local_passes_an_exit_code_on(tmp_path, code):
   assert bash(LAUNCH / 'local.sh', '-n', 2, 'x', MTL_JAX=str(script), JAX_PLATFORMS='cpu').returncode == code
 
 
+def test_local_ends_when_all_its_processes_die_at_once(tmp_path):
+  stand_in(tmp_path, 'dies', 'sleep 0.3; kill -KILL $$')
+  ended = bash(LAUNCH / 'local.sh', '-n', 6, 'x', MTL_JAX=str(tmp_path / 'dies'), JAX_PLATFORMS='cpu', timeout=20)
+  assert (ended.returncode, ended.stderr) == (137, '')
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_local_passes_signals_on_to_every_process(tmp_path, number):
   script = tmp_path / 'verb'
