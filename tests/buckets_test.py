@@ -159,6 +159,32 @@ def test_what_another_host_has_done_since_outweighs_a_copy_that_was_ahead(cloud,
     assert tree(folder) == {'config.json': b'second'}
 
 
+def test_a_copy_that_was_deleted_after_a_failed_upload_is_fetched_and_takes_no_checkpoint_away(cloud):
+  own(CHECKPOINT)
+  with pytest.raises(BucketError, match='no route'):
+    own({'metrics.jsonl': '1'}, before=lambda: stand_in.FAILING.append('metrics'))
+  stand_in.FAILING.clear()
+  for deleted in ('', 'checkpoints'):
+    shutil.rmtree(Copy.of(RUN).folder / deleted)
+    own()
+    assert tree(cloud / 'b' / 'run').keys() == CHECKPOINT.keys()
+    hold(cloud, copy=json.loads(Copy.of(RUN).record.read_text())['id'])
+
+
+def test_a_visit_does_not_write_what_a_killed_run_had_here_over_what_another_host_has_done_since(cloud, tmp_path):
+  own({**CHECKPOINT, 'metrics.jsonl': '1', 'eval/test.json': '1'})
+  write(Copy.of(RUN).folder, {'metrics.jsonl': '1 2', 'left': ''})  # And killed before the upload.
+  later = {'metrics.jsonl': '1 2 3', 'eval/test.json': '3'}
+  write(cloud / 'b' / 'run', later)
+  with workdirs.copied(RUN, 'eval') as folder:
+    write(folder, {'eval/other-test.json': '{}'})
+  there = tree(cloud / 'b' / 'run')
+  assert there.keys() == {*CHECKPOINT, *later, 'eval/other-test.json'}
+  assert {name: there[name].decode() for name in later} == later
+  own()
+  assert tree(Copy.of(RUN).folder) == tree(cloud / 'b' / 'run') == there
+
+
 LEAVES = f"""
 from mtl_jax import leaving
 from mtl_jax.buckets import workdirs

@@ -5,7 +5,7 @@
 
 At the start the bucket is the truth: what differs is pulled, and what it lacks is removed here. But where the lock
 there is the one that this copy's own last run has left, that run ended before its last upload and none has followed:
-then the copy may be ahead, and goes on as it is.
+then the copy may be ahead, and goes on as it is, unless what it had was deleted.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def _pull(mirror: Mirror, lock: Lock) -> None:
 
 
 def _is_ahead(mirror: Mirror, lock: Lock) -> bool:
-  return mirror.whole and lock.left_by() == mirror.id
+  return mirror.whole and mirror.is_intact() and lock.left_by() == mirror.id
 
 
 @contextmanager
