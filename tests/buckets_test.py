@@ -110,6 +110,7 @@ def test_a_killed_run_goes_on_on_another_host_from_an_upload_that_was_cut_short_
   (steps / '6' / 'digests.json').unlink()  # As if the upload had not come to its end.
   (steps / '6' / 'state' / 'manifest.ocdbt').unlink()
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'of_another_host'))
+  monkeypatch.setattr(lock, 'STALE_SECS', 0.0)
   assert cli.main(arguments) == 0
   assert f'warning: {RUN}/checkpoints/6 is an upload that was cut short; it is passed over' in said
   assert any('resuming at step 3' in line for line in said)
@@ -153,6 +154,7 @@ def test_what_another_host_has_done_since_outweighs_a_copy_that_was_ahead(cloud,
   stand_in.FAILING.clear()
   with monkeypatch.context() as other:
     other.setenv('XDG_CACHE_HOME', str(tmp_path / 'other'))
+    other.setattr(lock, 'STALE_SECS', 0.0)
     with workdirs.copied(RUN, 'train') as folder:
       write(folder, {'config.json': 'second'})
   with workdirs.copied(RUN, 'train') as folder:
@@ -270,12 +272,15 @@ def when_watched(monkeypatch, act) -> list[float]:
   return waits
 
 
-def test_a_run_that_lives_on_another_host_is_named_and_left_alone(cloud, monkeypatch):
-  hold(cloud)
-  waits = when_watched(monkeypatch, lambda: hold(cloud, renewed=time.time() + 1))
-  with pytest.raises(BucketError, match=rf'a run of elsewhere \(process 7\).*if it is dead remove {RUN}/.lock'):
+@pytest.mark.parametrize(
+  ('host', 'pid'), [('elsewhere', 7), (platform.node(), os.getpid())], ids=['another host', 'another container']
+)
+def test_a_run_that_lives_elsewhere_is_named_and_left_alone(cloud, monkeypatch, host, pid):
+  hold(cloud, host=host, pid=pid)
+  waits = when_watched(monkeypatch, lambda: hold(cloud, host=host, pid=pid, renewed=time.time() + 1))
+  with pytest.raises(BucketError, match=rf'a run of {host} \(process {pid}\).*if it is dead remove {RUN}/.lock'):
     own()
-  assert json.loads((cloud / 'b' / 'run' / lock.NAME).read_text())['host'] == 'elsewhere'
+  assert json.loads((cloud / 'b' / 'run' / lock.NAME).read_text())['copy'] == 'c'
   assert len(waits) == 1
 
 
@@ -294,21 +299,23 @@ def test_a_lock_that_is_released_while_it_is_watched_is_had_at_once(cloud, monke
   assert len(waits) == 1
 
 
-def test_a_live_process_of_this_host_keeps_its_run(cloud):
-  hold(cloud, host=platform.node(), pid=os.getppid())
-  with pytest.raises(BucketError, match=f'process {os.getppid()}'):
-    own()
-
-
-@pytest.mark.parametrize('holder', ['stale', 'dead', 'spoilt'])
-def test_the_lock_of_a_dead_run_is_taken_over_at_once(cloud, holder):
-  gone = subprocess.Popen([sys.executable, '-c', ''])
-  gone.wait()
-  hold(cloud, **({'host': platform.node(), 'pid': gone.pid} if holder == 'dead' else {'renewed': 1.0}))
+@pytest.mark.parametrize('holder', ['stale', 'own', 'spoilt'])
+def test_the_lock_of_a_dead_run_is_taken_over_at_once(cloud, monkeypatch, holder):
+  own()
+  hold(cloud, **({'copy': json.loads(Copy.of(RUN).record.read_text())['id']} if holder == 'own' else {'renewed': 1.0}))
   if holder == 'spoilt':
     write(cloud / 'b' / 'run', {lock.NAME: '{"host": '})
+  waits = when_watched(monkeypatch, bool)
   own()
+  assert not waits
   assert not (cloud / 'b' / 'run' / lock.NAME).exists()
+
+
+def test_a_lock_that_cannot_be_written_is_not_said_to_be_that_of_the_dead_run(cloud):
+  hold(cloud, renewed=1.0)
+  stand_in.FAILING.append(lock.NAME)
+  with pytest.raises(BucketError, match='cannot be written: no route'):
+    own()
 
 
 def test_of_two_that_start_at_once_one_is_refused(cloud, monkeypatch):
