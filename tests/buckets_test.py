@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from mtl_jax.buckets import lock, sets, workdirs
 from mtl_jax.buckets.address import Bucket
 from mtl_jax.buckets.mirror import TEMPORARY, Mirror
 from mtl_jax.buckets.workdirs import Copy
-from mtl_jax.errors import BucketError, DataError, DivergedError, Interrupted
+from mtl_jax.errors import BucketError, DataError, DivergedError, Interrupted, UserError
 from mtl_jax.training import loop
 
 RUN = 'gs://b/run'
@@ -138,9 +139,11 @@ def test_a_run_that_fails_keeps_its_exit_code_and_uploads_what_there_is(cloud):
 @pytest.mark.parametrize('ended', [None, Interrupted('interrupted and saved')])
 def test_where_the_last_upload_fails_the_local_copy_is_named_and_goes_on(cloud, ended, said):
   copy = Copy.of(RUN).folder
-  with pytest.raises(BucketError, match=f'no route.* what is not uploaded is in {copy}') as raised:
+  with pytest.raises(UserError) as raised:
     own(CHECKPOINT, before=lambda: stand_in.FAILING.append('checkpoints'), ended=ended)
-  assert raised.value.exit_code == 2
+  assert raised.value.exit_code == (75 if ended else 2)
+  told = said[-1] if ended else str(raised.value)
+  assert re.search(f'no route.* what is not uploaded is in {copy}', told)
   stand_in.FAILING.clear()
   with workdirs.copied(RUN, 'train') as folder:
     assert (folder / 'checkpoints' / '3' / 'a').read_text() == 'a'
@@ -206,6 +209,24 @@ def test_a_run_that_the_watchdog_ends_uploads_what_there_is_in_a_thread_that_imp
   assert (done.returncode, done.stdout) == (4, 'set()\n'), done.stderr
   assert tree(cloud / 'b' / 'run') == {'metrics.jsonl': b'1'}
   assert not (cloud / 'b' / 'run' / lock.NAME).exists()
+
+
+def test_who_leaves_at_once_during_the_last_upload_waits_for_it_and_uploads_nothing_twice(cloud, monkeypatch):
+  release, left = lock.Lock.release, []
+
+  def meanwhile(self) -> None:
+    left.extend(threading.Thread(target=act) for act in tuple(leaving._due))
+    for thread in left:
+      thread.start()
+      thread.join(0.1)
+    assert [thread.is_alive() for thread in left] == [True]
+    release(self)
+
+  monkeypatch.setattr(lock.Lock, 'release', meanwhile)
+  own({'metrics.jsonl': '1'})
+  for thread in left:
+    thread.join()
+  assert stand_in.WRITTEN.count('b/run/metrics.jsonl') == stand_in.WRITTEN.count(f'-b/run/{lock.NAME}') == 1
 
 
 def test_while_a_run_goes_on_a_thread_uploads_what_changes(cloud, monkeypatch, said):
@@ -592,8 +613,6 @@ def test_a_process_that_leaves_at_once_does_what_is_due_but_does_not_wait_for_ev
     'import time\nfrom mtl_jax import leaving\nleaving.DUE_SECS = 0.2\n'
     'with leaving.after(lambda: print("due", flush=True)), leaving.after(lambda: time.sleep(60)):\n  leaving.at_once(4)'
   )
-  began = time.monotonic()
-  done = subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True)
+  done = subprocess.run([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True, timeout=50)
   assert (done.returncode, done.stdout) == (4, 'due\n')
-  assert time.monotonic() - began < 30
-  assert leaving.DUE_SECS < 60  # When launch/local.sh ends the others.
+  assert leaving.DUE_SECS < 40  # When JAX's heartbeat ends the others.
