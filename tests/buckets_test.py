@@ -409,6 +409,15 @@ def test_a_step_that_is_saved_again_is_incomplete_while_it_is_uploaded(mirror):
   assert wanted == stand_in.WRITTEN
 
 
+def test_a_prepared_set_within_is_complete_last_and_incomplete_first(mirror):
+  write(mirror.folder, {'config.json': '', 'data/schema.json': '{}', 'data/images.npy': ''})
+  mirror.push()
+  assert stand_in.WRITTEN[-1] == 'b/run/data/schema.json'
+  shutil.rmtree(mirror.folder / 'data')
+  mirror.push()
+  assert stand_in.WRITTEN[3:] == ['-b/run/data/schema.json', '-b/run/data/images.npy']
+
+
 def test_what_is_being_written_is_never_uploaded(mirror, cloud):
   written = ['.lock', '.data.lock', 'metrics.partial', 'a/.data.partial/images.npy', 'checkpoints/3/a']
   written += ['checkpoints/6.orbax-checkpoint-tmp-1/state/a', 'checkpoints/3.digests.json.partial']
@@ -536,8 +545,10 @@ def test_a_set_is_copied_once_also_for_several_that_start_at_once(uploaded, face
   assert got.count('images.npy') == 1
 
 
-def test_a_copy_that_was_damaged_is_fetched_again(uploaded, said):
+def test_a_copy_that_was_damaged_or_emptied_is_fetched_again(uploaded, said):
   images = sets.open_set(uploaded).directory / 'images.npy'
+  shutil.rmtree(images.parent)
+  sets.open_set(uploaded)
   images.write_bytes(images.read_bytes()[:-1] + b'~')
   sets.open_set(uploaded)
   assert any(f'{uploaded} is fetched again' in line and str(images.parent) in line for line in said)
@@ -580,6 +591,29 @@ def test_where_the_upload_fails_the_prepared_set_is_kept_and_named(cloud, capsys
   assert 'and no schema.json, as after a cut upload' in refused(capsys, *prepare('gs://b/new'))
 
 
+def test_where_the_upload_is_interrupted_the_prepared_set_is_kept_and_named(faces, monkeypatch, said):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(Bucket, 'put', interrupted)
+  with pytest.raises(KeyboardInterrupt), sets.new_set('gs://b/new') as folder:
+    shutil.copytree(faces, folder)
+  assert f'gs://b/new is not complete; the prepared set is in {folder}' in said[-1]
+  assert len(sets.open_set(folder).names) == len(sets.open_set(faces).names)
+
+
+def test_eval_names_another_set_and_report_its_page_by_their_addresses(uploaded, faces, cloud, capsys):
+  with workdirs.copied(RUN, 'train') as folder:
+    loop.train(small_runs.make_config(faces), folder)
+  sets.open_set(uploaded)
+  (cloud / 'b' / 'faces').rename(cloud / 'b' / 'other')
+  assert cli.main(['eval', '--workdir', RUN, '--data', 'gs://b/other/']) == 0
+  found = json.loads((cloud / 'b' / 'run' / 'eval' / 'other-test.json').read_text())
+  assert found['data'] == 'gs://b/other'
+  assert cli.main(['eval', '--workdir', RUN]) == cli.main(['report', '--workdir', RUN]) == 0
+  assert capsys.readouterr().out.endswith(f'\n{RUN}/report.html\n')
+
+
 # What cannot be.
 
 
@@ -594,6 +628,9 @@ def test_without_gcsfs_the_command_that_installs_it_is_told(capsys, monkeypatch,
   ('arguments', 'told'),
   [
     (['export', '--workdir', 'w', '--out', 'gs://b/out'], 'gs://b/out: only --workdir and prepared sets may lie in'),
+    (['report', '--workdir', 'gs://'], 'gs://: names no bucket'),
+    (['report', '--workdir', 'gs:///'], 'gs:///: names no bucket'),
+    (['report', '--workdir', 'gs://b/..'], 'gs://b/..: names no bucket'),
     (['predict', '--workdir', 'quux://b/run', 'face.jpg'], 'quux://b/run: cannot be opened: Protocol not known: quux'),
   ],
 )

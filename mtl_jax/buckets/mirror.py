@@ -1,7 +1,8 @@
 """A run's folder and its copy in a bucket: pulled once, then pushed as it changes; a checkpoint there is whole or cut.
 
 A checkpoint's `digests.json` is what makes it complete (see `training/digests.py`): it is the last of its files to go
-up and the first to be removed, and a checkpoint without it is passed over.
+up and the first to be removed, and a checkpoint without it is passed over. So it is with a prepared set's
+`schema.json`, which a demo has in its folder.
 """
 
 import json
@@ -155,7 +156,7 @@ def _checkpoint(name: str) -> str:
 
 
 def _is_mark(name: str) -> bool:
-  return name == f'{_checkpoint(name)}/{MARK}'
+  return name == f'{_checkpoint(name)}/{MARK}' or f'/{name}'.endswith('/schema.json')
 
 
 def _newest(names: Iterable[str]) -> int:
