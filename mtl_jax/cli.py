@@ -61,7 +61,8 @@ def _run(options: argparse.Namespace) -> int:
       return options.run(options)
     from mtl_jax.buckets import workdirs
 
-    with workdirs.copied(options.workdir, options.verb) as options.workdir:
+    options.address = options.workdir
+    with workdirs.copied(options.address, options.verb) as options.workdir:
       return options.run(options)
 
 
@@ -285,7 +286,7 @@ def _report(options: argparse.Namespace) -> int:
     affinity_report.write_report(options.workdir)
   else:
     report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
-  print(out)
+  print(f'{options.address}/{out.name}' if 'address' in options else out)
   return 0
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-DUE_SECS = 45.0  # For what is due, in all; launch/local.sh ends the processes of a failed run after 60.
+# For what is due, in all. JAX's heartbeat ends processes 40 s after one has gone; launch/local.sh, after 60.
+DUE_SECS = 30.0
 
 _due: list[Callable[[], None]] = []
 

@@ -26,8 +26,8 @@ def is_address(place: Path | str) -> bool:
 
 
 def place(text: str) -> Path | str:
-  """A place given on the command line: an address, or a local path."""
-  return text.rstrip('/') if is_address(text) else Path(text)
+  """A place given on the command line: an address, or a local path. Raises BucketError for half an address."""
+  return absolute(text) if is_address(text) else Path(text)
 
 
 def local_path(text: str) -> Path:
@@ -38,8 +38,13 @@ def local_path(text: str) -> Path:
 
 
 def absolute(place: Path | str) -> str:
-  """The place as it is found from any folder."""
-  return str(place).rstrip('/') if is_address(place) else str(Path(place).resolve())
+  """The place as it is found from any folder. Raises BucketError for an address that names no bucket."""
+  if not is_address(place):
+    return str(Path(place).resolve())
+  scheme, _, rest = str(place).partition('://')
+  if any(part in ('', '.', '..') for part in rest.rstrip('/').split('/')):
+    raise BucketError(f'{place}: names no bucket')
+  return f'{scheme}://{rest.rstrip("/")}'
 
 
 def cache() -> Path:

@@ -38,7 +38,7 @@ class Lock:
   def take(self) -> None:
     """Takes the lock, also that of a dead run. Raises BucketError, which says whose it is, while another lives.
 
-    That of a host which may have died is watched: a run that lives renews it, so that one is refused in half a minute.
+    One that may be dead is watched: a run that lives renews its lock, so that this one is refused in half a minute.
     """
     holder = self._read()
     if holder is not None and not self._is_dead(holder):
@@ -46,15 +46,13 @@ class Lock:
     try:
       self._write(only_new=holder is None)
     except (BucketError, FileExistsError):
-      if (first := self._read()) is None:
+      if holder is not None or (first := self._read()) is None:
         raise
       raise self._refusal(first) from None
     self._check()
 
   def _watched(self, holder: dict[str, Any]) -> dict[str, Any] | None:
     """What is there once nobody holds the lock any more. Raises BucketError when its run shows that it lives."""
-    if holder.get('host') == self._own['host']:
-      raise self._refusal(holder)
     text = '%s has the lock of a run of %s; waiting for at most %.0f s to see whether that lives'
     log.info(text, self._bucket.address, holder.get('host'), STALE_SECS - _age(holder))
     while not self._is_dead(holder):
@@ -97,10 +95,11 @@ class Lock:
     self._renewed = time.monotonic()
 
   def _is_dead(self, holder: dict[str, Any]) -> bool:
-    """Whether nobody holds it any more. The caller holds the local copy, so that one's last run is not alive."""
-    if holder.get('copy') == self._own['copy'] or _age(holder) > STALE_SECS:
-      return True
-    return holder.get('host') == self._own['host'] and not _is_alive(holder.get('pid'))
+    """Whether nobody holds it any more. The caller holds the local copy, so that one's last run is not alive.
+
+    Names of hosts and numbers of processes tell nothing: containers share the first, and each counts its own.
+    """
+    return holder.get('copy') == self._own['copy'] or _age(holder) > STALE_SECS
 
   def _refusal(self, holder: dict[str, Any]) -> BucketError:
     return BucketError(
@@ -113,16 +112,3 @@ def _age(holder: dict[str, Any]) -> float:
   """Seconds since it was renewed."""
   renewed = holder.get('renewed')
   return time.time() - renewed if isinstance(renewed, int | float) else float('inf')
-
-
-def _is_alive(pid: Any) -> bool:
-  """Whether another process of this host has that number."""
-  if not isinstance(pid, int) or pid == os.getpid():
-    return False
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except OSError:  # Another user's.
-    return True
-  return True

@@ -1,7 +1,8 @@
 """A run's folder and its copy in a bucket: pulled once, then pushed as it changes; a checkpoint there is whole or cut.
 
 A checkpoint's `digests.json` is what makes it complete (see `training/digests.py`): it is the last of its files to go
-up and the first to be removed, and a checkpoint without it is passed over.
+up and the first to be removed, and a checkpoint without it is passed over. So it is with a prepared set's
+`schema.json`, which a demo has in its folder.
 """
 
 import json
@@ -50,7 +51,10 @@ class Mirror:
     self._known: dict[str, list[Any]] = kept.get('known', {})
 
   def pull(self, wanted: Callable[[str], bool] | None = None) -> None:
-    """Makes the folder what the bucket is, of all names or those wanted: files that it lacks are removed."""
+    """Makes the folder what the bucket is, of all names or those wanted: files that it lacks are removed.
+
+    Of the others only files stay that have not changed since they were last alike here and there.
+    """
     self.whole, every, wanted = False, wanted is None, wanted or bool
     self._save()
     there = {name: version for name, version in self.bucket.versions().items() if not TEMPORARY.fullmatch(name)}
@@ -58,8 +62,10 @@ class Mirror:
     for checkpoint in sorted({_checkpoint(name) for name in cut}):
       log.warning('warning: %s/%s is an upload that was cut short; it is passed over', self.bucket.address, checkpoint)
     here = _files(self.folder)
-    for name in here:
-      if wanted(name) and (name not in there or name in cut):
+    for name, stat in here.items():
+      # What is not wanted is not fetched: where it has changed here, a push would write it over newer work.
+      stale = not wanted(name) and self._known.get(name, [])[:2] != list(stat)
+      if name not in there or name in cut or stale:
         (self.folder / name).unlink()
     _remove_empty(self.folder)
     self._known = {name: known for name, known in self._known.items() if name in there and name not in cut}
@@ -72,6 +78,11 @@ class Mirror:
     self._known |= {name: [-1, -1, there[name]] for name in cut}  # Gone here, so the next push removes them there.
     self.whole = every
     self._save()
+
+  def is_intact(self) -> bool:
+    """Whether the folder still has the configuration and the newest checkpoint that it once had."""
+    here, had = _files(self.folder), [name for name, (size, *_) in self._known.items() if size >= 0]
+    return ('config.json' in here or 'config.json' not in had) and _newest(here) >= _newest(had)
 
   def _download(self, names: Iterable[str], versions: dict[str, str]) -> None:
     def done(name: str) -> None:
@@ -145,7 +156,12 @@ def _checkpoint(name: str) -> str:
 
 
 def _is_mark(name: str) -> bool:
-  return name == f'{_checkpoint(name)}/{MARK}'
+  return name == f'{_checkpoint(name)}/{MARK}' or f'/{name}'.endswith('/schema.json')
+
+
+def _newest(names: Iterable[str]) -> int:
+  """The step of the newest complete checkpoint; -1 where there is none."""
+  return max((int(of.rpartition('/')[2]) for name in names if (of := _checkpoint(name)) and _is_mark(name)), default=-1)
 
 
 def _without_mark(names: Iterable[str]) -> set[str]:

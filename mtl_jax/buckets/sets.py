@@ -26,7 +26,7 @@ def open_set(place: Path | str, *, corrupt_share: float = 0.0) -> Store:
   """`open_store` of a local folder, or of a bucket's set in the cache; one that was damaged there is fetched again."""
   if not addresses.is_address(place):
     return store.open_store(Path(place), corrupt_share=corrupt_share)
-  address = str(place).rstrip('/')
+  address = addresses.absolute(place)
   bucket, again = Bucket.at(address), False
   while True:
     folder, fresh = _fetched(bucket, again=again)
@@ -44,8 +44,8 @@ def _fetched(bucket: Bucket, *, again: bool) -> tuple[Path, bool]:
   schema, checksum, sizes = _read_schema(bucket)
   folder = addresses.cache() / 'sets' / checksum
   with held(folder.with_name(f'.{checksum}.lock')):
-    if folder.is_dir() and not again:
-      return next(folder.iterdir()), False
+    if not again and folder.is_dir() and (inner := next(folder.iterdir(), None)):
+      return inner, False
     log.info('%s: copying it into %s', bucket.address, folder)
     partial = folder.with_name(f'.{checksum}.partial')
     inner = partial / addresses.name(bucket.address)
@@ -96,7 +96,7 @@ def new_set(place: Path | str) -> Iterator[Path]:
   if not addresses.is_address(place):
     yield Path(place)
     return
-  bucket = Bucket.at(str(place).rstrip('/'))
+  bucket = Bucket.at(addresses.absolute(place))
   if there := sorted(bucket.versions()):
     found = 'a prepared set' if 'schema.json' in there else f'{there[0]} and no schema.json, as after a cut upload'
     raise BucketError(f'{bucket.address}: already holds {found}; remove it or choose another --out')
@@ -112,8 +112,13 @@ def new_set(place: Path | str) -> Iterator[Path]:
     transfer.upload(bucket, paths, title='upload')
     bucket.put(last, 'schema.json')  # With it the set is complete.
     prepared = False
-  except BucketError as error:
-    raise BucketError(f'{error}; the prepared set is in {folder}: copy it there, schema.json last') from error
+  except BaseException as error:
+    kept = f'the prepared set is in {folder}: copy it there, schema.json last'
+    if prepared and isinstance(error, BucketError):
+      raise BucketError(f'{error}; {kept}') from error
+    if prepared:
+      log.warning('warning: %s is not complete; %s', bucket.address, kept)
+    raise
   finally:
     if not prepared:  # Hours may have gone into what is.
       shutil.rmtree(temporary, ignore_errors=True)

@@ -5,7 +5,7 @@
 
 At the start the bucket is the truth: what differs is pulled, and what it lacks is removed here. But where the lock
 there is the one that this copy's own last run has left, that run ended before its last upload and none has followed:
-then the copy may be ahead, and goes on as it is.
+then the copy may be ahead, and goes on as it is, unless what it had was deleted.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from mtl_jax.buckets.address import Bucket
 from mtl_jax.buckets.held import held
 from mtl_jax.buckets.lock import Lock, TakenOverError
 from mtl_jax.buckets.mirror import Mirror
-from mtl_jax.errors import BucketError, Interrupted
+from mtl_jax.errors import BucketError
 
 log = logging.getLogger('mtl_jax')
 
@@ -109,11 +109,16 @@ def _owned(bucket: Bucket) -> Iterator[Path]:
       lock.keep()
       mirror.push()
 
-    def end() -> None:
-      push()
-      lock.release()
+    alone, ended = threading.Lock(), threading.Event()
 
-    with _at_the_end(end, mirror), _pushing(push), leaving.after(lambda: _said(end)):
+    def end() -> None:
+      with alone:  # Leaving at once, during the last upload, waits for it.
+        if not ended.is_set():
+          push()
+          lock.release()
+          ended.set()
+
+    with leaving.after(lambda: _said(end)), _at_the_end(end, mirror), _pushing(push):
       yield copy.folder
 
 
@@ -127,7 +132,7 @@ def _pull(mirror: Mirror, lock: Lock) -> None:
 
 
 def _is_ahead(mirror: Mirror, lock: Lock) -> bool:
-  return mirror.whole and lock.left_by() == mirror.id
+  return mirror.whole and mirror.is_intact() and lock.left_by() == mirror.id
 
 
 @contextmanager
@@ -150,7 +155,7 @@ def _visited(bucket: Bucket, wanted: Callable[[str], bool]) -> Iterator[Path]:
 
 @contextmanager
 def _at_the_end(end: Callable[[], None], mirror: Mirror) -> Iterator[None]:
-  """However it ends, a last upload. Where that fails, it says so, and unless the run failed itself, raises."""
+  """However it ends, a last upload. Where that fails, it says so; what ended the run outweighs it, else it raises."""
 
   def last() -> None:
     try:
@@ -161,11 +166,8 @@ def _at_the_end(end: Callable[[], None], mirror: Mirror) -> Iterator[None]:
 
   try:
     yield
-  except BaseException as ended:
-    if isinstance(ended, Interrupted):
-      last()
-    else:
-      _said(last)
+  except BaseException:  # Among them Interrupted, whose exit code launchers requeue on.
+    _said(last)
     raise
   last()
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from mtl_jax import npz, workdir
-from mtl_jax.buckets import sets
+from mtl_jax.buckets import address, sets
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.pipeline import Split
@@ -47,6 +47,7 @@ def evaluate_workdir(
     _make_room(predictions)
   model = workdir.restore(directory, step=step)
   settings = model.config.data
+  place = data or settings.dir
   if data:
     opened = sets.open_set(data, corrupt_share=settings.corrupt_share)
     store = mixture.rename(opened, mixture.parse_renames(settings.rename))
@@ -70,13 +71,13 @@ def evaluate_workdir(
     'step': model.step,
     'split': split,
     'num_examples': len(part),
-    'data': str(store.directory),
+    'data': address.absolute(place) if address.is_address(place) else str(store.directory),
     'device': jax.devices()[0].device_kind,
     'tasks': evaluate.task_metrics(result.predictions, part, tasks),
     'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
   }
   if jax.process_index() == 0:
-    name = f'{store.parts[0].directory.resolve().name}-{split}' if data else split
+    name = f'{Path(address.absolute(data)).name}-{split}' if data else split
     workdir.write_json(directory / 'eval' / f'{name}.json', found)
     if predictions:
       npz.write(predictions, **evaluate.dump(result, part))
