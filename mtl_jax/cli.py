@@ -317,7 +317,7 @@ def _set_up_logging() -> None:
   logger = logging.getLogger('mtl_jax')
   logger.setLevel(logging.INFO)
   logger.propagate = False
-  if not logger.handlers:
+  if not any(isinstance(handler, _BarAwareHandler) for handler in logger.handlers):  # Others may listen too.
     logger.addHandler(_BarAwareHandler())
 
 

@@ -56,7 +56,7 @@ def augment(
 
   Row i depends on the key and i alone, so the number of devices does not matter.
   """
-  geometry, colour = _draw(key, images.shape[:3], settings)
+  geometry, colour = _draw(key, images.shape, settings)
   if geometry.turn is not None:
     images = jax.vmap(_warp_turned)(images, geometry.offset, geometry.scale, geometry.turn)
   elif settings.shift or settings.zoom:
@@ -71,8 +71,8 @@ def augment(
 
 
 def _draw(key: Key[Array, ''], shape: Sequence[int], settings: Augmentation) -> tuple[Geometry, tuple[Array, Array]]:
-  """The geometry of each row, and its gain and bias of colour; `shape` is rows, height and width."""
-  rows, height, width = shape
+  """The geometry of each row, and its gain and bias of colour; `shape` begins with rows, and for images height, width."""
+  rows = shape[0]
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (6,), minval=-1.0, maxval=1.0))(keys)
   shift = settings.shift * uniform[:, 0:2]
@@ -83,7 +83,7 @@ def _draw(key: Key[Array, ''], shape: Sequence[int], settings: Augmentation) -> 
     flip=(uniform[:, 3] > 0) & settings.flip,
     offset=0.5 - (0.5 + shift) * scale,
     scale=scale,
-    turn=_turns(keys, settings.rotate, aspect=height / width) if settings.rotate else None,
+    turn=_turns(keys, settings.rotate, aspect=shape[1] / shape[2]) if settings.rotate else None,
   )
   return geometry, (1 + settings.contrast * uniform[:, 4], settings.brightness * uniform[:, 5])
 
