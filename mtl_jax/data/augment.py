@@ -71,7 +71,7 @@ def augment(
 
 
 def _draw(key: Key[Array, ''], shape: Sequence[int], settings: Augmentation) -> tuple[Geometry, tuple[Array, Array]]:
-  """The geometry of each row, and its gain and bias of colour; `shape` begins with rows, and for images height, width."""
+  """The geometry of each row, and its gain and bias of colour; `shape` is the images'."""
   rows = shape[0]
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (6,), minval=-1.0, maxval=1.0))(keys)
