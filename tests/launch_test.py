@@ -218,7 +218,8 @@ def test_local_passes_an_exit_code_on(tmp_path, code):
 def test_local_ends_when_all_its_processes_die_at_once(tmp_path):
   stand_in(tmp_path, 'dies', 'sleep 0.3; kill -KILL $$')
   ended = bash(LAUNCH / 'local.sh', '-n', 6, 'x', MTL_JAX=str(tmp_path / 'dies'), JAX_PLATFORMS='cpu', timeout=20)
-  assert (ended.returncode, ended.stderr) == (137, '')
+  assert ended.returncode == 137
+  assert 'not a child' not in ended.stderr  # Bash itself may say who was killed.
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
