@@ -81,7 +81,7 @@ class Mirror:
 
   def is_intact(self) -> bool:
     """Whether the folder still has the configuration and the newest checkpoint that it once had."""
-    here, had = _files(self.folder), [name for name, (size, *_) in self._known.items() if size >= 0]
+    here, had = _files(self.folder), self._had()
     return ('config.json' in here or 'config.json' not in had) and _newest(here) >= _newest(had)
 
   def _download(self, names: Iterable[str], versions: dict[str, str]) -> None:
@@ -105,8 +105,7 @@ class Mirror:
     with self._alone:
       here = {name: stat for name, stat in _files(self.folder).items() if not TEMPORARY.fullmatch(name)}
       unfinished = _without_mark(here)
-      had = {name for name, (size, *_) in self._known.items() if size >= 0}
-      if had and not here.keys() & had:
+      if (had := self._had()) and not here.keys() & had:
         raise BucketError(f'{self.bucket.address}: its copy {self.folder} has vanished; nothing more is uploaded')
       changed = [name for name in here if name not in unfinished and self._known.get(name, [])[:2] != list(here[name])]
       try:
@@ -134,6 +133,10 @@ class Mirror:
       self.bucket.remove(name)
       del self._known[name]
       self.beat()
+
+  def _had(self) -> set[str]:
+    """Files that the folder has had, as far as is known; not what was cut short in the bucket."""
+    return {name for name, (size, *_) in self._known.items() if size >= 0}
 
   def _save(self) -> None:
     content = {'id': self.id, 'whole': self.whole, 'known': self._known}
