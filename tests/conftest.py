@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,3 +90,25 @@ def said() -> Iterator[list[str]]:
   yield kept.lines
   logger.setLevel(level)
   logger.removeHandler(kept)
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory) -> Path:
+  """A prepared set of 60 drawn faces at 16x16."""
+  import small_runs
+
+  return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch) -> Path:
+  """The folder that is gs://; this host's cache is empty."""
+  import stand_in
+
+  folder = tmp_path / 'cloud'
+  monkeypatch.setenv(stand_in.VARIABLE, str(folder))
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setitem(sys.modules['fsspec.registry']._registry, 'gs', stand_in.Buckets)
+  stand_in.WRITTEN.clear()
+  stand_in.FAILING.clear()
+  return folder

@@ -15,11 +15,6 @@ TOO_MANY = r'one more than config\.train\.max_nonfinite allows'
 BAD_ROW = 5  # Position of a train example one of whose attributes is infinite.
 
 
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory) -> Path:
-  return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')
-
-
 @pytest.fixture
 def config_of(faces, monkeypatch):
   """`config_of(on_nonfinite, ...)`; meanwhile one train label is infinite, which no reader would let through."""
