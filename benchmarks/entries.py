@@ -2,9 +2,9 @@
 
     python benchmarks/entries.py [--only NAME ...] [--seconds S] [--json benchmarks/results/entries.json]
 
-A ratio above 1 says that the change is faster: the median over alternating rounds, with the lowest and highest round.
-One of the stem's forms is the one it has anyway: that ratio says what noise is. Flags of XLA are measured on
-GPUs alone. Collectives are counted, for eight devices simulated on the host. Sizes of the batch are in `step.py`.
+A ratio above 1 says that the change is faster: the median over alternating rounds, with lowest and highest.
+Flags of XLA are measured on GPUs alone. Collectives are counted, for eight devices simulated on the host. Sizes of the
+batch are in `step.py`.
 """
 
 import argparse
@@ -36,7 +36,6 @@ from scaling import bytes_of
 from variants import Augmented, Child, Flat, InputApart, NotDonated, Remat, changed, serve
 from workload import Steps, Workload
 
-from mtl_jax.models import convolution
 from mtl_jax.training import sharding
 
 ON_CPU = (Workload('resnet18', 128, 16, 'float32', width=32),)
@@ -119,13 +118,6 @@ def layout(bench: Bench) -> list[Row]:
     rows.append(row(f'{title}{kind}', len(shapes), 'in the program'))
     rows.append(row(f'{title}{kind}, results', sum(map(bytes_of, shapes)) / 2**20, 'MiB'))
   return rows
-
-
-def stem(bench: Bench, form: str) -> list[Row]:
-  """Padded channels, or blocks of pixels."""
-  with convolution.stem_form(form):
-    steps = bench.steps(bench.workload)
-  return bench.against('stem', {form: steps})  # Out of it: the step as it is may be compiled only here.
 
 
 def fused_input(bench: Bench) -> list[Row]:
@@ -225,7 +217,6 @@ def collectives(bench: Bench) -> list[Row]:
 ENTRIES: dict[str, Callable[[Bench], list[Row]]] = {
   'layout': layout,
   'metrics': metrics,
-  **{f'stem_{form}': partial(stem, form=form) for form in convolution.STEM_FORMS},
   'optimizer': flat_optimizer,
   'dispatch': dispatch,
   'input': fused_input,

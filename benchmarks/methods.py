@@ -23,6 +23,7 @@ from mtl_jax import objectives
 from mtl_jax.configs import default
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import multitask
+from mtl_jax.platform import xla
 from mtl_jax.tasks import BinaryTask, Task
 from mtl_jax.training import gradients, optimizer
 from mtl_jax.training.memory import least_of_processes, total_bytes
@@ -141,7 +142,7 @@ def prepare_step(workload: Workload, name: str, **settings: Any) -> Step:
   step = partial(
     train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, objective=objective, **common
   )
-  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  compiled = jax.jit(step, donate_argnums=0, compiler_options=xla.step_options()).lower(state, batch).compile()
   analysis = compiled.memory_analysis()
 
   def one() -> int:

@@ -18,6 +18,8 @@ import jax
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'simplejpeg', 'grain', 'torch')
 
+VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2', 'asimd': 'NEON'}  # As the kernel names them, widest first.
+
 Row = dict[str, Any]  # name, value, unit; perhaps ratio and what it is a ratio to; perhaps the target of the ratio.
 
 
@@ -91,6 +93,7 @@ def machine() -> dict[str, Any]:
     'kind': devices[0].device_kind,
     'count': len(devices),
     'host': _processor(),
+    'instructions': _instructions(),
     'cores': len(os.sched_getaffinity(0)),
   }
 
@@ -101,6 +104,15 @@ def _processor() -> str:
   except OSError:
     lines = []
   return next((line.partition(': ')[2] for line in lines if line.startswith('model name')), platform.machine())
+
+
+def _instructions() -> str:
+  """The widest vector instructions, which decide what is fast on a CPU."""
+  try:
+    flags = set(Path('/proc/cpuinfo').read_text().split())
+  except OSError:
+    return 'unknown'
+  return next((name for flag, name in VECTORS.items() if flag in flags), 'none known')
 
 
 def versions() -> dict[str, str]:
@@ -117,7 +129,8 @@ def report(rows: Sequence[Row], options: argparse.Namespace) -> None:
   """Prints the table, and writes the JSON if that was asked for."""
   result = keep(rows, options)
   device = result['device']
-  print(f'{device["count"]} x {device["kind"]} ({device["platform"]}), {device["cores"]} cores of {device["host"]}')
+  cores = f'{device["cores"]} cores of {device["host"]}, {device["instructions"]}'
+  print(f'{device["count"]} x {device["kind"]} ({device["platform"]}), {cores}')
   print(f'{result["date"]}, jax {result["versions"]["jax"]}' + (', --quick: not to be quoted' if options.quick else ''))
   print(table(rows))
   if options.json:

@@ -19,6 +19,7 @@ from mtl_jax.models import convnet, mobilenet, resnet
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives.weighting.fixed import fixed
+from mtl_jax.platform import xla
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
 from mtl_jax.training import optimizer, sharding
 from mtl_jax.training.step import TrainState, init_state, train_step
@@ -120,7 +121,13 @@ class Workload:
   def lowered(self, state: Any, batch: Any, *, mesh: Mesh) -> Any:
     """The step's program for the devices of a mesh, which share the batch's rows; of arrays or of their shapes."""
     whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    step = jax.jit(self.one_step, donate_argnums=self.donated, in_shardings=(whole, rows), out_shardings=whole)
+    step = jax.jit(
+      self.one_step,
+      donate_argnums=self.donated,
+      compiler_options=xla.step_options(),
+      in_shardings=(whole, rows),
+      out_shardings=whole,
+    )
     return step.lower(state, batch)
 
   def make_batch(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 
 from mtl_jax.configs import default
 from mtl_jax.models.multitask import compute_dtype
+from mtl_jax.platform import xla
 from mtl_jax.training import memory
 
 PACKAGES = (
@@ -47,6 +48,7 @@ def _choices() -> Iterator[str]:
   backend, count = jax.default_backend(), jax.device_count()
   on_cpu = backend == 'cpu'
   yield f'training runs on     {count} {backend} device(s), data split over all of them'
+  yield f'XLA on a CPU         {xla.describe()}'
   yield f'computation in       {compute_dtype("auto").__name__} (config.model.dtype=auto)'
   yield f'steps a dispatch     {1 if on_cpu else 8} (config.train.steps_per_dispatch=0; more over kept features)'
   yield f'input path           {_input_path()}'

@@ -27,7 +27,7 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
   folder = Path(directory) if directory else Path(__file__).resolve().parent
   description = json.loads((folder / 'model.json').read_text())
   exported = jax.export.deserialize(bytearray((folder / 'model.stablehlo').read_bytes()))
-  compiled = jax.jit(exported.call)
+  compiled = jax.jit(exported.call, compiler_options=_options())
   height, width = description['input']['image_size']
 
   def predict(images: Any) -> dict[str, Any]:
@@ -36,6 +36,14 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
     return compiled(images)
 
   return predict, description
+
+
+def _options() -> dict[str, str] | None:
+  """On a CPU, and where jaxlib may compute wrong sums (jax#39103, jax#40412): no sums by YNNPACK."""
+  version = tuple(int(part) for part in jax.lib.__version__.split('.')[:3])
+  if jax.default_backend() != 'cpu' or not (0, 10, 2) <= version < (0, 13):
+    return None
+  return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
 
 
 if __name__ == '__main__':

@@ -308,17 +308,6 @@ def test_layout_is_counted_in_the_compiled_program(rooms):
   assert rows[0]['kinds'] == {'b01f': 1, 'bf01': 1}
 
 
-def test_a_form_of_the_stem_is_set_against_the_step_without_it(rooms):
-  import entries
-
-  from mtl_jax.models import convolution
-
-  forms = []
-  traced = lambda *_: forms.append(convolution._STEM_FORM.get())  # noqa: E731
-  entries.ENTRIES['stem_channels_8'](SimpleNamespace(workload=None, steps=traced, against=traced))
-  assert forms == ['channels_8', '']
-
-
 def test_entries_that_there_is_no_time_or_device_for_are_not_measured(rooms, tmp_path, monkeypatch, capsys):
   import entries
 

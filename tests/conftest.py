@@ -20,6 +20,8 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'mtl_jax-xla-{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
+import mtl_jax  # noqa: E402, F401  Sets XLA's flags, before a test's first computation.
+
 NUM_FACES = 60
 IMAGE_SIZE = (32, 32)
 

@@ -120,7 +120,7 @@ def both_ways(stride: int, padding: int):
   dimensions = ('NHWC', 'HWIO', 'NHWC')
 
   def ours(x, k):
-    return convolution._im2col(x, k, strides, pads)
+    return convolution._product(x, k, strides, pads)
 
   def theirs(x, k):
     return lax.conv_general_dilated(x, k, strides, pads, dimension_numbers=dimensions, precision='highest')
@@ -161,51 +161,6 @@ def test_convolve_is_flax_convolution_whichever_form_it_takes():
     variables = conv.init(jax.random.key(0), x)
     ours = nn.Conv(conv_general_dilated=convolution.convolve, **option)
     np.testing.assert_allclose(ours.apply(variables, x), conv.apply(variables, x), rtol=1e-5, atol=1e-5)
-
-
-def stem(form: str, *, size: tuple[int, int], kernel: int) -> tuple:
-  """A stem's text before it is compiled, and its value and gradients."""
-  rng = np.random.default_rng(0)
-  x, k = (rng.normal(size=shape).astype(np.float32) for shape in ((2, *size, 3), (kernel, kernel, 3, 4)))
-  conv = nn.Conv(4, (kernel, kernel), strides=2, padding=kernel // 2, use_bias=False,
-                 conv_general_dilated=convolution.convolve)  # fmt: skip
-
-  def weighted(x, k):
-    y = conv.apply({'params': {'kernel': k}}, x)
-    return (y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)).sum(), y
-
-  with convolution.stem_form(form):
-    lowered = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)).lower(x, k)
-  return lowered.as_text(), lowered.compile()(x, k)
-
-
-@pytest.mark.parametrize(('kernel', 'size'), [(7, (16, 12)), (7, (15, 12)), (3, (8, 10)), (5, (10, 8))])
-def test_every_form_of_a_stem_is_the_same_convolution_and_so_are_its_gradients(kernel, size):
-  text, expected = stem('native', size=size, kernel=kernel)
-  for form in convolution.STEM_FORMS[1:]:
-    other, found = stem(form, size=size, kernel=kernel)
-    stays = form == 'space_to_depth' and size[0] % 2  # Odd rows have no blocks of two.
-    assert (other == text) == bool(stays)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
-
-
-def test_space_to_depth_reads_blocks_of_12_channels_with_a_kernel_of_4_blocks():
-  text, _ = stem('space_to_depth', size=(16, 12), kernel=7)
-  assert 'tensor<2x8x6x12xf32>, tensor<4x4x12x4xf32>' in text
-
-
-def test_a_narrow_stem_reads_blocks_on_a_cpu_and_pixels_elsewhere(monkeypatch):
-  def channels(features: int, size: int) -> int:
-    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, 16, 16, 3), (size, size, 3, features))]
-    dimensions = ('NHWC', 'HWIO', 'NHWC')
-    convolve = partial(convolution.convolve, strides=(2, 2), padding=[(size // 2,) * 2] * 2,
-                       dimension_numbers=dimensions)  # fmt: skip
-    eqns = jax.make_jaxpr(convolve)(*shapes).eqns
-    return next(eqn.invars[0].aval.shape[-1] for eqn in eqns if eqn.primitive.name == 'conv_general_dilated')
-
-  assert [channels(32, 7), channels(33, 7), channels(32, 3)] == [12, 3, 3]
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert channels(32, 7) == 3
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 2), (5, 4), (8, 8), (9, 7)])

@@ -11,34 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Up to so many pixels a side of a map, after the stride, one matrix product over gathered patches is faster on a CPU
-# than XLA's convolution. 3x3, forward and both gradients, batch 64, one thread, jaxlib 0.10.2, product against native:
-# 2x2 maps of 512 channels 45 against 2,253 ms, 4x4 to 2x2 of 256 12 against 123, 4x4 of 512 186 against 176.
-IM2COL_UP_TO = 2
-
-# Depthwise kernels up to this size are faster as shifted products: 3x3 on 14x14 maps of 384 channels, batch 8, forward
-# 0.5 ms against 29, with gradients 8 against 88. All of ConvNeXt with its 7x7 ones was no faster with gradients (7.4
-# against 6.0 s a step on a busy machine), and compiled six times as long.
-SHIFTED_UP_TO = 3
-
-COLOURS = 3  # Channels of an image.
-
-# A 7x7 stem up to so many features is faster over blocks of pixels on a CPU. Forward and the kernel's gradient, one
-# thread of a busy machine, the least of four, jaxlib 0.10.2, blocks against native, ms: 32 features, batch 8, 224 px 29
-# against 58, 128 px 10 against 19; 16 features, batch 16, 128 px 20 against 21; 48 features 37 against 34; 64 features,
-# batch 4, 224 px 27 against 25. Padded to 4 and 8 channels: 64 features, batch 8, 128 px 19 and 36 against 15; 32
-# features, batch 16 22 and 37, where native takes 40 and blocks 19.
-BLOCKS_UP_TO, BLOCKS_FROM_KERNEL = 32, 7
+# Forms for CPUs; benchmarks/results/README.md has what each gains. A map of up to so many pixels a side, after the
+# stride, and a 1x1 kernel are faster as one matrix product, depthwise kernels of up to so many as shifted products.
+PRODUCT_UP_TO, SHIFTED_UP_TO = 2, 3
 
 # He et al. 2015, as torchvision draws it: fan-out, normal.
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
-# Forms of a convolution that reads images: as it stands; with their channels padded by zeros; over 2x2 blocks of
-# pixels, whose kernel is half as large.
-STEM_FORMS = ('native', 'channels_4', 'channels_8', 'space_to_depth')
-
 _BY_PLATFORM: ContextVar[bool] = ContextVar('by_platform', default=False)
-_STEM_FORM: ContextVar[str] = ContextVar('stem_form', default='')
 
 
 @contextmanager
@@ -54,76 +34,35 @@ def chosen_by_platform() -> Iterator[None]:
     _BY_PLATFORM.reset(token)
 
 
-@contextmanager
-def stem_form(form: str) -> Iterator[None]:
-  """What is traced inside has its stems in this one of `STEM_FORMS`, where they can take it: for measurements."""
-  token = _STEM_FORM.set(form)
-  try:
-    yield
-  finally:
-    _STEM_FORM.reset(token)
-
-
 def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides, padding, **kwargs):
   """`lax.conv_general_dilated` for `flax.linen.Conv`.
 
-  On a CPU small maps take the form of a matrix product, small depthwise kernels that of shifted products, and narrow
-  stems that of blocks of pixels.
+  On a CPU small maps and 1x1 kernels take the form of a matrix product, small depthwise kernels that of shifted
+  products, and all stand between barriers, for the sake of their weight gradients: see `xla.step_options`.
   """
-  groups = kwargs.get('feature_group_count', 1)
-  small = groups == 1 and max(lhs.shape[1:3]) <= IM2COL_UP_TO * max(strides)
-  depthwise = groups == lhs.shape[-1] == rhs.shape[-1] > 1 and max(rhs.shape[:2]) <= SHIFTED_UP_TO
-  plain = not any(d != 1 for d in (*(kwargs.get('lhs_dilation') or ()), *(kwargs.get('rhs_dilation') or ())))
-  if not plain:
+  if any(d != 1 for d in (*(kwargs.get('lhs_dilation') or ()), *(kwargs.get('rhs_dilation') or ()))):
     return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
   native = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs)
-  if small or depthwise:
-    on_cpu = partial(_shifted if depthwise else _im2col, strides=strides, padding=padding)
-  elif groups == 1 and lhs.shape[-1] == COLOURS:
-    in_form = partial(_stem, strides=tuple(strides), padding=tuple(padding), **kwargs)
-    if form := _STEM_FORM.get():
-      return in_form(lhs, rhs, form=form)
-    if rhs.shape[-1] > BLOCKS_UP_TO or min(rhs.shape[:2]) < BLOCKS_FROM_KERNEL:
-      return native(lhs, rhs)
-    on_cpu = partial(in_form, form='space_to_depth')
-  else:
-    return native(lhs, rhs)
+  groups, size = kwargs.get('feature_group_count', 1), max(rhs.shape[:2])
+  form = native
+  if groups == lhs.shape[-1] == rhs.shape[-1] > 1 and size <= SHIFTED_UP_TO:
+    form = partial(_shifted, strides=strides, padding=padding)
+  elif groups == 1 and (size == 1 or max(lhs.shape[1:3]) <= PRODUCT_UP_TO * max(strides)):
+    form = partial(_product, strides=strides, padding=padding)
+  on_cpu = partial(_between_barriers, form)
   if _BY_PLATFORM.get():
     return lax.platform_dependent(lhs, rhs, cpu=on_cpu, default=native)
   return (on_cpu if jax.default_backend() == 'cpu' else native)(lhs, rhs)
 
 
-def _stem(lhs, rhs, *, strides, padding, form, **kwargs):
-  """Convolution of images in this form, or as it stands where that cannot be."""
-  if form.startswith('channels_'):
-    more = int(form.removeprefix('channels_')) - COLOURS
-    lhs, rhs = jnp.pad(lhs, ((0, 0),) * 3 + ((0, more),)), jnp.pad(rhs, ((0, 0),) * 2 + ((0, more), (0, 0)))
-  even = not any(size % 2 for size in lhs.shape[1:3])
-  centred = all(size % 2 and pads == (size // 2,) * 2 for size, pads in zip(rhs.shape[:2], padding, strict=True))
-  if form == 'space_to_depth' and strides == (2, 2) and even and centred:
-    lhs, rhs, strides, padding = _space_to_depth(lhs, rhs)
-  return lax.conv_general_dilated(lhs, rhs, strides, padding, **kwargs)
+def _between_barriers(convolution, lhs, rhs):
+  """The convolution of maps, and later of their gradients, that lie in memory."""
+  return lax.optimization_barrier(convolution(lax.optimization_barrier(lhs), rhs))
 
 
-def _space_to_depth(lhs, rhs):
-  """Blocks of 2x2 pixels, `[b, h/2, w/2, 4 * c]`, a kernel of blocks, strides and padding, for a stride of 2.
-
-  Zeros before the kernel make its first row and column meet those of a block, zeros after it fill the last blocks: a
-  7x7 kernel becomes one of 4x4 blocks.
-  """
-  batch, height, width, channels = lhs.shape
-  zeros = [(size // 2 % 2, (size + size // 2 % 2) % 2) for size in rhs.shape[:2]]  # Before and after.
-  rhs = jnp.pad(rhs, (*zeros, (0, 0), (0, 0)))
-  rows, columns = (size // 2 for size in rhs.shape[:2])
-  padding = [(size // 2, size - 1 - size // 2) for size in (rows, columns)]
-  lhs = lhs.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-  rhs = rhs.reshape(rows, 2, columns, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-  return lhs.reshape(*lhs.shape[:3], -1), rhs.reshape(rows, columns, 4 * channels, -1), (1, 1), padding
-
-
-def _im2col(lhs, rhs, strides, padding):
+def _product(lhs, rhs, strides, padding):
   """Convolution as one product of patches `[b, h2, w2, p * q * c]` and the kernel as a matrix."""
   slices = _slices(lhs, rhs.shape[:2], strides, padding)
   return jnp.concatenate(slices, axis=-1) @ rhs.reshape(-1, rhs.shape[-1])

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -26,9 +27,9 @@ def make(kind: str, *, rows: int, train: bool, dtype: Any) -> Normalization:
     return partial(GroupNorm, dtype=dtype)
   if kind == 'none':
     return partial(Affine, dtype=dtype)
-  if rows and train:
-    return partial(PartialBatchNorm, rows=rows, dtype=dtype)
-  return partial(nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON, dtype=dtype)
+  if train:
+    return partial(BatchNorm, rows=rows, dtype=dtype)
+  return partial(nn.BatchNorm, use_running_average=True, momentum=MOMENTUM, epsilon=EPSILON, dtype=dtype)
 
 
 def last_of_branch(norm: Normalization, kind: str) -> Normalization:
@@ -39,34 +40,75 @@ def last_of_branch(norm: Normalization, kind: str) -> Normalization:
   return partial(norm, scale_init=nn.initializers.zeros) if kind == 'none' else norm
 
 
-class PartialBatchNorm(nn.Module):
-  """Batch norm in training over each `rows` consecutive rows; the running statistics take in the parts' means.
+class BatchNorm(nn.Module):
+  """Batch norm in training over all rows, or over each `rows` consecutive ones (Ioffe and Szegedy 2015).
 
-  With a number of parts that the number of devices divides, each device normalises its rows alone. Parameters and
-  statistics are named as `nn.BatchNorm` names them, which takes over in evaluation.
+  The running statistics take in the parts' means. With a number of parts that the number of devices divides, each
+  device normalises its rows alone. Parameters and statistics are named as `nn.BatchNorm` names them, which takes over
+  in evaluation.
   """
 
-  rows: int
+  rows: int = 0
   dtype: Any = jnp.float32
   scale_init: Callable[..., Any] = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     batch, *_, features = x.shape
-    if batch % self.rows:
+    if self.rows and batch % self.rows:
       raise ValueError(f'a batch of {batch} rows has no parts of {self.rows}')
     mean_of_all = self.variable('batch_stats', 'mean', jnp.zeros, (features,), jnp.float32)
     var_of_all = self.variable('batch_stats', 'var', jnp.ones, (features,), jnp.float32)
     scale = self.param('scale', self.scale_init, (features,), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, (features,), jnp.float32)
-    parts = x.astype(jnp.float32).reshape(batch // self.rows, -1, features)
-    mean = parts.mean(axis=1, keepdims=True)
-    var = jnp.maximum((parts * parts).mean(axis=1, keepdims=True) - mean * mean, 0)
+    if self.rows:
+      parts = x.reshape(batch // self.rows, self.rows, *x.shape[1:])
+      y, *found = jax.vmap(_normalize, in_axes=(0, None, None))(parts, scale, bias)
+      y, (mean, var) = y.reshape(x.shape), (values.mean(axis=0) for values in found)
+    else:
+      y, mean, var = _normalize(x, scale, bias)
     if not self.is_initializing():
       for running, found in ((mean_of_all, mean), (var_of_all, var)):
-        running.value = MOMENTUM * running.value + (1 - MOMENTUM) * found.mean(axis=(0, 1))
-    y = (parts - mean) * (lax.rsqrt(var + EPSILON) * scale) + bias
-    return y.reshape(x.shape).astype(self.dtype)
+        running.value = MOMENTUM * running.value + (1 - MOMENTUM) * found
+    return y.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _normalize(
+  x: Float[Array, 'b h w c'], scale: Float[Array, ' c'], bias: Float[Array, ' c']
+) -> tuple[Float[Array, 'b h w c'], Float[Array, ' c'], Float[Array, ' c']]:
+  """Maps that are normalised in float32, scaled and shifted; and their mean and variance, which take no gradient.
+
+  The derivative is written out, since two sums serve it where automatic differentiation takes four.
+  """
+  return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x, scale, bias):
+  wide, num = x.astype(jnp.float32), x[..., 0].size
+  mean = _sum(wide) / num
+  var = jnp.maximum(_sum(wide * wide) / num - mean * mean, 0)
+  inverse = lax.rsqrt(var + EPSILON)
+  return ((wide - mean) * (inverse * scale) + bias, mean, var), (x, scale, mean, inverse)
+
+
+def _normalize_backward(kept, cotangents):
+  x, scale, mean, inverse = kept
+  dy, num = cotangents[0].astype(jnp.float32), x[..., 0].size
+  normalized = (x.astype(jnp.float32) - mean) * inverse
+  to_bias, to_scale = _sum(dy), _sum(dy * normalized)
+  dx = (dy - to_bias / num - normalized * (to_scale / num)) * (inverse * scale)
+  return dx.astype(x.dtype), to_scale, to_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _sum(x: Float[Array, 'b h w c']) -> Float[Array, ' c']:
+  """Sums over rows and pixels; on a CPU first over each line of pixels, seven times as fast as all at once."""
+  if jax.default_backend() != 'cpu':
+    return x.sum(axis=(0, 1, 2))
+  return lax.optimization_barrier(x.sum(axis=2)).sum(axis=(0, 1))
 
 
 class GroupNorm(nn.Module):

@@ -21,6 +21,7 @@ from mtl_jax.data.order import Order
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation import evaluate
+from mtl_jax.platform import xla
 from mtl_jax.study.program import Program
 from mtl_jax.training import building, loop, memory, sharding
 
@@ -95,7 +96,9 @@ class Trainer:
     self._looks = (program.run.config.eval.every_steps,)
     mesh = program.mesh
     self._init = jax.jit(over_replicas(program.init, mesh, common=WHOLE))
-    self._steps = jax.jit(over_replicas(program.steps, mesh, common=BY_DEVICE), donate_argnums=0)
+    self._steps = jax.jit(
+      over_replicas(program.steps, mesh, common=BY_DEVICE), donate_argnums=0, compiler_options=xla.step_options()
+    )
     self._evaluate = jax.jit(over_replicas(program.evaluate, mesh, common=WHOLE))
     self._keep_better = jax.jit(_keep_better, donate_argnums=1)
     every_row = [np.arange(len(program.run.train))] * mesh.devices.size

@@ -25,6 +25,7 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
+from mtl_jax.platform import xla
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import features, gradients, memory, micro_batches, optimizer, recipe, sharding
 from mtl_jax.training.checkpoint import Clock
@@ -141,6 +142,7 @@ def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, make_state: Any
   return jax.jit(
     repeat_fetching(one_step, train_input.fetch, unroll=unroll),
     donate_argnums=0,
+    compiler_options=xla.step_options(),
     in_shardings=(state, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
     out_shardings=(state, sharding.replicated(mesh)),
   )
