@@ -1,17 +1,15 @@
-"""Which process of how many this one is: from flags, from plain variables, or from what the launcher has set."""
+"""This process's place among several: from flags, from plain variables, or from what the launcher has set."""
 
-import dataclasses
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtl_jax.errors import UserError
 
-# jax.distributed's own names; whoever starts processes by hand, or from a launcher that is not known here, sets these.
-COORDINATOR, NUM_PROCESSES, PROCESS_ID = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
-DEFAULT_PORT = 8476  # Of the coordinator, where a launcher gives none; jax's on TPUs too.
-FIRST_PORT, NUM_PORTS = 61440, 4096  # From which a job's number picks one, so that jobs on one host do not meet.
+# The first is JAX's own name too; whoever starts processes by hand, or from a launcher not known here, sets all three.
+PLAIN = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+FIRST_PORT, NUM_PORTS = 61440, 4096  # From which a job's number picks one, as JAX does: jobs on one host do not meet.
 WAY_OUT = 'give --coordinator HOST:PORT, --num_processes N and --process_id I'
 
 
@@ -19,163 +17,93 @@ class LauncherError(UserError):
   """What the launcher or the flags say of the processes does not fit together; the message names the variable."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """One process among several.
-
-  Attributes:
-    coordinator: HOST:PORT of process 0.
-    num_processes: two or more.
-    process_id: from 0.
-    local_devices: numbers of the host's GPUs that are this process's; None for all that it sees.
-    source: who said so, for error messages.
-  """
+class Place(NamedTuple):
+  """One process among several: HOST:PORT of process 0, and the numbers of the host's GPUs that are its own, or None."""
 
   coordinator: str
   num_processes: int
   process_id: int
   local_devices: tuple[int, ...] | None = None
-  source: str = 'flags'
 
   @property
   def address(self) -> tuple[str, int]:
     """Host and port of the coordinator. Raises LauncherError if they cannot be read."""
     host, _, port = self.coordinator.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-      raise LauncherError(f'the coordinator {self.coordinator!r} ({self.source}) is not HOST:PORT')
+      raise LauncherError(f'the coordinator {self.coordinator!r} is not HOST:PORT')
     return host.strip('[]'), int(port)
 
 
-def find(
-  environment: Mapping[str, str],
-  *,
-  coordinator: str | None = None,
-  num_processes: int | None = None,
-  process_id: int | None = None,
-) -> Place | None:
-  """This process's place; None where it is the only one.
-
-  Args:
-    environment: the variables of this process.
-    coordinator: a flag, like the two that follow; each outweighs variables. `JAX_*` variables outweigh a launcher's, so
-      either can supply what a launcher does not say.
-    num_processes: of the whole run.
-    process_id: of this process.
+def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
+  """This process's place, of flags such as `coordinator`, which outweigh variables; None where it is the only one.
 
   Raises:
     LauncherError: where something is missing or is not what it should be.
   """
-  found: dict[str, Any] = {}
-  for read in (_slurm, _open_mpi, _tpu, _plain):
-    found |= read(environment)
-  flags = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
-  given = {name: value for name, value in flags.items() if value is not None}
-  found |= given | ({'source': 'flags'} if given else {})
-  asked = given or any(name in environment for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID))
-  if found.get('num_processes', 0) == 1 or not (asked or found.get('num_processes')):
+  asked = {name: value for name, value in flags.items() if value is not None}
+  for name, variable in PLAIN.items():
+    if name not in asked and variable in environment:
+      asked[name] = environment[variable]
+  said = _slurm(environment) or _open_mpi(environment) or (_tpu() if not asked else {})
+  if 'coordinator' in asked and 'JOB_COMPLETION_INDEX' in environment:  # A pod of an indexed Job, as a JobSet makes.
+    said = {'process_id': environment['JOB_COMPLETION_INDEX']}
+  found = said | asked
+  if found.get('num_processes') in (1, '1') or not found:
     return None
-  missing = [name for name in flags if name not in found]
-  if missing:
-    raise LauncherError(f'{found["source"]} does not say the {missing[0].replace("_", " ")}; {WAY_OUT}')
-  place = Place(**found)
-  if not 0 <= place.process_id < place.num_processes:
-    raise LauncherError(
-      f'process {place.process_id} of {place.num_processes} ({place.source}): the ids of so many start at 0'
-    )
-  return place
-
-
-def _plain(environment: Mapping[str, str]) -> dict[str, Any]:
-  """`JAX_*` variables; a pod of a Kubernetes Job with indices, such as a JobSet makes, has its number in another."""
-  found: dict[str, Any] = {}
-  if COORDINATOR in environment:
-    found['coordinator'] = environment[COORDINATOR]
-    if 'JOB_COMPLETION_INDEX' in environment:
-      found['process_id'] = _number(environment, 'JOB_COMPLETION_INDEX')
-  for name, variable in (('num_processes', NUM_PROCESSES), ('process_id', PROCESS_ID)):
-    if variable in environment:
-      found[name] = _number(environment, variable)
-  return found | ({'source': 'the environment (JAX_COORDINATOR_ADDRESS and so on)'} if found else {})
+  for name in PLAIN:
+    if name not in found:
+      raise LauncherError(f'nothing says the {name.replace("_", " ")}; {WAY_OUT}')
+    if name != 'coordinator' and not str(found[name]).isdecimal():
+      raise LauncherError(f'the {name.replace("_", " ")} is {found[name]!r}, and should be a number; {WAY_OUT}')
+  num, process = int(found['num_processes']), int(found['process_id'])
+  if process >= num:
+    raise LauncherError(f'process {process} of {num}: the ids of so many start at 0')
+  return Place(found['coordinator'], num, process, found.get('local_devices'))
 
 
 def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Of a step that `srun` started; a batch script itself is one process, whatever its job has been given."""
-  if not {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID'} <= set(environment):
+  """Of a step that `srun` started. JAX reads no `rack[0-1]node[00-15]`, and gives a node's only task GPU 0 alone."""
+  names = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_STEP_TASKS_PER_NODE')
+  if not all(name in environment for name in names):
     return {}
-  job = _number(environment, 'SLURM_JOB_ID')
-  here = _slurm_tasks(environment.get('SLURM_STEP_TASKS_PER_NODE', '1'), _number(environment, 'SLURM_NODEID', 0))
-  return {
-    'coordinator': f'{_first_host(environment["SLURM_STEP_NODELIST"])}:{FIRST_PORT + job % NUM_PORTS}',
-    'num_processes': _number(environment, 'SLURM_STEP_NUM_TASKS'),
-    'process_id': _number(environment, 'SLURM_PROCID'),
-    'local_devices': _own_device(environment, _number(environment, 'SLURM_LOCALID', 0), here),
-    'source': 'SLURM',
-  }
-
-
-def _first_host(nodes: str) -> str:
-  """`gpu003` of `gpu[003-005,9],login1`."""
-  found = re.match(r'([^,\[]+)(?:\[([^,\-\]]+))?', nodes)
-  if not found:
-    raise LauncherError(f'SLURM_STEP_NODELIST is {nodes!r}, which names no host; {WAY_OUT}')
-  return found[1] + (found[2] or '')
-
-
-def _slurm_tasks(counts: str, node: int) -> int:
-  """How many processes a node has, of counts such as `4(x2),3`: two nodes with 4 and one with 3."""
-  each: list[int] = []
-  for part in re.finditer(r'(\d+)(?:\(x(\d+)\))?', counts):
-    each += [int(part[1])] * int(part[2] or 1)
-  return each[node] if node < len(each) else 1
+  job, nodes, num, process, per_node = (environment[name] for name in names)
+  first = re.sub(r'\[([^],-]*)[^]]*]', r'\1', (re.match(r'([^,[]|\[[^]]*])*', nodes) or [''])[0])
+  each = [int(count) for count, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', per_node) for _ in range(int(times or 1))]
+  here = each[int(environment.get('SLURM_NODEID', 0))]
+  port = FIRST_PORT + int(job) % NUM_PORTS
+  own = _own_gpu(environment, environment.get('SLURM_LOCALID', '0'), here)
+  return {'coordinator': f'{first}:{port}', 'num_processes': num, 'process_id': process, 'local_devices': own}
 
 
 def _open_mpi(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Of `mpirun`; where it does not say on which host it runs, `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
-  if not {'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'} <= set(environment):
+  """Of `mpirun`. Version 5 says no host, so where there are several `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
+  if 'OMPI_COMM_WORLD_SIZE' not in environment:
     return {}
-  size, here = _number(environment, 'OMPI_COMM_WORLD_SIZE'), _number(environment, 'OMPI_COMM_WORLD_LOCAL_SIZE', 1)
-  found = {
-    'num_processes': size,
-    'process_id': _number(environment, 'OMPI_COMM_WORLD_RANK'),
-    'local_devices': _own_device(environment, _number(environment, 'OMPI_COMM_WORLD_LOCAL_RANK', 0), here),
-    'source': 'Open MPI',
-  }
+  num, process, here, local = (
+    environment[f'OMPI_COMM_WORLD_{x}'] for x in ('SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK')
+  )
+  found = {'num_processes': num, 'process_id': process, 'local_devices': _own_gpu(environment, local, int(here))}
   uri = environment.get('OMPI_MCA_orte_hnp_uri', '')  # Such as 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
+  host = re.search(r'tcp://([^,:]+)|tcp6://(\[[^],]+)', uri)
+  name = '127.0.0.1' if here == num else host and (host[1] or f'{host[2]}]')
   job = uri.partition('.')[0] or environment.get('PMIX_NAMESPACE', '')
-  port = FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS
-  launcher = re.search(r'tcp://([^,:]+)|tcp6://\[([^,\]]+)', uri)
-  if here == size:
-    return found | {'coordinator': f'127.0.0.1:{port}'}
-  if launcher:
-    return found | {'coordinator': f'{launcher[1]}:{port}' if launcher[1] else f'[{launcher[2]}]:{port}'}
-  return found
+  return found | ({'coordinator': f'{name}:{FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS}'} if name else {})
 
 
-def _tpu(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Of a TPU slice on Kubernetes, or of several; on TPU machines `launch/tpu_vm.sh` asks them for the same."""
-  if not {'TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES'} <= set(environment):
-    return {}
-  hosts = environment['TPU_WORKER_HOSTNAMES'].split(',')
-  slices, number = _number(environment, 'MEGASCALE_NUM_SLICES', 1), _number(environment, 'MEGASCALE_SLICE_ID', 0)
-  first = environment.get('MEGASCALE_COORDINATOR_ADDRESS', hosts[0]).partition(':')[0]
-  return {
-    'coordinator': f'{first}:{DEFAULT_PORT}',
-    'num_processes': len(hosts) * slices,
-    'process_id': len(hosts) * number + _number(environment, 'TPU_WORKER_ID'),
-    'source': 'the TPU slice',
-  }
+def _tpu() -> dict[str, Any]:
+  """Of TPU slices, as JAX finds them: in the metadata of Google's machines, or in variables of its Kubernetes."""
+  from jax._src.clusters import GceTpuCluster, GkeTpuCluster  # pyright: ignore[reportPrivateImportUsage]
+
+  for cluster in (GkeTpuCluster, GceTpuCluster):
+    if cluster.is_env_present():
+      num, process = cluster.get_process_count(), cluster.get_process_id()
+      if num > 1:
+        address = cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=None)
+        return {'coordinator': address, 'num_processes': num, 'process_id': process}
+  return {}
 
 
-def _own_device(environment: Mapping[str, str], local_id: int, here: int) -> tuple[int, ...] | None:
-  """The one GPU of a process that has others beside it, unless the launcher shows it one alone."""
+def _own_gpu(environment: Mapping[str, str], local_id: str, here: int) -> tuple[int, ...] | None:
+  """The one GPU of a process with others beside it, unless its launcher shows it one alone (--gpus-per-task=1)."""
   shown = environment.get('CUDA_VISIBLE_DEVICES', '')
-  alone = bool(shown) and ',' not in shown
-  return None if here < 2 or alone else (local_id,)
-
-
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-  """A variable as a number. Raises LauncherError if it is none."""
-  text = environment.get(name, '' if default is None else str(default))
-  if not text.isdecimal():
-    raise LauncherError(f'the variable {name} is {text!r}, and should be a number; {WAY_OUT}')
-  return int(text)
+  return None if here < 2 or (shown and ',' not in shown) else (int(local_id),)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 
 from mtl_jax import config as configs
-from mtl_jax import meeting
 from mtl_jax.config import with_fields
 from mtl_jax.data import store
 from mtl_jax.evaluation.command import evaluate_workdir
@@ -185,14 +185,12 @@ def test_a_process_that_hangs_is_noticed_by_those_who_wait_for_it_in_a_collectiv
 
 
 def test_a_coordinator_that_is_not_there_is_one_line_and_exit_code_2(tmp_path):
-  address = f'127.0.0.1:{meeting.free_port()}'
+  address = f'127.0.0.1:{small_runs.free_port()}'
   flags = ['--coordinator', address, '--num_processes', '2', '--process_id', '1', '--coordinator_timeout', '0.5']
   line = [sys.executable, '-m', 'mtl_jax', 'eval', '--workdir', str(tmp_path), *flags]
   ended = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
   assert ended.returncode == 2
-  assert re.fullmatch(
-    rf'mtl-jax: error: process 1 cannot reach process 0 of 2 at {address} within 0.5 s .*\n', ended.stderr
-  )
+  assert re.fullmatch(rf'mtl-jax: error: process 1 cannot reach process 0 of 2 at {address} \(.*\n', ended.stderr)
 
 
 @pytest.mark.slow

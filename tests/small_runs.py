@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,3 +103,15 @@ def end(process: subprocess.Popen, *signals: signal.Signals) -> str:
     process.send_signal(number)
     time.sleep(0.02)  # Two of a kind at once would be one.
   return process.communicate(timeout=900)[1]
+
+
+def free_port() -> int:
+  """A port of this host that nothing listens on."""
+  with socket.create_server(('', 0)) as server:
+    return server.getsockname()[1]
+
+
+def assert_close_weights(one: Path, other: Path) -> None:
+  """Alike to rounding: sums over one device and over two are rounded in another order."""
+  for a, b in zip(leaves(one), leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.training import digests
 from mtl_jax.training.step import TrainState
@@ -56,14 +57,15 @@ class Checkpoints:
   """The checkpoints of one working directory, `checkpoints/<step>/`."""
 
   def __init__(self, workdir: Path):
-    self.directory = workdir.resolve() / 'checkpoints'
+    self._local = address.is_local(workdir)
+    self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
     best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
     options = ocp.CheckpointManagerOptions(
       preservation_policy=keep,
       create=True,
       enable_async_checkpointing=True,
-      temporary_path_class=digests.Digested,
+      temporary_path_class=digests.Digested if self._local else None,  # In a bucket: Orbax's, with a commit file.
     )
     with self._one_line('be opened'):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -76,7 +78,7 @@ class Checkpoints:
     """
     if clock.step in self._manager.all_steps():
       return
-    if not self.directory.is_dir():
+    if self._local and not self.directory.is_dir():
       raise CheckpointError(f'{self.directory} has vanished, so step {clock.step} cannot be saved; bring it back')
     fields = {'format': FORMAT, **dataclasses.asdict(clock)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
@@ -113,9 +115,12 @@ class Checkpoints:
       ) from error
 
   def check(self, step: int) -> None:
-    """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved."""
+    """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved.
+
+    The objects of a bucket are checked by its own checksums as they are read.
+    """
     self._choose(step)
-    if found := digests.damage(self.directory / str(step)):
+    if self._local and (found := digests.damage(self.directory / str(step))):
       others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
       raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
 
@@ -147,6 +152,11 @@ class Checkpoints:
       have = ', '.join(map(str, steps)) or 'none'
       raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step}; it has {have}')
     return step
+
+  def look(self) -> None:
+    """Raises CheckpointError if the last save has failed; waits for nothing."""
+    if not self._manager.is_saving_in_progress():
+      self.wait()
 
   def wait(self) -> None:
     """Waits for the last save. Raises CheckpointError if it failed."""

@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, one_line
 
 log = logging.getLogger('mtl_jax')
@@ -87,6 +88,8 @@ def set_aside_damaged(directory: Path) -> None:
   Raises:
     CheckpointError: if there are checkpoints and all are damaged.
   """
+  if not address.is_local(directory):  # Orbax clears away what was cut short.
+    return
   if jax.process_index() == 0 and directory.is_dir():
     _set_aside(directory)
   if jax.process_count() > 1:

@@ -4,13 +4,31 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from mtl_jax import processes
 from mtl_jax.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AT_ONCE = '\nmtl-jax: left at once; the same command goes on from the last complete checkpoint\n'
+
+
+@contextlib.contextmanager
+def from_the_start() -> Iterator[None]:
+  """Until an `Interruption` is open, SIGTERM and SIGUSR1 end the process as ctrl-C does: nothing is to be saved yet."""
+
+  def end(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+  numbers = SIGNALS[:2] if threading.current_thread() is threading.main_thread() else ()
+  before = {number: signal.signal(number, end) for number in numbers}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 class Interruption:
@@ -63,6 +81,6 @@ def _leave_at_second(reading: int) -> None:
     if requested and number[0] == signal.SIGINT:
       with contextlib.suppress(OSError):
         os.write(2, AT_ONCE.encode())
-      os._exit(Interrupted.exit_code)
+      processes.leave(Interrupted.exit_code, 'left at once, at a second ctrl-C')
     requested = requested or number[0] in SIGNALS
   os.close(reading)

@@ -184,10 +184,12 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
         better = clock.saw(score)
         clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
       if values:
-        writer.write(clock.step, values)
+        checkpoints.look()
+        writer.write(clock.step, values, saved=now.save or better or clock.stopped_early)
       if now.save or better or clock.stopped_early:
         with goodput.under('save'):
           clock.spent = goodput.now()
+          workdir.check_held(directory)
           checkpoints.save(state, clock)
         watchdog.beat(f'the save of step {clock.step}')
       if now.log:
