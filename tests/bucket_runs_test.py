@@ -169,7 +169,8 @@ def test_two_hosts_without_a_shared_folder_are_killed_in_saves_and_resumed_on_on
     assert all(process.returncode for process in processes), said
     assert max(saved(cloud)) >= before + 3
   processes = hosts(line, environment, tmp_path)
-  wait_for(lambda before=max(saved(cloud)): max(saved(cloud)) > before, processes)
+  before = max(saved(cloud))
+  wait_for(lambda: max(saved(cloud)) > before, processes)
   processes[1].send_signal(signal.SIGTERM)
   said = end(processes)
   assert [process.returncode for process in processes] == [75, 75], said
