@@ -10,11 +10,10 @@ from mtl_jax.errors import UserError
 # The first is JAX's own name too; whoever starts processes by hand, or from a launcher not known here, sets all three.
 PLAIN = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
 FIRST_PORT, NUM_PORTS = 61440, 4096  # From which a job's number picks one, as JAX does: jobs on one host do not meet.
-WAY_OUT = 'give --coordinator HOST:PORT, --num_processes N and --process_id I'
 
 
 class LauncherError(UserError):
-  """What the launcher or the flags say of the processes does not fit together; the message names the variable."""
+  """What the launcher or the flags say of the processes does not fit together; the message says what."""
 
 
 class Place(NamedTuple):
@@ -35,26 +34,25 @@ class Place(NamedTuple):
 
 
 def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
-  """This process's place, of flags such as `coordinator`, which outweigh variables; None where it is the only one.
+  """This process's place, of flags named as in `PLAIN`, which outweigh variables; None where it is the only one.
 
   Raises:
     LauncherError: where something is missing or is not what it should be.
   """
-  asked = {name: value for name, value in flags.items() if value is not None}
-  for name, variable in PLAIN.items():
-    if name not in asked and variable in environment:
-      asked[name] = environment[variable]
-  said = _slurm(environment) or _open_mpi(environment) or (_tpu() if not asked else {})
+  asked = {name: environment[variable] for name, variable in PLAIN.items() if variable in environment}
+  asked |= {name: value for name, value in flags.items() if value is not None}
+  said = _slurm(environment) or _open_mpi(environment) or ({} if asked else _tpu())
   if 'coordinator' in asked and 'JOB_COMPLETION_INDEX' in environment:  # A pod of an indexed Job, as a JobSet makes.
     said = {'process_id': environment['JOB_COMPLETION_INDEX']}
   found = said | asked
-  if found.get('num_processes') in (1, '1') or not found:
+  if not found or str(found.get('num_processes')) == '1':
     return None
+  way_out = 'give --coordinator HOST:PORT, --num_processes N and --process_id I'
   for name in PLAIN:
     if name not in found:
-      raise LauncherError(f'nothing says the {name.replace("_", " ")}; {WAY_OUT}')
+      raise LauncherError(f'nothing says the {name.replace("_", " ")}; {way_out}')
     if name != 'coordinator' and not str(found[name]).isdecimal():
-      raise LauncherError(f'the {name.replace("_", " ")} is {found[name]!r}, and should be a number; {WAY_OUT}')
+      raise LauncherError(f'the {name.replace("_", " ")} is {found[name]!r}, and should be a number; {way_out}')
   num, process = int(found['num_processes']), int(found['process_id'])
   if process >= num:
     raise LauncherError(f'process {process} of {num}: the ids of so many start at 0')
@@ -69,19 +67,17 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
   job, nodes, num, process, per_node = (environment[name] for name in names)
   first = re.sub(r'\[([^],-]*)[^]]*]', r'\1', (re.match(r'([^,[]|\[[^]]*])*', nodes) or [''])[0])
   each = [int(count) for count, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', per_node) for _ in range(int(times or 1))]
-  here = each[int(environment.get('SLURM_NODEID', 0))]
-  port = FIRST_PORT + int(job) % NUM_PORTS
-  own = _own_gpu(environment, environment.get('SLURM_LOCALID', '0'), here)
-  return {'coordinator': f'{first}:{port}', 'num_processes': num, 'process_id': process, 'local_devices': own}
+  own = _own_gpu(environment, environment.get('SLURM_LOCALID', '0'), each[int(environment.get('SLURM_NODEID', 0))])
+  coordinator = f'{first}:{FIRST_PORT + int(job) % NUM_PORTS}'
+  return {'coordinator': coordinator, 'num_processes': num, 'process_id': process, 'local_devices': own}
 
 
 def _open_mpi(environment: Mapping[str, str]) -> dict[str, Any]:
   """Of `mpirun`. Version 5 says no host, so where there are several `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
-  if 'OMPI_COMM_WORLD_SIZE' not in environment:
+  names = ('SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK')
+  num, process, here, local = (environment.get(f'OMPI_COMM_WORLD_{name}', '') for name in names)
+  if not num:
     return {}
-  num, process, here, local = (
-    environment[f'OMPI_COMM_WORLD_{x}'] for x in ('SIZE', 'RANK', 'LOCAL_SIZE', 'LOCAL_RANK')
-  )
   found = {'num_processes': num, 'process_id': process, 'local_devices': _own_gpu(environment, local, int(here))}
   uri = environment.get('OMPI_MCA_orte_hnp_uri', '')  # Such as 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
   host = re.search(r'tcp://([^,:]+)|tcp6://(\[[^],]+)', uri)
@@ -92,14 +88,12 @@ def _open_mpi(environment: Mapping[str, str]) -> dict[str, Any]:
 
 def _tpu() -> dict[str, Any]:
   """Of TPU slices, as JAX finds them: in the metadata of Google's machines, or in variables of its Kubernetes."""
-  from jax._src.clusters import GceTpuCluster, GkeTpuCluster  # pyright: ignore[reportPrivateImportUsage]
+  from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
   for cluster in (GkeTpuCluster, GceTpuCluster):
-    if cluster.is_env_present():
-      num, process = cluster.get_process_count(), cluster.get_process_id()
-      if num > 1:
-        address = cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=None)
-        return {'coordinator': address, 'num_processes': num, 'process_id': process}
+    if cluster.is_env_present() and (num := cluster.get_process_count()) > 1:
+      address = cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=None)
+      return {'coordinator': address, 'num_processes': num, 'process_id': cluster.get_process_id()}
   return {}
 
 

@@ -132,6 +132,16 @@ def test_a_missing_process_is_one_line_and_exit_code_2():
   assert all('3 processes did not come together at 127.0.0.1:' in errors for _, _, errors in ended)
 
 
+@pytest.mark.parametrize('process', [0, 1])
+def test_sigterm_while_the_others_are_waited_for_is_75(process):
+  processes = Processes('wait', [(process, 2, 60)])
+  time.sleep(4)
+  processes.all[0].terminate()
+  ((code, _, errors),) = processes.end()
+  assert code == 75, errors
+  assert 'interrupted; the same command starts again' in errors
+
+
 def test_a_taken_port_is_one_line_and_exit_code_2():
   with socket.create_server(('', 0)) as server:
     ((code, _, errors),) = Processes('wait', [(0, 2, 5)], port=server.getsockname()[1]).end()

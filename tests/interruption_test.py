@@ -86,6 +86,36 @@ time.sleep(1.0)
   assert process.returncode == 0
 
 
+FIRST_SECONDS = """
+import sys
+from mtl_jax import cli
+print('begins', flush=True)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize('seconds', [0.1, pytest.param(1.5, marks=pytest.mark.slow)])
+def test_a_signal_in_the_first_seconds_is_75(faces, tmp_path, number, seconds):
+  arguments = small_runs.command(tmp_path, small_runs.make_config(faces, **{'train.steps': 10_000}), tmp_path / 'run')[
+    3:
+  ]
+  process = subprocess.Popen(
+    [sys.executable, '-c', FIRST_SECONDS, *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=small_runs.one_device(),
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # Ignored where tests run behind.
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'begins\n'
+  time.sleep(seconds)
+  said = small_runs.end(process, number)
+  assert process.returncode == 75, said
+  assert 'Traceback' not in said
+
+
 def last_step(directory: Path) -> int:
   lines = read_metrics(directory / 'metrics.jsonl')
   return lines[-1]['step'] if lines else 0
@@ -152,6 +182,33 @@ def uninterrupted(command: list[str], directory: Path) -> list[float]:
   said = small_runs.end(launcher)
   assert launcher.returncode == 0, said
   return memory
+
+
+@pytest.mark.slow
+def test_signals_to_one_or_all_processes_stop_them_at_one_step_and_they_end_in_the_same_bits(faces, tmp_path):
+  """Four steps a dispatch, so that processes are asked between different steps."""
+  overrides = {'train.steps': 1000, 'train.steps_per_dispatch': 4, 'checkpoint.every_steps': 100}
+  config = small_runs.make_config(faces, **overrides, **{'train.log_every_steps': 20, 'eval.every_steps': 500})
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  launcher = start_both(small_runs.command(tmp_path, config, whole))
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, said
+  command = small_runs.command(tmp_path, config, parts)
+  numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+  for round, (number, to) in enumerate((number, to) for number in numbers for to in ([0], [1], [0, 1])):
+    launcher = start_both(command)
+    assert wait_to_kill(launcher, parts, 100 * round + 20, random.Random(round))
+    every = processes_of(launcher)
+    for i in to:
+      os.kill(every[i], number)
+    said = small_runs.end(launcher)
+    assert launcher.returncode == 75, (number, to, said)
+    assert len(re.findall(r'interrupted and saved at step (\d+)', said)) == 1, said
+    assert 'Traceback' not in said
+  launcher = start_both(command)
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, said
+  small_runs.assert_same_bits(whole, parts)
 
 
 def wait_to_kill(launcher: subprocess.Popen, directory: Path, goal: int, moment: random.Random) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -61,21 +62,22 @@ def study(place: Path) -> int:
   return 0
 
 
-def fail(place: Path, how: str) -> int:
-  """The last process fails while the others wait for it in a computation."""
-  from jax.experimental import multihost_utils
+def fail_in_a_save(place: Path, victim: int) -> int:
+  """One process can write nothing any more after its third step, as on a disk of its own that is full."""
+  from mtl_jax.training import loop
+  from mtl_jax.training.progress import Progress
 
-  from mtl_jax.errors import DataError
+  advance, steps_done = Progress.advance, []
 
-  multihost_utils.sync_global_devices('all are here')
-  if processes.index() == processes.count() - 1:
-    (place / 'failed_at').write_text(str(time.time()))
-    if how == 'killed':
-      os.kill(os.getpid(), signal.SIGKILL)
-    if how == 'error':
-      raise RuntimeError('a bug')
-    raise DataError('labels.csv: row 3 is cut short; fetch it again')
-  multihost_utils.sync_global_devices('never')
+  def advance_and_fill(self: Progress, steps: int) -> None:
+    advance(self, steps)
+    steps_done.append(steps)
+    if processes.index() == victim and len(steps_done) == 3:
+      (place / 'failed_at').write_text(str(time.time()))
+      resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+
+  Progress.advance = advance_and_fill
+  loop.train(read_config(place), place / 'run')
   return 0
 
 
@@ -84,9 +86,8 @@ STORIES = {
   'hang': partial(train_until_signal, number=signal.SIGSTOP),
   'go_on': go_on_and_evaluate,
   'study': study,
-  'bad_input': partial(fail, how='bad_input'),
-  'error': partial(fail, how='error'),
-  'killed': partial(fail, how='killed'),
+  'full-0': partial(fail_in_a_save, victim=0),
+  'full-1': partial(fail_in_a_save, victim=1),
 }
 
 if __name__ == '__main__':
