@@ -33,12 +33,7 @@ def client() -> Any:
 
 
 class Bus:
-  """One process's side; `jax.distributed.initialize` has been called.
-
-  Attributes:
-    process: this one's number.
-    num: how many there are.
-  """
+  """One process's side, that of number `process` of `num`; `jax.distributed.initialize` has been called."""
 
   def __init__(self, process: int, num: int, *, on_failure: Callable[[dict[str, Any]], None]):
     """Begins to listen.
@@ -57,16 +52,6 @@ class Bus:
     self._threads = [threading.Thread(target=self._guarded, args=(act,), name='bus', daemon=True) for act in acts]
     for thread in self._threads:
       thread.start()
-
-  def claim(self) -> bool:
-    """Takes this process's number; False where another process has it."""
-    try:
-      self._client.key_value_set(f'{PREFIX}/here/{self.process}', '')
-    except jax.errors.JaxRuntimeError as error:
-      if 'ALREADY_EXISTS' not in str(error):
-        raise
-      return False
-    return True
 
   def gather(self, name: str, value: Any, *, stop: Stop = None) -> list[Any]:
     """The JSON values of all processes in their order; waits for the last. All call this for a name equally often.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax import launcher, processes
-from mtl_jax.buckets.address import local_path, place, workdir
+from mtl_jax.buckets.address import absolute, local_path, workdir
 from mtl_jax.errors import UserError, memory_in_one_line, one_line
 from mtl_jax.training import interrupt
 
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     '--source', type=local_path, metavar='DIR', help="folder with the files of the set; TFDS's data_dir"
   )
-  prepare.add_argument('--out', type=place, metavar='DIR', required=True, help='folder to make, may be in a bucket')
+  prepare.add_argument('--out', type=absolute, metavar='DIR', required=True, help='folder to make, may be in a bucket')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
     '--encoding',
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
   evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
   evaluation.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
-  evaluation.add_argument('--data', type=place, metavar='DIR', help='another prepared set')
+  evaluation.add_argument('--data', type=absolute, metavar='DIR', help='another prepared set')
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
   evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
   evaluation.add_argument('--predictions', type=local_path, metavar='FILE.npz', help='write every prediction')

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtl_jax.errors import Interrupted, UserError, one_line
-from mtl_jax.launcher import Place
+from mtl_jax.launcher import LauncherError, Place
 
 if TYPE_CHECKING:
   from mtl_jax.bus import Bus  # Which loads JAX.
@@ -22,20 +22,15 @@ log = logging.getLogger('mtl_jax')
 TIMEOUT_SECS = 300.0  # In which all processes must have come together; images are pulled and slices made meanwhile.
 HEARTBEAT_SECS = 10.0  # After which a process that says nothing is dead.
 NEWS_SECS = 5.0  # Beyond the heartbeat, for which a broken computation waits to hear which process is to blame.
-PROBE_SECS = 0.2
 
 _bus: 'Bus | None' = None
 
 
-class MeetingError(UserError):
-  """Processes did not come together; the message names the coordinator."""
-
-
-def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> None:
+def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> 'Bus':
   """Joins this process with the others, before anything asks JAX for its devices.
 
   Raises:
-    MeetingError: where they do not come together in time, or were not started as one run.
+    LauncherError: where they do not come together in time, or were not started as one run.
   """
   global _bus
   _keep_stdout_for_results()
@@ -47,11 +42,16 @@ def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> None:
   from mtl_jax.bus import Bus
 
   _bus = bus = Bus(place.process_id, place.num_processes, on_failure=_end_with_another)
-  if not bus.claim():
-    raise MeetingError(f'two processes say that they are number {place.process_id}; give each an id of its own')
-  for i, num in enumerate(bus.gather('num', place.num_processes)):
+  try:
+    nums = bus.gather('num', place.num_processes)
+  except RuntimeError as error:
+    if 'ALREADY_EXISTS' not in str(error):
+      raise
+    raise LauncherError(f'two processes say that they are number {index()}; give each an id of its own') from None
+  for i, num in enumerate(nums):
     if num != place.num_processes:
-      raise MeetingError(f'process {i} was started as one of {num}, process {index()} as one of {place.num_processes}')
+      raise LauncherError(f'process {i} was started as one of {num}, process {index()} as one of {place.num_processes}')
+  return bus
 
 
 def _keep_stdout_for_results() -> None:
@@ -66,26 +66,24 @@ def _probe(place: Place, deadline: float) -> None:
   """Looks at the coordinator's port, for JAX's own service ends the process where that is not as it should be.
 
   Raises:
-    MeetingError: where process 0 finds it taken, or another cannot reach process 0 before the deadline.
+    LauncherError: where process 0 finds it taken, or another cannot reach process 0 before the deadline.
   """
   host, port = place.address
-  reason = 'no time'
   while place.process_id:
     try:
       socket.create_connection((host, port), timeout=max(0.1, min(deadline - time.monotonic(), 10.0))).close()
       return
     except OSError as error:
-      reason = error.strerror or str(error)
-    if time.monotonic() > deadline:
-      raise MeetingError(
-        f'process {place.process_id} cannot reach process 0 of {place.num_processes} at {place.coordinator} '
-        f'({reason}); see that it runs, and that its host and port are right'
-      )
-    time.sleep(PROBE_SECS)
+      if time.monotonic() > deadline:
+        raise LauncherError(
+          f'process {place.process_id} cannot reach process 0 of {place.num_processes} at {place.coordinator} '
+          f'({error.strerror or error}); see that it runs, and that its host and port are right'
+        ) from None
+    time.sleep(0.2)
   try:
     socket.create_server(('', port)).close()
   except OSError as error:
-    raise MeetingError(f'cannot listen on {place.coordinator}: {error.strerror}; choose another port') from error
+    raise LauncherError(f'cannot listen on {place.coordinator}: {error.strerror}; choose another port') from error
 
 
 def _initialize(place: Place, deadline: float, heartbeat_secs: float) -> None:
@@ -95,13 +93,13 @@ def _initialize(place: Place, deadline: float, heartbeat_secs: float) -> None:
   # Its handler of SIGTERM would take the signal from ours, and Orbax would ask it when to stop.
   jax.config.update('jax_enable_preemption_service', False)
   jax.config.update('jax_enable_recoverability', True)  # Else a lost process ends the others with a C++ trace.
-  errors = []
+  any_address, errors = '[::]' if socket.has_dualstack_ipv6() else '0.0.0.0', []
 
   def work() -> None:
     try:
       jax.distributed.initialize(
         coordinator_address=place.coordinator,
-        coordinator_bind_address=f'[::]:{place.address[1]}' if socket.has_dualstack_ipv6() else None,
+        coordinator_bind_address=f'{any_address}:{place.address[1]}',
         num_processes=place.num_processes,
         process_id=place.process_id,
         local_device_ids=place.local_devices,
@@ -118,7 +116,7 @@ def _initialize(place: Place, deadline: float, heartbeat_secs: float) -> None:
   if thread.is_alive() or errors:
     reason = one_line(errors[0])[:200] if errors else 'some are missing, or what listens there is none of this run'
     every = f'{place.num_processes} processes'
-    raise MeetingError(f'{every} did not come together at {place.coordinator} ({reason}); look at the logs of all')
+    raise LauncherError(f'{every} did not come together at {place.coordinator} ({reason}); look at the logs of all')
 
 
 def index() -> int:
@@ -147,20 +145,16 @@ def from_first(name: str, value: Any) -> Any:
 
 def stop_here(wanted: bool) -> bool:
   """Whether to stop now: True at the same call in all processes once any has wanted it. All call it equally often."""
-  if _bus is None:
-    return wanted
-  if wanted:
+  if _bus and wanted:
     _bus.ask_to_stop()
-  return _bus.stop_here()
+  return _bus.stop_here() if _bus else wanted
 
 
 def anyone_wants_to_stop(wanted: bool) -> bool:
   """Whether any process has wanted to stop, as far as is known here; may be called at any time."""
-  if _bus is None:
-    return wanted
-  if wanted:
+  if _bus and wanted:
     _bus.ask_to_stop()
-  return _bus.asked_to_stop
+  return _bus.asked_to_stop if _bus else wanted
 
 
 def run(
@@ -180,18 +174,17 @@ def run(
   if place is None:
     return verb()
   try:
-    start(place, timeout_secs=timeout_secs, heartbeat_secs=heartbeat_secs)
-    code = verb()
-    assert _bus is not None
-    _bus.end()
+    bus = start(place, timeout_secs=timeout_secs, heartbeat_secs=heartbeat_secs)
+    try:
+      code = verb()
+    except Interrupted as interrupted:
+      if not bus.asked_to_stop:
+        raise
+      if bus.process == 0:
+        _say(one_line(interrupted))
+      code = interrupted.exit_code
+    bus.end()
     return code
-  except Interrupted as interrupted:
-    if not _bus or not _bus.asked_to_stop:
-      _fail(interrupted.exit_code, one_line(interrupted))
-    if index() == 0:
-      _say(one_line(interrupted))
-    _bus.end()
-    return interrupted.exit_code
   except KeyboardInterrupt:
     _fail(75, 'interrupted; the same command starts again')
   except BaseException as error:
@@ -205,10 +198,8 @@ def run(
 
 def _is_of_the_runtime(error: BaseException | None) -> bool:
   """Whether a computation over processes may have broken off, here or in what an exception was made of."""
-  names = ('JaxRuntimeError', 'BarrierTimeoutError')
-  return error is not None and (
-    type(error).__name__ in names or 'Gloo' in str(error) or _is_of_the_runtime(error.__cause__)
-  )
+  here = type(error).__name__ in ('JaxRuntimeError', 'BarrierTimeoutError') or 'Gloo' in str(error)
+  return here or (error is not None and _is_of_the_runtime(error.__cause__))
 
 
 def leave(code: int, text: str) -> NoReturn:

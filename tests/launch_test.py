@@ -204,10 +204,10 @@ def test_one_process_is_none_of_several():
 @pytest.mark.parametrize(
   ('environment', 'message'),
   [
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'nothing says the num processes; give --coordinator HOST:PORT'),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'nothing says the num_processes; give --coordinator HOST:PORT'),
     ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'nothing says the coordinator; give --coordinator HOST:PORT'),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'}, 'process 2 of 2'),
-    (slurm(0, SLURM_STEP_NUM_TASKS='many'), "the num processes is 'many', and should be a number"),
+    (slurm(0, SLURM_STEP_NUM_TASKS='many'), "the num_processes is 'many' and no number"),
   ],
 )
 def test_what_does_not_fit_together_is_named(environment, message):

@@ -18,11 +18,6 @@ def is_address(place: Path | str) -> bool:
   return bool(re.match(r'[a-z][a-z0-9+.-]*://', str(place)))
 
 
-def place(text: str) -> Path | str:
-  """A prepared set's place: an address, or a local path. Raises BucketError for half an address."""
-  return absolute(text) if is_address(text) else Path(text)
-
-
 def local_path(text: str) -> Path:
   """A place that must be local. Raises BucketError for an address."""
   if is_address(text):
@@ -99,7 +94,7 @@ def opened(address: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def told(address: str, what: str) -> Iterator[None]:
-  """Turns what a store raises, but for an object that is not there, into a BucketError that names the address."""
+  """Turns what a store raises into a BucketError that names the address, but for an object that is not there."""
   try:
     yield
   except (UserError, FileNotFoundError, FileExistsError):

@@ -44,7 +44,7 @@ def open_set(place: Path | str, *, corrupt_share: float = 0.0) -> Store:
 def _fetched(address: str, *, again: bool) -> tuple[Path, bool]:
   """The set's folder in the cache, and whether it was copied now; of several processes one copies."""
   files, root = addresses.opened(address)
-  schema, checksum, names = _read_schema(address)
+  schema, checksum, names = _read_schema(address, files, root)
   folder = addresses.cache() / 'sets' / checksum
   with file_lock.held(folder.with_name(f'.{checksum}.lock')):
     if not again and folder.is_dir() and (inner := next(folder.iterdir(), None)):
@@ -52,8 +52,8 @@ def _fetched(address: str, *, again: bool) -> tuple[Path, bool]:
     log.info('%s: copying it into %s', address, folder)
     partial = folder.with_name(f'.{checksum}.partial')
     inner = partial / addresses.name(address)
-    for left in (partial, folder):
-      shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     try:
       for name in names:
         (inner / name).parent.mkdir(parents=True, exist_ok=True)
@@ -75,17 +75,14 @@ def _each(act: Callable[[str], Any], names: Sequence[str], *, title: str) -> Non
       progress.update()
 
 
-def _read_schema(address: str) -> tuple[bytes, str, list[str]]:
+def _read_schema(address: str, files: Any, root: str) -> tuple[bytes, str, list[str]]:
   """The content of schema.json, the set's checksum, and the names of its other files."""
-  files, root = addresses.opened(address)
   try:
     with addresses.told(address, 'read'):
       content = files.cat_file(f'{root}/schema.json')
   except FileNotFoundError:
-    raise DataError(
-      f'{address}: is no prepared set (it has no schema.json); make one with: '
-      f'mtl-jax prepare SET --source DIR --out {address}'
-    ) from None
+    make = f'mtl-jax prepare SET --source DIR --out {address}'
+    raise DataError(f'{address}: is no prepared set (it has no schema.json); make one with: {make}') from None
   try:
     schema = json.loads(content)
     names = list(schema['files'])
