@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 log = logging.getLogger('mtl_jax')
 
@@ -15,7 +15,7 @@ NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def held(path: Path, *, waiting: Callable[[], None] = bool) -> Iterator[IO[str]]:
+def held(path: Path, *, waiting: Callable[[], Any] = bool) -> Iterator[IO[str]]:
   """Yields the open lock file, once others have let go of it; its folder is made if need be.
 
   Where the file system has no locks, a line says that nothing guards the folder.

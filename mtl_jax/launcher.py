@@ -42,7 +42,7 @@ def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
   said = _slurm(environment) or _open_mpi(environment) or ({} if asked else _tpu())
   if 'coordinator' in asked and 'JOB_COMPLETION_INDEX' in environment:  # A pod of an indexed Job, as a JobSet makes.
     said = {'process_id': environment['JOB_COMPLETION_INDEX']}
-  found = said | asked
+  found: dict[str, Any] = said | asked
   if not found or str(found.get('num_processes')) == '1':
     return None
   for name in PLAIN:

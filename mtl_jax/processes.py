@@ -24,6 +24,7 @@ HEARTBEAT_SECS = 10.0  # After which a process that says nothing is dead.
 NEWS_SECS = 5.0  # Beyond the heartbeat, for which a broken computation waits to hear which process is to blame.
 
 _bus: 'Bus | None' = None
+_heartbeat_secs = HEARTBEAT_SECS
 
 
 def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> 'Bus':
@@ -32,7 +33,8 @@ def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> 'Bus':
   Raises:
     LauncherError: where they do not come together in time, or were not started as one run.
   """
-  global _bus
+  global _bus, _heartbeat_secs
+  _heartbeat_secs = heartbeat_secs
   _keep_stdout_for_results()
   if place.process_id:
     logging.getLogger('mtl_jax').setLevel(logging.WARNING)  # Process 0 tells the story.
@@ -185,15 +187,20 @@ def run(
       code = interrupted.exit_code
     bus.end()
     return code
-  except KeyboardInterrupt:
-    _fail(75, 'interrupted; the same command starts again')
   except BaseException as error:
-    if _is_of_the_runtime(error):
-      time.sleep(heartbeat_secs + NEWS_SECS)  # Most often another's fault, whose news ends this process now.
-    if isinstance(error, UserError | OSError):
-      _fail(getattr(error, 'exit_code', 2), one_line(error))
-    traceback.print_exc()
-    _fail(1, 'an error in mtl_jax; its own output has the traceback')
+    fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+  """Ends this process, and with it the others, for what was raised in it; any thread may call it."""
+  if _is_of_the_runtime(error):
+    time.sleep(_heartbeat_secs + NEWS_SECS)  # Most often another's fault, whose news ends this process now.
+  if isinstance(error, KeyboardInterrupt):
+    _fail(75, 'interrupted; the same command starts again')
+  if isinstance(error, UserError | OSError):
+    _fail(getattr(error, 'exit_code', 2), one_line(error))
+  traceback.print_exception(error)
+  _fail(1, 'an error in mtl_jax; its own output has the traceback')
 
 
 def _is_of_the_runtime(error: BaseException | None) -> bool:

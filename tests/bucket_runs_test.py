@@ -192,3 +192,18 @@ def test_two_hosts_without_a_shared_folder_are_killed_in_saves_and_resumed_on_on
   assert evaluated.returncode == 0, evaluated.stderr
   loop.train(small_runs.make_config(faces, **overrides | {'data.dir': str(faces)}), tmp_path / 'whole')
   small_runs.assert_close_weights(tmp_path / 'whole', address.workdir(RUN))
+
+
+@pytest.mark.slow
+def test_a_study_in_a_bucket_keeps_its_replicas_and_pages_there(faces, cloud, tmp_path):
+  overrides = {'study.num_seeds': 2, 'study.num_resamples': 100, 'train.steps': 6}
+  arguments = ['study', *command(tmp_path, faces, **overrides)[4:]]
+  assert cli.main(arguments) == 0
+  found = set(names(cloud))
+  assert {'study.json', 'study.csv', 'report.html', 'config.json'} <= found
+  assert any(name.startswith('plots/') and name.endswith('.png') for name in found)
+  replicas = {name for name in found if name.startswith('replicas/')}
+  assert len(replicas) > 2
+  generations = {name: cloud.objects[f'runs/joint/{name}'][1] for name in replicas}
+  assert cli.main(arguments) == 0  # None is run again.
+  assert {name: cloud.objects[f'runs/joint/{name}'][1] for name in replicas} == generations

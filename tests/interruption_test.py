@@ -218,7 +218,7 @@ def wait_to_kill(launcher: subprocess.Popen, directory: Path, goal: int, moment:
     if launcher.poll() is not None:
       return False
     time.sleep(0.01)
-  time.sleep(moment.uniform(0, 0.4))
+  time.sleep(moment.uniform(0, 0.1))
   return launcher.poll() is None
 
 
@@ -234,8 +234,10 @@ def test_two_thousand_steps_of_two_processes_with_random_kills_end_in_the_same_b
   stops = [(signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGINT,) * 2]
   for number in range(SOAK_KILLS):
     launcher, signals, killed = start_both(command), (), []
-    if number % 8 == 7:  # Also while they start, which only SIGKILL interrupts at once.
-      time.sleep(moment.uniform(0, 8))
+    if number % 8 == 7:  # Also while they start.
+      until, began = time.time() + moment.uniform(0, 8), (parts / 'metrics.jsonl').stat().st_mtime
+      while time.time() < until and (parts / 'metrics.jsonl').stat().st_mtime == began:
+        time.sleep(0.01)
       killed, how = processes_of(launcher), 'both killed in the start'
     elif not wait_to_kill(launcher, parts, 1900 * number // SOAK_KILLS, moment):
       how = 'ended'
@@ -259,6 +261,7 @@ def test_two_thousand_steps_of_two_processes_with_random_kills_end_in_the_same_b
   said = small_runs.end(launcher)
   assert launcher.returncode == 0, (seed, said)
   resumed |= set(re.findall(r'resuming at step (\d+)', said))
+  assert not met['ended'], (seed, met)
   print(f'\nseed {seed}: {dict(met)}\nMB at steps 500 to 1950: {memory}\n{said.splitlines()[-1]}')
   small_runs.assert_same_bits(whole, parts)
   assert names(parts) == names(whole)

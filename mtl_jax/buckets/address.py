@@ -75,7 +75,7 @@ def cache() -> Path:
 
 def opened(address: str) -> tuple[Any, str]:
   """fsspec's file system for an address, and the address as that writes it. Raises BucketError where there is none."""
-  import fsspec
+  import fsspec.config
 
   scheme = address.partition(':')[0]
   for name in ('gcs', 'gs'):  # A process would not see what others write; epath opens them under the first name.

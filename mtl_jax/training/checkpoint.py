@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from mtl_jax import processes
 from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.training import digests
 from mtl_jax.training.step import TrainState
 
+SAVING = 'async_save'  # The name of Orbax's thread that waits for the files of a save.
+AS_IT_WAS = 'what was saved before is as it was: make room or mend the folder, and the same command goes on from there'
 FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
 
 
@@ -153,11 +157,6 @@ class Checkpoints:
       raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step}; it has {have}')
     return step
 
-  def look(self) -> None:
-    """Raises CheckpointError if the last save has failed; waits for nothing."""
-    if not self._manager.is_saving_in_progress():
-      self.wait()
-
   def wait(self) -> None:
     """Waits for the last save. Raises CheckpointError if it failed."""
     with self._one_line('be saved'):
@@ -176,13 +175,10 @@ class Checkpoints:
     except UserError:
       raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-      raise CheckpointError(
-        f'{self.directory}: cannot {what}: {_reason(error)}; what was saved before is as it was: make room or mend the '
-        'folder, and the same command goes on from there'
-      ) from error
+      raise CheckpointError(f'{self.directory}: cannot {what}: {_reason(error)}; {AS_IT_WAS}') from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
   """Without the places in TensorStore's sources, and without the middle if it is long: the end says what failed."""
   text = re.sub(r'\s*\[source locations=.*', '', one_line(error))
   return text if len(text) <= 260 else f'{text[:120]} ... {text[-120:]}'
@@ -201,10 +197,19 @@ def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
   )
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-  return not record.exc_info
+def _told(record: logging.LogRecord) -> bool:
+  """Drops tracebacks, for what Orbax raises is told in one line; where several processes save, ends them with it.
+
+  There the others wait, and so does Orbax here before it raises, for a process whose part of a save has failed.
+  """
+  failed = record.exc_info and record.exc_info[1]
+  if failed and processes.count() > 1 and threading.current_thread().name == SAVING:
+    error = CheckpointError(f'a checkpoint cannot be saved: {_reason(failed)}; {AS_IT_WAS}')
+    error.__cause__ = failed
+    processes.fail(error)
+  return not failed
 
 
-# Orbax tells of every save in a dozen lines, and of a failure with tracebacks; what it raises is told in one line.
+# Orbax tells of every save in a dozen lines.
 logging.getLogger('absl').setLevel(logging.ERROR)
-logging.getLogger('absl').addFilter(_without_traceback)
+logging.getLogger('absl').addFilter(_told)

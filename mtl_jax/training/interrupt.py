@@ -15,14 +15,19 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AT_ONCE = '\nmtl-jax: left at once; the same command goes on from the last complete checkpoint\n'
 
 
+_came = threading.Event()  # A signal, before an `Interruption` was open.
+
+
 @contextlib.contextmanager
 def from_the_start() -> Iterator[None]:
-  """Until an `Interruption` is open, SIGTERM and SIGUSR1 end the process as ctrl-C does: nothing is to be saved yet."""
+  """Until an `Interruption` is open, each signal ends the process as ctrl-C does: nothing is to be saved yet."""
 
   def end(*_: object) -> NoReturn:
+    _came.set()  # For this exception is lost in a callback, such as those of an import.
     raise KeyboardInterrupt
 
-  numbers = SIGNALS[:2] if threading.current_thread() is threading.main_thread() else ()
+  _came.clear()
+  numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
   before = {number: signal.signal(number, end) for number in numbers}
   try:
     yield
@@ -44,6 +49,8 @@ class Interruption:
     self._wakeup: tuple[int, int] | None = None  # The end that signals are written into, and what was there before.
 
   def __enter__(self) -> 'Interruption':
+    if _came.is_set():
+      raise KeyboardInterrupt
     if threading.current_thread() is threading.main_thread():
       for number in SIGNALS:
         self._before[number] = signal.signal(number, self._handle)
