@@ -5,14 +5,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import LauncherError
 
 # The first is JAX's own name too; whoever starts processes by hand, or from a launcher not known here, sets all three.
 PLAIN = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-
-
-class LauncherError(UserError):
-  """The processes of a run do not fit together, or did not come together; the message says what is wrong."""
 
 
 class Place(NamedTuple):
@@ -33,10 +29,7 @@ class Place(NamedTuple):
 
 
 def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
-  """This process's place, of flags named as in `PLAIN`, which outweigh variables; None where it is the only one.
-
-  Raises LauncherError where something is missing or is not what it should be.
-  """
+  """This process's place; None where it is the only one. Flags, named as in `PLAIN`, outweigh. Raises LauncherError."""
   asked = {name: environment[variable] for name, variable in PLAIN.items() if variable in environment}
   asked |= {name: value for name, value in flags.items() if value is not None}
   said = _slurm(environment) or _open_mpi(environment) or ({} if asked else _tpu())
@@ -68,8 +61,7 @@ def _slurm(of: Mapping[str, str]) -> dict[str, Any]:
 
 def _open_mpi(of: Mapping[str, str]) -> dict[str, Any]:
   """Of `mpirun`. Version 5 says no host, so where there are several `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
-  names = ('SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_SIZE')
-  num, process, local, here = (of.get(f'OMPI_COMM_WORLD_{name}', '') for name in names)
+  num, process, local, here = (of.get(f'OMPI_COMM_WORLD_{x}', '') for x in ('SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_SIZE'))
   if not num:
     return {}
   uri = of.get('OMPI_MCA_orte_hnp_uri', '')  # Such as 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mtl_jax.errors import Interrupted, UserError, one_line
-from mtl_jax.launcher import LauncherError, Place
+from mtl_jax.errors import Interrupted, LauncherError, UserError, one_line
+from mtl_jax.launcher import Place
 
 if TYPE_CHECKING:
   from mtl_jax.bus import Bus  # Which loads JAX.
@@ -169,9 +169,6 @@ def run(
   """Runs a verb in one of several processes, or as the only one; returns its exit code when all have come to their end.
 
   A process that fails says why, tells the others, and all end with its exit code; none waits for one that is gone.
-
-  Raises:
-    UserError: where there is one process.
   """
   if place is None:
     return verb()

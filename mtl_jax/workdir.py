@@ -23,8 +23,7 @@ from mtl_jax.buckets.address import local_path
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import DataSet
-from mtl_jax.errors import CheckpointError, UserError, one_line
-from mtl_jax.launcher import LauncherError
+from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import losses
 from mtl_jax.objectives.matching import relations

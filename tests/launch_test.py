@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from mtl_jax import launcher
-from mtl_jax.launcher import LauncherError, Place
+from mtl_jax.errors import LauncherError
+from mtl_jax.launcher import Place
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'

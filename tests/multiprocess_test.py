@@ -210,12 +210,17 @@ def test_four_processes_train_and_evaluate_from_the_command_line(alone, config, 
 
 
 @pytest.mark.slow
-def test_two_processes_divide_the_replicas_of_a_study(config, tmp_path):
+def test_two_processes_divide_the_replicas_of_a_study_and_go_on_when_one_was_killed(config, tmp_path):
   from mtl_jax.study import study
 
   (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(config)))
+  ended = story(2, 'killed_study', tmp_path)
+  assert ended.returncode == 137, ended.stderr
+  assert 'process 0 ends: process 1 is gone: it was killed' in ended.stderr
+  kept = len(list((tmp_path / 'study' / 'replicas').rglob('*.npz')))
   ended = story(2, 'study', tmp_path)
   assert ended.returncode == 0, ended.stderr
+  assert 0 < kept < len(list((tmp_path / 'study' / 'replicas').rglob('*.npz')))
   assert said(tmp_path, 1) == {}
   whole = study.run(config, tmp_path / 'alone')
   for task, metrics in whole['tasks'].items():

@@ -62,6 +62,21 @@ def study(place: Path) -> int:
   return 0
 
 
+def kill_in_a_study(place: Path) -> int:
+  """The last process is killed when it has finished a replica, while the others train theirs or wait for it."""
+  from mtl_jax.study.shelf import Shelf
+
+  put = Shelf.put
+
+  def put_and_die(self: Shelf, *arguments, **more) -> None:
+    put(self, *arguments, **more)
+    if processes.index() == processes.count() - 1:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+  Shelf.put = put_and_die
+  return study(place)
+
+
 def fail_in_a_save(place: Path, victim: int) -> int:
   """One process can write nothing any more after its third step, as on a disk of its own that is full."""
   from mtl_jax.training import loop
@@ -86,6 +101,7 @@ STORIES = {
   'hang': partial(train_until_signal, number=signal.SIGSTOP),
   'go_on': go_on_and_evaluate,
   'study': study,
+  'killed_study': kill_in_a_study,
   'full-0': partial(fail_in_a_save, victim=0),
   'full-1': partial(fail_in_a_save, victim=1),
 }

@@ -26,11 +26,7 @@ def local_path(text: str) -> Path:
 
 
 def workdir(text: str) -> Path:
-  """A run's folder: a local path, or one in a bucket of Google's, which is read and written where it is.
-
-  Raises:
-    BucketError: for any other store, and where nothing here opens the bucket.
-  """
+  """A run's folder: a local path, or one in gs://, read and written where it is. BucketError for any other store."""
   if not is_address(text):
     return Path(text)
   address = absolute(text)
