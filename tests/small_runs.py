@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax import workdir
+from mtl_jax.buckets import sets
 from mtl_jax.configs import default
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import open_store
 from mtl_jax.training import building, checkpoint, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.interrupt import Interruption
@@ -52,7 +52,7 @@ def make_config(faces: Path, **overrides) -> ConfigDict:
 def leaves(directory: Path, step: int | None = None) -> list[np.ndarray]:
   """Every array of a checkpoint, by default the latest: weights, averages, optimizer, objective."""
   config, _ = workdir.read(directory)
-  run = building.build(config, open_store(Path(config.data.dir)))
+  run = building.build(config, sets.open_set(config.data.dir))
   checkpoints = Checkpoints(directory)
   like = checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh))
   restored = checkpoints.restore(like, step=step)
