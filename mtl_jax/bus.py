@@ -165,9 +165,13 @@ class Bus:
   def _watch(self) -> None:
     while not self._over.wait(POLL_SECS):
       lost = sorted(set(range(self.num)) - self._living())
-      if lost and not self._over.is_set():
+      if lost and not self._has_ended():
         text = f'process {lost[0]} is gone: it was killed, or its host is lost'
         self._pass_on({'process': lost[0], 'code': 1, 'text': text})
+
+  def _has_ended(self) -> bool:
+    """Whether all have come to their end, after which the first may leave before the last has read of it."""
+    return self._over.is_set() or len(self._client.key_value_dir_get(f'{PREFIX}/values/end/1/')) > self.num
 
   def _pass_on(self, news: dict[str, Any]) -> None:
     """Says that this process knows; process 0 takes the coordinator with it, so it waits until all who live know."""

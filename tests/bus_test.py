@@ -230,5 +230,12 @@ def test_the_private_client_of_jax_has_what_the_bus_calls():
   from mtl_jax import bus
 
   assert bus.client() is None  # jax.distributed is not initialized here.
-  names = ['blocking_key_value_get', 'key_value_set', 'key_value_increment', 'key_value_delete', 'get_live_nodes']
+  names = [
+    'blocking_key_value_get',
+    'key_value_set',
+    'key_value_increment',
+    'key_value_dir_get',
+    'key_value_delete',
+    'get_live_nodes',
+  ]
   assert [name for name in names if not hasattr(_jax.DistributedRuntimeClient, name)] == []
