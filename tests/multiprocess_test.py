@@ -129,6 +129,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_the_run_goes_on(pair)
   assert 1 <= int(stopped[0]) < 6
   assert f'resuming at step {stopped[0]}' in (pair / 'go_on.stderr').read_text()
   assert said(pair, 0)['steps'] == said(pair, 1)['steps'] == 6
+  assert said(pair, 0)['preempted'] is False  # Orbax asks JAX's preemption service, which is off.
 
 
 @pytest.mark.parametrize('split', ['test', 'train'])

@@ -41,9 +41,11 @@ def go_on_and_evaluate(place: Path) -> int:
   from mtl_jax.data import store
   from mtl_jax.evaluation.command import evaluate_workdir
   from mtl_jax.training import loop
+  from mtl_jax.training.checkpoint import Checkpoints
 
   workdir = place / 'run'
   said = {'steps': loop.train(read_config(place), workdir).step}
+  said['preempted'] = Checkpoints(workdir)._manager.reached_preemption(6)
   for split in ('test', 'train'):
     found = evaluate_workdir(workdir, split=split, predictions=place / f'{split}.npz')
     said[split] = found['tasks']
