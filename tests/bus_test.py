@@ -15,7 +15,6 @@ import pytest
 import small_runs
 
 WORKER = Path(__file__).parent / 'bus_worker.py'
-HEARTBEAT_SECS = 2.0  # Of the worker.
 TIMEOUT_SECS = 120
 
 
@@ -35,6 +34,12 @@ class Processes:
       )
       for i, num, timeout in places
     ]
+
+  def wait_for(self, word: str, process: int = 0) -> None:
+    """Waits until a process has said this on stdout."""
+    stdout = self.all[process].stdout
+    assert stdout
+    assert any(word in line for line in stdout)
 
   def end(self, *, leave: Sequence[int] = ()) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each; those to leave, as they were stopped, are killed once the others ended."""
@@ -115,7 +120,7 @@ def test_one_that_fails_or_dies_ends_the_others_with_its_line(where, how, victim
   assert all(line.format(victim=victim) in errors for _, _, errors in others), others
   assert all('Traceback' not in errors for _, _, errors in others), others
   harmed = float(re.findall(r'harmed (\S+)', ended[victim][1])[0])
-  assert now - harmed < (HEARTBEAT_SECS + 8 if line == GONE else 8)  # On a busy machine.
+  assert now - harmed < 20  # On a busy machine; JAX alone waits for 300 s.
 
 
 @pytest.mark.parametrize('where', ['idle', pytest.param('collective', marks=pytest.mark.slow)])
@@ -128,15 +133,16 @@ def test_the_loss_of_process_0_ends_the_others_with_a_code_that_is_not_0(where, 
 
 
 def test_a_missing_process_is_one_line_and_exit_code_2():
-  ended = Processes('wait', [(0, 3, 4), (1, 3, 4)]).end()
+  ended = Processes('wait', [(0, 3, 10), (1, 3, 10)]).end()
   assert codes(ended) == [2, 2]
   assert all('3 processes did not come together at 127.0.0.1:' in errors for _, _, errors in ended)
 
 
 @pytest.mark.parametrize('process', [0, 1])
 def test_sigterm_while_the_others_are_waited_for_is_75(process):
-  processes = Processes('wait', [(process, 2, 60)])
-  time.sleep(4)
+  processes = Processes('wait', [(process, 2, 100)])
+  processes.wait_for('begins')
+  time.sleep(2)
   processes.all[0].terminate()
   ((code, _, errors),) = processes.end()
   assert code == 75, errors
@@ -162,14 +168,14 @@ def test_a_stranger_in_place_of_process_0_is_one_line_and_exit_code_2():
 
 
 def test_a_process_that_was_started_as_one_of_another_number_is_named():
-  ended = Processes('wait', [(0, 2, 20), (1, 3, 20)]).end()
+  ended = Processes('wait', [(0, 2, 60), (1, 3, 60)]).end()
   assert codes(ended) == [2, 2]
   assert 'process 1 was started as one of 3, process 0 as one of 2' in ended[0][2]
 
 
 @pytest.mark.slow
 def test_two_processes_of_one_number_end_the_run_with_a_line():
-  ended = Processes('wait', [(0, 2, 20), (1, 2, 20), (1, 2, 20)]).end()
+  ended = Processes('wait', [(0, 2, 60), (1, 2, 60), (1, 2, 60)]).end()
   assert all(codes(ended)), ended
   assert 'two processes say that they are number 1; give each an id of its own' in ''.join(one[2] for one in ended)
 
@@ -186,8 +192,7 @@ GARBAGE = [
 def test_strangers_at_the_port_do_not_disturb_a_run():
   """Garbage, and more connections than a process may have idle ones of."""
   processes = Processes('wait', [(0, 2, 60), (1, 2, 60)])
-  assert processes.all[0].stdout
-  assert 'waits' in processes.all[0].stdout.readline()
+  processes.wait_for('waits')
   flood = []
   for _ in range(300):
     flood.append(socket.create_connection(('127.0.0.1', processes.port)))
@@ -217,8 +222,7 @@ client.key_value_set(f'mtl_jax/news/{number}', sys.argv[2])
 def test_news_that_no_process_has_sent_end_a_run_with_a_code_that_is_not_0(news):
   """Whoever speaks the coordinator's protocol can end a run: the port belongs behind a firewall."""
   processes = Processes('wait', [(0, 2, 60), (1, 2, 60)])
-  assert processes.all[0].stdout
-  assert 'waits' in processes.all[0].stdout.readline()
+  processes.wait_for('waits')
   subprocess.run([sys.executable, '-c', FORGED, str(processes.port), news], capture_output=True, timeout=60)
   assert all(codes(processes.end()))
 

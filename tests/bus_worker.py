@@ -106,4 +106,5 @@ if __name__ == '__main__':
   cli._set_up_logging()
   place = Place(f'127.0.0.1:{port}', int(num), int(process))
   with interrupt.from_the_start():
+    say('begins')
     sys.exit(processes.run(act, place, timeout_secs=float(timeout), heartbeat_secs=2.0))
