@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# `mtl-jax VERB` on all workers of a TPU slice, as one run, through gcloud. A slice that is preempted is waited for.
+# `mtl-jax VERB` on all workers of one or several TPU slices, as one run, through gcloud; it goes on when this ends.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: launch/tpu_vm.sh --tpu NAME --zone ZONE [--project P] [--setup COMMAND] [--dry_run] VERB ARGS...
+usage: launch/tpu_vm.sh --tpu NAME[,NAME...] --zone ZONE [--project P] [--setup COMMAND] [--dry_run] VERB ARGS...
 
-  launch/tpu_vm.sh --tpu pod --zone us-east5-b --setup 'pip install mtl_jax[tpu]' \
-    train --config configs/celeba_joint_full.py --workdir /mnt/shared/runs/joint --config.data.dir=/mnt/shared/celeba128
+  launch/tpu_vm.sh --tpu pod --zone us-east5-b --setup 'pip install mtl_jax[tpu,gcs]' \
+    train --config configs/celeba_joint_full.py --workdir gs://BUCKET/runs/joint --config.data.dir=gs://BUCKET/faces
 
-Runs on every worker at once; each asks its machine's metadata which worker it is and where the first one is. --setup runs
-before, on all of them. --workdir and the prepared set lie where all workers see them (Filestore, gcsfuse). The exit code
-is that of mtl-jax; after 75 (interrupted and saved) the same command goes on.
+Each worker finds its place in its machine's metadata, of a multi-slice run too: name all its slices. --setup runs before,
+on all workers. The run is left on the machines, where ~/mtl-jax.log tells of it; there it is started again after 75
+(interrupted and saved), and up to three times after other ends but 0, 2 and 3. A slice that is preempted is gone with
+its machines: on a new one the same command goes on.
   MTL_JAX  the command, by default mtl-jax
-  PORT     of the first worker, by default 8476
 TEXT
 }
 
@@ -39,25 +39,22 @@ done
 [[ $tpu && $zone ]] || fail 'name the slice with --tpu and --zone'
 [[ $# -gt 0 ]] || fail 'no verb; see launch/tpu_vm.sh --help'
 
-gcloud=(gcloud compute tpus tpu-vm ssh "$tpu" "--zone=$zone" --worker=all)
-[[ -z $project ]] || gcloud+=("--project=$project")
-
-# What a worker runs. Endpoints are `name:id:address` or just an address, separated by commas, the first worker's first.
-read -r -d '' where <<'REMOTE' || true
-ask() { curl -sf -H 'Metadata-Flavor: Google' "http://${GCE_METADATA_IP:-metadata.google.internal}/computeMetadata/v1/instance/attributes/$1"; }
-endpoints=$(ask worker-network-endpoints)
-id=$(ask agent-worker-number)
-IFS=, read -r -a workers <<<"$endpoints"
-export JAX_COORDINATOR_ADDRESS="${workers[0]##*:}:$port" JAX_NUM_PROCESSES=${#workers[@]} JAX_PROCESS_ID=$id
-REMOTE
 read -r -a command <<<"${MTL_JAX:-mtl-jax}"
-remote="set -eu; port=${PORT:-8476}; ${where//$'\n'/; }; exec $(printf '%q ' "${command[@]}" "$@")"
-remote="bash -c $(printf '%q' "$remote")"
-if [[ $dry_run ]]; then
-  [[ -z $setup ]] || { printf '%q ' "${gcloud[@]}" "--command=$setup"; echo; }
-  printf '%q ' "${gcloud[@]}" "--command=$remote"
-  echo
-  exit 0
-fi
-[[ -z $setup ]] || "${gcloud[@]}" "--command=$setup"
-exec "${gcloud[@]}" "--command=$remote"
+again="left=3; while :; do code=0; $(printf '%q ' "${command[@]}" "$@")|| code=\$?
+  case \$code in 0|2|3) exit \$code ;; 75) ;; *) ((left--)) || exit \$code ;; esac; done"
+remote="nohup bash -c $(printf '%q' "$again") >>mtl-jax.log 2>&1 </dev/null &"
+
+on_all() {
+  local line=(gcloud compute tpus tpu-vm ssh "$1" "--zone=$zone" --worker=all "--command=$2")
+  [[ -z $project ]] || line+=("--project=$project")
+  if [[ $dry_run ]]; then
+    printf '%q ' "${line[@]}"
+    echo
+  else
+    "${line[@]}"
+  fi
+}
+
+IFS=, read -r -a slices <<<"$tpu"
+for slice in "${slices[@]}"; do [[ -z $setup ]] || on_all "$slice" "$setup"; done
+for slice in "${slices[@]}"; do on_all "$slice" "$remote"; done

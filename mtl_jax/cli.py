@@ -14,17 +14,23 @@ from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax import launcher, processes
-from mtl_jax.buckets.address import is_address, local_path, place
+from mtl_jax.buckets.address import absolute, local_path, workdir
 from mtl_jax.errors import UserError, memory_in_one_line, one_line
+from mtl_jax.training import interrupt
 
 DEMO_WORKDIR = 'mtl_jax_demo'
-WORKDIR = 'a folder, or one in a bucket: gs://BUCKET/RUN, s3://BUCKET/RUN'
+WORKDIR = 'a folder, or one in a bucket of Google: gs://BUCKET/RUN'
 CONFIG_PREFIX = '--config.'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb. Returns the exit code: 0 done, 2 bad input, 3 diverged, 4 hung, 75 interrupted and saved."""
   _set_up_logging()
+  with interrupt.from_the_start():
+    return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   plain, overrides = _split_overrides(arguments)
   try:
@@ -34,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     if 'coordinator' not in options:
       return _run(options)
-    found = launcher.find(
-      os.environ,
-      coordinator=options.coordinator,
-      num_processes=options.num_processes,
-      process_id=options.process_id,
+    flags = {name: getattr(options, name) for name in launcher.PLAIN}
+    return processes.run(
+      partial(_run, options),
+      launcher.find(os.environ, **flags),
+      timeout_secs=options.coordinator_timeout,
+      heartbeat_secs=options.heartbeat,
     )
-    return processes.run(partial(_run, options), found, timeout_secs=options.coordinator_timeout)
   except UserError as error:
     print(f'mtl-jax: error: {error}', file=sys.stderr)
     return error.exit_code
@@ -57,13 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
   with memory_in_one_line():
-    if not is_address(getattr(options, 'workdir', '')):
-      return options.run(options)
-    from mtl_jax.buckets import workdirs
-
-    options.address = options.workdir
-    with workdirs.copied(options.address, options.verb) as options.workdir:
-      return options.run(options)
+    return options.run(options)
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     return added
 
   demo = verb('demo', _demo, 'train the joint and the single-task models on drawn faces and compare them')
-  demo.add_argument('--workdir', type=place, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
+  demo.add_argument('--workdir', type=workdir, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
 
   prepare = verb('prepare', _prepare, 'read a data set once and store it for training')
   prepare.add_argument(
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     '--source', type=local_path, metavar='DIR', help="folder with the files of the set; TFDS's data_dir"
   )
-  prepare.add_argument('--out', type=place, metavar='DIR', required=True, help='folder to make, may be in a bucket')
+  prepare.add_argument('--out', type=absolute, metavar='DIR', required=True, help='folder to make, may be in a bucket')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
     '--encoding',
@@ -135,14 +135,14 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(train)
 
   evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
-  evaluation.add_argument('--workdir', type=place, required=True, help=WORKDIR)
-  evaluation.add_argument('--data', type=place, metavar='DIR', help='another prepared set')
+  evaluation.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
+  evaluation.add_argument('--data', type=absolute, metavar='DIR', help='another prepared set')
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
   evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
   evaluation.add_argument('--predictions', type=local_path, metavar='FILE.npz', help='write every prediction')
 
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
-  predict.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  predict.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
 
@@ -154,11 +154,11 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(affinity)
 
   report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
-  report.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  report.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
   exporting = verb('export', _export, 'write the model as StableHLO for programs without this package')
-  exporting.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  exporting.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
   exporting.add_argument(
     '--out', type=local_path, metavar='DIR', required=True, help='folder for the program and its loader'
   )
@@ -173,7 +173,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--config', type=local_path, metavar='FILE.py', required=True, help=f'override with {CONFIG_PREFIX}a.b=VALUE'
   )
-  parser.add_argument('--workdir', type=place, required=True, help=WORKDIR)
+  parser.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
   parser.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
 
@@ -191,6 +191,13 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
     metavar='S',
     default=processes.TIMEOUT_SECS,
     help=f'seconds in which all must have come together; default: {processes.TIMEOUT_SECS:g}',
+  )
+  group.add_argument(
+    '--heartbeat',
+    type=float,
+    metavar='S',
+    default=processes.HEARTBEAT_SECS,
+    help=f'seconds after which a silent process is dead, and ends the others; default: {processes.HEARTBEAT_SECS:g}',
   )
 
 
@@ -286,7 +293,7 @@ def _report(options: argparse.Namespace) -> int:
     affinity_report.write_report(options.workdir)
   else:
     report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
-  print(f'{options.address}/{out.name}' if 'address' in options else out)
+  print(out)
   return 0
 
 

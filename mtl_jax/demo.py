@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mtl_jax import report
+from mtl_jax.buckets import sets
 from mtl_jax.configs import demo
 from mtl_jax.data.prepare import prepare
 from mtl_jax.evaluation.command import evaluate_workdir
@@ -33,7 +34,8 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
   data = workdir / 'data'
   if not (data / 'schema.json').exists():
     log.info('1/3 drawing %d faces and preparing them in %s', num_faces, data)
-    prepare('synthetic', source=None, out=data, image_size=(64, 64), num=num_faces, seed=SEED, log=log.info)
+    with sets.new_set(data) as out:
+      prepare('synthetic', source=None, out=out, image_size=(64, 64), num=num_faces, seed=SEED, log=log.info)
   runs, evaluations = {}, {}
   for number, (name, tasks) in enumerate(SIDES.items(), 1):
     config = (base or demo.get_config()).copy_and_resolve_references()

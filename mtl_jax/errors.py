@@ -46,6 +46,10 @@ class BucketError(UserError):
   """A bucket cannot be opened, read or written, or belongs to another run; the message names the address."""
 
 
+class LauncherError(UserError):
+  """The processes of a run do not fit together, or did not come together; the message says what is wrong."""
+
+
 class DivergedError(UserError):
   """A loss became NaN or infinite; the message names the task and the step."""
 

@@ -1,181 +1,90 @@
-"""Which process of how many this one is: from flags, from plain variables, or from what the launcher has set."""
+"""This process's place among several: from flags, from plain variables, or from what the launcher has set."""
 
-import dataclasses
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import LauncherError
 
-# jax.distributed's own names; whoever starts processes by hand, or from a launcher that is not known here, sets these.
-COORDINATOR, NUM_PROCESSES, PROCESS_ID = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'
-DEFAULT_PORT = 8476  # Of the coordinator, where a launcher gives none; jax's on TPUs too.
-FIRST_PORT, NUM_PORTS = 61440, 4096  # From which a job's number picks one, so that jobs on one host do not meet.
-WAY_OUT = 'give --coordinator HOST:PORT, --num_processes N and --process_id I'
+# The first is JAX's own name too; whoever starts processes by hand, or from a launcher not known here, sets all three.
+PLAIN = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
 
 
-class LauncherError(UserError):
-  """What the launcher or the flags say of the processes does not fit together; the message names the variable."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """One process among several.
-
-  Attributes:
-    coordinator: HOST:PORT of process 0.
-    num_processes: two or more.
-    process_id: from 0.
-    local_devices: numbers of the host's GPUs that are this process's; None for all that it sees.
-    source: who said so, for error messages.
-  """
+class Place(NamedTuple):
+  """One process among several: HOST:PORT of process 0, and the numbers of the host's GPUs that are its own, or None."""
 
   coordinator: str
   num_processes: int
   process_id: int
   local_devices: tuple[int, ...] | None = None
-  source: str = 'flags'
 
   @property
   def address(self) -> tuple[str, int]:
     """Host and port of the coordinator. Raises LauncherError if they cannot be read."""
     host, _, port = self.coordinator.rpartition(':')
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-      raise LauncherError(f'the coordinator {self.coordinator!r} ({self.source}) is not HOST:PORT')
+      raise LauncherError(f'the coordinator {self.coordinator!r} is not HOST:PORT')
     return host.strip('[]'), int(port)
 
 
-def find(
-  environment: Mapping[str, str],
-  *,
-  coordinator: str | None = None,
-  num_processes: int | None = None,
-  process_id: int | None = None,
-) -> Place | None:
-  """This process's place; None where it is the only one.
-
-  Args:
-    environment: the variables of this process.
-    coordinator: a flag, like the two that follow; each outweighs variables. `JAX_*` variables outweigh a launcher's, so
-      either can supply what a launcher does not say.
-    num_processes: of the whole run.
-    process_id: of this process.
-
-  Raises:
-    LauncherError: where something is missing or is not what it should be.
-  """
-  found: dict[str, Any] = {}
-  for read in (_slurm, _open_mpi, _tpu, _plain):
-    found |= read(environment)
-  flags = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
-  given = {name: value for name, value in flags.items() if value is not None}
-  found |= given | ({'source': 'flags'} if given else {})
-  asked = given or any(name in environment for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID))
-  if found.get('num_processes', 0) == 1 or not (asked or found.get('num_processes')):
+def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
+  """This process's place; None where it is the only one. Flags, named as in `PLAIN`, outweigh. Raises LauncherError."""
+  asked = {name: environment[variable] for name, variable in PLAIN.items() if variable in environment}
+  asked |= {name: value for name, value in flags.items() if value is not None}
+  said = _slurm(environment) or _open_mpi(environment) or ({} if asked else _tpu())
+  if 'coordinator' in asked and 'JOB_COMPLETION_INDEX' in environment:  # A pod of an indexed Job, as a JobSet makes.
+    said = {'process_id': environment['JOB_COMPLETION_INDEX']}
+  found: dict[str, Any] = said | asked
+  if not found or str(found.get('num_processes')) == '1':
     return None
-  missing = [name for name in flags if name not in found]
-  if missing:
-    raise LauncherError(f'{found["source"]} does not say the {missing[0].replace("_", " ")}; {WAY_OUT}')
-  place = Place(**found)
-  if not 0 <= place.process_id < place.num_processes:
-    raise LauncherError(
-      f'process {place.process_id} of {place.num_processes} ({place.source}): the ids of so many start at 0'
-    )
-  return place
+  for name in PLAIN:
+    if name not in found or (name != 'coordinator' and not str(found[name]).isdecimal()):
+      wrong = f'the {name} is {found[name]!r} and no number' if name in found else f'nothing says the {name}'
+      raise LauncherError(f'{wrong}; give --coordinator HOST:PORT, --num_processes N and --process_id I')
+  num, process = int(found['num_processes']), int(found['process_id'])
+  if process >= num:
+    raise LauncherError(f'process {process} of {num}: the ids of so many start at 0')
+  return Place(found['coordinator'], num, process, found.get('local_devices'))
 
 
-def _plain(environment: Mapping[str, str]) -> dict[str, Any]:
-  """`JAX_*` variables; a pod of a Kubernetes Job with indices, such as a JobSet makes, has its number in another."""
-  found: dict[str, Any] = {}
-  if COORDINATOR in environment:
-    found['coordinator'] = environment[COORDINATOR]
-    if 'JOB_COMPLETION_INDEX' in environment:
-      found['process_id'] = _number(environment, 'JOB_COMPLETION_INDEX')
-  for name, variable in (('num_processes', NUM_PROCESSES), ('process_id', PROCESS_ID)):
-    if variable in environment:
-      found[name] = _number(environment, variable)
-  return found | ({'source': 'the environment (JAX_COORDINATOR_ADDRESS and so on)'} if found else {})
-
-
-def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Of a step that `srun` started; a batch script itself is one process, whatever its job has been given."""
-  if not {'SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID'} <= set(environment):
+def _slurm(of: Mapping[str, str]) -> dict[str, Any]:
+  """Of a step that `srun` started. JAX reads no `rack[0-1]node[00-15]`, and gives a node's only task GPU 0 alone."""
+  names = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_STEP_TASKS_PER_NODE')
+  if not all(name in of for name in names):
     return {}
-  job = _number(environment, 'SLURM_JOB_ID')
-  here = _slurm_tasks(environment.get('SLURM_STEP_TASKS_PER_NODE', '1'), _number(environment, 'SLURM_NODEID', 0))
-  return {
-    'coordinator': f'{_first_host(environment["SLURM_STEP_NODELIST"])}:{FIRST_PORT + job % NUM_PORTS}',
-    'num_processes': _number(environment, 'SLURM_STEP_NUM_TASKS'),
-    'process_id': _number(environment, 'SLURM_PROCID'),
-    'local_devices': _own_device(environment, _number(environment, 'SLURM_LOCALID', 0), here),
-    'source': 'SLURM',
-  }
+  job, nodes, num, process, per_node = (of[name] for name in names)
+  first = re.sub(r'\[([^],-]*)[^]]*]', r'\1', (re.match(r'([^,[]|\[[^]]*])*', nodes) or [''])[0])
+  each = [int(count) for count, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', per_node) for _ in range(int(times or 1))]
+  return _placed(of, first, job, num, process, of.get('SLURM_LOCALID', '0'), each[int(of.get('SLURM_NODEID', 0))])
 
 
-def _first_host(nodes: str) -> str:
-  """`gpu003` of `gpu[003-005,9],login1`."""
-  found = re.match(r'([^,\[]+)(?:\[([^,\-\]]+))?', nodes)
-  if not found:
-    raise LauncherError(f'SLURM_STEP_NODELIST is {nodes!r}, which names no host; {WAY_OUT}')
-  return found[1] + (found[2] or '')
-
-
-def _slurm_tasks(counts: str, node: int) -> int:
-  """How many processes a node has, of counts such as `4(x2),3`: two nodes with 4 and one with 3."""
-  each: list[int] = []
-  for part in re.finditer(r'(\d+)(?:\(x(\d+)\))?', counts):
-    each += [int(part[1])] * int(part[2] or 1)
-  return each[node] if node < len(each) else 1
-
-
-def _open_mpi(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Of `mpirun`; where it does not say on which host it runs, `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
-  if not {'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'} <= set(environment):
+def _open_mpi(of: Mapping[str, str]) -> dict[str, Any]:
+  """Of `mpirun`. Version 5 says no host, so where there are several `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
+  num, process, local, here = (of.get(f'OMPI_COMM_WORLD_{x}', '') for x in ('SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_SIZE'))
+  if not num:
     return {}
-  size, here = _number(environment, 'OMPI_COMM_WORLD_SIZE'), _number(environment, 'OMPI_COMM_WORLD_LOCAL_SIZE', 1)
-  found = {
-    'num_processes': size,
-    'process_id': _number(environment, 'OMPI_COMM_WORLD_RANK'),
-    'local_devices': _own_device(environment, _number(environment, 'OMPI_COMM_WORLD_LOCAL_RANK', 0), here),
-    'source': 'Open MPI',
-  }
-  uri = environment.get('OMPI_MCA_orte_hnp_uri', '')  # Such as 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
-  job = uri.partition('.')[0] or environment.get('PMIX_NAMESPACE', '')
-  port = FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS
-  launcher = re.search(r'tcp://([^,:]+)|tcp6://\[([^,\]]+)', uri)
-  if here == size:
-    return found | {'coordinator': f'127.0.0.1:{port}'}
-  if launcher:
-    return found | {'coordinator': f'{launcher[1]}:{port}' if launcher[1] else f'[{launcher[2]}]:{port}'}
-  return found
+  uri = of.get('OMPI_MCA_orte_hnp_uri', '')  # Such as 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911
+  host = re.search(r'tcp://([^,:]+)|tcp6://(\[[^],]+)', uri)
+  name = '127.0.0.1' if here == num else host and (host[1] or f'{host[2]}]')
+  job = zlib.crc32((uri.partition('.')[0] or of.get('PMIX_NAMESPACE', '')).encode())
+  return _placed(of, name, job, num, process, local, int(here))
 
 
-def _tpu(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Of a TPU slice on Kubernetes, or of several; on TPU machines `launch/tpu_vm.sh` asks them for the same."""
-  if not {'TPU_WORKER_ID', 'TPU_WORKER_HOSTNAMES'} <= set(environment):
-    return {}
-  hosts = environment['TPU_WORKER_HOSTNAMES'].split(',')
-  slices, number = _number(environment, 'MEGASCALE_NUM_SLICES', 1), _number(environment, 'MEGASCALE_SLICE_ID', 0)
-  first = environment.get('MEGASCALE_COORDINATOR_ADDRESS', hosts[0]).partition(':')[0]
-  return {
-    'coordinator': f'{first}:{DEFAULT_PORT}',
-    'num_processes': len(hosts) * slices,
-    'process_id': len(hosts) * number + _number(environment, 'TPU_WORKER_ID'),
-    'source': 'the TPU slice',
-  }
+def _placed(of: Mapping[str, str], host: str | None, job: Any, num: str, process: str, local: str, here: int) -> dict:
+  """Also the one GPU of a process with others beside it, unless it is shown one alone (--gpus-per-task=1)."""
+  shown = of.get('CUDA_VISIBLE_DEVICES', '')
+  own = None if here < 2 or (shown and ',' not in shown) else (int(local),)
+  coordinator = {'coordinator': f'{host}:{61440 + int(job) % 4096}'} if host else {}  # As JAX picks a job's port.
+  return {'num_processes': num, 'process_id': process, 'local_devices': own, **coordinator}
 
 
-def _own_device(environment: Mapping[str, str], local_id: int, here: int) -> tuple[int, ...] | None:
-  """The one GPU of a process that has others beside it, unless the launcher shows it one alone."""
-  shown = environment.get('CUDA_VISIBLE_DEVICES', '')
-  alone = bool(shown) and ',' not in shown
-  return None if here < 2 or alone else (local_id,)
+def _tpu() -> dict[str, Any]:
+  """Of TPU slices, as JAX finds them: in the metadata of Google's machines, or in variables of its Kubernetes."""
+  from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
-
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-  """A variable as a number. Raises LauncherError if it is none."""
-  text = environment.get(name, '' if default is None else str(default))
-  if not text.isdecimal():
-    raise LauncherError(f'the variable {name} is {text!r}, and should be a number; {WAY_OUT}')
-  return int(text)
+  for cluster in (GkeTpuCluster, GceTpuCluster):
+    if cluster.is_env_present() and (num := cluster.get_process_count()) > 1:
+      address = cluster.get_coordinator_address(timeout_secs=300, override_coordinator_port=None)
+      return {'coordinator': address, 'num_processes': num, 'process_id': cluster.get_process_id()}
+  return {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax import whole_file
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, one_line
 
 
@@ -31,7 +32,7 @@ def read(path: Path, *, names: Sequence[str], advice: str, only: bool = False) -
     CheckpointError: for a file that is not as it was written.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(path if address.is_local(path) else io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
       found = {name: file[name] for name in (names if only else file.files)}
       return {name: found[name] for name in names} | found
   except Exception as error:  # A zip cut short raises one of half a dozen kinds.

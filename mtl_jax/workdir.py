@@ -1,16 +1,15 @@
 """A working directory: the configuration and data facts that rebuild its model, and the model restored from it."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import platform
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.sharding import Mesh
@@ -18,13 +17,13 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax import config as configs
-from mtl_jax import processes, tasks, whole_file
+from mtl_jax import file_lock, processes, tasks, whole_file
+from mtl_jax.buckets import address
 from mtl_jax.buckets.address import local_path
 from mtl_jax.configs import default
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import DataSet
-from mtl_jax.errors import CheckpointError, UserError, one_line
-from mtl_jax.launcher import LauncherError
+from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import losses
 from mtl_jax.objectives.matching import relations
@@ -35,6 +34,7 @@ from mtl_jax.training.checkpoint import Checkpoints
 # Where each kind of run keeps what it has done, and the verb that makes it.
 KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
 LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
+HOLDER = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
 SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
 
 # Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
@@ -92,41 +92,56 @@ class DataFacts:
 def lock(workdir: Path) -> Iterator[None]:
   """Holds a working directory for one run; it is made if it is not there.
 
+  One in a bucket is taken from whoever holds it, who notices at the next save: see `check_held`.
+
   Raises:
-    CheckpointError: while another run holds it, where it cannot be written or is not seen by all processes, or for the
-      address of a bucket.
+    CheckpointError: while another run holds it, or where it cannot be written or is not seen by all processes.
     LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
   """
-  if re.match(r'\w+:/', str(workdir)):  # `Path` has taken one of two slashes away.
-    raise CheckpointError(
-      f'--workdir: {workdir} is no local folder: buckets are opened by the command line; here name a copy, or the '
-      'bucket mounted (gcsfuse, Mountpoint for S3)'
-    )
   if jax.process_count() != processes.count():
     raise LauncherError(
       f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '
-      'start all of them with launch/tpu_vm.sh, or as docs/scale.md says'
+      'start all of them as docs/scale.md says'
     )
   if processes.index() != 0:  # The first process holds it for all.
     _check_shared(workdir, processes.from_first('workdir', None))
     yield
     return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = (workdir / LOCK).open('a')
-  except OSError as error:
-    raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
-  with handle:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another') from None
-    holder = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
-    handle.truncate(0)
-    handle.write(holder)
-    handle.flush()
-    processes.from_first('workdir', holder)
+  with _held(workdir):
+    processes.from_first('workdir', HOLDER)
     yield
+
+
+@contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+  if not address.is_local(workdir):
+    if re.match(r'\w+:/[^/]', str(workdir)):
+      raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
+    whole_file.write(workdir / LOCK, HOLDER)  # Which takes it from a run that was killed, and from one that lives.
+    yield
+    return
+
+  def refuse() -> NoReturn:
+    raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another')
+
+  with ExitStack() as stack:
+    try:
+      handle = stack.enter_context(file_lock.held(workdir / LOCK, waiting=refuse))
+    except OSError as error:
+      raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
+    handle.truncate(0)
+    handle.write(HOLDER)
+    handle.flush()
+    yield
+
+
+def check_held(workdir: Path) -> None:
+  """Raises CheckpointError, in the first process, where another run has taken a directory in a bucket."""
+  if processes.index() == 0 and not address.is_local(workdir):
+    with address.told(str(workdir), 'read'):
+      holder = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else HOLDER
+    if holder != HOLDER:
+      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder.strip()}; this run saves nothing more')
 
 
 def _check_shared(workdir: Path, holder: str) -> None:
@@ -139,7 +154,7 @@ def _check_shared(workdir: Path, holder: str) -> None:
     time.sleep(0.1)
   raise CheckpointError(
     f'--workdir: {platform.node()} does not see in {workdir} what process 0 writes there; '
-    'name a folder that all hosts share'
+    'name a folder that all hosts share, or one in a bucket (gs://)'
   )
 
 

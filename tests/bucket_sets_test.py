@@ -3,36 +3,32 @@
 import json
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
+import fsspec
 import pytest
 import small_runs
-import stand_in
-from bucket_folders import RUN, refused
+from bucket_runs_test import refused, set_in_bucket
 
-from mtl_jax import cli
-from mtl_jax.buckets import sets, workdirs
-from mtl_jax.buckets.address import Bucket
-from mtl_jax.errors import DataError
+from mtl_jax import cli, workdir
+from mtl_jax.buckets import sets
+from mtl_jax.errors import BucketError, DataError
 from mtl_jax.training import loop
-
-pytestmark = pytest.mark.usefixtures('cloud')
 
 
 @pytest.fixture
 def uploaded(faces, cloud) -> str:
-  shutil.copytree(faces, cloud / 'b' / 'faces', ignore=shutil.ignore_patterns('source'))
-  return 'gs://b/faces'
+  set_in_bucket(faces, cloud)
+  return 'gs://bucket/faces'
 
 
 @pytest.fixture
 def got(monkeypatch) -> list[str]:
   """The names of objects that are downloaded from here on."""
-  names, get = [], Bucket.get
-  monkeypatch.setattr(
-    Bucket, 'get', lambda self, name, *rest, **more: names.append(name) or get(self, name, *rest, **more)
-  )
+  names, each = [], sets._each
+  monkeypatch.setattr(sets, '_each', lambda act, some, **more: names.extend(some) or each(act, some, **more))
   return names
 
 
@@ -60,15 +56,15 @@ def test_a_copy_that_was_damaged_or_emptied_is_fetched_again(uploaded, said):
 
 
 def test_a_set_that_is_damaged_or_cut_short_in_the_bucket_is_refused(uploaded, cloud):
-  labels = cloud / 'b' / 'faces' / 'labels' / 'attributes.npy'
-  labels.write_bytes(labels.read_bytes()[:-1] + b'~')
+  labels = 'faces/labels/attributes.npy'
+  cloud.put(labels, cloud.objects[labels][0][:-1] + b'~', {})
   with pytest.raises(DataError, match=f'^{uploaded}: .*was changed since it was prepared'):
     sets.open_set(uploaded)
-  labels.unlink()
+  del cloud.objects[labels]
   shutil.rmtree(Path(os.environ['XDG_CACHE_HOME']))
   with pytest.raises(DataError, match=f'^{uploaded}: .*is missing'):
     sets.open_set(uploaded)
-  (cloud / 'b' / 'faces' / 'schema.json').unlink()
+  del cloud.objects['faces/schema.json']
   with pytest.raises(DataError, match=f'make one with: mtl-jax prepare SET --source DIR --out {uploaded}'):
     sets.open_set(uploaded)
 
@@ -78,42 +74,56 @@ def prepare(address: str) -> list[str]:
 
 
 def test_prepare_uploads_a_set_schema_last_and_refuses_a_second(cloud, capsys):
-  assert cli.main(prepare('gs://b/new')) == 0
-  assert stand_in.WRITTEN[-1] == 'b/new/schema.json'
-  assert len(sets.open_set('gs://b/new').names) == 20
+  assert cli.main(prepare('gs://bucket/new')) == 0
+  assert cloud.written[-1] == 'new/schema.json'
+  assert len(sets.open_set('gs://bucket/new').names) == 20
   assert not list(Path(os.environ['XDG_CACHE_HOME']).glob('mtl_jax/prepare-*'))
-  assert 'gs://b/new: already holds a prepared set; remove it or choose another --out' in refused(
-    capsys, *prepare('gs://b/new')
+  assert 'gs://bucket/new: already holds a prepared set; remove it or choose another --out' in refused(
+    capsys, *prepare('gs://bucket/new')
   )
 
 
 def test_where_the_upload_fails_the_prepared_set_is_kept_and_named(cloud, capsys):
-  stand_in.FAILING.append('labels')
-  told = refused(capsys, *prepare('gs://b/new'))
+  cloud.failing.append('labels')
+  told = refused(capsys, *prepare('gs://bucket/new'))
   kept = Path(told.partition('the prepared set is in ')[2].partition(':')[0])
   assert len(sets.open_set(kept).names) == 20
-  assert not (cloud / 'b' / 'new' / 'schema.json').exists()
-  assert 'and no schema.json, as after a cut upload' in refused(capsys, *prepare('gs://b/new'))
+  assert 'new/schema.json' not in cloud.objects
+  assert 'and no schema.json, as after a cut upload' in refused(capsys, *prepare('gs://bucket/new'))
 
 
-def test_where_the_upload_is_interrupted_the_prepared_set_is_kept_and_named(faces, monkeypatch, said):
-  def interrupted(*_):
+def test_where_the_upload_is_interrupted_the_prepared_set_is_kept_and_named(faces, cloud, monkeypatch, said):
+  def interrupted(*_, **__):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(Bucket, 'put', interrupted)
-  with pytest.raises(KeyboardInterrupt), sets.new_set('gs://b/new') as folder:
+  monkeypatch.setattr(sets, '_each', interrupted)
+  with pytest.raises(KeyboardInterrupt), sets.new_set('gs://bucket/new') as folder:
     shutil.copytree(faces, folder)
-  assert f'gs://b/new is not complete; the prepared set is in {folder}' in said[-1]
+  assert f'gs://bucket/new is not complete; the prepared set is in {folder}' in said[-1]
   assert len(sets.open_set(folder).names) == len(sets.open_set(faces).names)
 
 
-def test_eval_names_another_set_and_report_its_page_by_their_addresses(uploaded, faces, cloud, capsys):
-  with workdirs.copied(RUN, 'train') as folder:
-    loop.train(small_runs.make_config(faces), folder)
-  sets.open_set(uploaded)
-  (cloud / 'b' / 'faces').rename(cloud / 'b' / 'other')
-  assert cli.main(['eval', '--workdir', RUN, '--data', 'gs://b/other/']) == 0
-  found = json.loads((cloud / 'b' / 'run' / 'eval' / 'other-test.json').read_text())
-  assert found['data'] == 'gs://b/other'
-  assert cli.main(['eval', '--workdir', RUN]) == cli.main(['report', '--workdir', RUN]) == 0
-  assert capsys.readouterr().out.endswith(f'\n{RUN}/report.html\n')
+def test_a_set_in_any_store_of_fsspec_is_copied_and_opened(faces, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  fsspec.filesystem('memory').put(str(faces), '/faces', recursive=True)
+  assert sets.open_set('memory://faces').checksum == sets.open_set(faces).checksum
+
+
+def test_eval_names_another_set_by_its_address(uploaded, faces, cloud, tmp_path):
+  loop.train(small_runs.make_config(faces), tmp_path / 'run')
+  assert cli.main(['eval', '--workdir', str(tmp_path / 'run'), '--data', f'{uploaded}/']) == 0
+  assert json.loads((tmp_path / 'run' / 'eval' / 'faces-test.json').read_text())['data'] == uploaded
+
+
+def test_without_gcsfs_the_command_that_installs_it_is_told(capsys, monkeypatch, tmp_path):
+  monkeypatch.delitem(sys.modules['fsspec.registry']._registry, 'gs', raising=False)
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  told = refused(capsys, 'predict', '--workdir', 'gs://bucket/run', tmp_path / 'face.jpg')
+  assert told.endswith("gs://bucket/run: what opens gs:// is not installed: pip install 'mtl_jax[gcs]'")
+
+
+@pytest.mark.parametrize('field', ['model.weights', 'data.feature_cache'])
+def test_a_field_that_must_be_local_is_not_taken_for_a_folder_named_gs(faces, field):
+  config = small_runs.make_config(faces, **{field: 'gs://b/file'})
+  with pytest.raises(BucketError, match='gs://b/file: only --workdir and prepared sets may lie in a bucket'):
+    workdir.with_absolute_paths(config)

@@ -2,10 +2,10 @@
 
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -102,15 +102,23 @@ def faces(tmp_path_factory) -> Path:
   return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')
 
 
-@pytest.fixture
-def cloud(tmp_path, monkeypatch) -> Path:
-  """The folder that is gs://; this host's cache is empty."""
-  import stand_in
+@pytest.fixture(scope='session')
+def fake_gcs() -> Any:
+  """A bucket over HTTP, `gs://bucket`."""
+  from fake_gcs import Server
 
-  folder = tmp_path / 'cloud'
-  monkeypatch.setenv(stand_in.VARIABLE, str(folder))
+  return Server()
+
+
+@pytest.fixture
+def cloud(fake_gcs, tmp_path, monkeypatch) -> Any:
+  """What the bucket `gs://bucket` holds, at first nothing; this host's cache is empty."""
+  pytest.importorskip('gcsfs', reason="needs pip install 'mtl_jax[gcs]'")
+  for name, value in fake_gcs.environment().items():
+    monkeypatch.setenv(name, value)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  monkeypatch.setitem(sys.modules['fsspec.registry']._registry, 'gs', stand_in.Buckets)
-  stand_in.WRITTEN.clear()
-  stand_in.FAILING.clear()
-  return folder
+  store = fake_gcs.store
+  store.objects.clear()
+  store.written.clear()
+  store.failing.clear()
+  return store

@@ -1,5 +1,6 @@
 """What may happen to a workdir: checkpoints cut short or changed on disk, a full disk, a folder that vanishes."""
 
+import errno
 import json
 import re
 import resource
@@ -86,6 +87,32 @@ def test_damage_on_disk_is_noticed_in_every_kind_of_file(copy, harm):
   assert digests.damage(checkpoint) is None
   harm(checkpoint)
   assert digests.damage(checkpoint)
+
+
+def test_every_file_of_a_checkpoint_that_is_changed_cut_or_removed_is_noticed(copy):
+  checkpoint = copy / 'checkpoints' / '10'
+  paths = [path for path in checkpoint.rglob('*') if path.is_file() and path.name != digests.FILE]
+  assert len(paths) > 8
+  for path in paths:
+    content = path.read_bytes()
+    for harmed in (content[:-1], b'~' + content[1:] if content else None, None):
+      if harmed == content:
+        continue
+      path.unlink()
+      if harmed is not None:
+        path.write_bytes(harmed)
+      assert path.relative_to(checkpoint).as_posix() in (digests.damage(checkpoint) or '')
+      path.write_bytes(content)
+  assert digests.damage(checkpoint) is None
+
+
+def test_a_file_system_without_locks_is_said_and_works(config, tmp_path, monkeypatch, said):
+  def flock(*_) -> None:
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr('fcntl.flock', flock)
+  loop.train(config, tmp_path / 'run')
+  assert f'warning: the file system of {tmp_path / "run"} has no locks: see that one process writes there' in said
 
 
 def test_damaged_and_unfinished_checkpoints_are_said_and_the_one_before_is_used(copy, whole, config, said):

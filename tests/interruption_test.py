@@ -86,6 +86,37 @@ time.sleep(1.0)
   assert process.returncode == 0
 
 
+FIRST_SECONDS = """
+import sys
+from mtl_jax import cli
+print('begins', flush=True)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+  'seconds', [0.1, pytest.param(0.4, marks=pytest.mark.slow), pytest.param(1.5, marks=pytest.mark.slow)]
+)
+def test_a_signal_in_the_first_seconds_is_75(faces, tmp_path, number, seconds):
+  arguments = small_runs.command(tmp_path, small_runs.make_config(faces, **{'train.steps': 10_000}), tmp_path / 'run')[
+    3:
+  ]
+  process = subprocess.Popen(
+    [sys.executable, '-c', FIRST_SECONDS, *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=small_runs.one_device(),
+  )
+  assert process.stdout is not None
+  assert process.stdout.readline() == 'begins\n'
+  time.sleep(seconds)
+  said = small_runs.end(process, number)
+  assert process.returncode == 75, said
+  assert 'Traceback' not in said
+
+
 def last_step(directory: Path) -> int:
   lines = read_metrics(directory / 'metrics.jsonl')
   return lines[-1]['step'] if lines else 0
@@ -154,6 +185,33 @@ def uninterrupted(command: list[str], directory: Path) -> list[float]:
   return memory
 
 
+@pytest.mark.slow
+def test_signals_to_one_or_all_processes_stop_them_at_one_step_and_they_end_in_the_same_bits(faces, tmp_path):
+  """Four steps a dispatch, so that processes are asked between different steps."""
+  overrides = {'train.steps': 1000, 'train.steps_per_dispatch': 4, 'checkpoint.every_steps': 100}
+  config = small_runs.make_config(faces, **overrides, **{'train.log_every_steps': 20, 'eval.every_steps': 500})
+  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+  launcher = start_both(small_runs.command(tmp_path, config, whole))
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, said
+  command = small_runs.command(tmp_path, config, parts)
+  numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+  for round, (number, to) in enumerate((number, to) for number in numbers for to in ([0], [1], [0, 1])):
+    launcher = start_both(command)
+    assert wait_to_kill(launcher, parts, 100 * round + 20, random.Random(round))
+    every = processes_of(launcher)
+    for i in to:
+      os.kill(every[i], number)
+    said = small_runs.end(launcher)
+    assert launcher.returncode == 75, (number, to, said)
+    assert len(re.findall(r'interrupted and saved at step (\d+)', said)) == 1, said
+    assert 'Traceback' not in said
+  launcher = start_both(command)
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, said
+  small_runs.assert_same_bits(whole, parts)
+
+
 def wait_to_kill(launcher: subprocess.Popen, directory: Path, goal: int, moment: random.Random) -> bool:
   """Waits until the run has come to the goal and a random time more; False if it had ended."""
   path, began = directory / 'metrics.jsonl', time.time()
@@ -161,7 +219,7 @@ def wait_to_kill(launcher: subprocess.Popen, directory: Path, goal: int, moment:
     if launcher.poll() is not None:
       return False
     time.sleep(0.01)
-  time.sleep(moment.uniform(0, 0.4))
+  time.sleep(moment.uniform(0, 0.1))
   return launcher.poll() is None
 
 
@@ -177,8 +235,10 @@ def test_two_thousand_steps_of_two_processes_with_random_kills_end_in_the_same_b
   stops = [(signal.SIGTERM,), (signal.SIGUSR1,), (signal.SIGINT,) * 2]
   for number in range(SOAK_KILLS):
     launcher, signals, killed = start_both(command), (), []
-    if number % 8 == 7:  # Also while they start, which only SIGKILL interrupts at once.
-      time.sleep(moment.uniform(0, 8))
+    if number % 8 == 7:  # Also while they start.
+      until, began = time.time() + moment.uniform(0, 8), (parts / 'metrics.jsonl').stat().st_mtime
+      while time.time() < until and (parts / 'metrics.jsonl').stat().st_mtime == began:
+        time.sleep(0.01)
       killed, how = processes_of(launcher), 'both killed in the start'
     elif not wait_to_kill(launcher, parts, 1900 * number // SOAK_KILLS, moment):
       how = 'ended'
@@ -202,6 +262,7 @@ def test_two_thousand_steps_of_two_processes_with_random_kills_end_in_the_same_b
   said = small_runs.end(launcher)
   assert launcher.returncode == 0, (seed, said)
   resumed |= set(re.findall(r'resuming at step (\d+)', said))
+  assert not met['ended'], (seed, met)
   print(f'\nseed {seed}: {dict(met)}\nMB at steps 500 to 1950: {memory}\n{said.splitlines()[-1]}')
   small_runs.assert_same_bits(whole, parts)
   assert names(parts) == names(whole)

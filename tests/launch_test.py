@@ -1,5 +1,6 @@
 """Every launcher's variables give a process its place; the files of `launch/` say what they would do, and do it."""
 
+import http.server
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 import pytest
 
 from mtl_jax import launcher
-from mtl_jax.launcher import LauncherError, Place
+from mtl_jax.errors import LauncherError
+from mtl_jax.launcher import Place
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'
@@ -36,11 +39,14 @@ def probe(tmp_path) -> str:
   return f'{sys.executable} {path}'
 
 
-def bash(*arguments: object, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+def bash(
+  *arguments: object, timeout: float = 60, cwd: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
   ours = {name: value for name, value in os.environ.items() if not name.startswith(('SLURM', 'OMPI', 'JAX_NUM'))}
   return subprocess.run(
     ['bash', *map(str, arguments)],
     env=ours | {'PYTHONPATH': str(ROOT)} | environment,
+    cwd=cwd,
     capture_output=True,
     text=True,
     timeout=timeout,
@@ -65,7 +71,7 @@ def slurm(task: int, **more: str) -> dict[str, str]:
 
 def test_slurm_steps_have_a_process_a_task_and_a_gpu_each():
   places = [launcher.find(slurm(task)) for task in range(6)]
-  assert places == [Place(f'gpu007:{61440 + 70001 % 4096}', 6, i, (i % 4,), 'SLURM') for i in range(6)]
+  assert places == [Place(f'gpu007:{61440 + 70001 % 4096}', 6, i, (i % 4,)) for i in range(6)]
 
 
 def test_a_slurm_task_that_is_alone_on_its_node_takes_all_its_gpus():
@@ -94,6 +100,8 @@ def test_a_batch_script_without_srun_is_one_process():
     ('node[001-015],host2', 'node001'),
     ('node[001,007-015]', 'node001'),
     ('a-b-[3]', 'a-b-3'),
+    ('rack[0-1]node[00-15]', 'rack0node00'),
+    ('r[1,3]n[7,9],login', 'r1n7'),
   ],
 )
 def test_the_first_host_of_a_node_list_is_the_coordinator(nodes, first):
@@ -123,7 +131,7 @@ def test_open_mpi_says_where_it_was_started_or_is_told():
   on_one_host = launcher.find(open_mpi(1, OMPI_COMM_WORLD_LOCAL_SIZE='4', PMIX_NAMESPACE='prterun-head-77@1'))
   assert on_one_host
   assert on_one_host.address[0] == '127.0.0.1'
-  with pytest.raises(LauncherError, match='Open MPI does not say the coordinator; give --coordinator'):
+  with pytest.raises(LauncherError, match='nothing says the coordinator; give --coordinator'):
     launcher.find(open_mpi(1))
 
 
@@ -131,19 +139,62 @@ def test_an_ipv6_launcher_is_read():
   place = launcher.find(open_mpi(0, OMPI_MCA_orte_hnp_uri='1314521088.0;tcp6://[fe80::b9b:ac5d,2620::2]:43370'))
   assert place
   assert place.address[0] == 'fe80::b9b:ac5d'
+  assert place.coordinator.startswith('[fe80::b9b:ac5d]:')
 
 
-def test_a_tpu_slice_has_a_process_a_worker_and_slices_follow_each_other():
-  slice_of_4 = {'TPU_WORKER_HOSTNAMES': 't-0.t,t-1.t,t-2.t,t-3.t'}
-  assert launcher.find(slice_of_4 | {'TPU_WORKER_ID': '2'}) == Place('t-0.t:8476', 4, 2, None, 'the TPU slice')
+@pytest.fixture
+def on_a_tpu(monkeypatch) -> None:
+  """JAX takes this for a machine with TPUs, and its environment alone says where."""
+  from jax._src.clusters import cloud_tpu_cluster
+
+  monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+  monkeypatch.setattr('socket.gethostbyname', lambda name: '10.0.0.1')
+  monkeypatch.setenv('MEGASCALE_COORDINATOR_ADDRESS', '')
+  monkeypatch.setenv('MEGASCALE_NUM_SLICES', '')
+  monkeypatch.setenv('MEGASCALE_SLICE_ID', '')
+  monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
+
+
+def test_a_tpu_slice_on_kubernetes_is_found_as_jax_finds_it(on_a_tpu, monkeypatch):
+  monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 't-0.t,t-1.t,t-2.t,t-3.t')
+  monkeypatch.setenv('TPU_WORKER_ID', '2')
+  assert launcher.find({}) == Place('t-0.t:8482', 4, 2)
+  assert launcher.find({}, coordinator='a:1', num_processes=1, process_id=0) is None
   two = {'MEGASCALE_NUM_SLICES': '2', 'MEGASCALE_SLICE_ID': '1', 'MEGASCALE_COORDINATOR_ADDRESS': 'm-0.m:8080'}
-  assert launcher.find(slice_of_4 | two | {'TPU_WORKER_ID': '3'}) == Place('m-0.m:8476', 8, 7, None, 'the TPU slice')
-  assert launcher.find({'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}) is None
+  for name, value in two.items():
+    monkeypatch.setenv(name, value)
+  assert launcher.find({}) == Place('m-0.m:8482', 8, 6)
+  monkeypatch.setenv('TPU_PROCESS_ADDRESSES', 'u-0.u:8471,u-1.u:8471')
+  monkeypatch.setenv('TPU_WORKER_ID', '1')
+  assert launcher.find({}) == Place('m-0.m:8482', 4, 3)
+
+
+@pytest.mark.parametrize('endpoints', ['10.0.0.7,10.0.0.8', 'u:u:10.0.0.7,u:u:10.0.0.8'])
+def test_a_tpu_machine_is_found_in_its_metadata(on_a_tpu, monkeypatch, endpoints):
+  monkeypatch.delenv('TPU_WORKER_HOSTNAMES', raising=False)
+  monkeypatch.delenv('TPU_PROCESS_ADDRESSES', raising=False)
+  known = {'agent-worker-number': '1', 'worker-network-endpoints': endpoints, 'tpu-env': ''}
+
+  class Metadata(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+      content = known[self.path.rpartition('/')[2]].encode()
+      self.send_response(200)
+      self.end_headers()
+      self.wfile.write(content)
+
+    def log_message(self, *_) -> None:
+      pass
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Metadata) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{server.server_port}')
+    assert launcher.find({}) == Place('10.0.0.7:8482', 2, 1)
+    server.shutdown()
 
 
 def test_flags_outweigh_variables_and_variables_outweigh_a_launcher():
   plain = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
-  assert launcher.find(slurm(2) | plain, process_id=1) == Place('a:1', 4, 1, (2,), 'flags')
+  assert launcher.find(slurm(2) | plain, process_id=1) == Place('a:1', 4, 1, (2,))
   assert launcher.find({}, coordinator='b:2', num_processes=2, process_id=0) == Place('b:2', 2, 0)
 
 
@@ -155,10 +206,10 @@ def test_one_process_is_none_of_several():
 @pytest.mark.parametrize(
   ('environment', 'message'),
   [
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'JAX_COORDINATOR_ADDRESS and so on.* does not say the num processes'),
-    ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'does not say the coordinator; give --coordinator HOST:PORT'),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'nothing says the num_processes; give --coordinator HOST:PORT'),
+    ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0'}, 'nothing says the coordinator; give --coordinator HOST:PORT'),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'}, 'process 2 of 2'),
-    (slurm(0, SLURM_STEP_NUM_TASKS='many'), "SLURM_STEP_NUM_TASKS is 'many', and should be a number"),
+    (slurm(0, SLURM_STEP_NUM_TASKS='many'), "the num_processes is 'many' and no number"),
   ],
 )
 def test_what_does_not_fit_together_is_named(environment, message):
@@ -259,10 +310,20 @@ def stand_in(folder: Path, name: str, text: str) -> None:
   path.chmod(0o755)
 
 
+# Runs the task once, after srun's own flags, and passes signals on to it as srun does.
+SRUN = """while [[ $1 == --* ]]; do shift; done
+"$@" & task=$!
+trap 'pkill -USR1 -P "$task"' USR1
+code=0; wait "$task" || code=$?
+while kill -0 "$task" 2>/dev/null; do code=0; wait "$task" || code=$?; done
+exit $code"""
+
+
 def test_slurm_requeues_what_was_interrupted_and_nothing_else(tmp_path):
-  stand_in(tmp_path, 'srun', 'exit "$CODE"')
+  stand_in(tmp_path, 'srun', SRUN)
+  stand_in(tmp_path, 'verb', 'exit "$CODE"')
   stand_in(tmp_path, 'scontrol', f'echo "$@" >> {tmp_path}/requeued')
-  path = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7'}
+  path = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7', 'MTL_JAX': 'verb', 'cwd': str(tmp_path)}
   for code, expected in ((0, 0), (2, 2), (3, 3), (75, 0)):
     assert bash(LAUNCH / 'slurm.sbatch', 'train', CODE=str(code), **path).returncode == expected
   assert (tmp_path / 'requeued').read_text() == 'requeue 7\n'
@@ -272,10 +333,14 @@ def test_slurm_requeues_what_was_interrupted_and_nothing_else(tmp_path):
 
 
 def test_slurm_passes_the_warning_on_to_the_step_and_waits_for_it(tmp_path):
-  stand_in(tmp_path, 'srun', f'trap "sleep 0.3; exit 75" USR1; touch {tmp_path}/ready; while :; do sleep 0.05; done')
+  stand_in(tmp_path, 'srun', SRUN)  # Replaced by the task, so that the signal reaches it as srun passes it on.
+  text = f'trap "sleep 0.3; exit 75" USR1; touch {tmp_path}/ready; while :; do sleep 0.05; done'
+  stand_in(tmp_path, 'verb', text)
   stand_in(tmp_path, 'scontrol', f'echo "$@" >> {tmp_path}/requeued')
-  environment = os.environ | {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '7'}
-  process = subprocess.Popen(['bash', LAUNCH / 'slurm.sbatch', 'train'], env=environment, stderr=subprocess.PIPE)
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  environment = os.environ | {'PATH': path, 'SLURM_JOB_ID': '7', 'MTL_JAX': 'verb'}
+  line = ['bash', LAUNCH / 'slurm.sbatch', 'train']
+  process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
   while not (tmp_path / 'ready').exists():
     time.sleep(0.02)
   process.send_signal(signal.SIGUSR1)
@@ -294,20 +359,24 @@ def test_slurm_says_what_it_asks_for_and_would_run():
   assert shlex.split(ended.stdout.splitlines()[0])[-4:] == ['mtl-jax', 'train', '--workdir', 'a b']
 
 
-@pytest.mark.parametrize('endpoints', ['10.0.0.7,10.0.0.8', 'u:u:10.0.0.7,u:u:10.0.0.8'])
-def test_tpu_workers_ask_their_machine_who_they_are(tmp_path, probe, endpoints):
-  """Stand-ins: gcloud runs the command on two workers, curl is the machine's metadata."""
+def test_tpu_workers_are_left_with_a_run_that_starts_again(tmp_path):
+  """Stand-ins: gcloud runs the command on two workers; the verb is interrupted twice and then fails four times."""
   stand_in(
     tmp_path,
     'gcloud',
-    'for last; do :; done\nfor worker in 0 1; do WORKER=$worker bash -c "${last#--command=}" || exit; done',
+    'for last; do :; done\nfor worker in 0 1; do\n  mkdir -p "$5-$worker"; '
+    '(cd "$5-$worker" && bash -c "${last#--command=}"); done',
   )
-  stand_in(tmp_path, 'curl', f'[[ $* == *worker-network-endpoints ]] && echo -n {endpoints} || echo -n "$WORKER"')
-  path = {'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
-  ended = bash(LAUNCH / 'tpu_vm.sh', '--tpu', 'pod', '--zone', 'z', 'train', '--x', "it's a", MTL_JAX=probe, **path)
+  stand_in(tmp_path, 'verb', 'echo "$@" >>starts; n=$(wc -l <starts); ((n > 2)) || exit 75; exit 1')
+  path = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'cwd': str(tmp_path)}
+  ended = bash(LAUNCH / 'tpu_vm.sh', '--tpu', 'a,b', '--zone', 'z', 'train', '--x', "it's a", MTL_JAX='verb', **path)
   assert ended.returncode == 0, ended.stderr
-  said = list(map(json.loads, ended.stdout.splitlines()))
-  assert said == [[['10.0.0.7:8476', 2, i], ['train', '--x', "it's a"]] for i in range(2)]
+  logs = [tmp_path / f'{name}-{i}' / 'starts' for name in 'ab' for i in range(2)]
+  for _ in range(500):
+    if all(log.exists() and len(log.read_text().splitlines()) == 6 for log in logs):
+      break
+    time.sleep(0.02)
+  assert [log.read_text() for log in logs] == ["train --x it's a\n" * 6] * 4
 
 
 def test_a_dry_run_for_tpus_prints_the_commands_and_calls_nothing():
@@ -324,7 +393,7 @@ def test_a_dry_run_for_tpus_prints_the_commands_and_calls_nothing():
 
 def read_yaml(name: str) -> Any:
   yaml = pytest.importorskip('yaml')
-  return yaml.safe_load((LAUNCH / name).read_text())
+  return list(yaml.safe_load_all((LAUNCH / name).read_text()))[-1]
 
 
 def test_the_jobset_gives_every_pod_a_place():
@@ -343,11 +412,25 @@ def test_the_jobset_gives_every_pod_a_place():
     assert place
     assert place.process_id == index
     assert place.address == (f'{name}-{job["name"]}-0-0.{name}', 8476)
-  codes = [code for rule in spec['podFailurePolicy']['rules'] for code in rule['onExitCodes']['values']]
-  assert 75 not in codes
-  assert {rule['onExitCodes']['containerName'] for rule in spec['podFailurePolicy']['rules']} == {container['name']}
-  for rule in jobset['spec']['failurePolicy']['rules']:
-    assert re.fullmatch(r'[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name'])  # As JobSet demands.
+
+
+@pytest.mark.parametrize('name', ['gke_jobset.yaml', 'gke_tpu_jobset.yaml'])
+def test_a_jobset_goes_on_without_limit_after_75_and_disruptions_alone(name):
+  jobset = read_yaml(name)
+  (job,) = jobset['spec']['replicatedJobs']
+  spec = job['template']['spec']
+  (container,) = spec['template']['spec']['containers']
+  exits, disruption = spec['podFailurePolicy']['rules']
+  assert exits == {
+    'action': 'FailJob',
+    'onExitCodes': {'containerName': container['name'], 'operator': 'In', 'values': [75]},
+  }
+  assert disruption == {'action': 'FailJob', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}
+  policy = jobset['spec']['failurePolicy']
+  (rule,) = policy['rules']
+  assert (policy['maxRestarts'], rule['action']) == (3, 'RestartJobSetAndIgnoreMaxRestarts')
+  assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
+  assert re.fullmatch(r'[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?', rule['name'])  # As JobSet demands.
 
 
 def test_skypilot_gives_every_node_a_place_and_recovers(tmp_path, probe):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_runs
 
 from mtl_jax import config as configs
-from mtl_jax import meeting
 from mtl_jax.config import with_fields
 from mtl_jax.data import store
 from mtl_jax.evaluation.command import evaluate_workdir
@@ -129,6 +129,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_the_run_goes_on(pair)
   assert 1 <= int(stopped[0]) < 6
   assert f'resuming at step {stopped[0]}' in (pair / 'go_on.stderr').read_text()
   assert said(pair, 0)['steps'] == said(pair, 1)['steps'] == 6
+  assert said(pair, 0)['preempted'] is False  # Orbax asks JAX's preemption service, which is off.
 
 
 @pytest.mark.parametrize('split', ['test', 'train'])
@@ -158,20 +159,15 @@ def test_only_the_first_process_writes(pair):
   assert len(list((pair / 'run').glob('events.*'))) == 2  # One a start.
 
 
-@pytest.mark.parametrize(
-  ('how', 'code', 'line'),
-  [
-    ('bad_input', 2, 'process 0 ends: process 1 has ended: labels.csv: row 3 is cut short; fetch it again'),
-    pytest.param('killed', 137, 'process 0 ends: process 1 is gone: it was killed', marks=pytest.mark.slow),
-    pytest.param('error', 1, 'process 0 ends: an error in mtl_jax', marks=pytest.mark.slow),
-  ],
-)
-def test_a_process_that_fails_ends_the_others_in_time(tmp_path, how, code, line):
-  ended = story(2, how, tmp_path)
+@pytest.mark.parametrize('victim', [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_save_that_fails_in_one_process_ends_all_with_its_line(config, tmp_path, victim):
+  settings = with_fields(config, train__steps=40, checkpoint__every_steps=2, eval__every_steps=0)
+  (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(settings)))
+  ended = story(2, f'full-{victim}', tmp_path)
   seconds = time.time() - float((tmp_path / 'failed_at').read_text())
-  assert ended.returncode == code, ended.stderr
-  assert line in ended.stderr
-  assert ('Traceback' in ended.stderr) == (how == 'error')
+  assert ended.returncode == 2, ended.stderr
+  assert re.search(rf'process {victim}: .*cannot be (saved|written): .*File too large', ended.stderr)
+  assert re.search(rf'process {1 - victim} ends: process {victim} has ended: .*File too large', ended.stderr)
   assert seconds < 60
 
 
@@ -185,14 +181,12 @@ def test_a_process_that_hangs_is_noticed_by_those_who_wait_for_it_in_a_collectiv
 
 
 def test_a_coordinator_that_is_not_there_is_one_line_and_exit_code_2(tmp_path):
-  address = f'127.0.0.1:{meeting.free_port()}'
+  address = f'127.0.0.1:{small_runs.free_port()}'
   flags = ['--coordinator', address, '--num_processes', '2', '--process_id', '1', '--coordinator_timeout', '0.5']
   line = [sys.executable, '-m', 'mtl_jax', 'eval', '--workdir', str(tmp_path), *flags]
   ended = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
   assert ended.returncode == 2
-  assert re.fullmatch(
-    rf'mtl-jax: error: process 1 cannot reach process 0 of 2 at {address} within 0.5 s .*\n', ended.stderr
-  )
+  assert re.fullmatch(rf'mtl-jax: error: process 1 cannot reach process 0 of 2 at {address} \(.*\n', ended.stderr)
 
 
 @pytest.mark.slow
@@ -217,12 +211,17 @@ def test_four_processes_train_and_evaluate_from_the_command_line(alone, config, 
 
 
 @pytest.mark.slow
-def test_two_processes_divide_the_replicas_of_a_study(config, tmp_path):
+def test_two_processes_divide_the_replicas_of_a_study_and_go_on_when_one_was_killed(config, tmp_path):
   from mtl_jax.study import study
 
   (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(config)))
+  ended = story(2, 'killed_study', tmp_path)
+  assert ended.returncode == 137, ended.stderr
+  assert 'process 0 ends: process 1 is gone: it was killed' in ended.stderr
+  kept = len(list((tmp_path / 'study' / 'replicas').rglob('*.npz')))
   ended = story(2, 'study', tmp_path)
   assert ended.returncode == 0, ended.stderr
+  assert 0 < kept < len(list((tmp_path / 'study' / 'replicas').rglob('*.npz')))
   assert said(tmp_path, 1) == {}
   whole = study.run(config, tmp_path / 'alone')
   for task, metrics in whole['tasks'].items():

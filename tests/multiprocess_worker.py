@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -40,9 +41,11 @@ def go_on_and_evaluate(place: Path) -> int:
   from mtl_jax.data import store
   from mtl_jax.evaluation.command import evaluate_workdir
   from mtl_jax.training import loop
+  from mtl_jax.training.checkpoint import Checkpoints
 
   workdir = place / 'run'
   said = {'steps': loop.train(read_config(place), workdir).step}
+  said['preempted'] = Checkpoints(workdir)._manager.reached_preemption(6)
   for split in ('test', 'train'):
     found = evaluate_workdir(workdir, split=split, predictions=place / f'{split}.npz')
     said[split] = found['tasks']
@@ -61,21 +64,37 @@ def study(place: Path) -> int:
   return 0
 
 
-def fail(place: Path, how: str) -> int:
-  """The last process fails while the others wait for it in a computation."""
-  from jax.experimental import multihost_utils
+def kill_in_a_study(place: Path) -> int:
+  """The last process is killed when it has finished a replica, while the others train theirs or wait for it."""
+  from mtl_jax.study.shelf import Shelf
 
-  from mtl_jax.errors import DataError
+  put = Shelf.put
 
-  multihost_utils.sync_global_devices('all are here')
-  if processes.index() == processes.count() - 1:
-    (place / 'failed_at').write_text(str(time.time()))
-    if how == 'killed':
+  def put_and_die(self: Shelf, *arguments, **more) -> None:
+    put(self, *arguments, **more)
+    if processes.index() == processes.count() - 1:
       os.kill(os.getpid(), signal.SIGKILL)
-    if how == 'error':
-      raise RuntimeError('a bug')
-    raise DataError('labels.csv: row 3 is cut short; fetch it again')
-  multihost_utils.sync_global_devices('never')
+
+  Shelf.put = put_and_die
+  return study(place)
+
+
+def fail_in_a_save(place: Path, victim: int) -> int:
+  """One process can write nothing any more after its third step, as on a disk of its own that is full."""
+  from mtl_jax.training import loop
+  from mtl_jax.training.progress import Progress
+
+  advance, steps_done = Progress.advance, []
+
+  def advance_and_fill(self: Progress, steps: int) -> None:
+    advance(self, steps)
+    steps_done.append(steps)
+    if processes.index() == victim and len(steps_done) == 3:
+      (place / 'failed_at').write_text(str(time.time()))
+      resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+
+  Progress.advance = advance_and_fill
+  loop.train(read_config(place), place / 'run')
   return 0
 
 
@@ -84,9 +103,9 @@ STORIES = {
   'hang': partial(train_until_signal, number=signal.SIGSTOP),
   'go_on': go_on_and_evaluate,
   'study': study,
-  'bad_input': partial(fail, how='bad_input'),
-  'error': partial(fail, how='error'),
-  'killed': partial(fail, how='killed'),
+  'killed_study': kill_in_a_study,
+  'full-0': partial(fail_in_a_save, victim=0),
+  'full-1': partial(fail_in_a_save, victim=1),
 }
 
 if __name__ == '__main__':

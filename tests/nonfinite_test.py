@@ -1,12 +1,12 @@
 """Steps that are not finite: named with their examples; the run stops, leaves them out, or goes back and around."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import small_runs
 
+from mtl_jax.buckets import sets
 from mtl_jax.errors import DivergedError
 from mtl_jax.training import building, loop, nonfinite
 from mtl_jax.training.progress import read_metrics
@@ -37,12 +37,12 @@ def config_of(faces, monkeypatch):
 @pytest.fixture
 def bad_steps(config_of) -> list[int]:
   """The steps, from 1, of the order whose batch holds the bad example."""
-  run = building.build(config_of('stop'), small_runs.open_store(Path(config_of('stop').data.dir)))
+  run = building.build(config_of('stop'), sets.open_set(config_of('stop').data.dir))
   return [step + 1 for step in range(20) if BAD_ROW in run.order.positions(step)]
 
 
 def examples(config, step: int) -> str:
-  run = building.build(config, small_runs.open_store(Path(config.data.dir)))
+  run = building.build(config, sets.open_set(config.data.dir))
   return ', '.join(str(run.train.example_id[position]) for position in run.order.positions(step - 1))
 
 

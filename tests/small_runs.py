@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,9 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax import workdir
+from mtl_jax.buckets import sets
 from mtl_jax.configs import default
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import open_store
 from mtl_jax.training import building, checkpoint, sharding
 from mtl_jax.training.checkpoint import Checkpoints
 from mtl_jax.training.interrupt import Interruption
@@ -51,7 +52,7 @@ def make_config(faces: Path, **overrides) -> ConfigDict:
 def leaves(directory: Path, step: int | None = None) -> list[np.ndarray]:
   """Every array of a checkpoint, by default the latest: weights, averages, optimizer, objective."""
   config, _ = workdir.read(directory)
-  run = building.build(config, open_store(Path(config.data.dir)))
+  run = building.build(config, sets.open_set(config.data.dir))
   checkpoints = Checkpoints(directory)
   like = checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh))
   restored = checkpoints.restore(like, step=step)
@@ -102,3 +103,15 @@ def end(process: subprocess.Popen, *signals: signal.Signals) -> str:
     process.send_signal(number)
     time.sleep(0.02)  # Two of a kind at once would be one.
   return process.communicate(timeout=900)[1]
+
+
+def free_port() -> int:
+  """A port of this host that nothing listens on."""
+  with socket.create_server(('', 0)) as server:
+    return server.getsockname()[1]
+
+
+def assert_close_weights(one: Path, other: Path) -> None:
+  """Alike to rounding: sums over one device and over two are rounded in another order."""
+  for a, b in zip(leaves(one), leaves(other), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

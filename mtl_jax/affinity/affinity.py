@@ -1,6 +1,7 @@
 """The affinity verb: the watched joint run, the transfer matrix, the suggested groups, and the files that say so."""
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mtl_jax import workdir
+from mtl_jax import whole_file, workdir
 from mtl_jax.affinity import report, summary, transfer, watched
 from mtl_jax.data import mixture
 from mtl_jax.errors import ConfigError, Interrupted
@@ -68,12 +69,13 @@ def _transfer(config: ConfigDict, store: Any, directory: Path) -> transfer.Trans
 def write_csv(path: Path, found: Mapping[str, Any]) -> None:
   """A row for each pair of source and target."""
   names: Sequence[str] = found['tasks']
-  with path.open('w', newline='') as file:
-    writer = csv.writer(file)
-    kinds = [kind for kind in ('affinity', 'cosine', 'transfer') if found[kind]]
-    columns = [f'{kind}{part}' for kind in kinds for part in ('', '_stderr', '_above_noise')]
-    writer.writerow(['source', 'target', *columns, 'conflict_share'])
-    for i, source in enumerate(names):
-      for j, target in enumerate(names):
-        cells = [found[kind][part][i][j] for kind in kinds for part in ('mean', 'stderr', 'above_noise')]
-        writer.writerow([source, target, *cells, found['cosine']['negative_share'][i][j]])
+  content = io.StringIO(newline='')
+  writer = csv.writer(content)
+  kinds = [kind for kind in ('affinity', 'cosine', 'transfer') if found[kind]]
+  columns = [f'{kind}{part}' for kind in kinds for part in ('', '_stderr', '_above_noise')]
+  writer.writerow(['source', 'target', *columns, 'conflict_share'])
+  for i, source in enumerate(names):
+    for j, target in enumerate(names):
+      cells = [found[kind][part][i][j] for kind in kinds for part in ('mean', 'stderr', 'above_noise')]
+      writer.writerow([source, target, *cells, found['cosine']['negative_share'][i][j]])
+  whole_file.write(path, content.getvalue())

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import workdir
+from mtl_jax import whole_file, workdir
 from mtl_jax.affinity import plots
+from mtl_jax.buckets import address
 from mtl_jax.report import template
 from mtl_jax.report.page import FIELDS, field_text
 from mtl_jax.report.runs import flat, read_json
@@ -44,7 +45,7 @@ def write_report(directory: Path) -> None:
   own += [name for name in fields if name.startswith('affinity.')]
   page = template.render(
     'affinity.html',
-    title=directory.resolve().name,
+    title=address.name(directory),
     found=found,
     chosen=found['groupings'][-1],
     maps=draw_maps(found, directory / 'plots'),
@@ -56,7 +57,7 @@ def write_report(directory: Path) -> None:
     facts=facts(found),
     config=json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str),
   )
-  (directory / 'report.html').write_text(page, encoding='utf-8')
+  whole_file.write(directory / 'report.html', page)
 
 
 def draw_maps(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from mtl_jax import file_lock
 from mtl_jax.errors import DataError, one_line
 
 
@@ -56,12 +57,12 @@ def sync(path: Path) -> None:
 def _locked(out: Path) -> Iterator[None]:
   """Holds the lock file beside `out`; the system lets go of the lock when the process dies."""
   path = out.parent / f'.{out.name}.lock'
+
+  def refuse() -> NoReturn:
+    raise DataError(f'{out}: another process is making it; wait for that, or choose another --out')
+
   while True:
-    with path.open('a') as file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise DataError(f'{out}: another process is making it; wait for that, or choose another --out') from error
+    with file_lock.held(path, waiting=refuse) as file:
       if not _is_at(path, file.fileno()):
         continue  # Its last holder has just finished and removed the file.
       try:

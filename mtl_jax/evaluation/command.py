@@ -77,7 +77,7 @@ def evaluate_workdir(
     'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
   }
   if jax.process_index() == 0:
-    name = f'{Path(address.absolute(data)).name}-{split}' if data else split
+    name = f'{address.name(data)}-{split}' if data else split
     workdir.write_json(directory / 'eval' / f'{name}.json', found)
     if predictions:
       npz.write(predictions, **evaluate.dump(result, part))

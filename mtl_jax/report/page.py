@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax import whole_file
 from mtl_jax.report import charts, curves, faces, template
 from mtl_jax.report.runs import Run, flat, load, numbers, series
 from mtl_jax.report.scoreboard import METRICS, MISSING, comparison, headlines, kinds_of, text
@@ -47,7 +48,7 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
   Raises:
     CheckpointError: for a file that is missing or damaged; the message says which command makes it.
   """
-  loaded = [load(name, Path(folder)) for name, folder in runs.items()]
+  loaded = [load(name, folder) for name, folder in runs.items()]
   evals = {run.name: run.evaluation for run in loaded}
   said = headlines(evals)
   page = template.render(
@@ -67,9 +68,7 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
     fields=_config_rows(loaded),
     versions=_versions(loaded),
   )
-  out = Path(out)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  out.write_text(page, encoding='utf-8')
+  whole_file.write(out, page)
 
 
 def _describe(run: Run, number: int) -> dict[str, Any]:

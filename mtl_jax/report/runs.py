@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.training.progress import read_metrics
 
@@ -32,9 +33,8 @@ def find_runs(workdir: Path) -> dict[str, Path]:
   Raises:
     CheckpointError: when there is none.
   """
-  workdir = Path(workdir)
   if (workdir / 'config.json').is_file():
-    return {workdir.resolve().name: workdir}
+    return {address.name(workdir): workdir}
   runs = [path.parent for path in workdir.glob('*/config.json')]
   if not runs:
     raise CheckpointError(

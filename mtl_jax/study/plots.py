@@ -1,5 +1,6 @@
 """The study's own charts: where each difference lies, with its interval and its seeds."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax import whole_file
 from mtl_jax.report.charts import INK, RUN_COLOURS, WIDTH_INCHES, quiet_axes
 from mtl_jax.study.words import Finding, named
 
@@ -69,8 +71,9 @@ def _seeds(finding: Finding) -> np.ndarray:
 
 def save(figure: Any, folder: Path, name: str) -> None:
   """Writes a figure as PNG and SVG, in the light page's colours, named after what it shows."""
-  folder.mkdir(parents=True, exist_ok=True)
   stem = re.sub(r'[^\w.-]+', '_', name)
   for kind in ('png', 'svg'):
-    figure.savefig(folder / f'{stem}.{kind}', dpi=160, facecolor='white')
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=160, facecolor='white')
+    whole_file.write(folder / f'{stem}.{kind}', content.getvalue())
     figure.set_layout_engine('none')  # It is laid out now; to do so again for every format takes most of the time.

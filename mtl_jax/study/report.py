@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax import whole_file
+from mtl_jax.buckets import address
 from mtl_jax.report import charts, template
 from mtl_jax.report.runs import read_json
 from mtl_jax.report.scoreboard import MISSING
@@ -43,8 +45,8 @@ def write_report(directory: Path, *, pictures: bool = False) -> None:
   kept = record.read(directory, study)
   values = page_values(study, kept, plots=directory / 'plots')
   faces = worst(directory, kept, arms=study['arms']) if pictures else []
-  page = template.render('study.html', title=directory.resolve().name, faces=faces, **values)
-  (directory / 'report.html').write_text(page, encoding='utf-8')
+  page = template.render('study.html', title=address.name(directory), faces=faces, **values)
+  whole_file.write(directory / 'report.html', page)
 
 
 def page_values(study: Mapping[str, Any], kept: Record, *, plots: Path) -> dict[str, Any]:

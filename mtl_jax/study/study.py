@@ -7,6 +7,7 @@ several processes each trains its share of the replicas on its own devices, and 
 
 import csv
 import dataclasses
+import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import processes, workdir
+from mtl_jax import processes, whole_file, workdir
 from mtl_jax.config import with_fields
 from mtl_jax.data import mixture
 from mtl_jax.data.mixture import DataSet
@@ -287,7 +288,8 @@ def matched(sides: Mapping[str, Arm], store: DataSet, directory: Path) -> dict[s
 def write_csv(path: Path, study: Mapping[str, Any]) -> None:
   """A row for each task, metric and arm."""
   rows = summary.csv_rows(study)
-  with path.open('w', newline='') as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+  content = io.StringIO(newline='')
+  writer = csv.DictWriter(content, list(rows[0]))
+  writer.writeheader()
+  writer.writerows(rows)
+  whole_file.write(path, content.getvalue())

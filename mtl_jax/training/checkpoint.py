@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,14 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from mtl_jax import processes
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.training import digests
 from mtl_jax.training.step import TrainState
 
+SAVING = 'async_save'  # The name of Orbax's thread that waits for the files of a save.
+AS_IT_WAS = 'what was saved before is as it was: make room or mend the folder, and the same command goes on from there'
 FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
 
 
@@ -56,14 +61,15 @@ class Checkpoints:
   """The checkpoints of one working directory, `checkpoints/<step>/`."""
 
   def __init__(self, workdir: Path):
-    self.directory = workdir.resolve() / 'checkpoints'
+    self._local = address.is_local(workdir)
+    self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
     best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
     options = ocp.CheckpointManagerOptions(
       preservation_policy=keep,
       create=True,
       enable_async_checkpointing=True,
-      temporary_path_class=digests.Digested,
+      temporary_path_class=digests.Digested if self._local else None,  # In a bucket: Orbax's, with a commit file.
     )
     with self._one_line('be opened'):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -76,7 +82,7 @@ class Checkpoints:
     """
     if clock.step in self._manager.all_steps():
       return
-    if not self.directory.is_dir():
+    if self._local and not self.directory.is_dir():
       raise CheckpointError(f'{self.directory} has vanished, so step {clock.step} cannot be saved; bring it back')
     fields = {'format': FORMAT, **dataclasses.asdict(clock)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
@@ -113,9 +119,12 @@ class Checkpoints:
       ) from error
 
   def check(self, step: int) -> None:
-    """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved."""
+    """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved.
+
+    The objects of a bucket are checked by its own checksums as they are read.
+    """
     self._choose(step)
-    if found := digests.damage(self.directory / str(step)):
+    if self._local and (found := digests.damage(self.directory / str(step))):
       others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
       raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
 
@@ -166,13 +175,10 @@ class Checkpoints:
     except UserError:
       raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-      raise CheckpointError(
-        f'{self.directory}: cannot {what}: {_reason(error)}; what was saved before is as it was: make room or mend the '
-        'folder, and the same command goes on from there'
-      ) from error
+      raise CheckpointError(f'{self.directory}: cannot {what}: {_reason(error)}; {AS_IT_WAS}') from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
   """Without the places in TensorStore's sources, and without the middle if it is long: the end says what failed."""
   text = re.sub(r'\s*\[source locations=.*', '', one_line(error))
   return text if len(text) <= 260 else f'{text[:120]} ... {text[-120:]}'
@@ -191,10 +197,19 @@ def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
   )
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-  return not record.exc_info
+def _told(record: logging.LogRecord) -> bool:
+  """Drops tracebacks, for what Orbax raises is told in one line; where several processes save, ends them with it.
+
+  There the others wait, and so does Orbax here before it raises, for a process whose part of a save has failed.
+  """
+  failed = record.exc_info and record.exc_info[1]
+  if failed and processes.count() > 1 and threading.current_thread().name == SAVING:
+    error = CheckpointError(f'a checkpoint cannot be saved: {_reason(failed)}; {AS_IT_WAS}')
+    error.__cause__ = failed
+    processes.fail(error)
+  return not failed
 
 
-# Orbax tells of every save in a dozen lines, and of a failure with tracebacks; what it raises is told in one line.
+# Orbax tells of every save in a dozen lines.
 logging.getLogger('absl').setLevel(logging.ERROR)
-logging.getLogger('absl').addFilter(_without_traceback)
+logging.getLogger('absl').addFilter(_told)

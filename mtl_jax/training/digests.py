@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, one_line
 
 log = logging.getLogger('mtl_jax')
@@ -88,9 +89,17 @@ def set_aside_damaged(directory: Path) -> None:
     CheckpointError: if there are checkpoints and all are damaged.
   """
   if jax.process_index() == 0 and directory.is_dir():
-    _set_aside(directory)
+    _set_aside(directory) if address.is_local(directory) else _clear_away(directory)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('checkpoints looked at')
+
+
+def _clear_away(directory: Path) -> None:
+  """Deletes what no save has completed in a bucket, or what a removal that was cut short has left."""
+  for path in list(directory.iterdir()):
+    if not (path / 'commit_success.txt').exists():
+      log.warning('warning: %s is a save or a removal that was cut short; it was deleted', path)
+      path.rmtree()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _set_aside(directory: Path) -> None:

@@ -6,14 +6,13 @@ CACHE/<digest of the key>/key.json       what they depend on, their shape and ty
 
 import collections
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import mtl_jax
+from mtl_jax import file_lock
+from mtl_jax.buckets import address
 from mtl_jax.data import augment, pipeline
 from mtl_jax.data.mixture import DataSet
 from mtl_jax.data.new_folder import new_folder, sync
@@ -196,7 +197,7 @@ def open_cache(
     config: the run's.
     model: with its frozen stages, if it has any.
     variables: of the model.
-    workdir: the run's; by default its features lie beside it, for other runs to share.
+    workdir: the run's; by default its features lie beside it, for other runs to share, or in the cache.
     data: the prepared set, or mixture, whose splits will be read.
     mesh: the devices that compute.
     stop: True ends a computation with `Interrupted`.
@@ -207,8 +208,9 @@ def open_cache(
     why = 'their batch statistics drift' if model.frozen.drift else 'config.data.feature_cache is none'
     log.info('features: not kept, the frozen stages run in every step: %s', why)
     return None
+  beside = workdir.resolve().parent if address.is_local(workdir) else address.cache()
   return FeatureCache(
-    directory=Path(config.data.feature_cache or workdir.resolve().parent / 'features'),
+    directory=Path(config.data.feature_cache or beside / 'features'),
     frozen=model.frozen,
     variables=variables['frozen']['frozen'],
     checksum=data.checksum,
@@ -270,17 +272,14 @@ def _open(folder: Path, key: dict[str, Any]) -> Features | None:
 @contextmanager
 def _locked(cache: Path, name: str) -> Iterator[None]:
   """Holds the cache, so that two runs that start together do not both compute."""
-  try:
-    cache.mkdir(parents=True, exist_ok=True)
-    handle = (cache / name).open('w')
-  except OSError as error:
-    raise DataError(f'config.data.feature_cache: cannot write into {cache}: {error.strerror}; name a folder') from error
-  with handle:
+  waiting = functools.partial(log.info, 'features: waiting for another run that is computing in %s', cache)
+  with ExitStack() as stack:
     try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      log.info('features: waiting for another run that is computing in %s', cache)
-      fcntl.flock(handle, fcntl.LOCK_EX)
+      stack.enter_context(file_lock.held(cache / name, waiting=waiting))
+    except OSError as error:
+      raise DataError(
+        f'config.data.feature_cache: cannot write into {cache}: {error.strerror}; name a folder'
+      ) from error
     yield
 
 

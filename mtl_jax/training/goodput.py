@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import jax
 
 from mtl_jax import workdir
+from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError
 
 log = logging.getLogger('mtl_jax')
@@ -22,6 +23,7 @@ FILE = 'goodput.json'  # In the workdir: the step, and `spent` until then.
 # begun before starts again, and what it had done since its last checkpoint; rest: the first start, and logging.
 HEADINGS = ('step', 'compile', 'input', 'eval', 'save', 'restart', 'rest')
 WRITE_EVERY_SECS = 1.0
+UPLOAD_EVERY_SECS = 30.0  # Of a workdir in a bucket.
 
 Item = TypeVar('Item')
 _END = object()
@@ -121,13 +123,15 @@ class Goodput:
     return dict(self.spent)
 
   def write(self, directory: Path, step: int, *, always: bool = True) -> None:
-    """Writes the accounts into the workdir; unless `always`, not more often than every second.
+    """Writes the accounts into the workdir; unless `always`, at most every second, into a bucket every half minute.
 
     Raises:
       CheckpointError: if the workdir has vanished.
     """
-    if jax.process_index() == 0 and (always or time.monotonic() - self._written > WRITE_EVERY_SECS):
-      if not directory.is_dir():  # Which writing would make anew.
+    local = address.is_local(directory)
+    every_secs = WRITE_EVERY_SECS if local else UPLOAD_EVERY_SECS
+    if jax.process_index() == 0 and (always or time.monotonic() - self._written > every_secs):
+      if local and not directory.is_dir():  # Which writing would make anew.
         raise CheckpointError(f'--workdir: {directory} has vanished; bring it back, and the same command goes on')
       workdir.write_json(directory / FILE, {'step': step, 'spent': self.now()})
       self._written, self._step = time.monotonic(), step

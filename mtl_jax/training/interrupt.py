@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mtl_jax import processes
@@ -11,6 +12,51 @@ from mtl_jax.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AT_ONCE = '\nmtl-jax: left at once; the same command goes on from the last complete checkpoint\n'
+
+
+@contextlib.contextmanager
+def from_the_start() -> Iterator[None]:
+  """Until an `Interruption` is open, SIGTERM and SIGUSR1 end the process at once: there is nothing to be saved yet.
+
+  An exception in the main thread would not do: in the middle of an import of JAX it aborts the process.
+  """
+
+  def leave(number: int) -> None:
+    if number in SIGNALS[:2]:
+      with contextlib.suppress(OSError):
+        os.write(2, b'mtl-jax: interrupted; the same command starts again\n')
+      processes.leave(Interrupted.exit_code, 'interrupted; the same command starts again')
+
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS[:2]}
+  try:
+    with _heard(leave):
+      yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _heard(act: Callable[[int], None]) -> Iterator[None]:
+  """While open, calls `act` in a thread with each signal's number, whatever the main thread is doing."""
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+  def listen() -> None:
+    while number := os.read(reading, 1):
+      act(number[0])
+    os.close(reading)
+
+  threading.Thread(target=listen, name='signals', daemon=True).start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(before)
+    os.close(writing)  # Ends the thread.
 
 
 class Interruption:
@@ -23,23 +69,18 @@ class Interruption:
   def __init__(self) -> None:
     self._requested = False
     self._before: dict[int, object] = {}
-    self._wakeup: tuple[int, int] | None = None  # The end that signals are written into, and what was there before.
+    self._stack = contextlib.ExitStack()
+    self._heard = False
 
   def __enter__(self) -> 'Interruption':
     if threading.current_thread() is threading.main_thread():
       for number in SIGNALS:
         self._before[number] = signal.signal(number, self._handle)
-      reading, writing = os.pipe()
-      os.set_blocking(writing, False)
-      self._wakeup = writing, signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-      threading.Thread(target=_leave_at_second, args=(reading,), name='signals', daemon=True).start()
+      self._stack.enter_context(_heard(self._leave_at_second))
     return self
 
   def __exit__(self, *exception: object) -> None:
-    if self._wakeup:
-      writing, before = self._wakeup
-      signal.set_wakeup_fd(before)
-      os.close(writing)  # Ends the thread.
+    self._stack.close()
     for number, handler in self._before.items():
       signal.signal(number, handler)  # pyright: ignore
 
@@ -55,14 +96,10 @@ class Interruption:
     """True once a signal has come to any process, as far as this one knows; each may ask when it likes."""
     return processes.anyone_wants_to_stop(self._requested)
 
-
-def _leave_at_second(reading: int) -> None:
-  """Reads signals' numbers as they come, whatever the main thread is doing; ends the process at a second SIGINT."""
-  requested = False
-  while number := os.read(reading, 1):
-    if requested and number[0] == signal.SIGINT:
+  def _leave_at_second(self, number: int) -> None:
+    """Ends the process at a SIGINT after the first signal."""
+    if self._heard and number == signal.SIGINT:
       with contextlib.suppress(OSError):
         os.write(2, AT_ONCE.encode())
-      os._exit(Interrupted.exit_code)
-    requested = requested or number[0] in SIGNALS
-  os.close(reading)
+      processes.leave(Interrupted.exit_code, 'left at once, at a second ctrl-C')
+    self._heard = self._heard or number in SIGNALS

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mtl_jax import objectives, processes, workdir
 from mtl_jax.data import mixture, pipeline
 from mtl_jax.data.pipeline import Split
-from mtl_jax.errors import CheckpointError, Interrupted
+from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, checkpoint, digests, nonfinite, sharding
@@ -93,13 +93,17 @@ class Keepers(NamedTuple):
 def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iterator[None]:
   """At the end, however it comes, waits for the last save and says what the run's time went into.
 
+  Of several processes one that fails by itself does not wait: the others would not come to the end of that save.
+
   Raises:
     CheckpointError: where the workdir cannot be written any more.
   """
+  together = True
   try:
     yield
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+  except BaseException as error:
+    together = processes.count() == 1 or isinstance(error, Interrupted | DivergedError)  # To which all come alike.
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
       raise
     raise CheckpointError(
       f'--workdir: {directory} cannot be written: {error.strerror}; what was saved before is as it was: make room, and '
@@ -107,8 +111,9 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
     ) from error
   finally:
     try:
-      with goodput.under('save'):
-        checkpoints.close()
+      if together:
+        with goodput.under('save'):
+          checkpoints.close()
     finally:
       goodput.finish(directory)
 
@@ -184,10 +189,11 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
         better = clock.saw(score)
         clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
       if values:
-        writer.write(clock.step, values)
+        writer.write(clock.step, values, saved=now.save or better or clock.stopped_early)
       if now.save or better or clock.stopped_early:
         with goodput.under('save'):
           clock.spent = goodput.now()
+          workdir.check_held(directory)
           checkpoints.save(state, clock)
         watchdog.beat(f'the save of step {clock.step}')
       if now.log:

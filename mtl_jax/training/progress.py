@@ -1,6 +1,7 @@
 """How far a run is: a progress bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
 
 import json
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from mtl_jax import whole_file
+from mtl_jax.buckets import address
 from mtl_jax.training.bar import bar
-from mtl_jax.training.goodput import Goodput
+from mtl_jax.training.goodput import UPLOAD_EVERY_SECS, Goodput
 
 
 class Progress:
@@ -44,23 +46,30 @@ class Progress:
 
 
 class MetricWriter:
-  """Appends to metrics.jsonl and to TensorBoard events, one call a log line; in all but one process, nowhere."""
+  """Appends to metrics.jsonl and to TensorBoard events, one call a log line; in all but one process, nowhere.
+
+  Nothing can be appended to an object of a bucket: there both are kept here and written whole, every half minute.
+  """
 
   def __init__(self, workdir: Path, *, resumed_at: int, enabled: bool):
     """Drops the lines after step `resumed_at`: the run will write them again."""
     self._enabled = enabled
     if not enabled:
       return
-    path = workdir / 'metrics.jsonl'
-    kept = [line for line in read_metrics(path) if line['step'] <= resumed_at]
-    whole_file.write(path, ''.join(json.dumps(line) + '\n' for line in kept))
-    self._file = path.open('a')
+    self._workdir, self._written = workdir, 0.0
+    kept = [line for line in read_metrics(workdir / 'metrics.jsonl') if line['step'] <= resumed_at]
+    text = ''.join(json.dumps(line) + '\n' for line in kept)
+    self._folder = None if address.is_local(workdir) else tempfile.TemporaryDirectory()
+    here = Path(self._folder.name) if self._folder else workdir
+    whole_file.write(here / 'metrics.jsonl', text)
+    self._file = (here / 'metrics.jsonl').open('a')
     # Without SummaryWriter's thread, whose failures on a full disk nobody could catch. A file for every start.
-    self._events = EventsWriter(str(workdir / 'events'), filename_suffix=f'.{resumed_at}')
+    self._events = EventsWriter(str(here / 'events'), filename_suffix=f'.{resumed_at}')
     if resumed_at:  # TensorBoard drops what it has from there on.
       self._events.write_event(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
 
-  def write(self, step: int, values: dict[str, Any]) -> None:
+  def write(self, step: int, values: dict[str, Any], *, saved: bool = False) -> None:
+    """Writes a line; one that is `saved` with a checkpoint is in a bucket before that."""
     if not self._enabled:
       return
     self._file.write(json.dumps({'step': step, **values}) + '\n')
@@ -69,17 +78,26 @@ class MetricWriter:
       scalar = summary.scalar(name, value)
       self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar))
     self._events.flush()
+    if saved or time.monotonic() - self._written > UPLOAD_EVERY_SECS:
+      self._upload()
 
   def close(self) -> None:
     if self._enabled:
       self._file.close()
       self._events.close()
+      self._upload()
+
+  def _upload(self) -> None:
+    if self._folder:
+      for path in Path(self._folder.name).iterdir():
+        whole_file.write(self._workdir / path.name, path.read_bytes())
+      self._written = time.monotonic()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl; what is no line of one, as the last when a kill cut it short, is left out."""
   lines = []
-  for text in path.read_text('utf-8', errors='replace').splitlines() if path.exists() else []:
+  for text in path.read_bytes().decode('utf-8', 'replace').splitlines() if path.exists() else []:
     with suppress(json.JSONDecodeError):
       line = json.loads(text)
       if isinstance(line, dict) and isinstance(line.get('step'), int | float):

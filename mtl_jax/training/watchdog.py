@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import leaving
+from mtl_jax import processes
 
 EXIT_CODE = 4
 
@@ -80,4 +80,4 @@ def _end(reason: str) -> None:
     faulthandler.dump_traceback(file=2, all_threads=True)
     line = f'mtl-jax: error: {reason}; every thread is above; the same command goes on from the last checkpoint\n'
     os.write(2, line.encode())
-  leaving.at_once(EXIT_CODE)
+  processes.leave(EXIT_CODE, reason)

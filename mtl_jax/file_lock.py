@@ -1,0 +1,41 @@
+"""Holding a lock file; the system lets go of it when the process dies. Some file systems have no locks."""
+
+import errno
+import fcntl
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+log = logging.getLogger('mtl_jax')
+
+# What Lustre without -o flock, some NFS and FUSE file systems answer.
+NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextmanager
+def held(path: Path, *, waiting: Callable[[], Any] = bool) -> Iterator[IO[str]]:
+  """Yields the open lock file, once others have let go of it; its folder is made if need be.
+
+  Where the file system has no locks, a line says that nothing guards the folder.
+
+  Args:
+    path: of the lock file.
+    waiting: called when another process holds it; raises where that is not to be waited for.
+
+  Raises:
+    OSError: where the file cannot be written.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('a') as handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      waiting()
+      fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+      if error.errno not in NONE_HERE:
+        raise
+      log.warning('warning: the file system of %s has no locks: see that one process writes there', path.parent)
+    yield handle
