@@ -23,6 +23,7 @@ from mtl_jax import objectives
 from mtl_jax.configs import default
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import multitask
+from mtl_jax.objectives.options import from_config
 from mtl_jax.tasks import BinaryTask, Task
 from mtl_jax.training import gradients, optimizer
 from mtl_jax.training.memory import least_of_processes, total_bytes
@@ -130,7 +131,7 @@ def prepare_step(workload: Workload, name: str, **settings: Any) -> Step:
   config, tasks = default.get_config().unlock(), workload.tasks
   config.model.width, config.objective.name = workload.width, name
   config.objective.update(settings)
-  objective = objectives.from_config(config, [task.name for task in tasks], steps_per_epoch=100)
+  objective = from_config(config, [task.name for task in tasks], steps_per_epoch=100)
   common = {'model': multitask.from_config(config, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
   first = first_state(workload)
   like = {'shared': first.variables['params']['shared']}

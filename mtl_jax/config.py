@@ -145,6 +145,7 @@ CHOICES = {
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.frozen_statistics': ('fixed', 'drift'),
   'objective.grain': ('tasks', 'outputs'),
+  'objective.heads': ('plain', 'weighted'),
   'objective.matching.table': ('given', 'binary', 'estimated'),
   'objective.matching.count_in': ('train', 'val'),
   'objective.matching.direction': ('targets', 'sources', 'both'),
