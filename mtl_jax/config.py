@@ -52,6 +52,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
   if isinstance(present, ConfigDict):
     raise ConfigError(f'config.{name} is a group; set one of its fields: {", ".join(present)}')
   with node.unlocked():
+    if present is None and leaf in node:
+      del node[leaf]  # Its type binds nobody.
     node[leaf] = _parse(text, present, name)
 
 
