@@ -127,6 +127,7 @@ def draw(names: list[str], points: np.ndarray, path: Path) -> None:
 
   matplotlib.use('agg')
   import matplotlib.pyplot as plt
+  from PIL import Image
 
   columns = min(6, len(names))
   grid = np.stack(np.meshgrid(np.linspace(-11, 11, 160), np.linspace(-11, 11, 160)))
@@ -148,6 +149,7 @@ def draw(names: list[str], points: np.ndarray, path: Path) -> None:
   figure.tight_layout(pad=0.3)
   figure.savefig(path, dpi=100)
   plt.close(figure)
+  Image.open(path).convert('RGB').quantize(64).save(path, optimize=True)
 
 
 if __name__ == '__main__':

@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = 1_000  # Evaluate on the validation split; 0: only at the end.
   evaluation.batch_size = 256  # Examples a step.
-  evaluation.metric = 'loss'  # What picks the best checkpoint: loss, or <task>/<metric> such as landmarks/nme.
+  evaluation.metric = 'loss'  # What picks the best checkpoint: loss, <task>/<metric>, */<metric> (mean over tasks).
   evaluation.patience = 0  # Stop after so many evaluations without a better one; 0 never stops early.
 
   config.checkpoint = checkpoint = ConfigDict()
