@@ -18,7 +18,9 @@ from mtl_jax.objectives import OBJECTIVES
 EPOCH = 636  # Batches of 256 in 162,770 images.
 LEFT_OUT = ('fixed', 'pivrg')  # The plain sum is the arm `joint`; scores from validation do not reach the second.
 # Numbers that the papers leave to the network's own optimizer learn as fast as it does.
-OPTIONS = dict.fromkeys(('uncertainty', 'imtl_l', 'imtl', 'ldc_mtl'), 'objective.options.learning_rate=3e-4')
+OPTIONS: dict[str, str] = dict.fromkeys(
+  ('uncertainty', 'imtl_l', 'imtl', 'ldc_mtl'), 'objective.options.learning_rate=3e-4'
+)
 
 
 def get_config() -> ConfigDict:

@@ -53,7 +53,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     raise ConfigError(f'config.{name} is a group; set one of its fields: {", ".join(present)}')
   with node.unlocked():
     if present is None and leaf in node:
-      del node[leaf]  # Its type binds nobody.
+      delattr(node, leaf)  # Its type binds nobody.
     node[leaf] = _parse(text, present, name)
 
 

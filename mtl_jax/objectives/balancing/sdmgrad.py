@@ -35,8 +35,9 @@ def sdmgrad(
 
   The defaults are the authors' code's (LibMTL's rate is 5), and they do not solve the problem: where gradients have
   like norms the scaled product's eigenvalues are near 1, steps of 10 throw w from corner to corner of the simplex, and
-  its last step of twenty still moves w by 0.9. `solver_rate=0` takes the rate from the matrix, 1 over the largest sum
-  of a row's sizes, with which w comes to rest; results under the default rate are those of a random walk.
+  the last step of twenty still moves w by 0.9 (3 tasks) or 0.4 (40). `solver_rate=0` takes the rate from the matrix, 1
+  over the largest sum of a row's sizes, with which w comes to rest; results under the default rate are those of a
+  random walk.
 
   Args:
     lam: pull towards the mean gradient.
