@@ -12,7 +12,7 @@ def fairgrad(alpha: float = 2.0) -> GramWeighting:
   weights are neither a mean's nor a sum's: gradients times s give weights times `s^(-2 alpha / (1 + alpha))`, an update
   times `s^((1 - alpha) / (1 + alpha))`, and one task alone gets `|g|^(-2 alpha / (1 + alpha))`. (The authors' code then
   multiplies by K.) alpha = 1 is Nash-MTL. A task whose gradient is 0 gets 0; where the equation has no solution see
-  `fair_weights`. Class P.
+  `fair_weights`. In LibMTL heads get the gradients times w: `heads='weighted'`. Class P.
 
   With alpha above 1 the update *grows* as the gradients shrink, without bound near a stationary point, and it does not
   vanish on the Pareto front: there the solution drifts along the front towards the task with the smaller gradient. So
