@@ -1,10 +1,11 @@
 """What every objective costs, as a ratio to the plain joint step; and per-task gradients beside torch with torchjd.
 
-    python benchmarks/methods.py [--losses 2 40] [--methods upgrad cagrad] [--torch] [--json FILE]
+    python benchmarks/methods.py [--losses 2 40] [--methods upgrad cagrad] [--torch] [--rules] [--json FILE]
 
 ResNet-18 at 64x64 on random images. K = 2 is CelebA's attributes and landmarks, any other K so many tasks of one
 attribute. Times are the best of several rounds, each in turn with the plain sum; memory is what the compiled step says
-it needs for temporaries. `--torch` adds PyTorch: torch and torchjd must be installed.
+it needs for temporaries. `--torch` adds PyTorch: torch and torchjd must be installed. `--rules` measures each method's
+own work on K gradients of 1,000 numbers instead, without the network that gives them.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> None:
   options = arguments()
   rows: list[Row] = []
   for num in options.losses:
-    for found in measure(num, options):
+    for found in measure_rules(num, options) if options.rules else measure(num, options):
       rows += found
       keep(rows, options)
       print(table(found).splitlines()[-len(found)], file=sys.stderr, flush=True)
@@ -55,6 +56,7 @@ def arguments() -> argparse.Namespace:
   made.add_argument('--chunks', type=int, nargs='*', default=[1, 2, 4, 8, 20, 40], help='backward passes side by side')
   made.add_argument('--batch_size', type=int, default=0, help='by default 64 on CPU, 256 elsewhere')
   made.add_argument('--rounds', type=int, default=5)
+  made.add_argument('--rules', action='store_true', help='measure the methods alone, without a network')
   made.add_argument('--torch', action='store_true', help='measure PyTorch with torchjd too')
   options = made.parse_args()
   options.width, options.size = 64, 64
@@ -95,6 +97,35 @@ def measure(num: int, options: argparse.Namespace) -> Iterator[list[Row]]:
     yield [here] + ([] if memory is None else [row(f'K={num}: {name}, temporary memory', memory / 2**20, 'MiB')])
 
 
+def measure_rules(num: int, options: argparse.Namespace) -> Iterator[list[Row]]:
+  """A row for each method: its own time to combine K gradients of 1,000 numbers, or K losses in class L."""
+  gradients_of_tasks = jax.random.normal(jax.random.key(0), (num, 1000))
+  losses, key = jnp.linspace(0.5, 2, num), jax.random.key(1)
+  for name in options.methods:
+    objective = objectives.OBJECTIVES[name]()
+    first = losses if objective.needs == 'losses' else gradients_of_tasks
+    first = first if objective.parts == 1 else jnp.stack([first] * objective.parts)
+
+    @jax.jit
+    def once(first: Any, state: Any, objective: Any = objective) -> Any:
+      if objective.needs == 'losses':
+        return jax.grad(lambda each: objective.update(each, state, key=key), has_aux=True)(first)
+      return objective.update(first, state, losses=losses, key=key)
+
+    state = objective.init(num, gradients_of_tasks[0])
+    compiled = partial(once.lower(first, state).compile(), first, state)
+    calls = 10 if options.quick else 200
+
+    def repeated(compiled: Any = compiled, calls: int = calls) -> int:
+      for _ in range(calls):
+        jax.block_until_ready(compiled())
+      return calls
+
+    repeated()
+    rate = best_rates({name: repeated}, rounds=options.rounds)[name]
+    yield [row(f'K={num}: {name}, the rule alone', 1e6 / rate, 'us')]
+
+
 def ways(workload: Workload, num: int, options: argparse.Namespace) -> dict[str, Callable[[], Step] | None]:
   """What makes each step that is measured; None for the plain sum, which there is already."""
   prepare = partial(partial, prepare_step, workload)
@@ -116,7 +147,7 @@ def ways(workload: Workload, num: int, options: argparse.Namespace) -> dict[str,
 
 def target(name: str, num: int) -> float | None:
   """The largest ratio to the plain step that is aimed at."""
-  if name not in objectives.OBJECTIVES or name in ('fixed', 'sdmgrad'):
+  if name not in objectives.OBJECTIVES or name in ('fixed', 'modo', 'sdmgrad'):
     return None
   needs = objectives.OBJECTIVES[name]().needs
   if needs == 'losses':
