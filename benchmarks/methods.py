@@ -1,10 +1,11 @@
 """What every objective costs, as a ratio to the plain joint step; and per-task gradients beside torch with torchjd.
 
-    python benchmarks/methods.py [--losses 2 40] [--methods upgrad cagrad] [--torch] [--json FILE]
+    python benchmarks/methods.py [--losses 2 40] [--methods upgrad cagrad] [--torch] [--rules] [--json FILE]
 
 ResNet-18 at 64x64 on random images. K = 2 is CelebA's attributes and landmarks, any other K so many tasks of one
 attribute. Times are the best of several rounds, each in turn with the plain sum; memory is what the compiled step says
-it needs for temporaries. `--torch` adds PyTorch: torch and torchjd must be installed.
+it needs for temporaries. `--torch` adds PyTorch: torch and torchjd must be installed. `--rules` measures each method's
+own work on K gradients of 1,000 numbers instead, without the network that gives them.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from mtl_jax import objectives
 from mtl_jax.configs import default
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import multitask
+from mtl_jax.objectives.options import from_config
 from mtl_jax.platform import xla
 from mtl_jax.tasks import BinaryTask, Task
 from mtl_jax.training import gradients, optimizer
@@ -41,7 +43,7 @@ def main() -> None:
   options = arguments()
   rows: list[Row] = []
   for num in options.losses:
-    for found in measure(num, options):
+    for found in measure_rules(num, options) if options.rules else measure(num, options):
       rows += found
       keep(rows, options)
       print(table(found).splitlines()[-len(found)], file=sys.stderr, flush=True)
@@ -55,6 +57,7 @@ def arguments() -> argparse.Namespace:
   made.add_argument('--chunks', type=int, nargs='*', default=[1, 2, 4, 8, 20, 40], help='backward passes side by side')
   made.add_argument('--batch_size', type=int, default=0, help='by default 64 on CPU, 256 elsewhere')
   made.add_argument('--rounds', type=int, default=5)
+  made.add_argument('--rules', action='store_true', help='measure the methods alone, without a network')
   made.add_argument('--torch', action='store_true', help='measure PyTorch with torchjd too')
   options = made.parse_args()
   options.width, options.size = 64, 64
@@ -95,6 +98,35 @@ def measure(num: int, options: argparse.Namespace) -> Iterator[list[Row]]:
     yield [here] + ([] if memory is None else [row(f'K={num}: {name}, temporary memory', memory / 2**20, 'MiB')])
 
 
+def measure_rules(num: int, options: argparse.Namespace) -> Iterator[list[Row]]:
+  """A row for each method: its own time to combine K gradients of 1,000 numbers, or K losses in class L."""
+  gradients_of_tasks = jax.random.normal(jax.random.key(0), (num, 1000))
+  losses, key = jnp.linspace(0.5, 2, num), jax.random.key(1)
+  for name in options.methods:
+    objective = objectives.OBJECTIVES[name]()
+    first = losses if objective.needs == 'losses' else gradients_of_tasks
+    first = first if objective.parts == 1 else jnp.stack([first] * objective.parts)
+
+    @jax.jit
+    def once(first: Any, state: Any, objective: Any = objective) -> Any:
+      if objective.needs == 'losses':
+        return jax.grad(lambda each: objective.update(each, state, key=key), has_aux=True)(first)
+      return objective.update(first, state, losses=losses, key=key)
+
+    state = objective.init(num, gradients_of_tasks[0])
+    compiled = partial(once.lower(first, state).compile(), first, state)
+    calls = 10 if options.quick else 200
+
+    def repeated(compiled: Any = compiled, calls: int = calls) -> int:
+      for _ in range(calls):
+        jax.block_until_ready(compiled())
+      return calls
+
+    repeated()
+    rate = best_rates({name: repeated}, rounds=options.rounds)[name]
+    yield [row(f'K={num}: {name}, the rule alone', 1e6 / rate, 'us')]
+
+
 def ways(workload: Workload, num: int, options: argparse.Namespace) -> dict[str, Callable[[], Step] | None]:
   """What makes each step that is measured; None for the plain sum, which there is already."""
   prepare = partial(partial, prepare_step, workload)
@@ -116,7 +148,7 @@ def ways(workload: Workload, num: int, options: argparse.Namespace) -> dict[str,
 
 def target(name: str, num: int) -> float | None:
   """The largest ratio to the plain step that is aimed at."""
-  if name not in objectives.OBJECTIVES or name in ('fixed', 'sdmgrad'):
+  if name not in objectives.OBJECTIVES or name in ('fixed', 'modo', 'sdmgrad'):
     return None
   needs = objectives.OBJECTIVES[name]().needs
   if needs == 'losses':
@@ -131,7 +163,7 @@ def prepare_step(workload: Workload, name: str, **settings: Any) -> Step:
   config, tasks = default.get_config().unlock(), workload.tasks
   config.model.width, config.objective.name = workload.width, name
   config.objective.update(settings)
-  objective = objectives.from_config(config, [task.name for task in tasks], steps_per_epoch=100)
+  objective = from_config(config, [task.name for task in tasks], steps_per_epoch=100)
   common = {'model': multitask.from_config(config, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
   first = first_state(workload)
   like = {'shared': first.variables['params']['shared']}

@@ -52,6 +52,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
   if isinstance(present, ConfigDict):
     raise ConfigError(f'config.{name} is a group; set one of its fields: {", ".join(present)}')
   with node.unlocked():
+    if present is None and leaf in node:
+      delattr(node, leaf)  # Its type binds nobody.
     node[leaf] = _parse(text, present, name)
 
 
@@ -145,6 +147,7 @@ CHOICES = {
   'model.dtype': ('auto', 'float32', 'bfloat16'),
   'model.frozen_statistics': ('fixed', 'drift'),
   'objective.grain': ('tasks', 'outputs'),
+  'objective.heads': ('plain', 'weighted'),
   'objective.matching.table': ('given', 'binary', 'estimated'),
   'objective.matching.count_in': ('train', 'val'),
   'objective.matching.direction': ('targets', 'sources', 'both'),

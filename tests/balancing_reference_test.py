@@ -112,6 +112,32 @@ def test_methods_without_differences_agree_with_torchjd():
     assert_close(update('fairgrad', rows, alpha=2.0), torch_update(torchjd.FairGrad(alpha=2.0), rows))
 
 
+def test_preferences_and_newer_methods_agree_with_torchjd():
+  torch = pytest.importorskip('torch')
+  torchjd = pytest.importorskip('torchjd.aggregation')
+  for rows in random():
+    raw = np.random.default_rng(len(rows)).uniform(0.2, 1.0, len(rows))
+    preference = tuple(float(p) for p in raw / raw.sum())
+    theirs = torch.tensor(preference, dtype=torch.float64)
+    assert_close(update('dualproj', rows), torch_update(torchjd.DualProj(), rows))
+    assert_close(update('conflict_free', rows), torch_update(torchjd.ConFIG(), rows))
+    for ours, method in (('upgrad', torchjd.UPGrad), ('dualproj', torchjd.DualProj), ('conflict_free', torchjd.ConFIG)):
+      assert_close(update(ours, rows, preference=preference), torch_update(method(theirs), rows))
+    aligned = torch_update(torchjd.AlignedMTL(theirs), rows)
+    assert_close(update('aligned_mtl', rows, preference=preference), len(rows) * aligned)
+
+
+def test_cr_mogm_agrees_with_torchjd():
+  torch = pytest.importorskip('torch')
+  torchjd = pytest.importorskip('torchjd.aggregation')
+  theirs, ours = torchjd.CRMOGMWeighting(torchjd.UPGradWeighting(), alpha=0.8), balancing.cr_mogm('upgrad', alpha=0.8)
+  state, known = ours.init(3), {'losses': jnp.ones(3), 'present': jnp.ones(3, bool), 'key': jax.random.key(0)}
+  for seed in range(5):
+    gram = jacobian(3, seed) @ jacobian(3, seed).T
+    weights, state = ours.weights(jnp.float32(gram), state, **known)
+    np.testing.assert_allclose(weights, theirs(torch.tensor(gram)).numpy(), rtol=1e-4)
+
+
 def test_upgrad_does_not_share_torchjds_threshold():
   """The paper's projection has no scale; torchjd takes a trace below 1e-4 for zero gradients, and gives their mean."""
   torchjd = pytest.importorskip('torchjd.aggregation')

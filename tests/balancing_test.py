@@ -30,10 +30,24 @@ METHODS = {
   'fairgrad 0.5': balancing.fairgrad(0.5),
   'fairgrad 5': balancing.fairgrad(5.0),
   'upgrad': balancing.upgrad(),
+  'pivrg': balancing.pivrg(),
+  'dualproj': balancing.dualproj(),
+  'conflict_free': balancing.conflict_free(),
+  'cr_mogm': balancing.cr_mogm('mgda'),
 }
 RANDOM_ORDER = ('pcgrad', 'gradvac')
 # Every number of tasks is compiled anew: the options' other values are tried at two of them.
-VARIANTS = ('mgda l2', 'mgda loss', 'mgda loss+', 'cagrad c=1', 'cagrad c=2', 'fairgrad 0.5', 'fairgrad 5')
+VARIANTS = (
+  'mgda l2',
+  'mgda loss',
+  'mgda loss+',
+  'cagrad c=1',
+  'cagrad c=2',
+  'fairgrad 0.5',
+  'fairgrad 5',
+  'pivrg',
+  'cr_mogm',
+)
 SIZES = (1, 2, 3, 7, 40)
 FEW_SIZES = (1, 2, 7)
 KINDS = ('independent', 'dependent', 'zero_rows', 'opposing', 'alike', 'ill_scaled', 'zero', 'duplicates')
@@ -183,9 +197,9 @@ def test_equal_tasks_give_the_means_direction(name, size, seed, scale):
   gradient = np.random.default_rng(seed).normal(size=5) * scale
   found = weigh(name, np.full((size, size), gradient @ gradient), losses=np.ones(size))
   assert found.sum() > 0
-  if name in ('mgda', 'imtl_g', 'upgrad'):  # Means.
+  if name in ('mgda', 'imtl_g', 'upgrad', 'dualproj', 'cr_mogm'):  # Means.
     assert found.sum() == pytest.approx(1, rel=1e-3)
-  if name in ('pcgrad', 'gradvac', 'aligned_mtl'):  # Sums.
+  if name in ('pcgrad', 'gradvac', 'aligned_mtl', 'conflict_free'):  # Sums.
     np.testing.assert_allclose(found, 1, rtol=1e-3)
 
 
@@ -206,6 +220,10 @@ FACTORS = {
   'fairgrad 0.5': lambda norm: norm ** (-2 / 3),
   'fairgrad 5': lambda norm: norm ** (-10 / 6),
   'upgrad': lambda norm: 1,
+  'pivrg': lambda norm: norm ** (-4 / 3),
+  'dualproj': lambda norm: 1,
+  'conflict_free': lambda norm: 1,
+  'cr_mogm': lambda norm: 1,
 }
 
 
@@ -243,7 +261,9 @@ def test_every_task_gains_from_nash_mtl_in_inverse_proportion_to_its_weight(kind
   np.testing.assert_allclose((rows @ (weights @ rows)) * weights, 1, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['nash_mtl', 'fairgrad', 'mgda', 'cagrad c=1', 'cagrad c=2', 'upgrad'])
+@pytest.mark.parametrize(
+  'name', ['nash_mtl', 'fairgrad', 'pivrg', 'mgda', 'cagrad c=1', 'cagrad c=2', 'upgrad', 'dualproj', 'conflict_free']
+)
 @pytest.mark.parametrize('scale', [1e-6, 1.0, 1e6])
 def test_opposing_gradients_give_an_update_near_zero(name, scale):
   rows = scale * np.array([[1.0, -2.0], [-1.0, 2.0]])
@@ -273,6 +293,10 @@ UPDATE_POWERS = {  # Gradients times s give the update times s to this power.
   'fairgrad 0.5': 1 / 3,
   'fairgrad 5': -2 / 3,
   'upgrad': 1,
+  'pivrg': -1 / 3,
+  'dualproj': 1,
+  'conflict_free': 1,
+  'cr_mogm': 1,
 }
 
 
@@ -360,6 +384,68 @@ def test_nash_mtl_solves_every_few_steps_and_when_a_task_joins():
   np.testing.assert_array_equal(kept[1], kept[0])
   np.testing.assert_allclose(kept[2], fresh[2], rtol=1e-6)  # The third task joins.
   np.testing.assert_array_equal(kept[3], kept[2])
+
+
+@given(kind=st.sampled_from(('independent', 'alike', 'ill_scaled')), **draws)
+@quick
+def test_conflict_free_has_one_cosine_with_all_gradients_and_their_projections_length(kind, size, seed):
+  rows = jacobian(kind, size, seed)
+  found = weigh('conflict_free', rows @ rows.T) @ rows
+  gains = rows @ found / np.linalg.norm(rows, axis=1)
+  np.testing.assert_allclose(gains, gains.mean(), rtol=2e-4)
+  np.testing.assert_allclose(np.linalg.norm(found), (rows @ found).sum() / np.linalg.norm(found), rtol=1e-4)
+
+
+@given(kind=st.sampled_from(KINDS), **draws)
+@settings(quick, max_examples=25)
+def test_dualproj_works_against_a_task_by_no_more_than_its_regularization(kind, size, seed):
+  rows = jacobian(kind, size, seed)
+  weights = weigh('dualproj', rows @ rows.T)
+  lengths = np.linalg.norm(rows, axis=1)
+  gains = rows @ (weights @ rows)
+  assert (gains >= -1e-4 * (lengths @ lengths) * weights - 2e-6 * lengths * (weights @ lengths)).all()
+
+
+@given(size=st.sampled_from(SIZES[1:]), seed=st.integers(0, 2**31))
+@quick
+def test_pivrg_solves_its_equation_and_asks_more_for_tasks_behind(size, seed):
+  rows = jacobian('independent', size, seed)
+  scores = np.random.default_rng(seed).normal(size=size) * 30
+  method = balancing.pivrg(bound=2.0, scores=tuple(scores))
+  state, known = method.init(size), {'losses': jnp.ones(size), 'present': jnp.ones(size, bool), 'key': None}
+  weights = np.asarray(jax.jit(lambda g: method.weights(g, state, **known)[0])(jnp.float32(rows @ rows.T)), np.float64)
+  temperature = max(np.ptp(scores) / np.log(2), 10)
+  priorities = np.exp(scores / temperature)
+  priorities = priorities / priorities.mean()
+  assert priorities.max() / priorities.min() <= 2.0001
+  np.testing.assert_allclose((rows @ (weights @ rows)) * np.sqrt(weights / priorities), 1, atol=1e-4)
+
+
+def test_cr_mogm_averages_the_methods_weights():
+  method = balancing.cr_mogm('mgda', alpha=0.75)
+  state, expected = method.init(3), None
+  for seed in range(4):
+    rows = jacobian('independent', 3, seed)
+    present = jnp.array([True, True, seed != 2])
+    found, state = method.weights(
+      jnp.float32(rows @ rows.T), state, losses=jnp.ones(3), present=present, key=jax.random.key(0)
+    )
+    new = weigh('mgda', rows @ rows.T, present=np.asarray(present))
+    expected = new if expected is None else np.where(present, 0.75 * expected + 0.25 * new, expected)
+    np.testing.assert_allclose(found, np.where(present, expected, 0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', ['upgrad', 'dualproj', 'aligned_mtl', 'conflict_free'])
+def test_a_preference_of_equal_numbers_changes_nothing_and_another_leans_to_its_task(name):
+  rows = jacobian('independent', 3, 0)
+  gram, known = jnp.float32(rows @ rows.T), {'losses': jnp.ones(3), 'present': jnp.ones(3, bool), 'key': None}
+  make = getattr(balancing, name)
+  weights = {
+    p: make(preference=p).weights(gram, (), **known)[0] @ rows for p in [None, (2.0, 2.0, 2.0), (8.0, 1.0, 1.0)]
+  }
+  np.testing.assert_allclose(weights[2.0, 2.0, 2.0], weights[None], rtol=1e-5)
+  cosines = {p: rows[0] @ d / np.linalg.norm(d) for p, d in weights.items()}
+  assert cosines[8.0, 1.0, 1.0] > cosines[None] + 0.1
 
 
 @pytest.mark.parametrize('name', ['mgda', 'gradvac', 'cagrad', 'imtl_g', 'nash_mtl', 'upgrad'])

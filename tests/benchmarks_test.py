@@ -62,6 +62,19 @@ def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path, name
   assert any(row['unit'] == 'images/s' and row['value'] > 0 for row in result['rows'] if row['value'] is not None)
 
 
+def test_the_toy_problems_ways_begin_at_the_starts_and_descend(rooms):
+  import toy
+
+  points, _, _ = toy.run(['fixed', 'mgda'], 200)
+  assert points.shape == (2, 5, 101, 2)
+  np.testing.assert_allclose(points[0, :, 0], toy.STARTS)
+  before, after = (np.array([toy.problem(x).sum() for x in points[0, :, at]]) for at in (0, -1))
+  assert (after < before).all()
+  on_front = np.tile(np.array([0.0, -8.3]), (5, 2, 1))
+  assert toy.ends(on_front)['on_front'] == 5
+  assert toy.ends(points[1])['on_front'] == 0
+
+
 def test_a_benchmark_of_whole_runs_begins_there_too():
   run_where_little_is('entries', '--help')
 

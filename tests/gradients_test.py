@@ -20,12 +20,14 @@ from mtl_jax.objectives import (
   gradnorm,
   grain,
   on_gram,
+  passes,
   sdmgrad,
   task_gradients,
   uncertainty,
 )
 from mtl_jax.objectives.balancing.gram import GramWeighting
-from mtl_jax.training import backward, gradients, sharding
+from mtl_jax.objectives.differentiate import over_parts
+from mtl_jax.training import gradients, sharding
 from mtl_jax.training.forward import Forward, split
 from mtl_jax.training.gradients import Settings
 from mtl_jax.training.step import init_state, train_step
@@ -103,8 +105,9 @@ def test_each_gradient_is_that_of_its_loss():
   forward, params = setup(binary_tasks(3))
   shared, heads = split(params)
   representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
-  _, _, points, own = backward.differentiate_heads(forward, heads, representation)
-  each = backward.at_parameters(pull, points, chunk=2)
+  found = gradients.through_heads(forward, representation, heads)
+  own = found.pull((jnp.ones((1, 3)), None))[1]
+  each = passes.at_parameters(pull, found.points, chunk=2)
   for k in range(3):
     expected = jax.grad(lambda params, k=k: forward.losses(params)[0][0, k])(params)
     assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], each), split(expected)[0])
@@ -131,23 +134,23 @@ def test_a_loop_over_chunks_gives_what_chunks_written_out_give(monkeypatch):
 
 def test_automatic_chunks_fit_the_memory_and_are_about_equal(monkeypatch):
   pull = [jnp.zeros(1000, jnp.float32)]
-  assert backward.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On eight devices.
+  assert gradients.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On eight devices.
   monkeypatch.setattr(jax, 'device_count', lambda: 1)
-  assert backward.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On a CPU.
+  assert gradients.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On a CPU.
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  sizes = {memory: backward.chunk_size(pull, 40, asked=0, memory=memory) for memory in (0, 16_000, 3 * 16_000, 10**9)}
+  sizes = {memory: gradients.chunk_size(pull, 40, asked=0, memory=memory) for memory in (0, 16_000, 3 * 16_000, 10**9)}
   assert sizes == {0: 1, 16_000: 1, 3 * 16_000: 3, 10**9: 40}
-  assert backward.chunk_size(pull, 40, asked=0, memory=30 * 16_000) == 20
-  assert backward.chunk_size(pull, 40, asked=7, memory=0) == 7
-  assert backward.chunk_size(pull, 2, asked=7, memory=0) == 2
+  assert gradients.chunk_size(pull, 40, asked=0, memory=30 * 16_000) == 20
+  assert gradients.chunk_size(pull, 40, asked=7, memory=0) == 7
+  assert gradients.chunk_size(pull, 2, asked=7, memory=0) == 2
 
 
 def test_gradients_that_cannot_be_kept_give_the_same_update_by_their_gram_matrix():
   forward, params = setup(binary_tasks(3))
   shared = split(params)[0]
   kept, alone = Settings(memory=10**12), Settings(memory=4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(shared)))
-  assert not gradients.gram_alone(shared, num=3, settings=kept)
-  assert gradients.gram_alone(shared, num=3, settings=alone)
+  assert not gradients.gram_alone(on_gram(by_norm)(), shared, num=3, settings=kept)
+  assert gradients.gram_alone(on_gram(by_norm)(), shared, num=3, settings=alone)
   objective = on_gram(by_norm)()
   found, expected = find(forward, params, objective, alone), find(forward, params, objective, kept)
   assert_close(found.gradients, expected.gradients)
@@ -213,7 +216,7 @@ def test_heads_get_their_own_plain_gradient_and_a_methods_factors():
   forward, params = setup()
   expected = split(plain(forward, params))[1]
   assert_close(split(find(forward, params, on_gram(by_norm)()).gradients)[1], expected)
-  halved = on_gram(by_norm)()._replace(head_scale=lambda losses: jnp.array([0.5, 2.0]))
+  halved = dataclasses.replace(on_gram(by_norm)(), head_scale=lambda losses, state: jnp.array([0.5, 2.0]))
   found = find(forward, params, halved).gradients
   for name, factor in (('head_attributes', 0.5), ('head_landmarks', 2.0)):
     assert_close(found[name], jax.tree.map(lambda leaf, factor=factor: factor * leaf, expected[name]))
@@ -233,7 +236,7 @@ def test_every_part_of_a_batch_has_its_share_of_every_set_and_device(rows, num):
 
 
 def test_a_task_that_a_part_of_the_batch_lacks_is_averaged_over_the_others():
-  found = grain.over_parts(jnp.array([[2.0, 4.0, 0.0], [0.0, 6.0, 0.0]]), jnp.array([[1, 1, 0], [0, 1, 0]], bool))
+  found = over_parts(jnp.array([[2.0, 4.0, 0.0], [0.0, 6.0, 0.0]]), jnp.array([[1, 1, 0], [0, 1, 0]], bool))
   assert found.tolist() == [2.0, 5.0, 0.0]
 
 

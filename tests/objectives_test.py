@@ -13,11 +13,11 @@ import pytest
 from tiny import SIZE, TASKS, label_stats, make_batch, make_model
 
 from mtl_jax import config as configs
-from mtl_jax import objectives, workdir
+from mtl_jax import workdir
 from mtl_jax.configs import default
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import OBJECTIVES
+from mtl_jax.objectives import OBJECTIVES, options
 from mtl_jax.training import loop
 from mtl_jax.training.step import init_state, train_step
 
@@ -33,7 +33,7 @@ def make_config(name: str = 'fixed', **fields):
 
 
 def make(name: str, num: int):
-  return objectives.from_config(make_config(name), [f'task{k}' for k in range(num)])
+  return options.from_config(make_config(name), [f'task{k}' for k in range(num)])
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def test_zeros_give_finite_updates(name, zero):
 @pytest.mark.parametrize('name', OBJECTIVES)
 def test_every_method_trains_from_the_config_and_leaves_a_task_without_labels_alone(name):
   config = make_config(name)
-  objective = objectives.from_config(config, [task.name for task in TASKS], steps_per_epoch=2)
+  objective = options.from_config(config, [task.name for task in TASKS], steps_per_epoch=2)
   batch = make_batch(rows=12)
   common = {'model': make_model(), 'tx': optax.sgd(0.01), 'objective': objective, 'ema_decay': 0.0}
   first = init_state(0, label_stats=label_stats(batch), input_shape=(*SIZE, 3), **common)
@@ -163,15 +163,15 @@ def test_wrong_settings_are_refused_in_one_line(fields, told):
   config.unlock()
   config.update_from_flattened_dict({f'objective.{key}': value for key, value in fields.items()})
   with pytest.raises(ConfigError) as caught:
-    objectives.from_config(config, ['a', 'b'])
+    options.from_config(config, ['a', 'b'])
   assert told in str(caught.value)
   assert '\n' not in str(caught.value)
 
 
 def test_options_reach_the_method_from_the_command_line():
-  options = ['objective.options.alpha=0', 'objective.options.at=parameters']
-  config = configs.load(FILE, ['objective.name=gradnorm', *options])
-  objective = objectives.from_config(config, ['a', 'b'])
+  overrides = ['objective.options.alpha=0', 'objective.options.at=parameters']
+  config = configs.load(FILE, ['objective.name=gradnorm', *overrides])
+  objective = options.from_config(config, ['a', 'b'])
   assert objective.needs == 'parameters'
   back = configs.from_json(json.loads(json.dumps(configs.to_json(config))))
   assert back.objective.options.to_dict() == {'alpha': 0, 'at': 'parameters'}

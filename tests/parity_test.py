@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import DataError
-from mtl_jax.models import convnet, multitask, normalization, pretrained, vit
+from mtl_jax.models import celeba_cnn, convnet, multitask, normalization, pretrained, vit
 
 torch = pytest.importorskip('torch')
 import torch_models  # noqa: E402
@@ -21,6 +21,7 @@ SIZES = {
   'vit_s16': (32, 32),
   'vit_b16': (32, 32),
   'convnet': (12, 20),
+  'celeba_cnn': (32, 24),
 }
 # torchvision's figures; of ViT-S/16 timm's.
 PUBLISHED = {
@@ -63,7 +64,8 @@ SHORTER = {
 @pytest.mark.parametrize('name', multitask.BACKBONES)
 def test_features_equal_pytorchs_with_random_weights(name, tmp_path, monkeypatch):
   our_options, their_options = SHORTER.get(name, ({}, {}))
-  monkeypatch.setattr(convnet.ConvNet, 'torchvision_names', ())  # It has none, but the same names do.
+  for without in (convnet.ConvNet, celeba_cnn.CelebACNN):
+    monkeypatch.setattr(without, 'torchvision_names', ())  # It has none, but the same names do.
   theirs = torch_models.randomized(reference(name, **their_options))
   torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
   images = np.random.default_rng(0).normal(size=(2, *SIZES[name], 3)).astype(np.float32)

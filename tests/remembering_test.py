@@ -109,6 +109,53 @@ def test_sdmgrad_weights_are_torchjds():
     np.testing.assert_allclose(found, expected @ thirds[t, 2], rtol=1e-3, atol=1e-3)
 
 
+def test_sdmgrads_preference_is_torchjds():
+  torch, aggregation = torch_and_aggregation()
+  thirds = RANDOM.normal(size=(STEPS, 3, K, SIZE)) + GRADIENTS[:, None]
+  preference = (0.1, 0.2, 0.3, 0.4)
+  weighting = aggregation.SDMGradWeighting(lr=0.5, pref_vector=torch.tensor(preference, dtype=torch.float64))
+  for t, (_, state) in enumerate(run(objectives.sdmgrad(solver_rate=0.5, preference=preference), thirds)):
+    expected = weighting(torch.tensor(thirds[t, 0] @ thirds[t, 1].T, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(state.weights, expected, atol=1e-4)
+
+
+def test_sdmgrads_solver_comes_to_rest_at_a_rate_of_the_matrix_and_not_at_the_published_one():
+  rows = np.random.default_rng(1).normal(size=(3, SIZE))
+  thirds = as_tree(np.stack([rows / np.linalg.norm(rows, axis=1, keepdims=True)] * 3))
+
+  def last_move(rate):
+    ends = []
+    for steps in (19, 20):
+      objective = objectives.sdmgrad(solver_rate=rate, solver_steps=steps)
+      ends.append(objective.update(thirds, objective.init(3), losses=jnp.ones(3))[1].simplex)
+    return float(jnp.abs(ends[1] - ends[0]).max())
+
+  assert last_move(10.0) > 0.5
+  assert last_move(0.0) < 1e-3
+
+
+def test_modos_weights_are_torchjds():
+  torch, aggregation = torch_and_aggregation()
+  thirds = RANDOM.normal(size=(STEPS, 3, K, SIZE)) + GRADIENTS[:, None]
+  weighting = aggregation.MoDoWeighting(gamma=0.02, rho=0.3)
+  for t, (found, state) in enumerate(run(objectives.modo(gamma=0.02, rho=0.3), thirds)):
+    expected = weighting(torch.tensor(thirds[t, 0] @ thirds[t, 1].T, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(state.weights, expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected @ thirds[t, 2], rtol=1e-3, atol=1e-3)
+
+
+def test_imtl_is_imtl_g_of_the_scaled_losses():
+  """The update's projections on all scaled gradients' directions are equal, and its weights on them sum to 1."""
+  logs = np.zeros(K)
+  for t, (found, state) in enumerate(run(objectives.imtl(learning_rate=0.1))):
+    scaled = np.exp(logs)[:, None] * GRADIENTS[t]
+    projections = scaled @ found / np.linalg.norm(scaled, axis=1)
+    np.testing.assert_allclose(projections, projections.mean(), rtol=1e-3)
+    np.testing.assert_allclose((np.asarray(state.weights) / np.exp(logs)).sum(), 1, rtol=1e-3)
+    logs = np.asarray(state.inner.values, np.float64)
+  assert np.abs(logs).min() > 0.01
+
+
 @pytest.mark.parametrize('num', [1, 2, 7])
 def test_the_projection_gives_the_nearest_point_of_the_simplex(num):
   """The nearest point is where the inner product with every vertex's direction is not positive."""

@@ -323,6 +323,24 @@ def test_delta_m_of_a_small_study_by_hand():
   assert found['ci95'] == pytest.approx(expected)
 
 
+def test_delta_m_has_an_interval_over_seeds_and_people():
+  rng, seeds, people = np.random.default_rng(0), 4, 50
+  f1 = {task: (rng.normal(0.6, 0.01, seeds), rng.normal(0.7, 0.01, seeds)) for task in ('a', 'b')}
+  values = {task: {'macro_f1': pair} for task, pair in f1.items()}
+  shared = rng.normal(0, 0.02, (200, 1))  # What a resample's people do to all seeds alike.
+  resampled = {task: {'macro_f1': (pair[0] + shared, pair[1] + 0 * shared)} for task, pair in f1.items()}
+  mains = dict.fromkeys(values, 'macro_f1')
+  found = delta_m(values, main_metrics=mains, resampled=resampled, num_clusters=people)
+  by_seed = np.mean([100 * (r - a) / r.mean() for a, r in f1.values()], axis=0)
+  terms = [100 * (r - a) / r.mean(-1, keepdims=True) for a, r in (pair['macro_f1'] for pair in resampled.values())]
+  expected = significance.interval(
+    by_seed, np.zeros(seeds), resampled=(np.mean(terms, axis=0), np.zeros((200, seeds))), num_clusters=people
+  )
+  assert found['ci95_people'] == pytest.approx([expected.low, expected.high])
+  assert np.ptp(found['ci95_people']) > 1.5 * np.ptp(found['ci95'])
+  assert delta_m(values, main_metrics=mains)['ci95_people'] is None
+
+
 def test_delta_m_names_what_it_leaves_out():
   values = {
     'rare': {'f1': (np.array([0.1, 0.2, 0.1]), np.zeros(3))},

@@ -7,11 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mtl_jax import config as configs
 from mtl_jax.config import with_fields
-from mtl_jax.study import study
+from mtl_jax.errors import ConfigError
+from mtl_jax.evaluation import evaluate
+from mtl_jax.objectives import OBJECTIVES, options
+from mtl_jax.study import arms, study
 from mtl_jax.study.arms import TUNING_SEED, Arm
 from mtl_jax.study.replicas import Replica
 from mtl_jax.study.shelf import Shelf
+from mtl_jax.tasks import BinaryTask
 
 RATES = (1e-3, 3e-3)
 
@@ -43,6 +48,40 @@ def test_the_json_holds_what_both_arms_scored_with_every_seed(finished):
     assert found['cost'][arm]['tuning_seconds'] == pytest.approx(sum(result.seconds for result in tried))
   assert found['data']['splits']['test'] == found['data']['num_test']
   print(json.dumps(found['cost']), found['learning_rates'])
+
+
+def test_the_best_step_may_be_picked_by_a_mean_over_tasks():
+  metrics = {'a': {'macro_f1': 0.5}, 'b': {'macro_f1': 0.7}, 'landmarks': {'nme': 0.2}, 'none': {'macro_f1': None}}
+  assert evaluate.score('*/macro_f1', total_loss=0.0, metrics=metrics) == pytest.approx(0.6)
+  assert evaluate.score('*/nme', total_loss=0.0, metrics=metrics) == pytest.approx(-0.2)
+  with pytest.raises(ConfigError, match=r'no metric .\*/ap.'):
+    evaluate.score('*/ap', total_loss=0.0, metrics=metrics)
+
+
+def test_the_protocol_of_celeba_40_has_every_method_as_an_arm():
+  config = configs.load(Path(__file__).parent.parent / 'configs' / 'celeba40_protocol.py')
+  tasks = [BinaryTask(f'attributes/{name}', (name,)) for name in 'ab']
+  found = arms.from_config(config, tasks)
+  assert set(found) == {'single', 'joint', *OBJECTIVES} - {'fixed', 'pivrg'}
+  assert list(found['single'].programs) == ['attributes/a', 'attributes/b']
+  for name, arm in found.items():
+    if name not in ('single', 'joint'):
+      assert options.from_config(arm.programs[name], ['a', 'b']).needs == OBJECTIVES[name]().needs
+
+
+def test_the_table_of_celeba_40_sets_published_values_beside_delta_m(monkeypatch):
+  monkeypatch.syspath_prepend(Path(__file__).parent.parent / 'benchmarks')
+  import celeba40
+
+  f1 = {'mean': 1.25, 'ci95': [0.5, 2.0], 'ci95_people': [-0.25, 2.75], 'median': 0.75}
+  ap = {**f1, 'mean': -0.5, 'ci95_people': None}
+  compared = {'delta_m': {'per_metric': {'f1': f1, 'ap': ap}}}
+  entry = {'macro_f1': {'single': {'mean': 0.7}, 'famo': {'mean': 0.6}}}
+  cost = {'single': {'seconds': 8.0}, 'famo': {'seconds': 4.0}}
+  study_of_one = {'arms': ['single', 'famo'], 'tasks': {'a': entry, 'b': entry}, 'cost': cost, **compared}
+  rows = celeba40.table(study_of_one)
+  assert rows[2].startswith('| single | 0.700 | 0 | 0 | 0 | 0 | 2.00 |')
+  assert rows[3] == '| famo | 0.600 | 1.25 (-0.25 to 2.75) | 0.75 | -0.50 (0.50 to 2.00) | 0.75 | 1.00 | 1.21 |'
 
 
 def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill_the_devices(monkeypatch):

@@ -234,6 +234,41 @@ class ConvNet(nn.Module):
     return self.pool(self.conv2(x).relu()).movedim(1, -1).flatten(1)
 
 
+class CelebACNN(nn.Module):
+  """As the authors of FAMO have it, under names of ours."""
+
+  def __init__(self):
+    super().__init__()
+    before, self.order = 3, []
+    for name, width in (
+      ('1_1', 64),
+      ('2_1', 128),
+      ('2_2', 128),
+      ('3_1', 256),
+      ('3_2', 256),
+      ('4_1', 512),
+      ('4_2', 512),
+    ):
+      self.add_module(f'conv{name}', nn.Conv2d(before, width, 3, padding=1, bias=False))
+      self.add_module(f'bn{name}', nn.BatchNorm2d(width))
+      self.order.append((f'conv{name}', f'bn{name}', name in ('1_1', '2_2', '3_2')))
+      before = width
+    for i in (1, 2):
+      self.add_module(f'dense{i}', nn.Linear(512, 512, bias=False))
+      self.add_module(f'bn5_{i}', nn.BatchNorm1d(512))
+    self.pool = nn.MaxPool2d(2)
+
+  def forward_features(self, x):
+    for conv, norm, pooled in self.order:
+      x = getattr(self, norm)(getattr(self, conv)(x)).relu()
+      x = self.pool(x) if pooled else x
+    x = x.mean(dim=(2, 3))
+    for i in (1, 2):
+      x = getattr(self, f'bn5_{i}')(getattr(self, f'dense{i}')(x)).relu()
+    return x
+
+
+celeba_cnn = CelebACNN
 mobilenet_v2 = MobileNetV2
 convnext_tiny = ConvNeXt
 convnet = ConvNet

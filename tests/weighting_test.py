@@ -1,11 +1,14 @@
 """Every loss weighting is its formula, in NumPy and float64, over several steps."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtl_jax import objectives
+from mtl_jax.objectives.weighting.go4align import group_means
 
 K = 3
 STEPS = 7
@@ -109,6 +112,62 @@ def expected_famo():
     w = move(w, z * (gain - (z * gain).sum()))
 
 
+def expected_scale_invariant():
+  return [(np.log(L).sum(), 1 / L) for L in LOSSES]
+
+
+def expected_uw_so():
+  for L in LOSSES:
+    weights = softmax(1 / L / 2.0)
+    yield (weights * L).sum(), weights
+
+
+def expected_ldc_mtl():
+  s, move = np.ones(K), adam(0.1)
+  sigmoid = lambda s: 1 / (1 + np.exp(-s))  # noqa: E731
+  for L in LOSSES:
+    w = sigmoid(s)
+    signs = np.sign(np.diff(w * L))
+    slopes = np.array([-signs[0], signs[0] - signs[1], signs[1]])  # Of the sum of the differences' sizes, in w_k L_k.
+    yield (w * L).sum() / w.sum() + 0.3 * np.abs(np.diff(w * L)).sum(), w / w.sum() + 0.3 * slopes * w
+    s = move(s, (1 / w.sum() + 0.3 * slopes) * L * w * (1 - w))
+
+
+def expected_go4align(groups):
+  total = np.zeros(K)
+  for L in LOSSES:
+    total = total + L
+    weights = L.sum() / L * softmax(-0.5 * total)
+    if groups == 1:
+      weights = np.full(K, weights.mean())
+    elif groups == 2:
+      order = np.argsort(weights)
+      cuts = [(weights[order[:c]].var() * c + weights[order[c:]].var() * (K - c), c) for c in range(1, K)]
+      _, cut = min(cuts)
+      weights = weights.copy()
+      weights[order[:cut]], weights[order[cut:]] = weights[order[:cut]].mean(), weights[order[cut:]].mean()
+    yield (weights * L).sum(), weights
+
+
+def of_torchjd(make):
+  torch = pytest.importorskip('torch')
+  scalarization = pytest.importorskip('torchjd.scalarization')
+  scalarizer = make(scalarization, lambda *numbers: torch.tensor(numbers, dtype=torch.float64))
+  for L in LOSSES:
+    losses = torch.tensor(L, requires_grad=True)
+    value = scalarizer(losses)
+    value.backward()
+    yield value.item(), losses.grad.numpy()
+
+
+def expected_pbi():
+  return of_torchjd(lambda s, vector: s.PBI(2.0, vector(0.2, 0.3, 0.5), reference=vector(0.1, 0.0, 0.05)))
+
+
+def expected_cosmos():
+  return of_torchjd(lambda s, vector: s.COSMOS(0.7, vector(0.2, 0.3, 0.5)))
+
+
 @pytest.mark.parametrize(
   ('objective', 'expected'),
   [
@@ -119,13 +178,51 @@ def expected_famo():
     (objectives.dwa(steps_per_epoch=2), expected_dwa),
     (objectives.stch(mu=0.5, warmup_epochs=1, steps_per_epoch=2), expected_stch),
     (objectives.famo(gamma=0.01), expected_famo),
+    (objectives.scale_invariant(), expected_scale_invariant),
+    (objectives.uw_so(temperature=2.0), expected_uw_so),
+    (objectives.ldc_mtl(lam=0.3, learning_rate=0.1), expected_ldc_mtl),
+    (objectives.go4align(groups=1, step_size=0.5), lambda: expected_go4align(1)),
+    (objectives.go4align(groups=2, step_size=0.5), lambda: expected_go4align(2)),
+    (objectives.go4align(groups=5, step_size=0.5), lambda: expected_go4align(5)),
+    (objectives.pbi(2.0, (2.0, 3.0, 5.0), reference=(0.1, 0.0, 0.05)), expected_pbi),
+    (objectives.cosmos(0.7, (2.0, 3.0, 5.0)), expected_cosmos),
   ],
-  ids=['fixed', 'uncertainty', 'imtl_l', 'gls', 'dwa', 'stch', 'famo'],
+  ids=[
+    'fixed',
+    'uncertainty',
+    'imtl_l',
+    'gls',
+    'dwa',
+    'stch',
+    'famo',
+    'scale_invariant',
+    'uw_so',
+    'ldc_mtl',
+    'go4align 1',
+    'go4align 2',
+    'go4align 5',
+    'pbi',
+    'cosmos',
+  ],
 )
 def test_totals_and_weights_are_the_formula(objective, expected):
   for (total, weights), (value, gradient) in zip(run(objective), expected(), strict=True):
     np.testing.assert_allclose(total, value, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(weights, gradient, rtol=1e-4)
+
+
+@pytest.mark.parametrize(('num', 'groups'), [(1, 2), (5, 3), (6, 2), (7, 4)])
+def test_groups_are_those_with_the_least_squares(num, groups):
+  values = np.random.default_rng(num).gamma(1.0, size=num)
+  present = np.arange(num) != 2
+  found = np.asarray(group_means(jnp.float32(values), jnp.asarray(present), groups))
+  here = values[present]
+  best = np.inf
+  for labels in itertools.product(range(min(groups, len(here))), repeat=len(here)):
+    members = [here[np.array(labels) == label] for label in set(labels)]
+    best = min(best, sum(((each - each.mean()) ** 2).sum() for each in members))
+  np.testing.assert_allclose(((here - found[present]) ** 2).sum(), best, atol=1e-5)
+  assert len(np.unique(found[present].round(5))) <= groups
 
 
 def test_random_weights_are_a_softmax_of_standard_normals():

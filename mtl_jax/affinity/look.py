@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
-from mtl_jax.objectives import grain
-from mtl_jax.training import backward, sharding
+from mtl_jax.objectives import grain, passes
+from mtl_jax.training import gradients, sharding
 from mtl_jax.training.building import Run
 from mtl_jax.training.forward import Forward, Params, split
 from mtl_jax.training.step import TrainState, forward_of
@@ -46,16 +46,16 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
     forward: the batch on its way to the losses.
     params: of the whole model.
     step_size: of the look-ahead step.
-    chunk: tasks side by side, 0 for as many as memory holds: see `backward.chunk_size`.
+    chunk: tasks side by side, 0 for as many as memory holds: see `gradients.chunk_size`.
     memory: bytes of a device, 0 where it is not known.
   """
   shared, heads = split(params)
   representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
-  found = backward.differentiate_heads(forward, heads, representation)
-  num = backward.count(found.points)
+  found = gradients.through_heads(forward, representation, heads)
+  num = passes.count(found.points)
   # A task's look-ahead holds a second forward pass and a copy of the parameters besides its backward pass.
-  side_by_side = backward.chunk_size(pull, num, asked=chunk, memory=memory // 3)
-  keep = backward.can_keep(shared, num, memory=memory)
+  side_by_side = gradients.chunk_size(pull, num, asked=chunk, memory=memory // 3)
+  keep = gradients.can_keep(shared, num, memory=memory)
 
   def ahead(point: Any) -> tuple[Float[Array, ' k']]:
     (gradient,) = pull(point)
@@ -64,8 +64,8 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
 
   return Look(
     before=found.losses.mean(0),
-    after=backward.at_parameters(ahead, found.points, chunk=side_by_side),
-    gram=backward.gram_at_parameters(pull, found.points, chunk=side_by_side, keep=keep),
+    after=passes.at_parameters(ahead, found.points, chunk=side_by_side),
+    gram=passes.gram_at_parameters(pull, found.points, chunk=side_by_side, keep=keep),
     present=forward.present,
   )
 

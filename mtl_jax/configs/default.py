@@ -72,11 +72,14 @@ def get_config() -> ConfigDict:
   config.objective = objective = ConfigDict()
   # How the losses become one: fixed, or a method of mtl_jax/objectives (its `OBJECTIVES` lists them).
   objective.name = 'fixed'
-  objective.options = ConfigDict()  # The method's own, such as `options.c` of cagrad; those not set are the paper's.
+  objective.options = ConfigDict()  # The method's own, such as `options.c` of cagrad: see its file for the defaults.
   objective.grain = 'tasks'  # What counts as one loss: tasks, or outputs: each of 40 attributes, landmarks as one.
   # Of `fixed`; tasks not listed weigh 1. Listed are common ones, so that a weight of one that a set lacks is no slip.
   known = ('attributes', 'landmarks', 'pose', 'age', 'race', 'gender', 'smile', 'glasses')
   objective.weights = ConfigDict(dict.fromkeys(known, 1.0))
+  # The gradient of each head's own parameters, where a method balances those of the shared part: plain (of its losses),
+  # or weighted by the method's weights, as in LibMTL's Nash-MTL, FairGrad, ExcessMTL and SDMGrad.
+  objective.heads = 'plain'
   # Methods at the shared parameters: backward passes side by side (0: as many as fit into memory; one on a CPU or on
   # several devices), and for those with a Gram matrix the steps from one to the next and the rows of a batch that it is
   # taken from (0: all of them).
@@ -139,7 +142,7 @@ def get_config() -> ConfigDict:
   config.eval = evaluation = ConfigDict()
   evaluation.every_steps = 1_000  # Evaluate on the validation split; 0: only at the end.
   evaluation.batch_size = 256  # Examples a step.
-  evaluation.metric = 'loss'  # What picks the best checkpoint: loss, or <task>/<metric> such as landmarks/nme.
+  evaluation.metric = 'loss'  # What picks the best checkpoint: loss, <task>/<metric>, */<metric> (mean over tasks).
   evaluation.patience = 0  # Stop after so many evaluations without a better one; 0 never stops early.
 
   config.checkpoint = checkpoint = ConfigDict()

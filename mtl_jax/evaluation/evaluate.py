@@ -118,7 +118,7 @@ def score(metric: str, *, total_loss: float, metrics: Mapping[str, Mapping[str, 
   """The value that picks the best checkpoint, higher is better.
 
   Args:
-    metric: `loss`, or `<task>/<metric>`.
+    metric: `loss`, `<task>/<metric>`, or `*/<metric>`, the mean over all tasks that have it.
     total_loss: weighted sum of the tasks' losses.
     metrics: as `task_metrics` gives them.
 
@@ -128,7 +128,10 @@ def score(metric: str, *, total_loss: float, metrics: Mapping[str, Mapping[str, 
   if metric == 'loss':
     return -total_loss
   task, _, name = metric.rpartition('/')
+  of_tasks = [values[name] for values in metrics.values() if isinstance(values.get(name), (int, float))]
   value = metrics.get(task, {}).get(name)
+  if task == '*' and of_tasks:
+    value = sum(of_tasks) / len(of_tasks)
   if not isinstance(value, (int, float)):
     have = ', '.join(f'{t}/{m}' for t, values in metrics.items() for m, v in values.items() if isinstance(v, float))
     raise ConfigError(f'config.eval.metric: no metric {metric!r} on the validation split; there is loss, {have}')

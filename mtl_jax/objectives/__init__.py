@@ -1,28 +1,33 @@
 """Losses, and the ways to make one objective of several: see `Objective` for what they all are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from ml_collections import ConfigDict
-
-from mtl_jax.config import choose
 from mtl_jax.objectives import balancing
 from mtl_jax.objectives.balancing.db_mtl import db_mtl
 from mtl_jax.objectives.balancing.excess_mtl import excess_mtl
 from mtl_jax.objectives.balancing.graddrop import graddrop
+from mtl_jax.objectives.balancing.imtl import imtl
 from mtl_jax.objectives.balancing.moco import moco
+from mtl_jax.objectives.balancing.modo import modo
 from mtl_jax.objectives.balancing.sdmgrad import sdmgrad
+from mtl_jax.objectives.differentiate import value_and_grad
 from mtl_jax.objectives.objective import Objective
-from mtl_jax.objectives.options import build
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import gradnorm as _gradnorm
+from mtl_jax.objectives.weighting.cosmos import cosmos
 from mtl_jax.objectives.weighting.dwa import dwa
 from mtl_jax.objectives.weighting.famo import famo
 from mtl_jax.objectives.weighting.fixed import fixed
 from mtl_jax.objectives.weighting.gls import gls
+from mtl_jax.objectives.weighting.go4align import go4align
 from mtl_jax.objectives.weighting.imtl_l import imtl_l
+from mtl_jax.objectives.weighting.ldc_mtl import ldc_mtl
+from mtl_jax.objectives.weighting.pbi import pbi
 from mtl_jax.objectives.weighting.rlw import rlw
+from mtl_jax.objectives.weighting.scale_invariant import scale_invariant
 from mtl_jax.objectives.weighting.stch import stch
 from mtl_jax.objectives.weighting.uncertainty import uncertainty
+from mtl_jax.objectives.weighting.uw_so import uw_so
 
 gradnorm = on_gram(_gradnorm.gradnorm, at='representation')
 mgda = on_gram(balancing.mgda)
@@ -34,18 +39,28 @@ imtl_g = on_gram(balancing.imtl_g)
 nash_mtl = on_gram(balancing.nash_mtl)
 aligned_mtl = on_gram(balancing.aligned_mtl)
 fairgrad = on_gram(balancing.fairgrad)
+pivrg = on_gram(balancing.pivrg)
 upgrad = on_gram(balancing.upgrad)
+dualproj = on_gram(balancing.dualproj)
+conflict_free = on_gram(balancing.conflict_free)
+cr_mogm = on_gram(balancing.cr_mogm)
 
 # A new objective is a file in weighting/ or balancing/ and a line here.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
   'fixed': fixed,
+  'scale_invariant': scale_invariant,
   'uncertainty': uncertainty,
+  'uw_so': uw_so,
   'dwa': dwa,
   'gls': gls,
   'rlw': rlw,
   'imtl_l': imtl_l,
   'stch': stch,
   'famo': famo,
+  'go4align': go4align,
+  'ldc_mtl': ldc_mtl,
+  'pbi': pbi,
+  'cosmos': cosmos,
   'gradnorm': gradnorm,
   'mgda': mgda,
   'mgda_ub': mgda_ub,
@@ -54,35 +69,22 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
   'graddrop': graddrop,
   'cagrad': cagrad,
   'imtl_g': imtl_g,
+  'imtl': imtl,
   'nash_mtl': nash_mtl,
   'aligned_mtl': aligned_mtl,
   'fairgrad': fairgrad,
+  'pivrg': pivrg,
   'upgrad': upgrad,
+  'dualproj': dualproj,
+  'conflict_free': conflict_free,
+  'cr_mogm': cr_mogm,
   'excess_mtl': excess_mtl,
   'db_mtl': db_mtl,
   'moco': moco,
+  'modo': modo,
   'sdmgrad': sdmgrad,
 }
-__all__ = [*OBJECTIVES, 'OBJECTIVES', 'Objective', 'from_config', 'on_gram', 'task_weights']  # pyright: ignore
+# Below the table, which it looks up.
+from mtl_jax.objectives.matrix import aggregate  # noqa: E402
 
-
-def task_weights(config: ConfigDict, names: Sequence[str]) -> list[float]:
-  """Each loss's weight: its own, or its group's, or 1."""
-  weights = config.objective.weights
-  return [float(weights.get(name, weights.get(name.split('/')[0], 1.0))) for name in names]
-
-
-def from_config(config: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
-  """The objective that `config.objective` asks for.
-
-  Args:
-    config: the whole configuration.
-    names: of the losses it balances.
-    steps_per_epoch: for the methods that count epochs.
-
-  Raises:
-    ConfigError: for an unknown name or option, or settings that the method cannot serve.
-  """
-  name = choose(config.objective.name, tuple(OBJECTIVES), field='config.objective.name')
-  given = {'weights': task_weights(config, names), 'steps_per_epoch': steps_per_epoch}
-  return build(name, OBJECTIVES[name], config.objective, given=given)
+__all__ = [*OBJECTIVES, 'OBJECTIVES', 'Objective', 'aggregate', 'on_gram', 'value_and_grad']  # pyright: ignore

@@ -95,11 +95,6 @@ def rows_of_first_part(values: Array, num: int) -> Array:
   return chosen.reshape(-1, *values.shape[1:])
 
 
-def over_parts(values: Float[Array, 'p k'], present: Bool[Array, 'p k']) -> Float[Array, ' k']:
-  """The mean over the parts that have a label; 0 where none has."""
-  return jnp.where(present, values, 0).sum(0) / jnp.maximum(present.sum(0), 1)
-
-
 def _columns(
   values: Float[Array, 'b n'], mask: Bool[Array, 'b n'], parts: int, weights: Float[Array, 'b n'] | None
 ) -> tuple[Array, Array]:

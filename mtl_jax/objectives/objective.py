@@ -1,17 +1,21 @@
-"""What every objective is: a pair of pure functions, like an optax transformation, in one of three cost classes."""
+"""The form of every objective: a pair of pure functions, like an Optax transformation, in one of three cost classes."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting
+from mtl_jax.objectives.shapes import Array, Bool, Float
 
 Point = Literal['losses', 'representation', 'parameters']
 
 
-class Objective(NamedTuple):
-  """How K losses, or their K gradients, become one.
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The way in which K losses, or their K gradients, become one.
 
   `needs` is the cost class, and says what `update` takes first:
 
@@ -24,27 +28,21 @@ class Objective(NamedTuple):
     shared parameters `[K, ...]`; `combined` has no such axis. `at` is the representation itself, for methods that
     look at it.
 
-  The losses are `[K]`, `present` is bool `[K]`, and `key` is used by random methods alone. A task without a single
-  label in the batch is not present: its loss and gradient are not read, it takes no part in the update, and the
-  others get what they would get without it.
+  The losses are `[K]`, `present` is bool `[K]` (None: all are), and `key` is used by random methods alone. A task
+  without a single label in the batch is not present: its loss and gradient are not read, it takes no part in the
+  update, and the others get what they would get without it.
 
-  Parameters of one head alone are no part of the K gradients. They get the plain gradient of the sum of the losses,
-  each head that of its own, as in torchjd and LibMTL (times `head_scale` where a method has one); in class L they get
-  the gradient of `total` like all others.
+  Parameters of one head alone are no part of the K gradients: `value_and_grad` gives them the plain gradient of the sum
+  of the losses (times `head_scale` where a method has one), or, asked for `heads='weighted'`, that of the losses times
+  the method's weights. In class L they get the gradient of `total` like all others.
 
-  In a training loop of one's own, with an Optax optimizer `tx`:
-
-      objective = mtl_jax.objectives.cagrad(c=0.4)
-      state = objective.init(K, params)
-      losses, pullback = jax.vjp(losses_of, params)
-      (gradients,) = jax.vmap(pullback)(jnp.eye(K))
-      gradient, state = objective.update(gradients, state, losses=losses, present=jnp.ones(K, bool), key=key)
-      updates, optimizer = tx.update(gradient, optimizer, params)
+  In a training loop of one's own all this is one call: see `mtl_jax.objectives.value_and_grad`.
 
   Attributes:
     init: `(K, like) -> state`, a pytree; `like` has the structure and shapes of one task's gradient, and only methods
-      that remember gradients look at it. A state with a field `weights [K]` shows there the last update's weights.
-    update: as above.
+      that remember gradients look at it. Without it their state begins empty and takes its shape at the first update,
+      which compiles a step twice. A state with a field `weights [K]` shows there the last update's weights.
+    rule: what `update` does once its arguments are known to fit.
     needs: the cost class.
     weighting: of methods whose update is the sum of the gradients times weights that follow from their Gram matrix:
       the weights can then be had without keeping the gradients.
@@ -52,16 +50,72 @@ class Objective(NamedTuple):
       after the step; None for all others.
     parts: into how many disjoint parts of the batch the losses are split. Where it is more than 1, the gradients'
       leaves have first axes `[parts, K]`; `losses` and `present` are of the whole batch.
-    head_scale: `losses [K] -> factors [K]` of the heads' own gradients; None leaves them plain.
+    head_scale: `(losses [K], state) -> factors [K]` of the heads' own gradients; None leaves them plain.
   """
 
   init: Callable[..., Any]
-  update: Callable[..., tuple[Any, Any]]
+  rule: Callable[..., tuple[Any, Any]]
   needs: Point = 'losses'
   weighting: GramWeighting | None = None
   after: Callable[..., Any] | None = None
   parts: int = 1
-  head_scale: Callable[[Float[Array, ' k']], Float[Array, ' k']] | None = None
+  head_scale: Callable[[Float[Array, ' k'], Any], Float[Array, ' k']] | None = None
+
+  def update(
+    self,
+    first: Any,
+    state: Any,
+    *misplaced: Any,
+    losses: Float[Array, ' k'] | None = None,
+    present: Bool[Array, ' k'] | None = None,
+    key: Any = None,
+    at: Any = None,
+  ) -> tuple[Any, Any]:
+    """The combined gradient, or class L's total, and the next state.
+
+    Raises:
+      TypeError: an argument is missing, or is given by position.
+      ValueError: losses, gradients, `present` or the state are not of one number of losses.
+    """
+    if misplaced:
+      raise TypeError('losses, present, key and at are given by name: update(gradients, state, losses=..., key=...)')
+    if self.needs != 'losses' and losses is None:
+      raise TypeError(f'a method at the {self.needs} needs the losses [K] too: update(gradients, state, losses=...)')
+    num = self._count(first if losses is None else losses)
+    if self.needs != 'losses':
+      self._check_gradients(first, num)
+    present = jnp.ones(num, bool) if present is None else present
+    if jnp.shape(present) != (num,):
+      raise ValueError(f'present has shape {jnp.shape(present)} for {num} losses; give [{num}]')
+    self._check_state(state, num, first)
+    if self.needs == 'losses':
+      return self.rule(first, state, present=present, key=key)
+    return self.rule(first, state, losses=losses, present=present, key=key, at=at)
+
+  def _count(self, losses: Any) -> int:
+    shape = getattr(losses, 'shape', None)
+    if shape is None or len(shape) != 1:
+      raise ValueError(f'losses must be one array [K], not {type(losses).__name__ if shape is None else list(shape)}')
+    return shape[0]
+
+  def _check_gradients(self, gradients: Any, num: int) -> None:
+    axes = (num,) if self.parts == 1 else (self.parts, num)
+    for leaf in jax.tree.leaves(gradients):
+      if jnp.shape(leaf)[: len(axes)] != axes:
+        parts = f' in {self.parts} parts of the batch' if self.parts > 1 else ''
+        raise ValueError(
+          f'gradients of {num} losses{parts} must have first axes {list(axes)}, not shape {list(jnp.shape(leaf))}'
+        )
+
+  def _check_state(self, state: Any, num: int, first: Any) -> None:
+    """A method whose state has K in it finds a state of another K here; without `like` some states begin empty."""
+    like = None
+    if self.needs != 'losses':
+      axes = 1 if self.parts == 1 else 2
+      like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[axes:], leaf.dtype), first)
+    found = jax.tree.map(jnp.shape, state)
+    if found not in [jax.tree.map(jnp.shape, jax.eval_shape(lambda x=x: self.init(num, x))) for x in (like, None)]:
+      raise ValueError(f'the state is not one of {num} losses with these gradients; make it by init({num}, parameters)')
 
 
 def no_state(num_tasks: int, like: Any = None) -> tuple[()]:

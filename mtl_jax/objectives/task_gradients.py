@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import GramWeighting
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.shapes import Array, Bool, Float
 
 POINTS = ('parameters', 'representation')
 
@@ -69,8 +69,14 @@ def masked(present: Bool[Array, ' k'], new: Any, old: Any) -> Any:
 
 
 def zeros(num_tasks: int, like: Any) -> Any:
-  """K zero gradients in float32, for methods that remember them."""
+  """K zero gradients in float32, for methods that remember them; empty where their shapes are not known yet."""
   return jax.tree.map(lambda leaf: jnp.zeros((num_tasks, *leaf.shape), jnp.float32), like)
+
+
+def remembered(state: Any, gradients: Any) -> Any:
+  """What a method remembers, which zeros are where nothing is yet."""
+  empty = not jax.tree.leaves(state) and jax.tree.leaves(gradients)
+  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), gradients) if empty else state
 
 
 class Weighted(NamedTuple):

@@ -163,7 +163,16 @@ def _entry(
 
 def _delta_m(tasks: Mapping[str, TaskScores], arm: str, reference: str) -> dict[str, Any]:
   values = {name: {m: task.pair(arm, reference, m) for m in task.metrics} for name, task in tasks.items()}
-  return delta_m(values, main_metrics={name: task.main_metric for name, task in tasks.items()})
+  resampled = {
+    name: {m: task.resampled_pair(arm, reference, m, seeds=np.isfinite(pair[0])) for m, pair in values[name].items()}
+    for name, task in tasks.items()
+  }
+  return delta_m(
+    values,
+    main_metrics={name: task.main_metric for name, task in tasks.items()},
+    resampled=resampled,
+    num_clusters=max((task.num_clusters for task in tasks.values()), default=0),
+  )
 
 
 def _power(pairs: Mapping[str, Pair], main: Mapping[str, str]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Forward:
       return apply(variables, self.images)
     return micro_batches.in_turn(apply, variables, self.images, num=self.accumulate)
 
-  def head_losses(self, heads: Params, representation: Any) -> tuple[Float[Array, 'p k'], Seen]:
+  def head_losses(self, representation: Any, heads: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
     variables = {'params': heads, 'batch_stats': split(self.variables.get('batch_stats', {}))[1]}
     outputs, mutated = self.model.apply(
@@ -99,8 +99,13 @@ class Forward:
     """The losses of each part of the batch."""
     shared, heads = split(params)
     representation, moved = self.represent(shared)
-    each, seen = self.head_losses(heads, representation)
+    each, seen = self.head_losses(representation, heads)
     return each, seen.after(moved)
+
+  @property
+  def groups(self) -> list[str]:
+    """The head that each loss belongs to."""
+    return [entry.task for entry in self.entries]
 
   @property
   def present(self) -> Bool[Array, ' k']:

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import objectives, processes, workdir
+from mtl_jax import processes, workdir
 from mtl_jax.data import mixture, pipeline
 from mtl_jax.data.pipeline import Split
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
+from mtl_jax.objectives import options
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, checkpoint, digests, nonfinite, sharding
 from mtl_jax.training.building import Run
@@ -306,7 +307,7 @@ def validation_values(
 ) -> tuple[float, dict[str, float]]:
   """The score that picks the best weights, and every metric by name, of an evaluation of the validation split."""
   metrics = evaluate.task_metrics(evaluation.predictions, val, tasks)
-  weights = objectives.task_weights(config, [task.name for task in tasks])
+  weights = options.task_weights(config, [task.name for task in tasks])
   total = sum(weight * evaluation.losses[task.name] for weight, task in zip(weights, tasks, strict=True))
   values = {'val/loss': total} | {f'val/{name}/loss': loss for name, loss in evaluation.losses.items()}
   for task, found in metrics.items():

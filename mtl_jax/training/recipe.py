@@ -7,10 +7,9 @@ from typing import NamedTuple
 import optax
 from ml_collections import ConfigDict
 
-from mtl_jax import objectives
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import Objective, grain
+from mtl_jax.objectives import Objective, grain, options
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import optimizer
 from mtl_jax.training.step import TrainState, init_state
@@ -31,7 +30,7 @@ def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: i
   return Recipe(
     model=multitask.from_config(config, tasks),
     tx=optimizer.from_config(config),
-    objective=objectives.from_config(config, names, steps_per_epoch=steps_per_epoch),
+    objective=options.from_config(config, names, steps_per_epoch=steps_per_epoch),
     ema_decay=config.optimizer.ema_decay,
   )
 

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, share, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize, simplex
+from mtl_jax.objectives.shapes import Array, Float
 
 STEPS = 25
 RIDGE = 2e-7  # Of the order of a cosine's rounding in float32.
@@ -19,7 +19,8 @@ def cagrad(c: float = 0.4) -> GramWeighting:
   Liu, Liu, Jin, Stone, Liu (2021), Conflict-Averse Gradient Descent for Multi-task Learning; the division by 1 + c^2 is
   the authors' code's, which keeps the step's size near the mean's. g_0 is the *mean* gradient: the weights of equal
   gradients sum to `(1 + c) / (1 + c^2)`, and one task alone gets that (1.207 at c = 0.4). With c >= 1 d conflicts
-  with no task.
+  with no task. (The code of Nash-MTL's and FAMO's tables multiplies by K, to be near the sum, and clips to norm 1;
+  LibMTL's default is c = 0.5.)
 
   Where some g_w is nearly 0 the paper's `g_w / |g_w|` has no value: below `c FLOOR` times the shortest gradient |g_w|
   counts as that long, which leaves a conflict of the order of `c^2 FLOOR |g_0| |g_k|` at most. A task whose gradient is

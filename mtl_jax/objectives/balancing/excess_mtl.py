@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from mtl_jax.objectives import task_gradients
 from mtl_jax.objectives.objective import Objective
-from mtl_jax.objectives.task_gradients import masked, weighted_sum
+from mtl_jax.objectives.shapes import Array, Float
+from mtl_jax.objectives.task_gradients import masked, remembered, weighted_sum
 from mtl_jax.objectives.weighting import guard
 
 EPSILON = 1e-7
@@ -26,14 +26,16 @@ class State(NamedTuple):
 def excess_mtl(eta: float = 0.01) -> Objective:
   """`w_k` grows as `exp(eta e_k / e_k(0))`, where `e_k = g_k' diag(sum_t g_k^2)^(-1/2) g_k` estimates the excess risk.
 
-  The weights lie on the simplex, from 1 / K each, as in the paper and torchjd (LibMTL starts at 1). At a task's first
-  step `e_k(0) = e_k`, so it grows by `exp(eta)` as the rule says; published code takes the unscaled `e_k` there.
+  The weights lie on the simplex, from 1 / K each, as in the paper and torchjd; LibMTL's start at 1 and then sum to K.
+  At a task's first step the ratio is 1, so its weight grows by `exp(eta)` as the rule says. Published code differs
+  there: LibMTL leaves the weights of the first step as they are, torchjd takes the unscaled `e_k` in the ratio's place.
+  In LibMTL heads get the weighted gradient: `heads='weighted'`.
 
   Args:
-    eta: step of the exponentiated update.
+    eta: step of the exponentiated update; LibMTL's default.
   """
 
-  def init(num_tasks, like):
+  def init(num_tasks, like=None):
     return State(
       task_gradients.zeros(num_tasks, like),
       jnp.full(num_tasks, 1 / num_tasks, jnp.float32),
@@ -42,8 +44,9 @@ def excess_mtl(eta: float = 0.01) -> Objective:
 
   def update(gradients, state, *, losses, present, key, at=None):
     del losses, key, at
-    squares = jax.tree.map(lambda old, g: old + jnp.square(g.astype(jnp.float32)), state.squares, gradients)
-    squares = masked(present, squares, state.squares)
+    before = remembered(state.squares, gradients)
+    squares = jax.tree.map(lambda old, g: old + jnp.square(g.astype(jnp.float32)), before, gradients)
+    squares = masked(present, squares, before)
     excess = _excess(gradients, squares)
     first = jnp.where(present & jnp.isnan(state.first), excess, state.first)
     ratio = excess / (first + EPSILON)

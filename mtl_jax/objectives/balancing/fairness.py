@@ -1,23 +1,25 @@
-"""Solves `sum_j G_ij w_j = w_i^(-1/alpha)`, the equation behind Nash-MTL and FairGrad."""
+"""Solves `sum_j G_ij w_j = (s_i / w_i)^(1/alpha)`, the equation behind Nash-MTL, FairGrad and PIVRG."""
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Array, Float
 
 from mtl_jax.objectives.balancing.gram import Cosines
+from mtl_jax.objectives.shapes import Array, Float
 
 RIDGE = 2e-7  # Of the order of a cosine's rounding in float32; without it opposing gradients would grow for ever.
 PARTS = 16
 STEPS = 16
 
 
-def fair_weights(angles: Cosines, alpha: float, *, steps: int = STEPS) -> Float[Array, ' k']:
-  """The positive w with `G w = w^(-1/alpha)`; 0 for gradients that are not live.
+def fair_weights(
+  angles: Cosines, alpha: float, *, log_priorities: Float[Array, ' k'] | None = None, steps: int = STEPS
+) -> Float[Array, ' k']:
+  """The positive w with `G w = (s / w)^(1/alpha)`, s all 1 unless its logarithms are given; 0 for gradients not live.
 
-  With `b_k = w_k |g_k|` it is `C b = r b^(-1/alpha)`, C the cosines and `r_k = |g_k|^(1/alpha - 1)`: where the convex
-  `b' C b / 2 - sum r_k (b_k^(1 - 1/alpha)) / (1 - 1/alpha)` is least (a logarithm at alpha = 1). Newton's method with a
-  line search, after every step the best factor for b as a whole, which has a closed form.
+  With `b_k = w_k |g_k|` it is `C b = r b^(-1/alpha)`, C the cosines, `r_k = s_k^(1/alpha) |g_k|^(1/alpha - 1)`: where
+  the convex `b' C b / 2 - sum r_k (b_k^(1 - 1/alpha)) / (1 - 1/alpha)` is least (a logarithm at alpha = 1). Newton's
+  method with a line search, after every step the best factor for b as a whole, which has a closed form.
 
   Returns:
     w. Where the equation has no solution (some positive combination of the gradients is 0) RIDGE on C's diagonal gives
@@ -27,6 +29,8 @@ def fair_weights(angles: Cosines, alpha: float, *, steps: int = STEPS) -> Float[
   live = angles.live
   matrix = angles.matrix + RIDGE * jnp.eye(len(live))
   logs = jnp.where(live, (power - 1) * jnp.log(angles.norms), 0)
+  if log_priorities is not None:
+    logs = logs + jnp.where(live, power * log_priorities, 0)
   # b scales with r^(alpha / (1 + alpha)): bring r near 1, to undo it at the end.
   middle = logs.sum() / jnp.maximum(live.sum(), 1)
   right = jnp.where(live, jnp.exp(logs - middle), 1)

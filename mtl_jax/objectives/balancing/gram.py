@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+
+from mtl_jax.objectives.shapes import Array, Bool, Float, Key
 
 
 class GramWeighting(NamedTuple):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
-from jaxtyping import Array, Bool, Float
 
 from mtl_jax.objectives.balancing.gram import Cosines, keep
+from mtl_jax.objectives.shapes import Array, Bool, Float
 
 Derivatives = Callable[[Float[Array, ' k']], tuple[Float[Array, ' k'], Float[Array, 'k k']]]
 TINY = 1e-30

@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
 
 from mtl_jax.objectives import task_gradients
 from mtl_jax.objectives.objective import Objective
-from mtl_jax.objectives.task_gradients import masked, scaled, weighted_sum
+from mtl_jax.objectives.shapes import Array, Float, Int32
+from mtl_jax.objectives.task_gradients import masked, remembered, scaled, weighted_sum
 from mtl_jax.objectives.weighting import guard
 
 
@@ -29,7 +29,7 @@ def moco(
   paper's projection, and the defaults are LibMTL's.
   """
 
-  def init(num_tasks, like):
+  def init(num_tasks, like=None):
     return State(
       jnp.zeros((), jnp.int32), task_gradients.zeros(num_tasks, like), jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
     )
@@ -40,8 +40,9 @@ def moco(
     time = step.astype(jnp.float32)
     norms = jnp.sqrt(task_gradients.squares(gradients))
     fresh = scaled(jnp.where(present & (norms > 0), losses / jnp.where(norms > 0, norms, 1), 0), gradients)
-    tracked = jax.tree.map(lambda y, new: y - beta / time**beta_sigma * (y - new), state.tracked, fresh)
-    tracked = masked(present, tracked, state.tracked)
+    before = remembered(state.tracked, gradients)
+    tracked = jax.tree.map(lambda y, new: y - beta / time**beta_sigma * (y - new), before, fresh)
+    tracked = masked(present, tracked, before)
     held = jnp.where(present, state.weights, 0)
     old = held / jnp.where(held.sum() > 0, held.sum(), 1)
     slope = task_gradients.gram(tracked) @ old + rho * old

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
+from mtl_jax.objectives.shapes import Array, Bool, Float, Int
 
 
 class NashState(NamedTuple):
@@ -28,7 +28,7 @@ def nash_mtl(every_steps: int = 1) -> GramWeighting:
   alone: g / |g|); the authors' code then clips it to 1, which the optimizer's own clipping can do. Every task gains:
   d . g_k = 1 / a_k. Where some positive combination of the gradients is 0, as for opposing ones, the equation has no
   solution: the weights then near that combination, large but finite, and the update nearly vanishes. A task whose
-  gradient is 0 gets 0. Class P.
+  gradient is 0 gets 0. In LibMTL heads get the gradients times a: `heads='weighted'`. Class P.
 
   Args:
     every_steps: how often to solve; in between, and as long as no new task joins, the last weights hold.

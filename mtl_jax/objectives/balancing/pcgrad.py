@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
 
 from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, stateless
+from mtl_jax.objectives.shapes import Array, Bool, Float, Int, Key
 
 
 def pcgrad() -> GramWeighting:
@@ -12,7 +12,8 @@ def pcgrad() -> GramWeighting:
 
   Yu, Kumar, Gupta, Levine, Hausman, Finn (2020), Gradient Surgery for Multi-Task Learning. g_i is the one already
   changed, g_j the original, i itself is left out. The result is linear in the gradients, so it is kept as coefficients.
-  Tasks without conflict give the *sum*: weights of 1; one task alone gets 1. Class P.
+  Tasks without conflict give the *sum*: weights of 1; one task alone gets 1. (The code of Nash-MTL's and FAMO's tables
+  sums likewise and clips the update to norm 1, which `optimizer.clip_norm` does.) Class P.
   """
 
   def rule(gram, task):

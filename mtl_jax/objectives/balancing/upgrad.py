@@ -1,16 +1,20 @@
 """UPGrad: every gradient projected onto the cone of directions that conflict with no task, then the mean. Class P."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives.balancing.gram import GramWeighting, keep, share, stateless
+from mtl_jax.objectives.balancing.gram import GramWeighting, keep, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize
+from mtl_jax.objectives.shapes import Array, Bool, Float
+from mtl_jax.objectives.weighting import guard
 
 STEPS = 15
 
 
-def upgrad(regularization: float = 1e-4) -> GramWeighting:
+def upgrad(regularization: float = 1e-4, preference: Sequence[float] | None = None) -> GramWeighting:
   """`sum_i v_i` with `v_i = argmin v' G v` over `v >= e_i / K`.
 
   Quinton, Rey (2024), Jacobian Descent for Multi-Objective Optimization. G is scaled to trace 1 and gets
@@ -19,31 +23,46 @@ def upgrad(regularization: float = 1e-4) -> GramWeighting:
   1 / K; one task alone gets 1. K problems of K unknowns, solved side by side. Class P.
 
   Args:
-    regularization: as a share of trace(G), the sum of the squared norms; 1e-6 or more.
+    regularization: as a share of trace(G), the sum of the squared norms; 1e-6 or more. (1e-4 is the authors' code's.)
+    preference: weights, brought to a sum of 1, in the place of 1 / K: of the projected gradients.
 
   Raises:
-    ConfigError: the regularization is too small for float32.
+    ConfigError: the regularization is too small for float32, or the preference is no direction.
   """
-  if regularization < 1e-6:
-    raise ConfigError(f'upgrad: regularization is {regularization}; give 1e-6 or more (1e-4 in the paper)')
+  check_regularization(regularization, name='upgrad')
+  guard.check_preference(preference, name='upgrad')
 
   def rule(gram, task):
-    trace = jnp.trace(gram)
-    scaled = gram / jnp.where(trace > 0, trace, 1) + regularization * jnp.eye(len(gram))
-    units = jnp.sqrt(jnp.diagonal(scaled))
-    matrix = keep(scaled / units[:, None] / units[None, :], task.present)
-
-    def project(floor):
-      # v = floor + x / units, x >= 0, makes the diagonal 1; the linear term is brought near 1 as well.
-      linear = jnp.where(task.present, matrix @ (units * floor), 0)
-      size = jnp.maximum(jnp.abs(linear).max(), TINY)
-
-      def derivatives(x):
-        return matrix @ x + linear / size, matrix
-
-      zeros, ones = jnp.zeros_like(floor), jnp.ones_like(floor)
-      return floor + size * minimize(derivatives, start=ones, normal=zeros, live=task.present, steps=STEPS) / units
-
-    return jax.vmap(project)(jnp.diag(share(task.present))).sum(0)
+    floors = jnp.diag(guard.preferred(preference, task.present))
+    return jax.vmap(cone_projection(gram, task.present, regularization))(floors).sum(0)
 
   return stateless(rule)
+
+
+def check_regularization(regularization: float, *, name: str) -> None:
+  """Raises ConfigError for one that float32 cannot resolve."""
+  if regularization < 1e-6:
+    raise ConfigError(f"{name}: regularization is {regularization}; give 1e-6 or more (1e-4 in the authors' code)")
+
+
+def cone_projection(
+  gram: Float[Array, 'k k'], present: Bool[Array, ' k'], regularization: float
+) -> Callable[[Float[Array, ' k']], Float[Array, ' k']]:
+  """From weights u to the `v >= u` with the least `v' G v`: `sum_k u_k g_k` projected onto the cone."""
+  trace = jnp.trace(gram)
+  scaled = gram / jnp.where(trace > 0, trace, 1) + regularization * jnp.eye(len(gram))
+  units = jnp.sqrt(jnp.diagonal(scaled))
+  matrix = keep(scaled / units[:, None] / units[None, :], present)
+
+  def project(floor):
+    # v = floor + x / units, x >= 0, makes the diagonal 1; the linear term is brought near 1 as well.
+    linear = jnp.where(present, matrix @ (units * floor), 0)
+    size = jnp.maximum(jnp.abs(linear).max(), TINY)
+
+    def derivatives(x):
+      return matrix @ x + linear / size, matrix
+
+    zeros, ones = jnp.zeros_like(floor), jnp.ones_like(floor)
+    return floor + size * minimize(derivatives, start=ones, normal=zeros, live=present, steps=STEPS) / units
+
+  return project

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.epoch import EpochMean
 

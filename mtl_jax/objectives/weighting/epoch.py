@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+
+from mtl_jax.objectives.shapes import Array, Bool, Float, Int32
 
 
 class EpochMean(NamedTuple):

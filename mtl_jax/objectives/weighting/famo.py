@@ -1,14 +1,15 @@
 """FAMO: fast adaptive multitask optimization (Liu et al. 2023, arXiv:2306.03792). Class L, one forward pass more."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
 
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
+from mtl_jax.objectives.weighting.adam import Adam
 from mtl_jax.objectives.weighting.learned import Learned, begin, step
 
 OFFSET = 1e-8
@@ -21,7 +22,7 @@ class State(NamedTuple):
   log_losses: Float[Array, ' k']
 
 
-def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float = 0.0) -> Objective:
+def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | Sequence[float] = 0.0) -> Objective:
   """`sum_k z_k log D_k / sg(sum_k z_k / D_k)`, `z = softmax(w)`, `D = L - least_loss + 1e-8`.
 
   After the step, on the same batch, `w` descends along `J_softmax^T (log D_old - log D_new)`: a task that gained more
@@ -30,12 +31,13 @@ def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float = 
   Args:
     gamma: weight decay of `w`, added to its gradient; 0.001 is the paper's on CelebA.
     learning_rate: of the Adam that moves `w`.
-    least_loss: the smallest value that a loss can take.
+    least_loss: the smallest value that a loss can take, one for all or one for each.
   """
-  tx = optax.chain(optax.add_decayed_weights(gamma), optax.adam(learning_rate))
+  tx = Adam(learning_rate, decay=gamma)
 
   def logarithms(losses, present):
-    return jnp.log(jnp.where(present, jnp.maximum(losses - least_loss, 0) + OFFSET, 1))
+    least = guard.per_task(least_loss, len(losses), name='least_loss')
+    return jnp.log(jnp.where(present, jnp.maximum(losses - least, 0) + OFFSET, 1))
 
   def init(num_tasks, like=None):
     del like

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float
 
 from mtl_jax.objectives.balancing.gram import GramWeighting
+from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
+from mtl_jax.objectives.weighting.adam import Adam
 from mtl_jax.objectives.weighting.learned import Learned, begin, step
 
 
@@ -30,7 +30,7 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> GramWeighting:
     alpha: how strongly slow tasks are sped up; 0 makes all norms equal.
     learning_rate: of the Adam that moves s (0.025 is the paper's for w).
   """
-  tx = optax.adam(learning_rate)
+  tx = Adam(learning_rate)
 
   def init(num_tasks):
     return State(begin(num_tasks, 0.0, tx), jnp.full(num_tasks, jnp.nan))

@@ -1,8 +1,12 @@
 """Arithmetic over the tasks that are present, finite where a loss is zero."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.shapes import Array, Bool, Float
 
 LEAST_LOSS = 1e-8  # Smaller losses count as this where a rule takes a logarithm or divides.
 NEVER = -1e30  # Logit of an absent task: infinity would make NaN where all are absent.
@@ -34,3 +38,29 @@ def share_out(weights: Float[Array, ' k'], held: Float[Array, ' k'], present: Bo
   Otherwise the sum would grow with every batch that lacks a task, which would pay for it when it is there again.
   """
   return jnp.where(present, weights * jnp.where(present, held, 0).sum(), held)
+
+
+def per_task(values: float | Sequence[float], num: int, *, name: str) -> Float[Array, '...']:
+  """A number for all tasks, or one for each of `num`, as an array that fits `[K]`.
+
+  Raises:
+    ValueError: for another number of them.
+  """
+  array = jnp.asarray(values, jnp.float32)
+  if array.ndim and array.shape != (num,):
+    raise ValueError(f'{name} has {array.size} numbers for {num} losses')
+  return array
+
+
+def check_preference(preference: Sequence[float] | None, *, name: str) -> None:
+  """Raises ConfigError for a preference below 0 anywhere, or above 0 nowhere."""
+  if preference is not None and (min(preference) < 0 or max(preference) <= 0):
+    raise ConfigError(f'{name}: preference is {tuple(preference)}; give numbers of 0 or more, not all 0')
+
+
+def preferred(preference: Sequence[float] | None, present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """The preference, or equal numbers, so that they sum to 1 over the tasks present; 0 for the others."""
+  if preference is None:
+    return present / count(present)
+  values = jnp.where(present, per_task(preference, len(present), name='preference'), 0)
+  return values / jnp.where(values.sum() > 0, values.sum(), 1)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float
 
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.shapes import Array, Bool, Float
+from mtl_jax.objectives.weighting.adam import Adam
 
 
 class Learned(NamedTuple):
@@ -22,24 +22,21 @@ class Learned(NamedTuple):
   optimizer: Any
 
 
-def begin(num_tasks: int, start: float, tx: optax.GradientTransformation) -> Learned:
+def begin(num_tasks: int, start: float, tx: Adam) -> Learned:
   """All numbers at their start."""
   values = jnp.full(num_tasks, start, jnp.float32)
   return Learned(values, tx.init(values))
 
 
-def step(
-  state: Learned, gradient: Float[Array, ' k'], *, present: Bool[Array, ' k'], tx: optax.GradientTransformation
-) -> Learned:
+def step(state: Learned, gradient: Float[Array, ' k'], *, present: Bool[Array, ' k'], tx: Adam) -> Learned:
   """One step of the optimizer; the numbers and moments of absent tasks stay as they are."""
-  updates, optimizer = tx.update(jnp.where(present, gradient, 0), state.optimizer, state.values)
-  moved = Learned(optax.apply_updates(state.values, updates), optimizer)  # pyright: ignore[reportArgumentType]
+  moved = Learned(*tx.step(state.values, jnp.where(present, gradient, 0), state.optimizer))
   return jax.tree.map(lambda new, old: jnp.where(present, new, old) if new.ndim else new, moved, state)
 
 
 def learned(rule: Callable[..., Float[Array, ' k']], *, start: float, learning_rate: float) -> Objective:
   """The objective `sum_k rule(values, losses)[k]` over the tasks present, whose numbers descend it with the network."""
-  tx = optax.adam(learning_rate)
+  tx = Adam(learning_rate)
 
   def total(values, losses, present):
     return jnp.where(present, rule(values, losses), 0).sum()

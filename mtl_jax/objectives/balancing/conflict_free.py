@@ -1,0 +1,39 @@
+"""ConFIG: the direction with equal cosines to all task gradients, as long as their projections together. Class P."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
+from mtl_jax.objectives.weighting import guard
+
+
+def conflict_free(preference: Sequence[float] | None = None) -> GramWeighting:
+  """`d = (sum_k g_k . u) u`, u the direction of `U+ p`, U the unit gradients.
+
+  Liu, Chu, Thuerey (2024), ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks
+  (arXiv:2408.11104, equation 2). With p all 1 every cosine is the same: no task is worked against where the gradients
+  are independent. Otherwise it is the nearest in least squares, and opposing gradients give 0. Orthogonal gradients of
+  one length give their *sum*, as does one task alone. Class P.
+
+  Args:
+    preference: the cosines' ratios p; None: all alike.
+
+  Raises:
+    ConfigError: the preference is no direction.
+  """
+  guard.check_preference(preference, name='conflict_free')
+
+  def rule(gram, task):
+    matrix, norms, live = cosines(gram, task.present)
+    toward = jnp.where(live, guard.preferred(preference, task.present), 0)
+    values, vectors = jnp.linalg.eigh(matrix)
+    kept = values > len(norms) * jnp.finfo(jnp.float32).eps * values[-1]
+    coefficients = vectors @ (jnp.where(kept, 1 / jnp.where(kept, values, 1), 0) * (vectors.T @ toward))
+    coefficients = jnp.where(live, coefficients, 0)
+    along = matrix @ coefficients
+    square = coefficients @ along
+    length = jnp.where(live, norms * along, 0).sum()  # Times the direction's own.
+    return jnp.where(square > 0, coefficients * (length / jnp.where(square > 0, square, 1)) / norms, 0)
+
+  return stateless(rule)

@@ -1,0 +1,31 @@
+"""UW-SO: soft optimal uncertainty weighting (Kirchdorfer et al. 2024, arXiv:2408.07985). Class L."""
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.weighting import guard
+
+
+def uw_so(temperature: float = 20.0) -> Objective:
+  """`sum_k w_k L_k`, `w = softmax(1 / (T sg(L)))`: the uncertainties that are best for these losses, softened.
+
+  The weights that minimise Kendall's uncertainty loss are `1 / L_k`; the softmax makes them sum to 1. Losses near 0
+  take all the weight where T is small.
+
+  Args:
+    temperature: T, above 0. The paper tunes it on every set and net, and names no default; 20 is in its range.
+
+  Raises:
+    ConfigError: the temperature is not positive.
+  """
+  if temperature <= 0:
+    raise ConfigError(f'uw_so: temperature is {temperature}; give a number above 0')
+
+  def update(losses, state, *, present, key):
+    del key
+    inverse = 1 / guard.safe(jax.lax.stop_gradient(losses), present)
+    return jnp.where(present, guard.softmax(inverse / temperature, present) * losses, 0).sum(), state
+
+  return Objective(no_state, update)

@@ -1,0 +1,260 @@
+"""`objectives.value_and_grad` in a loop of anybody's own, what it refuses, and that objectives need little."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtl_jax import config as configs
+from mtl_jax import objectives
+from mtl_jax.configs import default
+from mtl_jax.errors import ConfigError
+from mtl_jax.objectives import OBJECTIVES, aggregate, options, value_and_grad
+from mtl_jax.objectives.weighting.adam import Adam
+
+NAMES = ('a', 'b', 'c')
+KEY = jax.random.key(0)
+RANDOM = np.random.default_rng(0)
+SHARED = {'w': RANDOM.normal(size=(5, 4)).astype(np.float32)}
+HEADS = {name: RANDOM.normal(size=4).astype(np.float32) for name in NAMES}
+BATCH = {'x': RANDOM.normal(size=(12, 5)).astype(np.float32), 'y': RANDOM.normal(size=(12, 3)).astype(np.float32)}
+
+
+def represent(shared, batch):
+  return jnp.tanh(batch['x'] @ shared['w'])
+
+
+def errors(z, heads, batch):
+  return jnp.square(jnp.stack([z @ heads[name] for name in NAMES], axis=1) - batch['y'])
+
+
+def losses_of(z, heads, batch, parts=1):
+  each = errors(z, heads, batch).reshape(parts, -1, 3).mean(1)
+  return {name: each[:, k] if parts > 1 else each[0, k] for k, name in enumerate(NAMES)}
+
+
+def direct(shared, heads, batch, parts=1):
+  return losses_of(represent(shared, batch), heads, batch, parts)
+
+
+def find(objective, *, losses_of=losses_of, represent=represent, present=None, **options):
+  step = value_and_grad(partial(losses_of, parts=objective.parts), objective, represent=represent, **options)
+  return jax.jit(lambda: step(SHARED, HEADS, step.init(SHARED, 3), BATCH, present=present, key=KEY))()
+
+
+def jacobian():
+  each = jax.jacrev(lambda shared: jnp.stack(list(direct(shared, HEADS, BATCH).values())))(SHARED)
+  return np.asarray(each['w']).reshape(3, -1)
+
+
+def assert_close(found, expected, rtol=1e-4, atol=1e-6):
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), found, expected)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_every_method_gives_what_its_rule_makes_of_the_gradients_of_the_shared_parameters(name):
+  objective = OBJECTIVES[name]()
+  found = find(objective)
+  assert list(found.losses) == list(NAMES)
+  losses = jnp.stack(list(found.losses.values()))
+  np.testing.assert_allclose(losses, list(direct(SHARED, HEADS, BATCH).values()), rtol=1e-5)
+  if objective.needs == 'parameters' and objective.parts == 1:
+    expected = aggregate(jacobian(), name, losses=losses, key=KEY)
+    np.testing.assert_allclose(found.gradients[0]['w'].ravel(), expected, rtol=1e-3, atol=1e-5)
+  if objective.needs == 'losses':
+    slopes = jax.grad(lambda each: objective.update(each, objective.init(3), key=KEY)[0])(losses)
+    np.testing.assert_allclose(found.gradients[0]['w'].ravel(), slopes @ jacobian(), rtol=1e-4, atol=1e-6)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.gradients))
+
+
+@pytest.mark.parametrize('name', ['nash_mtl', 'sdmgrad', 'moco', 'famo'])
+@pytest.mark.parametrize('chunk', [0, 1, 2])
+def test_a_representation_and_chunks_do_not_change_the_update(name, chunk):
+  expected = find(OBJECTIVES[name]())
+  for found in (
+    find(OBJECTIVES[name](), chunk=chunk),
+    find(OBJECTIVES[name](), losses_of=direct, represent=None, chunk=chunk),
+  ):
+    assert_close(found.gradients, expected.gradients)
+    assert_close(found.state, expected.state)
+
+
+@pytest.mark.parametrize('name', ['nash_mtl', 'mgda_ub', 'fixed', 'sdmgrad'])
+def test_losses_with_heads_of_their_own_take_one_pass_through_the_heads(name):
+  def by_group(copies, heads, batch, parts=1):
+    each = {name: errors(copies[name], heads, batch)[:, k] for k, name in enumerate(NAMES)}
+    return {name: e.reshape(parts, -1).mean(1) if parts > 1 else e.mean() for name, e in each.items()}
+
+  expected = find(OBJECTIVES[name]())
+  found = find(OBJECTIVES[name](), losses_of=by_group, groups=NAMES)
+  assert_close(found.gradients, expected.gradients)
+
+
+def test_heads_get_the_plain_gradient_or_the_weighted_one():
+  losses = lambda heads: jnp.stack(list(losses_of(represent(SHARED, BATCH), heads, BATCH).values()))  # noqa: E731
+  plain = jax.grad(lambda heads: losses(heads).sum())(HEADS)
+  found = find(objectives.nash_mtl())
+  assert_close(found.gradients[1], plain)
+  weighted = find(objectives.nash_mtl(), heads='weighted')
+  assert_close(weighted.gradients[0], found.gradients[0])
+  assert np.ptp(found.state.weights) > 0.1
+  for k, name in enumerate(NAMES):
+    np.testing.assert_allclose(weighted.gradients[1][name], found.state.weights[k] * plain[name], rtol=1e-4, atol=1e-6)
+
+
+def test_imtls_heads_descend_the_scaled_losses():
+  objective = objectives.imtl(learning_rate=0.5)
+  step = value_and_grad(losses_of, objective, represent=represent)
+  state = step(SHARED, HEADS, step.init(SHARED, 3), BATCH).state
+  found = step(SHARED, HEADS, state, BATCH)
+  plain = find(objectives.fixed()).gradients[1]
+  for k, name in enumerate(NAMES):
+    np.testing.assert_allclose(found.gradients[1][name], np.exp(state.inner.values[k]) * plain[name], rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['nash_mtl', 'mgda_ub', 'fixed', 'sdmgrad'])
+def test_what_is_extra_is_added_and_not_balanced(name):
+  objective = OBJECTIVES[name]()
+
+  def with_size(z, heads, batch):
+    return losses_of(z, heads, batch, objective.parts), jnp.square(z).sum() + jnp.square(heads['b']).sum()
+
+  def penalty(shared, heads):
+    return 0.1 * with_size(represent(shared, BATCH), heads, BATCH)[1]
+
+  step = value_and_grad(
+    with_size,
+    objective,
+    represent=lambda shared, batch: (represent(shared, batch), len(batch)),
+    has_aux=True,
+    extra=lambda aux: 0.1 * aux,
+  )
+  found, expected = step(SHARED, HEADS, step.init(SHARED, 3), BATCH, key=KEY), find(objective)
+  more = jax.grad(penalty, argnums=(0, 1))(SHARED, HEADS)
+  assert_close(found.gradients, jax.tree.map(jnp.add, expected.gradients, more))
+  np.testing.assert_allclose(found.value, expected.value + penalty(SHARED, HEADS), rtol=1e-5)
+  assert found.moved == len(BATCH)
+
+
+def test_an_absent_loss_by_name_takes_no_part():
+  found = find(objectives.upgrad(), present={'a': True, 'b': False, 'c': True})
+  alone = aggregate(jacobian()[[0, 2]], 'upgrad')
+  np.testing.assert_allclose(found.gradients[0]['w'].ravel(), alone, rtol=1e-3, atol=1e-5)
+  np.testing.assert_array_equal(found.gradients[1]['b'], 0)
+
+
+def test_the_second_look_sees_what_the_step_did():
+  step = value_and_grad(losses_of, objectives.famo(), represent=represent)
+  found = step(SHARED, HEADS, step.init(SHARED, 3), BATCH)
+  same = step.after(SHARED, HEADS, found.state, BATCH)
+  np.testing.assert_allclose(same.logits.values, 0, atol=1e-6)  # No loss fell.
+  moved = jax.tree.map(lambda p, g: p - 0.1 * g, (SHARED, HEADS), found.gradients)
+  assert np.abs(step.after(*moved, found.state, BATCH).logits.values).max() > 0.01
+  plain = value_and_grad(losses_of, objectives.fixed(), represent=represent)
+  assert plain.after(*moved, (), BATCH) == ()
+
+
+@pytest.mark.parametrize('name', ['excess_mtl', 'db_mtl', 'moco'])
+def test_a_state_made_without_the_parameters_takes_their_shape_at_the_first_update(name):
+  objective = OBJECTIVES[name]()
+  late, early = objective.init(3), objective.init(3, SHARED)
+  for _ in range(3):
+    rows = {'w': RANDOM.normal(size=(3, 5, 4)).astype(np.float32)}
+    found, late = objective.update(rows, late, losses=jnp.ones(3))
+    expected, early = objective.update(rows, early, losses=jnp.ones(3))
+    assert_close((found, late), (expected, early), rtol=0, atol=0)
+
+
+def update(name, gradients, state, *misplaced, **arguments):
+  objective = OBJECTIVES[name]()
+  return objective.update(gradients, objective.init(*state), *misplaced, **arguments)
+
+
+ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
+
+
+@pytest.mark.parametrize(
+  ('call', 'error', 'told'),
+  [
+    (lambda: update('cagrad', ROWS, [3], THREE), TypeError, 'are given by name'),
+    (lambda: update('cagrad', ROWS, [3]), TypeError, 'needs the losses [K] too'),
+    (lambda: update('cagrad', ROWS, [2], losses=THREE), ValueError, 'make it by init(3, parameters)'),
+    (lambda: update('moco', ROWS, [3, jnp.ones(4)], losses=THREE), ValueError, 'the state is not one of 3 losses'),
+    (lambda: update('cagrad', ROWS[:2], [3], losses=THREE), ValueError, 'must have first axes [3], not shape [2, 5]'),
+    (lambda: update('sdmgrad', ROWS, [3], losses=THREE), ValueError, 'in 3 parts of the batch must have first axes'),
+    (lambda: update('famo', THREE, [2]), ValueError, 'the state is not one of 3 losses'),
+    (lambda: update('famo', jnp.ones(()), [1]), ValueError, 'losses must be one array [K], not []'),
+    (lambda: update('fixed', [1.0], [1]), ValueError, 'losses must be one array [K], not list'),
+    (lambda: update('fixed', THREE, [3], present=jnp.ones(2, bool)), ValueError, 'present has shape (2,) for 3 losses'),
+    (lambda: objectives.fixed([1.0, 2.0]).update(THREE, ()), ValueError, 'weights has 2 numbers for 3 losses'),
+    (lambda: find(objectives.famo(least_loss=[0.0])), ValueError, 'least_loss has 1 numbers for 3 losses'),
+    (lambda: find(objectives.sdmgrad(), losses_of=lambda *a, parts: losses_of(*a)), ValueError, 'must be a [3], but'),
+    (lambda: find(objectives.fixed(), losses_of=lambda *a, parts: errors(*a)), ValueError, 'together they are [12, 3]'),
+    (lambda: find(objectives.mgda_ub(), represent=None, losses_of=direct), ValueError, 'give represent=...'),
+    (lambda: find(objectives.fixed(), heads='heavy'), ValueError, 'choose from plain, weighted'),
+    (lambda: find(objectives.graddrop(), heads='weighted'), ValueError, 'this one has none'),
+    (lambda: find(objectives.fixed(), present={'a': True, 'z': True}), ValueError, "['a', 'z'], but the losses are"),
+    (lambda: aggregate(jnp.ones(3), 'mgda'), ValueError, 'must be [K, n], not [3]'),
+    (lambda: objectives.cr_mogm('upgrade'), ConfigError, "method 'upgrade' is unknown"),
+    (lambda: objectives.upgrad(preference=(0.0, 0.0)), ConfigError, 'not all 0'),
+  ],
+)
+def test_mistakes_are_named(call, error, told):
+  with pytest.raises(error) as caught:
+    call()
+  assert told in str(caught.value)
+
+
+def test_numbers_for_each_loss_come_from_the_config():
+  config = default.get_config()
+  configs.apply_override(config, 'objective.name=famo')
+  configs.apply_override(config, 'objective.options.least_loss=0.1,0.2')
+  objective = options.from_config(config, ['a', 'b'])
+  _, state = objective.update(jnp.array([1.1, 1.2]), objective.init(2))
+  np.testing.assert_allclose(state.log_losses, 0, atol=1e-6)
+  with pytest.raises(ConfigError, match='least_loss has 2 numbers for 3 losses: a, b, c'):
+    options.from_config(config, ['a', 'b', 'c'])
+  configs.apply_override(config, 'objective.options.least_loss=low')
+  with pytest.raises(ConfigError, match='must be a number or numbers with commas between'):
+    options.from_config(config, ['a', 'b'])
+
+
+def test_adam_is_optaxs():
+  values = theirs = jnp.asarray(RANDOM.normal(size=7), jnp.float32)
+  tx, adam = optax.chain(optax.add_decayed_weights(0.01), optax.adam(0.025)), Adam(0.025, decay=0.01)
+  state, ours = tx.init(values), adam.init(values)
+  assert jax.tree.map(jnp.shape, jax.tree.leaves(state)) == jax.tree.map(jnp.shape, jax.tree.leaves(ours))
+  for t in range(5):
+    gradient = jnp.asarray(np.random.default_rng(t).normal(size=7), jnp.float32)
+    values, ours = jax.jit(adam.step)(values, gradient, ours)
+    updates, state = jax.jit(tx.update)(gradient, state, theirs)
+    theirs = jax.jit(optax.apply_updates)(theirs, updates)
+  np.testing.assert_allclose(values, theirs, rtol=2e-7)
+
+
+def test_objectives_need_jax_and_numpy_alone():
+  """All methods make an update with everything else that the package depends on out of reach."""
+  script = """
+import sys
+
+class Blocked:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in ('optax', 'flax', 'jaxtyping', 'ml_collections', 'orbax', 'tensorflow_datasets', 'clu',
+                                  'chex', 'matplotlib', 'PIL', 'fsspec', 'safetensors', 'jinja2', 'tqdm'):
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+import jax.numpy as jnp
+from mtl_jax import objectives
+for name in objectives.OBJECTIVES:
+  assert jnp.isfinite(objectives.aggregate(jnp.eye(2), name)).all()
+step = objectives.value_and_grad(lambda shared, heads: {'a': shared**2, 'b': -shared * heads}, objectives.cagrad())
+print(step(jnp.float32(1), jnp.float32(2), step.init(jnp.float32(1), 2)).gradients)
+"""
+  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
