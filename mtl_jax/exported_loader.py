@@ -7,6 +7,7 @@ predictions = predict(images)        # uint8 [b, h, w, 3], RGB -> {task: float32
 python load.py IMAGES.npy OUT.npz    # the same for a file of images
 """
 
+import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -40,7 +41,7 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
 
 def _options() -> dict[str, str] | None:
   """On a CPU, and where jaxlib may compute wrong sums (jax#39103, jax#40412): no sums by YNNPACK."""
-  version = tuple(int(part) for part in jax.lib.__version__.split('.')[:3])
+  version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:3])
   if jax.default_backend() != 'cpu' or not (0, 10, 2) <= version < (0, 13):
     return None
   return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
