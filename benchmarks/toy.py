@@ -87,7 +87,7 @@ def run(names: list[str], steps: int) -> tuple[np.ndarray, float, float]:
 
 
 def ends(points: np.ndarray) -> dict[str, Any]:
-  """Where a method's five ways end: how many on the Pareto front, about the line from (-7, -8.3) to (7, -8.3)."""
+  """The ends of a method's five ways: how many on the Pareto front, about the line from (-7, -8.3) to (7, -8.3)."""
 
   def residual(x: Any) -> Any:
     rows = jax.jacrev(problem)(x)

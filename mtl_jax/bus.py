@@ -170,7 +170,7 @@ class Bus:
         self._pass_on({'process': lost[0], 'code': 1, 'text': text})
 
   def _has_ended(self) -> bool:
-    """Whether all have come to their end, after which the first may leave before the last has read of it."""
+    """True once all have come to their end, after which the first may leave before the last has read of it."""
     return self._over.is_set() or len(self._client.key_value_dir_get(f'{PREFIX}/values/end/1/')) > self.num
 
   def _pass_on(self, news: dict[str, Any]) -> None:

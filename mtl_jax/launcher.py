@@ -49,7 +49,7 @@ def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
 
 
 def _slurm(of: Mapping[str, str]) -> dict[str, Any]:
-  """Of a step that `srun` started. JAX reads no `rack[0-1]node[00-15]`, and gives a node's only task GPU 0 alone."""
+  """Reads a step of `srun`. JAX reads no `rack[0-1]node[00-15]`, and gives a node's only task GPU 0 alone."""
   names = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_STEP_NUM_TASKS', 'SLURM_PROCID', 'SLURM_STEP_TASKS_PER_NODE')
   if not all(name in of for name in names):
     return {}
@@ -60,7 +60,7 @@ def _slurm(of: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _open_mpi(of: Mapping[str, str]) -> dict[str, Any]:
-  """Of `mpirun`. Version 5 says no host, so where there are several `-x JAX_COORDINATOR_ADDRESS=HOST:PORT` does."""
+  """Reads a run of `mpirun`. Version 5 names no host: several need `-x JAX_COORDINATOR_ADDRESS=HOST:PORT`."""
   num, process, local, here = (of.get(f'OMPI_COMM_WORLD_{x}', '') for x in ('SIZE', 'RANK', 'LOCAL_RANK', 'LOCAL_SIZE'))
   if not num:
     return {}
@@ -80,7 +80,7 @@ def _placed(of: Mapping[str, str], host: str | None, job: Any, num: str, process
 
 
 def _tpu() -> dict[str, Any]:
-  """Of TPU slices, as JAX finds them: in the metadata of Google's machines, or in variables of its Kubernetes."""
+  """Reads TPU slices as JAX finds them: in the metadata of Google's machines, or in variables of its Kubernetes."""
   from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
   for cluster in (GkeTpuCluster, GceTpuCluster):

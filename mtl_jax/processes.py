@@ -201,7 +201,7 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def _is_of_the_runtime(error: BaseException | None) -> bool:
-  """Whether a computation over processes may have broken off, here or in what an exception was made of."""
+  """True where a computation over processes may have broken off, here or in what an exception was made of."""
   here = type(error).__name__ in ('JaxRuntimeError', 'BarrierTimeoutError') or 'Gloo' in str(error)
   return here or (error is not None and _is_of_the_runtime(error.__cause__))
 

@@ -45,7 +45,7 @@ def workdir(text: str) -> Path:
 
 
 def is_local(place: Path) -> bool:
-  """Whether it lies in a file system: renames, locks, and folders that are there without a file."""
+  """True of paths in a file system: renames, locks, and folders that are there without a file."""
   return not str(place).startswith('gs://')
 
 

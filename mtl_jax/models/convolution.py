@@ -23,7 +23,7 @@ _BY_PLATFORM: ContextVar[bool] = ContextVar('by_platform', default=False)
 
 @contextmanager
 def chosen_by_platform() -> Iterator[None]:
-  """What is traced inside holds both forms, and each platform that it is lowered for takes its own.
+  """Traces both forms of what is inside, and each platform that it is lowered for takes its own.
 
   For programs that are made on one platform to run on another; traced once, training has only the form it needs.
   """
@@ -75,7 +75,7 @@ def _shifted(lhs, rhs, strides, padding):
 
 
 def _slices(lhs, kernel_size, strides, padding):
-  """What each entry of a kernel meets: `p * q` maps `[b, h2, w2, c]`."""
+  """The maps that each entry of a kernel meets: `p * q` maps `[b, h2, w2, c]`."""
   rows, columns = kernel_size
   padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
   height, width = ((n - k) // s + 1 for n, k, s in zip(padded.shape[1:3], (rows, columns), strides, strict=True))

@@ -182,7 +182,7 @@ class ValueAndGrad:
 
 
 def presence(present: Any, named: Mapping[str, Array] | None, each: Float[Array, 'p k']) -> Bool[Array, 'p k']:
-  """Which losses are there in each part of the batch, given by name or as an array, or all."""
+  """The losses that are there in each part of the batch, given by name or as an array, or all."""
   if present is None:
     return jnp.ones(each.shape, bool)
   if isinstance(present, Mapping):

@@ -78,7 +78,7 @@ def through_heads(
 
 
 def has_own(representation: Any, groups: Sequence[Hashable] | None) -> bool:
-  """Whether a representation is a mapping with one for each group."""
+  """True where a representation is a mapping with one for each group."""
   return isinstance(representation, Mapping) and groups is not None and set(representation) == set(groups)
 
 
@@ -134,7 +134,7 @@ def at_parameters(pull: Callable[[Any], tuple[Any]], points: Any, *, chunk: int)
 
 
 def count(points: Any) -> int:
-  """How many losses' gradients a tree holds."""
+  """Counts the losses whose gradients a tree holds."""
   return len(jax.tree.leaves(points)[0])
 
 

@@ -74,7 +74,7 @@ def zeros(num_tasks: int, like: Any) -> Any:
 
 
 def remembered(state: Any, gradients: Any) -> Any:
-  """What a method remembers, which zeros are where nothing is yet."""
+  """The state of a method that remembers, which zeros are where nothing is yet."""
   empty = not jax.tree.leaves(state) and jax.tree.leaves(gradients)
   return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), gradients) if empty else state
 

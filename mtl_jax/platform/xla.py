@@ -38,7 +38,7 @@ def set_flags(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def reductions_in_ynnpack() -> bool:
-  """Whether programs compiled now, for a CPU, have their sums computed by YNNPACK. Starts JAX's backend."""
+  """True where programs compiled now, for a CPU, have their sums computed by YNNPACK. Starts JAX's backend."""
   import jax
 
   if jax.default_backend() != 'cpu':
@@ -81,7 +81,7 @@ def _version() -> str:
 
 
 def _on_tpu(environment: MutableMapping[str, str]) -> bool:
-  """Whether a TPU's compiler, of a version of its own, will read `XLA_FLAGS` too."""
+  """True where a TPU's compiler, of a version of its own, will read `XLA_FLAGS` too."""
   platforms = environment.get('JAX_PLATFORMS', '')
   return 'tpu' in platforms or (not platforms and importlib.util.find_spec('libtpu') is not None)
 
