@@ -46,7 +46,7 @@ class Bus:
     self.process, self.num = process, num
     self._client, self._on_failure = client(), on_failure
     self._lock, self._times = threading.Lock(), dict[str, int]()
-    self._agreed, self._over = threading.Condition(), threading.Event()
+    self._agreed, self._over, self._ending = threading.Condition(), threading.Event(), threading.Event()
     self._calls, self._answers, self._stop_at, self._asked = 0, dict[int, int](), 0, False
     acts = (self._listen, self._watch)
     self._threads = [threading.Thread(target=self._guarded, args=(act,), name='bus', daemon=True) for act in acts]
@@ -135,7 +135,7 @@ class Bus:
     try:
       act()
     except Exception as error:
-      if self._over.is_set():
+      if self._over.is_set() or self._ending.is_set():  # What the other thread knows says more than a lost connection.
         return
       text = f'the news is none of this run ({one_line(error)})'
       if isinstance(error, jax.errors.JaxRuntimeError):
@@ -175,8 +175,10 @@ class Bus:
 
   def _pass_on(self, news: dict[str, Any]) -> None:
     """Says that this process knows; process 0 takes the coordinator with it, so it waits until all who live know."""
+    self._ending.set()
     if self.process:
-      self._client.key_value_set(f'{PREFIX}/heard/{self.process}', '', allow_overwrite=True)
+      with suppress(jax.errors.JaxRuntimeError):
+        self._client.key_value_set(f'{PREFIX}/heard/{self.process}', '', allow_overwrite=True)
     waiting = threading.Thread(target=self._wait_until_heard, args=(news['process'],), daemon=True)
     waiting.start()
     waiting.join(HEARD_SECS)

@@ -147,15 +147,6 @@ def test_a_second_run_in_the_same_directory_is_refused(tiny_config, tmp_path):
     loop.train(tiny_config(), tmp_path)
 
 
-def test_the_address_of_a_bucket_in_place_of_a_folder_is_refused_and_makes_no_folder(
-  tiny_config, tmp_path, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(CheckpointError, match='is no local folder: buckets are opened by the command line'):
-    loop.train(tiny_config(), Path('gs://bucket/run'))
-  assert not list(tmp_path.iterdir())
-
-
 def test_a_log_gives_its_good_lines_whatever_lies_between_them(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_bytes(b'{"step": 1, "loss": 2.0}\n5\n{"ste\xff\n{"loss": 1.0}\n{"step": 2}\n{"step": 3, "lo')
