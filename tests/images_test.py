@@ -396,4 +396,4 @@ def test_a_run_over_too_many_corrupt_images_ends_in_one_line(copy, run_config, t
   assert cli.main(['train', '--config', str(tmp_path / 'config.py'), '--workdir', str(tmp_path / 'run')]) == 2
   said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('mtl-jax: error: ')]
   assert len(said) == 1
-  assert re.search(r'images.bin: \d of 60 records are corrupt, more than config.data.corrupt_share=0.001: ', said[0])
+  assert re.search(r'images.bin: \d+ of 60 records are corrupt, more than config.data.corrupt_share=0.001: ', said[0])
