@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import re
@@ -30,6 +31,8 @@ from mtl_jax.objectives.matching import relations
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import checkpoint, recipe, sharding
 from mtl_jax.training.checkpoint import Checkpoints
+
+log = logging.getLogger('mtl_jax')
 
 # Where each kind of run keeps what it has done, and the verb that makes it.
 KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
@@ -117,7 +120,9 @@ def _held(workdir: Path) -> Iterator[None]:
   if not address.is_local(workdir):
     if re.match(r'\w+:/[^/]', str(workdir)):
       raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
-    whole_file.write(workdir / LOCK, HOLDER)  # Which takes it from a run that was killed, and from one that lives.
+    if before := _holder(workdir):
+      log.info('%s is taken over from %s; if that still runs, it ends at its next save', workdir, before)
+    whole_file.write(workdir / LOCK, HOLDER)
     yield
     return
 
@@ -138,10 +143,15 @@ def _held(workdir: Path) -> Iterator[None]:
 def check_held(workdir: Path) -> None:
   """Raises CheckpointError, in the first process, where another run has taken a directory in a bucket."""
   if processes.index() == 0 and not address.is_local(workdir):
-    with address.told(str(workdir), 'read'):
-      holder = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else HOLDER
-    if holder != HOLDER:
-      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder.strip()}; this run saves nothing more')
+    holder = _holder(workdir)
+    if holder not in ('', HOLDER.strip()):
+      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder}; this run saves nothing more')
+
+
+def _holder(workdir: Path) -> str:
+  """The process that took a directory in a bucket last, in words; empty where none has."""
+  with address.told(str(workdir), 'read'):
+    return (workdir / LOCK).read_text().strip() if (workdir / LOCK).exists() else ''
 
 
 def _check_shared(workdir: Path, holder: str) -> None:

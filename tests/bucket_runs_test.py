@@ -78,6 +78,8 @@ def test_a_second_run_takes_the_workdir_and_the_first_saves_nothing_more(faces, 
   small_runs.at_step(monkeypatch, 4, take)
   assert f'--workdir: {RUN} was taken over by process 7 of elsewhere' in refused(capsys, *arguments)
   assert saved(cloud) == {3}
+  assert cli.main(arguments) == 0
+  assert f'{RUN} is taken over from process 7 of elsewhere since 1 ns; if that still runs' in capsys.readouterr().err
 
 
 def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, capsys):
