@@ -117,9 +117,9 @@ def lock(workdir: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(workdir: Path) -> Iterator[None]:
+  if re.match(r'\w+:/[^/]', str(workdir)):  # As Path('gs://b/run') writes it.
+    raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
   if not address.is_local(workdir):
-    if re.match(r'\w+:/[^/]', str(workdir)):
-      raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
     if before := _holder(workdir):
       log.info('%s is taken over from %s; if that still runs, it ends at its next save', workdir, before)
     whole_file.write(workdir / LOCK, HOLDER)

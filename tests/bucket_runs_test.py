@@ -15,6 +15,7 @@ import small_runs
 
 from mtl_jax import cli
 from mtl_jax.buckets import address
+from mtl_jax.errors import CheckpointError
 from mtl_jax.training import loop
 
 RUN = 'gs://bucket/runs/joint'
@@ -89,6 +90,14 @@ def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud,
 
 def test_an_address_that_holds_no_run_is_one_line(cloud, capsys, tmp_path):
   assert f'--workdir: {RUN} holds no run' in refused(capsys, 'predict', '--workdir', RUN, tmp_path / 'face.jpg')
+
+
+@pytest.mark.parametrize('place', [Path(RUN), Path('s3://b/run')])
+def test_an_address_that_was_made_a_local_path_is_refused(faces, tmp_path, monkeypatch, place):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(CheckpointError, match='has lost a slash; give the address as text'):
+    loop.train(small_runs.make_config(faces), place)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('verb', ['train', 'eval'])
