@@ -83,9 +83,12 @@ def test_a_second_run_takes_the_workdir_and_the_first_saves_nothing_more(faces, 
   assert f'{RUN} is taken over from process 7 of elsewhere since 1 ns; if that still runs' in capsys.readouterr().err
 
 
-def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, capsys):
-  cloud.failing.append('dataset.json')
-  assert f'{RUN}/dataset.json: cannot be written' in refused(capsys, *command(tmp_path, faces)[3:])
+@pytest.mark.parametrize('part', ['dataset.json', 'metrics.jsonl', 'manifest.ocdbt', 'commit_success.txt'])
+def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, capsys, part):
+  cloud.failing.append(part)
+  told = refused(capsys, *command(tmp_path, faces)[3:])
+  assert re.search(rf'{RUN}/(checkpoints|{part}): cannot be (saved|written): ', told)
+  assert not saved(cloud)
 
 
 def test_an_address_that_holds_no_run_is_one_line(cloud, capsys, tmp_path):
