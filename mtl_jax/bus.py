@@ -21,6 +21,7 @@ PREFIX = 'mtl_jax'
 POLL_SECS = 1.0  # Between looks at who lives, and at what may break off a wait.
 HEARD_SECS = 3.0  # In which a failure is passed on to those who live.
 LEAVE_SECS = 10.0  # In which the others have left the coordinator after the end.
+GONE = 'process {} is gone: it was killed or stopped, or its host is lost'
 
 Stop = Callable[[], None] | None
 
@@ -139,7 +140,7 @@ class Bus:
         return
       text = f'the news is none of this run ({one_line(error)})'
       if isinstance(error, jax.errors.JaxRuntimeError):
-        text = 'process 0 is gone: it was killed, or its host is lost'
+        text = GONE.format(0) if self.process else 'this process was stopped for longer than --heartbeat'
       self._on_failure({'process': 0, 'code': 1, 'text': text})
 
   def _listen(self) -> None:
@@ -166,8 +167,7 @@ class Bus:
     while not self._over.wait(POLL_SECS):
       lost = sorted(set(range(self.num)) - self._living())
       if lost and not self._has_ended():
-        text = f'process {lost[0]} is gone: it was killed, or its host is lost'
-        self._pass_on({'process': lost[0], 'code': 1, 'text': text})
+        self._pass_on({'process': lost[0], 'code': 1, 'text': GONE.format(lost[0])})
 
   def _has_ended(self) -> bool:
     """True once all have come to their end, after which the first may leave before the last has read of it."""
