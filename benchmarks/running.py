@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from workload import Workload, check_losses, config, make_rows
 
-from mtl_jax.data import resident
-from mtl_jax.data.order import make_order
-from mtl_jax.data.pipeline import Input, Split, streamed_input
+from mtl_jax.data.input import resident
+from mtl_jax.data.input.pipeline import Input, Split, streamed_input
+from mtl_jax.data.input.sampler import make_order
 from mtl_jax.evaluation import evaluate
-from mtl_jax.training import building, gradients, loop, optimizer, sharding
+from mtl_jax.platform import sharding
+from mtl_jax.training import building, gradients, loop, optimizer
 from mtl_jax.training.building import Run
 
 

@@ -12,8 +12,8 @@ import jax
 import optax
 from workload import OPTIMIZER, Steps, Workload, config
 
-from mtl_jax.data import augment
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input import augment
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.training import optimizer
 from mtl_jax.training.step import TrainState, network_input

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.training import sharding
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.platform import sharding
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 # What a GPU host that has JAX, Flax, optax and Orbax may lack, and the step must not need.

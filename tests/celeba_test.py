@@ -10,8 +10,8 @@ from celeba_layout import ATTRIBUTES, LANDMARKS, write_celeba
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data import celeba
-from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.sources import celeba
+from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.errors import DataError
 
 SPLITS = ('train', 'val', 'test')

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mtl_jax.data import mixture
+from mtl_jax.data.input import mixture
 from mtl_jax.models import convnet, cost
+from mtl_jax.run.checkpoint import Clock
 from mtl_jax.training import building
-from mtl_jax.training.checkpoint import Clock
 
 
 def test_flops_are_those_of_the_convolutions_and_little_more():

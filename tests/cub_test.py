@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data.cub import open_cub
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import open_store
+from mtl_jax.data.sources.cub import open_cub
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import DataError
 
 NUM, SPECIES = 30, ('001.Black_footed_Albatross', '002.Laysan_Albatross')

@@ -11,8 +11,9 @@ import jax.export
 import numpy as np
 import pytest
 
-from mtl_jax import cli, workdir
+from mtl_jax import cli
 from mtl_jax.models import convolution
+from mtl_jax.run import workdir
 from mtl_jax.training.step import predict_step
 
 # The loader, where neither this package nor Flax can be imported.

@@ -8,14 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax import workdir
-from mtl_jax.data.pipeline import Split
-from mtl_jax.data.store import open_store
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask
-from mtl_jax.training import building, checkpoint, features, loop, sharding
-from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.platform import sharding
+from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.training import building, features, loop
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.progress import read_metrics
 from mtl_jax.training.step import TrainState

@@ -11,10 +11,11 @@ import pytest
 from tiny import SIZE, TASKS, label_stats, make_batch, make_model
 
 from mtl_jax import objectives
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import grain
-from mtl_jax.training import gradients, micro_batches, sharding
+from mtl_jax.platform import sharding
+from mtl_jax.training import gradients, micro_batches
 from mtl_jax.training.forward import Forward
 from mtl_jax.training.step import init_state, train_step
 

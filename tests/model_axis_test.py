@@ -8,15 +8,16 @@ import optax
 import pytest
 from tiny import TASKS, label_stats, make_batch
 
-from mtl_jax import workdir
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.models.vit import VisionTransformer
 from mtl_jax.objectives import fixed
-from mtl_jax.training import checkpoint, loop, sharding
-from mtl_jax.training.checkpoint import Checkpoints, Clock
+from mtl_jax.platform import sharding
+from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
 from mtl_jax.training.step import init_state, train_step
 

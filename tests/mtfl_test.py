@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mtl_jax import cli
-from mtl_jax.data.mtfl import open_mtfl, square_around
-from mtl_jax.data.store import open_store
-from mtl_jax.data.store_writer import prepare
+from mtl_jax.data.sources.mtfl import open_mtfl, square_around
+from mtl_jax.data.store.reader import open_store
+from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import DataError
 
 FILES = ('training.txt', 'testing.txt')

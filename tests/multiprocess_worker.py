@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtl_jax import cli, launcher, processes
+from mtl_jax import cli
 from mtl_jax import config as configs
+from mtl_jax.platform import launcher, processes
 
 
 def read_config(place: Path) -> ConfigDict:
@@ -38,10 +39,10 @@ def train_until_signal(place: Path, number: signal.Signals) -> int:
 
 def go_on_and_evaluate(place: Path) -> int:
   """The run is resumed, and evaluated on several splits."""
-  from mtl_jax.data import store
+  from mtl_jax.data.store import reader as store
   from mtl_jax.evaluation.command import evaluate_workdir
+  from mtl_jax.run.checkpoint import Checkpoints
   from mtl_jax.training import loop
-  from mtl_jax.training.checkpoint import Checkpoints
 
   workdir = place / 'run'
   said = {'steps': loop.train(read_config(place), workdir).step}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from mtl_jax.buckets import sets
+from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import DivergedError
 from mtl_jax.training import building, loop, nonfinite
 from mtl_jax.training.progress import read_metrics

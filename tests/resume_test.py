@@ -13,10 +13,10 @@ import pytest
 import small_runs
 
 from mtl_jax import config as configs
-from mtl_jax import workdir
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
+from mtl_jax.run import workdir
+from mtl_jax.run.checkpoint import Clock
 from mtl_jax.training import loop
-from mtl_jax.training.checkpoint import Clock
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
-from mtl_jax.data.order import Order
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import DivergedError
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from mtl_jax import npz
 from mtl_jax.affinity.look import Look, compile_look
 from mtl_jax.config import with_fields
 from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import npz
 from mtl_jax.training import loop
 from mtl_jax.training.building import Run
 

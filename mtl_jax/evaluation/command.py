@@ -6,17 +6,18 @@ from typing import Any
 
 import jax
 
-from mtl_jax import npz, workdir
-from mtl_jax.buckets import address, sets
-from mtl_jax.data import mixture
-from mtl_jax.data.mixture import DataSet
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.mixture import DataSet
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
+from mtl_jax.platform import address, npz
+from mtl_jax.platform.progress_bar import bar
+from mtl_jax.run import workdir
+from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
 from mtl_jax.training import features
-from mtl_jax.training.bar import bar
-from mtl_jax.workdir import TrainedModel
 
 log = logging.getLogger('mtl_jax')
 

@@ -10,12 +10,12 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mtl_jax.data import pipeline
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import pipeline
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
+from mtl_jax.platform import sharding
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import sharding
 from mtl_jax.training.step import eval_step
 
 

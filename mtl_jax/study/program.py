@@ -14,14 +14,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from mtl_jax.data import mixture, resident
-from mtl_jax.data.mixture import DataSet
-from mtl_jax.data.order import Order
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import mixture, resident
+from mtl_jax.data.input.mixture import DataSet
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.training import building, optimizer, sharding
+from mtl_jax.platform import sharding
+from mtl_jax.training import building, optimizer
 from mtl_jax.training.building import Run
 from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import workdir
+from mtl_jax.run import workdir
 from mtl_jax.study import arms
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.replicas import Replica, Result

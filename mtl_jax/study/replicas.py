@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from mtl_jax.data import pipeline, resident
-from mtl_jax.data.order import Order
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import pipeline, resident
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation import evaluate
-from mtl_jax.platform import xla
+from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.study.program import Program
-from mtl_jax.training import building, loop, memory, sharding
+from mtl_jax.training import building, loop
 
 log = logging.getLogger('mtl_jax')
 

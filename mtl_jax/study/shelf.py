@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax import npz, workdir
 from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.platform import npz
 from mtl_jax.report.runs import flat
+from mtl_jax.run import workdir
 from mtl_jax.study.replicas import Replica, Result
 
 ADVICE = 'remove it, and it is run again'

@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import processes, whole_file, workdir
 from mtl_jax.config import with_fields
-from mtl_jax.data import mixture
-from mtl_jax.data.mixture import DataSet
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError, Interrupted
+from mtl_jax.platform import atomic_write, processes
+from mtl_jax.platform.progress_bar import bar
+from mtl_jax.run import workdir
 from mtl_jax.study import arms, bootstrap, program, report, scores, summary
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
 from mtl_jax.study.shelf import Shelf, recipe
 from mtl_jax.tasks import Task
-from mtl_jax.training.bar import bar
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
@@ -292,4 +293,4 @@ def write_csv(path: Path, study: Mapping[str, Any]) -> None:
   writer = csv.DictWriter(content, list(rows[0]))
   writer.writeheader()
   writer.writerows(rows)
-  whole_file.write(path, content.getvalue())
+  atomic_write.write(path, content.getvalue())

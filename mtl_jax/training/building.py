@@ -14,21 +14,21 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mtl_jax import workdir
-from mtl_jax.data import balance, keep_labels, mixture, resident
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.mixture import DataSet
-from mtl_jax.data.order import Order, make_order, rows_a_batch
-from mtl_jax.data.pipeline import Input, Split
+from mtl_jax.data.input import balance, keep_labels, mixture, resident
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.data.input.mixture import DataSet
+from mtl_jax.data.input.pipeline import Input, Split
+from mtl_jax.data.input.sampler import Order, make_order, rows_a_batch
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models import cost, multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
-from mtl_jax.platform import xla
+from mtl_jax.platform import memory, sharding, xla
+from mtl_jax.run import recipe, workdir
+from mtl_jax.run.checkpoint import Clock
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import features, gradients, memory, micro_batches, optimizer, recipe, sharding
-from mtl_jax.training.checkpoint import Clock
+from mtl_jax.training import features, gradients, micro_batches, optimizer
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, TrainState, repeat_fetching, train_step
 

@@ -23,17 +23,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import mtl_jax
-from mtl_jax import file_lock
-from mtl_jax.buckets import address
-from mtl_jax.data import augment, pipeline
-from mtl_jax.data.mixture import DataSet
-from mtl_jax.data.new_folder import new_folder, sync
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import augment, pipeline
+from mtl_jax.data.input.mixture import DataSet
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import DataError, Interrupted, one_line
 from mtl_jax.models.frozen import FrozenStages
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.training import sharding
-from mtl_jax.training.bar import bar
+from mtl_jax.platform import address, file_lock, sharding
+from mtl_jax.platform.atomic_dir import new_folder, sync
+from mtl_jax.platform.progress_bar import bar
 from mtl_jax.training.step import network_input
 
 log = logging.getLogger('mtl_jax')

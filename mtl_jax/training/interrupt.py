@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from mtl_jax import processes
 from mtl_jax.errors import Interrupted
+from mtl_jax.platform import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AT_ONCE = '\nmtl-jax: left at once; the same command goes on from the last complete checkpoint\n'

@@ -12,17 +12,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import processes, workdir
-from mtl_jax.data import mixture, pipeline
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import mixture, pipeline
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
+from mtl_jax.platform import processes, sharding
+from mtl_jax.run import checkpoint, digests, workdir
+from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.run.goodput import Goodput
 from mtl_jax.tasks import Task
-from mtl_jax.training import building, checkpoint, digests, nonfinite, sharding
+from mtl_jax.training import building, nonfinite
 from mtl_jax.training.building import Run
-from mtl_jax.training.checkpoint import Checkpoints, Clock
-from mtl_jax.training.goodput import Goodput
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
 from mtl_jax.training.progress import MetricWriter, Progress

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.errors import DivergedError
-from mtl_jax.training.checkpoint import Clock
+from mtl_jax.run.checkpoint import Clock
 from mtl_jax.training.step import LEFT_OUT
 
 log = logging.getLogger('mtl_jax')

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Int32, Key
 
-from mtl_jax.data import augment
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input import augment
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models import pretrained
 from mtl_jax.objectives import Objective, grain
 from mtl_jax.objectives.matching import Coupling

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import processes
+from mtl_jax.platform import processes
 
 EXIT_CODE = 4
 
