@@ -1,6 +1,5 @@
 """The story of a training run: resume, step, look, save, end."""
 
-import dataclasses
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,8 @@ from mtl_jax.run.goodput import Goodput
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, nonfinite
 from mtl_jax.training.building import Run
+from mtl_jax.training.describe import describe
+from mtl_jax.training.dispatch import dispatches
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
 from mtl_jax.training.progress import MetricWriter, Progress
@@ -39,7 +40,7 @@ def train(
   *,
   allow_config_change: bool = False,
   name: str = 'train',
-  watch: Callable[[Run, int], Run] | None = None,
+  watch: Callable[[Run, int], Callable[..., Any]] | None = None,
 ) -> Clock:
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
@@ -48,7 +49,7 @@ def train(
     directory: the run's working directory; see the README for the files in it.
     allow_config_change: resume although the configuration differs from the one that began.
     name: what the progress bar is called.
-    watch: given the run and the step it begins at, wraps its compiled steps to look at what they are given.
+    watch: given the run and the step it begins at, makes what is called in place of its compiled steps.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
@@ -74,14 +75,14 @@ def train(
         log.info('%s is complete at step %d', directory, clock.step)
         return clock
       goodput.resume(directory, clock.step, clock.spent)
-      run, _ = building.on_features(run, store, state, directory, stop=interruption.requested)
-      building.describe(run, store, clock)
-      run = watch(run, clock.step) if watch else run
-      keepers = Keepers(checkpoints, directory, interruption, watchdog, goodput)
-      return train_on(run, state, clock, keepers=keepers, name=name)
+      run = building.on_features(run, state.variables, directory, stop=interruption.requested)
+      describe(run, clock)
+      steps = watch(run, clock.step) if watch else run.compiled_steps
+      services = RunServices(checkpoints, directory, interruption, watchdog, goodput)
+      return train_on(run, state, clock, steps=steps, services=services, name=name)
 
 
-class Keepers(NamedTuple):
+class RunServices(NamedTuple):
   """What keeps and watches a run while it trains."""
 
   checkpoints: Checkpoints
@@ -129,36 +130,40 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
     if clock.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
       clock.best_step = 0
     return restored
-  weights = building.pretrained_weights(run.config, run.image_size)
+  weights = building.pretrained_weights(run)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
   return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), Clock()
 
 
-def train_on(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, name: str) -> Clock:
+def train_on(
+  run: Run, state: TrainState, clock: Clock, *, steps: Callable[..., Any], services: RunServices, name: str
+) -> Clock:
   """`train_from` to the end; where config.train.on_nonfinite is rollback, again from the last checkpoint on."""
   settings = run.config.train
   while True:
     try:
-      return train_from(run, state, clock, keepers=keepers, name=name)
+      return train_from(run, state, clock, steps=steps, services=services, name=name)
     except NonFiniteStep as error:
       if settings.on_nonfinite != 'rollback':
         raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
       passed_over = [*clock.passed_over, nonfinite.batch_number(error.step - 1, clock.passed_over)]
       nonfinite.check_count(len(passed_over), settings, error)
-      with keepers.goodput.under('restart'), keepers.watchdog.unwatched():
-        keepers.checkpoints.wait()
-        state, clock = begin_state(run, keepers.checkpoints)
-      keepers.goodput.go_back(clock.spent)
+      with services.goodput.under('restart'), services.watchdog.unwatched():
+        services.checkpoints.wait()
+        state, clock = begin_state(run, services.checkpoints)
+      services.goodput.go_back(clock.spent)
       clock.passed_over = passed_over
       log.warning('warning: %s; back to step %d, and on without that batch', error, clock.step)
 
 
-def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, name: str) -> Clock:
+def train_from(
+  run: Run, state: TrainState, clock: Clock, *, steps: Callable[..., Any], services: RunServices, name: str
+) -> Clock:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
-  checkpoints, directory, interruption, watchdog, goodput = keepers
-  run = watched(run, watchdog)
+  checkpoints, directory, interruption, watchdog, goodput = services
+  steps, eval_step = watchdog.beating(steps), watchdog.beating(run.compiled_eval_step)
   source = run.input.place()
   writer = MetricWriter(directory, resumed_at=clock.step, enabled=primary)
   progress = Progress(
@@ -173,7 +178,7 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
   try:
     for size, items in goodput.waiting('input', input_items(run, clock.step, clock.passed_over)):
       with goodput.under('step'):
-        state, metrics = run.compiled_steps(state, source, items)
+        state, metrics = steps(state, source, items)
         unlogged.append(metrics)
         sharding.hold_back(unlogged)
         clock.step += size
@@ -186,7 +191,7 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
       watchdog.beat(f'step {clock.step}')
       if now.evaluate and run.val is not None:
         with goodput.under('eval'):
-          score, validation = validate(run, state)
+          score, validation = validate(run, state, compiled_step=eval_step)
         values |= validation
         better = clock.saw(score)
         clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
@@ -211,15 +216,6 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
     if run.train.images.num_corrupt:
       log.warning('warning: %d corrupt images were replaced, their labels masked', run.train.images.num_corrupt)
   return clock
-
-
-def watched(run: Run, watchdog: Watchdog) -> Run:
-  """The run whose dispatches and batches of evaluation the watchdog hears of."""
-  return dataclasses.replace(
-    run,
-    compiled_steps=watchdog.beating(run.compiled_steps),
-    compiled_eval_step=watchdog.beating(run.compiled_eval_step),
-  )
 
 
 class Due(NamedTuple):
@@ -273,7 +269,9 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
 
   config = run.config
   looks = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
-  return pipeline.prefetch(make, building.dispatches(run, looks, step))
+  return pipeline.prefetch(
+    make, dispatches(config.train.steps, at_once=run.steps_per_dispatch, looks=looks, first=step)
+  )
 
 
 def means(run: Run, dispatched: Sequence[dict[str, Any]], clock: Clock) -> dict[str, float]:
@@ -288,14 +286,14 @@ def means(run: Run, dispatched: Sequence[dict[str, Any]], clock: Clock) -> dict[
   return {f'train/{name}': float(each.mean()) for name, each in finite.items() if each.size}
 
 
-def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
+def validate(run: Run, state: TrainState, *, compiled_step: Callable[..., Any]) -> tuple[float, dict[str, float]]:
   """The score that picks the best checkpoint, and every metric of the validation split by name."""
   assert run.val is not None
   evaluation = evaluate.evaluate_split(
     run.val,
     state.eval_variables,
     state.label_stats,
-    compiled_step=run.compiled_eval_step,
+    compiled_step=compiled_step,
     mesh=run.mesh,
     batch_size=run.config.eval.batch_size,
   )

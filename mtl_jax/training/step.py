@@ -163,9 +163,9 @@ def forward_of(
     parts: into how many parts of the batch each of them is split.
   """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  pixels = network_input(batch['image'])
+  model, inputs = network_and_input(model, batch)
   images, labels, mask = augment.augment(
-    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
+    inputs, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   weights = auxiliary = None
   if coupling is not None:
@@ -189,8 +189,15 @@ def forward_of(
   return forward, objective_key
 
 
+def network_and_input(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Array]:
+  """The network for a batch and what it reads: its images; or kept features, and what follows the frozen stages."""
+  if 'features' in batch:
+    return model.after_frozen, batch['features']
+  return model, network_input(batch['image'])
+
+
 def network_input(images: Array) -> Array:
-  """uint8 images `[b, h, w, 3]`, normalised; or outputs of frozen stages, floats that are taken as they are."""
+  """uint8 images `[b, h, w, 3]`, normalised; floats are taken as they are."""
   return augment.normalize(images) if images.dtype == jnp.uint8 else images
 
 
@@ -219,7 +226,7 @@ def predict_step(
   model: nn.Module,
   tasks: Sequence[Task],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Raw outputs and predictions in the labels' own units, for images, or features of them: see `network_input`."""
+  """Raw outputs and predictions in the labels' own units, for images, or for what the network reads instead."""
   outputs: Any = model.apply(variables, network_input(images), train=False)
   predictions = {}
   for task in tasks:
@@ -238,7 +245,8 @@ def eval_step(
   tasks: Sequence[Task],
 ) -> dict[str, Any]:
   """Predictions of a batch, and each task's sum of losses with the number of labels it runs over."""
-  outputs, predictions = predict_step(variables, label_stats, batch['image'], model=model, tasks=tasks)
+  model, inputs = network_and_input(model, batch)
+  outputs, predictions = predict_step(variables, label_stats, inputs, model=model, tasks=tasks)
   mask = batch['mask']
   per_label = label_losses(outputs, batch['labels'], mask, tasks=tasks, label_stats=label_stats)
   return {

@@ -19,7 +19,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -104,17 +105,17 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     DataError: where there is no prepared set, or another version of it, or its files are not what was written.
   """
   directory = Path(directory)
-  try:
-    schema = _read_schema(directory)
+  with told(directory):
+    schema = read_schema(directory)
     tasks = _tasks(schema)
     height, width = _image_size(schema)
     kinds, images = array_kinds(schema, tasks), ENCODINGS[schema.get('encoding', 'decoded')]
-    _check_files(directory, {path: schema['files'][path] for path in (images, *kinds, 'names.txt')})
+    check_files(directory, {path: schema['files'][path] for path in (images, *kinds, 'names.txt')})
     arrays = {path: _load(directory / path, *kind) for path, kind in kinds.items()}
     names = (directory / 'names.txt').read_text('utf-8').split('\n')[:-1]
     records = Records(
       directory / images,
-      image_shape=(height, width, 3),
+      shape=(height, width, 3),
       offsets=arrays['offsets.npy'] if 'offsets.npy' in arrays else _offsets(directory / images, schema),
       crc32=arrays.get('crc32.npy'),
       encoding=schema.get('encoding', 'decoded'),
@@ -124,10 +125,6 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     splits = _splits(schema)
     if len(names) != len(records):
       raise ValueError(f'{len(names)} names of {len(records)} rows')
-  except OSError as error:
-    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
-  except (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError) as error:
-    raise DataError(f'{directory / "schema.json"}: is malformed ({one_line(error)}); prepare the set again') from error
   return Store(
     directory=directory,
     image_size=(height, width),
@@ -142,6 +139,17 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     schema=schema,
     checksum=schema['checksum'],
   )
+
+
+@contextmanager
+def told(directory: Path) -> Iterator[None]:
+  """Turns what reading a malformed set raises into a DataError."""
+  try:
+    yield
+  except OSError as error:
+    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
+  except (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError) as error:
+    raise DataError(f'{directory / "schema.json"}: is malformed ({one_line(error)}); prepare the set again') from error
 
 
 def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
@@ -199,7 +207,8 @@ def _offsets(path: Path, schema: Schema) -> np.ndarray:
   return mapped.offset + np.arange(len(mapped) + 1, dtype=np.int64) * (mapped.nbytes // len(mapped))
 
 
-def _read_schema(directory: Path) -> Schema:
+def read_schema(directory: Path) -> Schema:
+  """The content of schema.json. Raises DataError where there is none, or another version, or it was changed."""
   path = directory / 'schema.json'
   if not directory.is_dir():
     raise DataError(f'{directory}: no such folder of a prepared set; {_MAKE} {directory}')
@@ -216,7 +225,8 @@ def _read_schema(directory: Path) -> Schema:
   return schema
 
 
-def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+def check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+  """Raises DataError for a file that is missing or has not the size and digest that it was written with."""
   for path, written in files.items():
     if not (directory / path).is_file():
       raise DataError(f'{directory / path}: is missing; prepare the set again')
