@@ -25,7 +25,7 @@ from mtl_jax.training.step import TrainState, forward_of
 
 
 class Look(NamedTuple):
-  """What a look finds; entry `[i, j]` of a matrix is what source i does to target j.
+  """Results of a look; entry `[i, j]` of a matrix is the effect of source i on target j.
 
   Attributes:
     before: each loss of the batch.

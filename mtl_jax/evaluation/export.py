@@ -74,7 +74,7 @@ def predictor(model: TrainedModel) -> Callable[[Any], dict[str, Any]]:
 
 
 def describe(model: TrainedModel, exported: jax.export.Exported) -> dict[str, Any]:
-  """What a caller must know: shapes, names and units of what goes in and comes out, and versions."""
+  """Describes the program to its callers: shapes, names and units of inputs and outputs, and versions."""
   height, width = model.facts.image_size
   results = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   return {

@@ -61,7 +61,7 @@ class MultiTaskModel(nn.Module):
   frozen: FrozenStages | None = None
 
   def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
-    """What the heads read: one for all tasks, or one of each by name."""
+    """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
@@ -81,7 +81,7 @@ class MultiTaskModel(nn.Module):
     return self.heads(self.represent(images, train=train), train=train)
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:
-    """What the way of sharing adds to the loss for its prior on parameters; None if it has none."""
+    """The penalty that the way of sharing adds to the loss for its prior on parameters; None if it has none."""
     return self.shared.penalty(params)
 
 

@@ -25,7 +25,7 @@ FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
 
 @dataclasses.dataclass
 class Clock:
-  """Where a run stands, besides the state on the devices.
+  """Progress of a run, besides the state on the devices.
 
   Attributes:
     step: optimizer steps taken.
@@ -144,7 +144,7 @@ class Checkpoints:
     return Clock(**fields)
 
   def steps(self) -> list[int]:
-    """Those that were saved, in order."""
+    """The saved steps, in order."""
     return sorted(self._manager.all_steps())
 
   def _choose(self, step: int | None) -> int | None:

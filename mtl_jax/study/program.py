@@ -29,7 +29,7 @@ from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What the replicas of a program share; the run's own seed and learning rate are not read.
+  """The parts that a program's replicas share; the run's own seed and learning rate are not read.
 
   Attributes:
     run: the run that replicas vary, on features where its frozen stages' outputs are kept. Those stages are the same
@@ -57,7 +57,7 @@ class Program:
     return self.run.net
 
   def order(self, seed: int) -> Order:
-    """In which a replica of that seed sees the examples."""
+    """The order in which a replica of that seed sees the examples."""
     return self.run.make_order(seed)
 
   def tx(self, learning_rate: Any) -> optax.GradientTransformation:
@@ -85,7 +85,7 @@ class Program:
     return eval_step(variables, self.run.label_stats, batch, model=self.net, tasks=self.run.tasks)
 
   def shapes(self) -> TrainState:
-    """Of one replica's state."""
+    """The shapes and types of one replica's state."""
     return jax.eval_shape(self.init, 0, 0.0, self.net_weights)
 
   def num_params(self) -> int:
@@ -151,7 +151,7 @@ def build(
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
-  """Whether two configurations are the same but for how losses are weighed, so that programs of both read one input."""
+  """True for configurations that differ only in how losses are weighed, so that programs of both read one input."""
   fields, others = ({**one.to_dict(), 'objective': None} for one in (config, other))
   standardize = config.objective.standardize == other.objective.standardize  # Statistics of labels, not of losses.
   return standardize and fields == others

@@ -18,7 +18,7 @@ Params = Mapping[str, Any]
 
 
 class Seen(NamedTuple):
-  """What a forward pass gives besides the losses of the objective.
+  """Results of a forward pass besides the losses of the objective.
 
   Attributes:
     task_losses: each task's mean loss over the labels present.
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
   auxiliary: Mapping[str, Float[Array, '']]
 
   def after(self, moved: Mapping[str, Any]) -> 'Seen':
-    """With what the shared part has changed besides."""
+    """Adds what the shared part has changed besides."""
     stats = {**moved.get('batch_stats', {}), **self.moved['batch_stats']}
     return self._replace(moved={**moved, 'batch_stats': stats})
 
@@ -70,7 +70,7 @@ class Forward:
     return {} if self.key is None else {'sharing': self.key}
 
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
-    """What the heads read, and the variables that the shared part has changed."""
+    """Encodes the batch: what the heads read, and the variables that the shared part has changed."""
     variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables.get('batch_stats', {}))[0]}
 
     def apply(variables: Mapping[str, Any], images: Array) -> tuple[Any, Mapping[str, Any]]:
@@ -109,12 +109,12 @@ class Forward:
 
   @property
   def present(self) -> Bool[Array, ' k']:
-    """Which losses have a label, in every part of the batch."""
+    """True for each loss that has a label in every part of the batch."""
     return self.present_in_parts.all(0)
 
   @property
   def present_in_parts(self) -> Bool[Array, 'p k']:
-    """Which losses have a label in each part of the batch."""
+    """True for each loss that has a label, in each part of the batch."""
     return grain.reduce(self.mask, self.mask, entries=self.entries, parts=self.parts)[1]
 
   def rows(self, num_rows: int) -> 'Forward':

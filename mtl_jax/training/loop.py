@@ -223,7 +223,7 @@ def watched(run: Run, watchdog: Watchdog) -> Run:
 
 
 class Due(NamedTuple):
-  """What the host has to do after a step."""
+  """Work of the host that is due after a step."""
 
   log: bool
   evaluate: bool
@@ -233,7 +233,7 @@ class Due(NamedTuple):
 
 
 def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
-  """What is due after `step` steps; a log line comes with everything else, so that nothing bad is ever saved."""
+  """Lists what is due after `step` steps; a log line comes with everything else, so that nothing bad is ever saved."""
 
   def multiple(every: int) -> bool:
     return every > 0 and step % every == 0
@@ -258,7 +258,7 @@ def log_values(run: Run, unlogged: Sequence[dict[str, Any]], clock: Clock, progr
 
 
 def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterator[tuple[int, Any]]:
-  """From `step` on: how many steps to dispatch at once, and what their batches are made of, stacked, on the devices.
+  """Yields from `step` on how many steps to dispatch at once, and their batches' items, stacked, on the devices.
 
   Batches that are passed over, by number, are not among them.
   """

@@ -254,7 +254,7 @@ def repeat_fetching(
   *,
   unroll: bool,
 ) -> Callable:
-  """As `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
+  """Like `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
 
   The source is an argument of the result, after the state: a constant would be compiled into the program.
   """

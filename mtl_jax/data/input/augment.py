@@ -19,7 +19,7 @@ Labels = dict[str, Array]
 
 
 class Augmentation(NamedTuple):
-  """What may be done to a training image; all zero does nothing.
+  """Ranges of the random changes of a training image; all zero changes nothing.
 
   Attributes:
     flip: mirror half of the images.
