@@ -16,7 +16,8 @@ from mtl_jax.data.input.pipeline import Input, Split, streamed_input
 from mtl_jax.data.input.sampler import make_order
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import sharding
-from mtl_jax.training import building, gradients, loop, optimizer
+from mtl_jax.run import optimizer
+from mtl_jax.training import building, gradients, loop
 from mtl_jax.training.building import Run
 
 

@@ -15,16 +15,17 @@ from ml_collections import ConfigDict
 from mtl_jax.affinity.heads import HeadTrainer
 from mtl_jax.config import with_fields
 from mtl_jax.data.input import pipeline, resident
+from mtl_jax.data.input.augment import network_input
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import DataError, DivergedError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.platform import sharding
+from mtl_jax.run.state import TrainState
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import building, loop
-from mtl_jax.training.step import TrainState, network_input
 
 Stop = Callable[[], None]
 

@@ -14,9 +14,9 @@ from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
+from mtl_jax.evaluation.step import eval_step
 from mtl_jax.platform import sharding
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training.step import eval_step
 
 
 @dataclasses.dataclass(frozen=True)

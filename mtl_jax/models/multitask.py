@@ -162,3 +162,9 @@ def compute_dtype(name: str) -> Any:
   if name == 'auto':
     return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
   return {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}[name]
+
+
+def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Parameters or batch statistics: those of the shared part, and those of the heads."""
+  shared = {name: value for name, value in collection.items() if name == 'shared'}
+  return shared, {name: value for name, value in collection.items() if name != 'shared'}

@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.platform import address, processes
 from mtl_jax.run import digests
-from mtl_jax.training.step import TrainState
+from mtl_jax.run.state import TrainState
 
 SAVING = 'async_save'  # The name of Orbax's thread that waits for the files of a save.
 AS_IT_WAS = 'what was saved before is as it was: make room or mend the folder, and the same command goes on from there'

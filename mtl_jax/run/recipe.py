@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import Objective, grain, options
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import optimizer
-from mtl_jax.training.step import TrainState, init_state
 
 
 class Recipe(NamedTuple):

@@ -19,12 +19,15 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import sharding
-from mtl_jax.training import building, optimizer
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState
+from mtl_jax.training import building
 from mtl_jax.training.building import Run
-from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
+from mtl_jax.training.step import repeat
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax.data.input import augment, pipeline
+from mtl_jax.data.input.augment import network_input
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import DataError, Interrupted, one_line
@@ -32,7 +33,6 @@ from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import address, file_lock, sharding
 from mtl_jax.platform.atomic_dir import new_folder, sync
 from mtl_jax.platform.progress_bar import bar
-from mtl_jax.training.step import network_input
 
 log = logging.getLogger('mtl_jax')
 

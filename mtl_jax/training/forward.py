@@ -9,6 +9,8 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
 
+from mtl_jax.evaluation.step import label_losses
+from mtl_jax.models.multitask import split
 from mtl_jax.objectives import grain, losses
 from mtl_jax.objectives.grain import Entry
 from mtl_jax.tasks import LabelStats, Task
@@ -124,26 +126,3 @@ class Forward:
     images, labels, mask, weights = jax.tree.map(first, by_row)
     fewer = {'images': images, 'labels': labels, 'mask': mask, 'weights': weights}
     return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1)
-
-
-def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Parameters or batch statistics: those of the shared part, and those of the heads."""
-  shared = {name: value for name, value in collection.items() if name == 'shared'}
-  return shared, {name: value for name, value in collection.items() if name != 'shared'}
-
-
-def label_losses(
-  outputs: Mapping[str, Array],
-  labels: Mapping[str, Array],
-  mask: Mapping[str, Array],
-  *,
-  tasks: Sequence[Task],
-  label_stats: Mapping[str, LabelStats],
-) -> dict[str, Float[Array, 'b k']]:
-  """The loss of each label, `[b, k]` for each task, in the units that are learned."""
-  result = {}
-  for task in tasks:
-    stats = label_stats[task.name]
-    targets = (labels[task.name] - stats.mean) / stats.std
-    result[task.name] = task.loss(outputs[task.name], losses.guard(targets, mask[task.name]))
-  return result

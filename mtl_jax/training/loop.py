@@ -21,13 +21,13 @@ from mtl_jax.platform import processes, sharding
 from mtl_jax.run import checkpoint, digests, workdir
 from mtl_jax.run.checkpoint import Checkpoints, Clock
 from mtl_jax.run.goodput import Goodput
+from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, nonfinite
 from mtl_jax.training.building import Run
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
 from mtl_jax.training.progress import MetricWriter, Progress
-from mtl_jax.training.step import TrainState
 from mtl_jax.training.watchdog import Watchdog
 
 log = logging.getLogger('mtl_jax')

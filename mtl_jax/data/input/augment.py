@@ -43,6 +43,11 @@ def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
   return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
 
 
+def network_input(images: Array) -> Array:
+  """uint8 images `[b, h, w, 3]`, normalised; or outputs of frozen stages, floats that are taken as they are."""
+  return normalize(images) if images.dtype == jnp.uint8 else images
+
+
 def augment(
   images: Float[Array, 'b h w 3'],
   labels: Labels,
