@@ -20,9 +20,10 @@ from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives.weighting.fixed import fixed
 from mtl_jax.platform import sharding, xla
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
-from mtl_jax.training import optimizer
-from mtl_jax.training.step import TrainState, init_state, train_step
+from mtl_jax.training.step import train_step
 
 TASKS = (
   BinaryTask('attributes', tuple(f'attribute{i}' for i in range(40))),

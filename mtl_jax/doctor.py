@@ -1,4 +1,4 @@
-"""What this machine has, what would run where, and what is missing, each with the command that mends it."""
+"""Reports what this machine has, what would run where, and what is missing, each with the command that mends it."""
 
 import importlib.metadata
 import importlib.util

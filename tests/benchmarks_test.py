@@ -221,7 +221,7 @@ def test_adam_on_one_vector_makes_the_updates_of_the_default_optimizer(rooms):
   import variants
   import workload
 
-  from mtl_jax.training import optimizer
+  from mtl_jax.run import optimizer
 
   random = np.random.default_rng(0)
   params = {

@@ -20,10 +20,10 @@ from mtl_jax.models import multitask
 from mtl_jax.platform import sharding
 from mtl_jax.run import checkpoint, workdir
 from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.run.state import TrainState
 from mtl_jax.training import building, dispatch, features, loop
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.progress import read_metrics
-from mtl_jax.training.step import TrainState
 
 PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}
 SMALL = {'model.backbone': 'convnet', 'model.norm': 'batch'}  # Of two stages; 512 features of a 32x32 image.

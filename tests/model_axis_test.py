@@ -17,9 +17,10 @@ from mtl_jax.objectives import fixed
 from mtl_jax.platform import sharding
 from mtl_jax.run import checkpoint, workdir
 from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.run.state import init_state
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import train_step
 
 SIZE = (16, 16)
 

@@ -18,8 +18,9 @@ from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import OBJECTIVES, options
 from mtl_jax.run import workdir
+from mtl_jax.run.state import init_state
 from mtl_jax.training import loop
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import train_step
 
 RANDOM = ('rlw', 'graddrop', 'pcgrad', 'gradvac')  # What they draw depends on the number of tasks.
 FILE = Path(default.__file__)

@@ -11,15 +11,17 @@ import pytest
 
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.store.reader import open_store
+from mtl_jax.evaluation.step import eval_step
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.resnet import resnet18
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives import fixed
 from mtl_jax.platform import sharding
+from mtl_jax.run.state import init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 from mtl_jax.training import building, loop
 from mtl_jax.training.dispatch import dispatches
-from mtl_jax.training.step import eval_step, init_state, moving_average, repeat, train_step
+from mtl_jax.training.step import moving_average, repeat, train_step
 
 TASKS = (
   BinaryTask('attributes', ('Smiling', 'Male', 'Young')),

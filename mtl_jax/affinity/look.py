@@ -15,16 +15,18 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
+from mtl_jax.models.multitask import split
 from mtl_jax.objectives import grain, passes
 from mtl_jax.platform import sharding
+from mtl_jax.run.state import TrainState
 from mtl_jax.training import gradients
 from mtl_jax.training.building import Run
-from mtl_jax.training.forward import Forward, Params, split
-from mtl_jax.training.step import TrainState, forward_of
+from mtl_jax.training.forward import Forward, Params
+from mtl_jax.training.step import forward_of
 
 
 class Look(NamedTuple):
-  """What a look finds; entry `[i, j]` of a matrix is what source i does to target j.
+  """Results of a look; entry `[i, j]` of a matrix is the effect of source i on target j.
 
   Attributes:
     before: each loss of the batch.

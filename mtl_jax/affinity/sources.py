@@ -18,19 +18,20 @@ from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import DataError, DivergedError
+from mtl_jax.evaluation.step import network_and_input
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.platform import sharding
+from mtl_jax.run.state import TrainState
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import building, loop, splits
-from mtl_jax.training.step import TrainState, network_and_input
 
 Stop = Callable[[], None]
 
 
 class Sources:
-  """What the sources share: data, heads, and one compiled program for all tasks that are alike."""
+  """The parts that all sources share: data, heads, and one compiled program for all tasks that are alike."""
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, stop: Stop):
     self.config, self.store, self.directory, self._stop = config, store, directory, stop
@@ -70,7 +71,7 @@ class Sources:
     return self._programs[name]
 
   def _kind(self, task: Task) -> Any:
-    """What tasks of one label that a program can serve have in common; a task of several has it to itself."""
+    """Key that tasks of one label share if one program serves them; a task of several labels has its own."""
     if len(task.labels) > 1:
       return task
     return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config, task)
@@ -132,7 +133,7 @@ class Program:
     return state.replace(variables=variables, average=None)
 
   def features(self, state: TrainState, split: Split) -> Float[np.ndarray, 'n f']:
-    """What the heads read of each example of a split."""
+    """Computes the features that the heads read of each example of a split."""
     batch_size, found = self.run.config.eval.batch_size, []
     for positions in pipeline.padded_positions(len(split), batch_size):
       made: Any = self._represent(state.eval_variables, split.read(positions))

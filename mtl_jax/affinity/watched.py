@@ -46,7 +46,7 @@ class Looks(NamedTuple):
     return np.where(known, (before - self.after) / np.where(before > 0, before, 1), np.nan)
 
   def cosines(self) -> Float[np.ndarray, 't k k']:
-    """Of the gradients at the shared parameters; NaN where a loss is absent or its gradient 0."""
+    """Cosines of the gradients at the shared parameters; NaN where a loss is absent or its gradient 0."""
     gram = self.gram.astype(np.float64)
     norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0))
     both = norms[:, :, None] * norms[:, None, :]
@@ -110,6 +110,6 @@ def watched(run: Run, begun_at: int, *, shelf: LookShelf) -> Callable[..., Any]:
 
 
 def seconds(looks: Looks) -> dict[str, float]:
-  """What looking took: all of it, the first look with its compilation apart, and the median of the others."""
+  """Seconds of all looks, of the first one with its compilation, and the median of the others."""
   later = looks.seconds[1:] if len(looks.seconds) > 1 else looks.seconds
   return {'all': float(looks.seconds.sum()), 'first': float(looks.seconds[0]), 'each': float(np.median(later))}

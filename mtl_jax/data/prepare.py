@@ -1,4 +1,4 @@
-"""Which data sets can be prepared, and how each is opened.
+"""Prepares a data set: the readers by name, and the one call that writes a prepared set.
 
 A new reader is a file here and a line in `READERS`; a user's own needs no line, see `own_source`.
 """

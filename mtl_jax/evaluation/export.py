@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import mtl_jax
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import exported_loader
+from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models import convolution, multitask
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
-from mtl_jax.training.step import predict_step
 
 log = logging.getLogger('mtl_jax')
 
@@ -74,7 +74,7 @@ def predictor(model: TrainedModel) -> Callable[[Any], dict[str, Any]]:
 
 
 def describe(model: TrainedModel, exported: jax.export.Exported) -> dict[str, Any]:
-  """What a caller must know: shapes, names and units of what goes in and comes out, and versions."""
+  """Describes the program to its callers: shapes, names and units of inputs and outputs, and versions."""
   height, width = model.facts.image_size
   results = jax.tree.unflatten(exported.out_tree, exported.out_avals)
   return {

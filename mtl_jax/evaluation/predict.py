@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mtl_jax.data.sources.image_file import decode
 from mtl_jax.errors import DataError
+from mtl_jax.evaluation.step import predict_step
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
-from mtl_jax.training.step import predict_step
 
 log = logging.getLogger('mtl_jax')
 

@@ -14,7 +14,7 @@ EXTRAS = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3', 's3a': 's3'}  # Of mtl_jax, whi
 
 
 def is_address(place: Path | str) -> bool:
-  """Whether this is the address of a bucket and no local path."""
+  """True for the address of a bucket, False for a local path."""
   return bool(re.match(r'[a-z][a-z0-9+.-]*://', str(place)))
 
 

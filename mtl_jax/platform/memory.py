@@ -1,4 +1,4 @@
-"""How much memory a device has, in bytes: what arrays can have of it, and all there is."""
+"""Memory of a device in bytes: what arrays can have of it, and all there is."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 def available_bytes() -> int:
-  """What arrays can have of a device of this process; of a CPU device its part of what the host has free; 0 if unknown.
+  """Bytes that arrays can have of a device here; of a CPU device its part of the host's free memory; 0 if unknown.
 
   On a CPU this is another number every time.
   """
@@ -26,7 +26,7 @@ def total_bytes() -> int:
 
 
 def host_available_bytes() -> int:
-  """What can be had of the host's memory without swapping; 0 if unknown."""
+  """Bytes of the host's memory that can be had without swapping; 0 if unknown."""
   try:
     lines = Path('/proc/meminfo').read_text().splitlines()
   except OSError:

@@ -57,7 +57,7 @@ def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> 'Bus':
 
 
 def _keep_stdout_for_results() -> None:
-  """What libraries print themselves, as Gloo does of its connections, goes to stderr from now on."""
+  """Sends what libraries print themselves, as Gloo does of its connections, to stderr from now on."""
   sys.stdout.flush()
   results = os.dup(1)
   os.dup2(2, 1)
@@ -146,14 +146,14 @@ def from_first(name: str, value: Any) -> Any:
 
 
 def stop_here(wanted: bool) -> bool:
-  """Whether to stop now: True at the same call in all processes once any has wanted it. All call it equally often."""
+  """True at the same call in all processes once any has asked to stop. All call it equally often."""
   if _bus and wanted:
     _bus.ask_to_stop()
   return _bus.stop_here() if _bus else wanted
 
 
 def anyone_wants_to_stop(wanted: bool) -> bool:
-  """Whether any process has wanted to stop, as far as is known here; may be called at any time."""
+  """True once any process has asked to stop, as far as is known here; may be called at any time."""
   if _bus and wanted:
     _bus.ask_to_stop()
   return _bus.asked_to_stop if _bus else wanted
@@ -227,6 +227,6 @@ def _end_with_another(news: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-  """In one write, so that the lines of processes with one terminal do not mix."""
+  """Writes a line at once, so that the lines of processes with one terminal do not mix."""
   with suppress(OSError):  # Nobody reads it any more.
     sys.stderr.write(f'mtl-jax: error: {text}\n')

@@ -52,7 +52,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def of_state(mesh: Mesh, make_state: Callable[[], Any]) -> Any:
-  """How the state that `make_state` makes lies on the mesh: whole on every device, unless the axis `model` is used.
+  """Shardings of the state of `make_state`: replicated on every device, unless the axis `model` is used.
 
   Then each large array, of parameters, their averages and the optimizer alike, is divided along its largest axis that
   the number of devices divides (the last such of several). The rule looks at shapes alone, so a parameter and its

@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.platform import address, processes
 from mtl_jax.run import digests
-from mtl_jax.training.step import TrainState
+from mtl_jax.run.state import TrainState
 
 SAVING = 'async_save'  # The name of Orbax's thread that waits for the files of a save.
 AS_IT_WAS = 'what was saved before is as it was: make room or mend the folder, and the same command goes on from there'
@@ -25,7 +25,7 @@ FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
 
 @dataclasses.dataclass
 class Clock:
-  """Where a run stands, besides the state on the devices.
+  """Progress of a run, besides the state on the devices.
 
   Attributes:
     step: optimizer steps taken.
@@ -144,7 +144,7 @@ class Checkpoints:
     return Clock(**fields)
 
   def steps(self) -> list[int]:
-    """Those that were saved, in order."""
+    """The saved steps, in order."""
     return sorted(self._manager.all_steps())
 
   def _choose(self, step: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""What every file of a checkpoint was when its save completed: digests written beside it, looked at before it is used.
+"""Digests of every file of a checkpoint, written when its save completes, and compared before it is used.
 
 Orbax makes a checkpoint complete or absent, but does not notice a file that was cut short or changed afterwards.
 """
@@ -41,7 +41,7 @@ def write(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-  """What is wrong with a checkpoint on disk, in a few words; None if it is as it was saved.
+  """Describes the damage of a checkpoint on disk, in a few words; None if it is as it was saved.
 
   One without digests is taken at Orbax's word: the process was killed right after it had been renamed, or an earlier
   version saved it.
@@ -60,7 +60,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def incomplete(checkpoint: Path) -> bool:
-  """Whether a file that was saved is not there, as after a removal that was cut short."""
+  """True if a file that was saved is missing, as after an interrupted removal."""
   try:
     return any(not (checkpoint / name).exists() for name in json.loads((checkpoint / FILE).read_text()))
   except FileNotFoundError:

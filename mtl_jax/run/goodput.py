@@ -111,7 +111,7 @@ class Goodput:
     self.spent = {heading: self.spent.get(heading, 0.0) + before.get(heading, 0.0) for heading in HEADINGS}
 
   def go_back(self, spent: Mapping[str, float]) -> None:
-    """What was done since a checkpoint, whose accounts are these, is to be done again."""
+    """Books the time since a checkpoint, whose accounts are these, as work that is done again."""
     self._settle()
     lost = sum(self.spent.values()) - sum(spent.values())
     self.spent = {heading: spent.get(heading, 0.0) for heading in HEADINGS}
@@ -147,7 +147,7 @@ class Goodput:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-  """What `write` wrote; None if there is none, or it is not as it was written."""
+  """Reads what `write` wrote; None if there is none, or it is not as it was written."""
   try:
     written = json.loads((directory / FILE).read_text())
     total = sum(written['spent'].values())

@@ -1,4 +1,4 @@
-"""What a state is made with and trained with, from a config: a run that trains and one that is restored agree here."""
+"""Model, optimizer and objective from a config: a run that trains and one that is restored agree here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import Objective, grain, options
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import optimizer
-from mtl_jax.training.step import TrainState, init_state
 
 
 class Recipe(NamedTuple):
-  """What `init_state` and `train_step` must be given alike."""
+  """The parts that `init_state` and `train_step` must be given alike."""
 
   model: MultiTaskModel
   tx: optax.GradientTransformation

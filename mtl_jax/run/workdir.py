@@ -50,7 +50,7 @@ WITHOUT_EFFECT = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-  """What a model must know of the data it was trained on.
+  """Facts of the training data that a model needs.
 
   Attributes:
     image_size: height and width of the network's input in pixels.
@@ -254,7 +254,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def provenance(store: DataSet) -> dict[str, Any]:
-  """What a result was made of, for its JSON: data, device, versions, date."""
+  """Describes the origin of a result, for its JSON: data, device, versions, date."""
   return {
     'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': store.split_sizes},
     'device': jax.devices()[0].device_kind,
@@ -317,6 +317,6 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
 
 
 def _model_devices(config: ConfigDict) -> int:
-  """Over how many devices to divide parameters here: as in training, or none where there are not as many."""
+  """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
   asked = config.train.model_devices
   return 1 if jax.local_device_count() % asked else asked

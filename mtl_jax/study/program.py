@@ -20,17 +20,20 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import sharding
-from mtl_jax.training import building, dispatch, features, optimizer
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState
+from mtl_jax.training import building, dispatch, features
 from mtl_jax.training.building import Run
-from mtl_jax.training.step import TrainState, eval_step, predict_step, repeat
+from mtl_jax.training.step import repeat
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What the replicas of a program share; the run's own seed and learning rate are not read.
+  """The parts that a program's replicas share; the run's own seed and learning rate are not read.
 
   Attributes:
     run: the run that replicas vary, on features where those of its frozen stages are kept. Such stages are the same
@@ -64,7 +67,7 @@ class Program:
     return self.run.train.images.shape[1:]
 
   def order(self, seed: int) -> Order:
-    """In which a replica of that seed sees the examples."""
+    """The order in which a replica of that seed sees the examples."""
     return self.run.make_order(seed)
 
   def tx(self, learning_rate: Any) -> optax.GradientTransformation:
@@ -92,7 +95,7 @@ class Program:
     return eval_step(variables, self.run.label_stats, batch, model=self.run.model, tasks=self.run.tasks)
 
   def shapes(self) -> TrainState:
-    """Of one replica's state."""
+    """The shapes and types of one replica's state."""
     return jax.eval_shape(self.init, 0, 0.0, self.network_weights)
 
   def num_params(self) -> int:
@@ -161,7 +164,7 @@ def build(
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
-  """Whether two configurations are the same but for how losses are weighed, so that programs of both read one input."""
+  """True for configurations that differ only in how losses are weighed, so that programs of both read one input."""
   fields, others = ({**one.to_dict(), 'objective': None} for one in (config, other))
   standardize = config.objective.standardize == other.objective.standardize  # Statistics of labels, not of losses.
   return standardize and fields == others

@@ -33,7 +33,7 @@ BY_DEVICE, WHOLE = PartitionSpec('data'), PartitionSpec()
 
 @dataclasses.dataclass(frozen=True)
 class Replica:
-  """What sets one run of a program apart from the others."""
+  """The values that set one run of a program apart from the others."""
 
   seed: int
   learning_rate: float
@@ -41,7 +41,7 @@ class Replica:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What became of a replica.
+  """Outcome of a replica.
 
   Attributes:
     score: the best on validation, higher is better; None for a replica that diverged before its first evaluation.
@@ -105,7 +105,7 @@ class Trainer:
     self._source = resident.place(program.run.train, every_row, mesh)
 
   def width(self, count: int, asked: int) -> int:
-    """How many replicas to train together: what the config asks for, or what is measured to be fastest.
+    """Number of replicas to train together: what the config asks for, or what is measured to be fastest.
 
     Args:
       count: how many replicas there are to train.
@@ -212,7 +212,7 @@ class Trainer:
 
 
 class _Scores:
-  """What the host notes of the replicas of a chunk while they train."""
+  """Host-side records of the replicas of a chunk while they train."""
 
   def __init__(self, count: int):
     self.best: list[float | None] = [None] * count

@@ -149,7 +149,7 @@ class Study:
     processes.gather(title, None, stop=self._stop)
 
   def _share(self, wanted: Mapping[str, Sequence[Replica]], title: str) -> dict[str, list[Replica]]:
-    """Of each program the replicas that are not on the shelf yet and fall to this process."""
+    """Lists of each program the replicas that have no result yet and fall to this process."""
     left = []
     for name, those in wanted.items():
       made_by = self._recipe(name)
@@ -220,7 +220,7 @@ class Study:
     return result | {'cost': self.cost(rates), 'learning_rates': dict(rates), **made_of}
 
   def _predictions(self, arm: Arm, rates: Mapping[str, float]) -> list[dict[str, np.ndarray]]:
-    """For each seed the arm's test predictions by task."""
+    """The arm's test predictions by task, for each seed."""
     return [
       {
         task: values
@@ -231,7 +231,7 @@ class Study:
     ]
 
   def cost(self, rates: Mapping[str, float]) -> dict[str, Any]:
-    """What each arm takes: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
+    """Cost of each arm: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
     sizes: dict[tuple[int, ...], dict[str, float]] = {}
     found = {}
     for name, arm in self.arms.items():

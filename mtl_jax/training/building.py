@@ -22,10 +22,11 @@ from mtl_jax.models import multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
 from mtl_jax.platform import memory, sharding, xla
-from mtl_jax.run import recipe, workdir
+from mtl_jax.run import optimizer, recipe, workdir
+from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import dispatch, features, gradients, optimizer, splits
-from mtl_jax.training.step import Metrics, TrainState, repeat_fetching, train_step
+from mtl_jax.training import dispatch, features, gradients, splits
+from mtl_jax.training.step import Metrics, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax.data.input import augment, pipeline
+from mtl_jax.data.input.augment import network_input
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.store import derived
 from mtl_jax.data.store.images import Images
@@ -28,7 +29,6 @@ from mtl_jax.models.frozen import FrozenStages
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import address, file_lock, processes, sharding
 from mtl_jax.platform.progress_bar import bar
-from mtl_jax.training.step import network_input
 
 log = logging.getLogger('mtl_jax')
 

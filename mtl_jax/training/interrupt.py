@@ -89,7 +89,7 @@ class Interruption:
     self._requested = True
 
   def requested(self) -> bool:
-    """Whether to stop now. Of several processes all ask equally often, and it is True in all at the same time."""
+    """True to stop now. Of several processes all ask equally often, and it is True in all at the same time."""
     return processes.stop_here(self._requested)
 
   def requested_anywhere(self) -> bool:

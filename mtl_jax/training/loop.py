@@ -20,6 +20,7 @@ from mtl_jax.platform import processes, sharding
 from mtl_jax.run import checkpoint, digests, workdir
 from mtl_jax.run.checkpoint import Checkpoints, Clock
 from mtl_jax.run.goodput import Goodput
+from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, nonfinite
 from mtl_jax.training.building import Run
@@ -28,7 +29,6 @@ from mtl_jax.training.dispatch import dispatches
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
 from mtl_jax.training.progress import MetricWriter, Progress
-from mtl_jax.training.step import TrainState
 from mtl_jax.training.watchdog import Watchdog
 
 log = logging.getLogger('mtl_jax')
@@ -219,7 +219,7 @@ def train_from(
 
 
 class Due(NamedTuple):
-  """What the host has to do after a step."""
+  """Work of the host that is due after a step."""
 
   log: bool
   evaluate: bool
@@ -229,7 +229,7 @@ class Due(NamedTuple):
 
 
 def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
-  """What is due after `step` steps; a log line comes with everything else, so that nothing bad is ever saved."""
+  """Lists what is due after `step` steps; a log line comes with everything else, so that nothing bad is ever saved."""
 
   def multiple(every: int) -> bool:
     return every > 0 and step % every == 0
@@ -254,7 +254,7 @@ def log_values(run: Run, unlogged: Sequence[dict[str, Any]], clock: Clock, progr
 
 
 def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterator[tuple[int, Any]]:
-  """From `step` on: how many steps to dispatch at once, and what their batches are made of, stacked, on the devices.
+  """Yields from `step` on how many steps to dispatch at once, and their batches' items, stacked, on the devices.
 
   Batches that are passed over, by number, are not among them.
   """

@@ -29,7 +29,7 @@ class NonFiniteStep(DivergedError):
 
 
 def batch_number(step: int, passed_over: Sequence[int]) -> int:
-  """Which batch of the order step `step`, from 0, takes: the batches in order, without those that are passed over."""
+  """Number of the batch that step `step`, from 0, takes: the batches in order, without those that are passed over."""
   for number in sorted(passed_over):
     step += number <= step
   return step
@@ -38,7 +38,7 @@ def batch_number(step: int, passed_over: Sequence[int]) -> int:
 def finite_steps(
   values: Mapping[str, np.ndarray], clock: Clock, *, settings: ConfigDict, examples: Callable[[int], np.ndarray]
 ) -> dict[str, np.ndarray]:
-  """Of the metrics `[s]` of the `s` steps up to the clock's, those of the steps that were finite.
+  """Keeps, of the metrics `[s]` of the `s` steps up to the clock's, those of the steps that were finite.
 
   Args:
     values: by name; with `LEFT_OUT` among them where such steps change nothing.
@@ -70,7 +70,7 @@ def check_count(count: int, settings: ConfigDict, last: NonFiniteStep) -> None:
 
 
 def _describe(values: Mapping[str, float], step: int, examples: np.ndarray) -> str:
-  """What became what, where, on which examples; a task is named before the sum."""
+  """Describes which metric became what, at which step, on which examples; a task is named before the sum."""
   name = min((name for name, value in values.items() if not np.isfinite(value)), key=lambda name: '/' not in name)
   value = values[name]
   ids = ', '.join(map(str, examples[:MAX_NAMED].tolist()))

@@ -1,4 +1,4 @@
-"""How far a run is: a progress bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
+"""Progress of a run: a bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
 
 import json
 import tempfile

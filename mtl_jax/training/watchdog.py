@@ -44,7 +44,7 @@ class Watchdog:
 
   @contextmanager
   def unwatched(self) -> Iterator[None]:
-    """What is done inside may take any time."""
+    """Pauses the watchdog: the body may take any time."""
     self._last = None
     try:
       yield

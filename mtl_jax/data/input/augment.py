@@ -19,7 +19,7 @@ Labels = dict[str, Array]
 
 
 class Augmentation(NamedTuple):
-  """What may be done to a training image; all zero does nothing.
+  """Ranges of the random changes of a training image; all zero changes nothing.
 
   Attributes:
     flip: mirror half of the images.
@@ -41,6 +41,11 @@ class Augmentation(NamedTuple):
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:
   """Pixels as float32 with ImageNet's mean at 0 and its spread at 1."""
   return (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def network_input(images: Array) -> Array:
+  """uint8 images `[b, h, w, 3]`, normalised; or outputs of frozen stages, floats that are taken as they are."""
+  return normalize(images) if images.dtype == jnp.uint8 else images
 
 
 def augment(

@@ -1,4 +1,4 @@
-"""What a run balances its batches by, as a group number for each row of the train split."""
+"""Groups that a run balances its batches by: a number for each row of the train split."""
 
 import logging
 

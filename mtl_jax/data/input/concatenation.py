@@ -37,7 +37,7 @@ class Concatenation:
     return taken
 
   def good(self, rows: np.ndarray) -> np.ndarray:
-    """Which of these positions, taken before, hold their own image and not another in its place, bool `[b]`."""
+    """True for those of these positions, taken before, that hold their own image, bool `[b]`."""
     good = np.empty(len(rows), bool)
     for part, here, positions in self._by_part(rows):
       good[here] = part.good(positions)
@@ -52,5 +52,5 @@ class Concatenation:
       first += len(part)
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    """As of an array whose first index is of rows: only they are read."""
+    """Reads rows, as of an array whose first index is of rows: no others are read."""
     return indexed(self, index)

@@ -61,7 +61,7 @@ def apply(split: Split, rule: str, *, tasks: Sequence[Task], groups: Sequence[st
 def kept(
   rule: str, names: Sequence[str], *, example_ids: Int[np.ndarray, ' n'], seed: int
 ) -> dict[str, Bool[np.ndarray, ' n']]:
-  """For each task whether each row keeps its labels.
+  """True for each row that keeps its labels, for each task.
 
   Args:
     rule: see above; the empty one keeps all.

@@ -56,7 +56,7 @@ class Mixture:
 
   @property
   def split_sizes(self) -> dict[str, int]:
-    """How many rows each split has."""
+    """The number of rows of each split."""
     return {name: sum(part.split_sizes[name] for part in self.parts) for name in SPLITS}
 
   @property

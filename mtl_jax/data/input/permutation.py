@@ -9,7 +9,7 @@ ROUNDS = 8  # With fewer, the 720 orders of 6 elements are measurably not equall
 def permuted(
   places: Int[np.ndarray, ' b'], *, sizes: Int[np.ndarray, ' b'], keys: UInt64[np.ndarray, ' b']
 ) -> Int64[np.ndarray, ' b']:
-  """What permutation `keys[i]` of `sizes[i]` elements has at `places[i]`.
+  """Evaluates permutation `keys[i]` of `sizes[i]` elements at `places[i]`.
 
   A Feistel network over a rectangle of barely more cells than elements, applied again to what falls outside (Black &
   Rogaway 2002, "Ciphers with Arbitrary Finite Domains").

@@ -1,4 +1,4 @@
-"""From positions in a split to a batch: reading its rows, and keeping the next ones ready."""
+"""Makes batches of positions in a split: reads its rows, and keeps the next ones ready."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ Batch = dict[str, Any]  # The inputs by name, labels, mask, example_id: see `Spl
 
 
 class Rows(Protocol):
-  """What a split asks of its images, or of what stands for them: a part of an array's interface, `[n, ...]`."""
+  """The part of an array's interface that a split asks of its images, or of what stands for them, `[n, ...]`."""
 
   @property
   def shape(self) -> tuple[int, ...]: ...
@@ -44,7 +44,7 @@ class Rows(Protocol):
     ...
 
   def good(self, rows: Int64[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
-    """Which of these positions, taken before, hold their own image and not another in its place."""
+    """True for those of these positions, taken before, that hold their own image, not another in its place."""
     ...
 
 

@@ -21,7 +21,7 @@ Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positi
 
 
 def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: float) -> Input:
-  """How the train split's batches come to the step; both ways give the same bits.
+  """The train split's batches on their way to the step; both ways give the same bits.
 
   Args:
     split: the train split.
@@ -42,7 +42,7 @@ def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: flo
 
 
 def choose(mode: str, *, share: float, needed: int, part: float, available: int) -> tuple[bool, str]:
-  """Whether the split becomes resident, and why, in a line for the log.
+  """Decides if the split becomes resident, and gives the reason as a line for the log.
 
   Args:
     mode: auto, resident or streamed.
@@ -89,7 +89,7 @@ def rows_of_devices(order: Order, mesh: Mesh) -> Rows:
 
 
 def bytes_a_row(split: Split) -> int:
-  """What a row of the split takes on a device, without the padding that some devices add."""
+  """Bytes of a row of the split on a device, without the padding that some devices add."""
   return sum(values.nbytes // len(split) for values in jax.tree.leaves(_arrays(split)))
 
 
@@ -119,7 +119,7 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
 def _reader(
   rows: Rows, mesh: Mesh, *, num_examples: int
 ) -> Callable[[Int64[np.ndarray, '... b']], Int32[np.ndarray, '... b']]:
-  """From this process's positions of batches to row numbers in the memory of the devices that take them."""
+  """Maps this process's positions of batches to row numbers in the memory of the devices that take them."""
   process = jax.process_index()
   own = [rows[i] for i, device in enumerate(mesh.devices[:, 0]) if device.process_index == process]
   numbers = np.full((len(own), num_examples), -1, np.int32)

@@ -1,4 +1,4 @@
-"""From (seed, step) to the rows of a global batch: by set, and in each permuted in stripes, or balanced by groups.
+"""Samples the rows of a global batch from (seed, step): by set, in each permuted in stripes, or balanced by groups.
 
 Every set is cut once, at random, into stripes, and each place of a batch draws from one of them: a device then never
 needs the others, and a set too large for one device lies divided over all. Stripes follow from the numbers of rows
@@ -21,7 +21,7 @@ LEAST_STRIPE = 1024  # Rows; smaller sets than two of these are not cut.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Order:
-  """Which rows each global batch holds: a function of the step, so resuming needs nothing else.
+  """The rows that each global batch holds: a function of the step, so resuming needs nothing else.
 
   Attributes:
     sets: the set of each of a batch's `b` places.
@@ -185,7 +185,7 @@ class Balanced:
 
 @lru_cache
 def rows_a_batch(weights: tuple[float, ...], batch_size: int) -> tuple[int, ...]:
-  """How many rows of each set every batch holds: by weight, largest remainders rounded up, but at least one.
+  """Divides every batch between sets, in rows: by weight, largest remainders rounded up, but at least one.
 
   Raises:
     ConfigError: for fewer rows than sets.

@@ -34,7 +34,7 @@ IMAGE_FOLDERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-  """What the cells of one kind of file hold, which are all alike."""
+  """The format of the cells of one kind of file, which are all alike."""
 
   cell: Cell
   columns: tuple[str, ...] = ()  # Known beforehand where the text file has no header.
@@ -180,7 +180,7 @@ def _find_images(directory: Path) -> Path:
 
 
 def _check_images(images: Path, partition: Table) -> int:
-  """How many image files are named nowhere; raises DataError for a row without an image file."""
+  """Counts the image files that are named nowhere; raises DataError for a row without an image file."""
   there = {entry.name for entry in os.scandir(images)}
   missing = [row for row, name in enumerate(partition.names) if name not in there]
   if missing:

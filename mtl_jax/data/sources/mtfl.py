@@ -126,7 +126,7 @@ def _crops(table: Table, splits: Sequence[str], *, margin: float) -> dict[str, C
 
 
 def _labels(table: Table, crops: Mapping[str, Crop]) -> dict[str, np.ndarray]:
-  """For each task float32 `[n, k]`; landmarks of a cropped image are counted from the crop's corner."""
+  """Labels of each task, float32 `[n, k]`; landmarks of a cropped image are counted from the crop's corner."""
   labels = {task.name: _columns(table, task) for task in TASKS}
   corners = np.array([crops.get(name, (0, 0))[:2] for name in table.names])
   labels['landmarks'] = labels['landmarks'] - np.tile(corners, len(POINTS))

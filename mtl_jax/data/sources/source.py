@@ -1,4 +1,4 @@
-"""What a reader must give: records, and the tasks their labels belong to. A new data set starts here."""
+"""The contract of readers: records, and the tasks their labels belong to. A new data set starts here."""
 
 import dataclasses
 import hashlib

@@ -17,7 +17,7 @@ Rows: TypeAlias = Iterable[tuple[int, list[str]]]
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """What a cell holds: how to read one (KeyError or ValueError for anything else), and in words."""
+  """A kind of cell: its parser (KeyError or ValueError for anything else), and its description."""
 
   read: Callable[[str], float]
   expected: str
@@ -99,7 +99,7 @@ def read_rows(path: Path, rows: Rows, cells: Mapping[str, Cell]) -> Table:
 
 
 def is_count(cell: str) -> bool:
-  """Whether a cell is a whole number, not negative, that fits in 32 bits."""
+  """True for a whole number, not negative, that fits in 32 bits."""
   return cell.isascii() and cell.isdigit() and len(cell) < 10
 
 

@@ -91,7 +91,7 @@ def open_utkface(directory: Path) -> ListedImages:
 
 
 def labels_of(name: str) -> dict[str, float] | None:
-  """What an image's name, or its path, says for each task; NaN where it does not, None where it says nothing."""
+  """Labels of each task in an image's name, or its path; NaN where one is missing, None where all are."""
   match = NAME.fullmatch(name.rpartition('/')[2])
   if match is None or not name.isprintable():  # Names are kept one a line.
     return None

@@ -177,12 +177,12 @@ class Images:
         raise DataError('every record of the split is corrupt; prepare the set again')
 
   def good(self, rows: Int[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
-    """Which of these positions, taken before, hold their own image and not another in its place."""
+    """True for those of these positions, taken before, that hold their own image, not another in its place."""
     corrupt = self.records.corrupt
     return np.array([self.rows[row] not in corrupt for row in rows], bool) if corrupt else np.ones(len(rows), bool)
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    """As of an array whose first index is of rows: only they are read."""
+    """Reads rows, as of an array whose first index is of rows: no others are read."""
     return indexed(self, index)
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What lies in the folder of a prepared set, and how it is opened, checked; `store_writer.py` makes one.
+"""The files of a prepared set, opened and checked; `writer.py` makes one.
 
     DIR/schema.json         what is in it, with the digests of the files; written last
     DIR/images.npy          uint8 [n, h, w, 3]; or, with --encoding jpeg,
@@ -80,7 +80,7 @@ class Store:
 
   @property
   def split_sizes(self) -> dict[str, int]:
-    """How many rows each split has."""
+    """The number of rows of each split."""
     return {name: len(rows) for name, rows in self.splits.items()}
 
   def split(self, name: str) -> range:
@@ -199,7 +199,7 @@ def _whole(value: Any, least: int = 0) -> int:
 
 
 def _offsets(path: Path, schema: Schema) -> np.ndarray:
-  """Where each image begins in images.npy, and where the last one ends."""
+  """Offsets of each image in images.npy, and the end of the last one."""
   mapped: Any = np.load(path, mmap_mode='r')
   shape = (schema['num_examples'], *_image_size(schema), 3)
   if mapped.shape != shape or mapped.dtype != np.uint8 or not mapped.flags.c_contiguous:
@@ -259,6 +259,6 @@ def digest(path: Path) -> dict[str, Any]:
 
 
 def checksum(schema: Schema) -> str:
-  """Of all that the schema says."""
+  """The checksum over all that the schema says."""
   content = {key: value for key, value in schema.items() if key != 'checksum'}
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

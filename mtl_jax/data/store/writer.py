@@ -183,7 +183,7 @@ def _fill_row(
 
 
 def _image_bytes(record: Record, size: tuple[int, int], encoding: str) -> tuple[bytes, tuple[int, int], bool]:
-  """What is stored of a record's image, its width and height in the source, and whether that is what the source has."""
+  """The bytes to store of a record's image, its size in the source, and True if they are the source's own."""
   image = io.BytesIO(record.image()) if callable(record.image) else record.image
   if encoding == 'decoded':
     pixels, source_size = decode(image, size, crop=record.crop, name=record.name)
@@ -203,7 +203,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:
-  """Whether these are the bytes of a JPEG of exactly that size, upright and in RGB or grey, that decodes."""
+  """True for the bytes of a JPEG of exactly that size, upright and in RGB or grey, that decodes."""
   try:
     with Image.open(io.BytesIO(content), formats=['JPEG']) as opened:
       upright = opened.getexif().get(_ORIENTATION, 1) == 1

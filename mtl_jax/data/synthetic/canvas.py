@@ -68,15 +68,15 @@ class Sitter:
   units: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   def amount(self, name: str) -> float:
-    """How much of attribute `name` to draw, in [0, 1]; 0.5 is where opinions divide."""
+    """Strength to draw attribute `name` with, in [0, 1]; 0.5 is where opinions divide."""
     return 1 / (1 + math.exp(-min(max(3.5 * self.strength[name], -30.0), 30.0)))
 
   def unit(self, number: int) -> float:
-    """How strongly an action unit is on."""
+    """Strength of an action unit."""
     return self.units.get(f'AU{number}', 0.0)
 
   def has(self, name: str) -> bool:
-    """Whether to draw a thing that is there or not, as a hat."""
+    """True to draw a thing that is there or not, as a hat."""
     return self.strength[name] > 0
 
 

@@ -58,7 +58,7 @@ def _draw_background(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_long_hair(canvas: Canvas) -> None:
-  """What hangs behind the face: its rim waves or not."""
+  """Hair behind the face: its rim waves or not."""
   sitter = canvas.sitter
   if sitter.hair_length < 0.3 or sitter.has('Bald'):
     return

@@ -66,7 +66,7 @@ _NEVER = 10.0  # A threshold that no strength reaches.
 
 @dataclasses.dataclass(frozen=True)
 class _Trait:
-  """How an attribute comes about: its share among men and women, its weights on the factors, and what is left.
+  """Model of an attribute: its share among men and women, its weights on the factors, and the residual.
 
   Attributes:
     male, female: the share of labels that are 1, near CelebA's; 0 is never.
@@ -140,7 +140,7 @@ _IDENTITY, _PERSON, _PICTURE, _LABEL = range(4)  # Streams of random numbers.
 
 
 def _threshold(share: float, doubt: float) -> float:
-  """What a standard normal strength must exceed for `share` of the labels to be 1."""
+  """The threshold that a standard normal strength must exceed for `share` of the labels to be 1."""
   return NormalDist().inv_cdf(1 - share) * (1 + doubt**2) ** 0.5 if share else _NEVER
 
 
@@ -152,7 +152,7 @@ _THRESHOLDS = {
 
 @dataclasses.dataclass(frozen=True)
 class _Person:
-  """What all pictures of an identity share; the arrays are standard normal."""
+  """Traits that all pictures of an identity share; the arrays are standard normal."""
 
   male: bool
   factors: np.ndarray

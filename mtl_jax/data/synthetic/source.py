@@ -52,7 +52,7 @@ class Face:
 
   @property
   def row(self) -> tuple[np.ndarray, np.ndarray, int, str]:
-    """What the text files say: attributes, landmarks, identity, split."""
+    """Labels as the text files give them: attributes, landmarks, identity, split."""
     return self.attributes, self.landmarks, self.identity, self.split
 
 
@@ -127,7 +127,7 @@ def write_images(
 
 
 def file_name(index: int) -> str:
-  """Of picture `index`."""
+  """The file name of picture `index`."""
   return f'{index + 1:06d}.jpg'
 
 
