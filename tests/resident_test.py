@@ -16,7 +16,7 @@ from mtl_jax.data.input.sampler import Order
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.platform import memory, sharding
-from mtl_jax.run.checkpoint import Clock
+from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import building, loop
 from mtl_jax.training.describe import describe
 from mtl_jax.training.interrupt import Interruption
@@ -224,7 +224,7 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
   monkeypatch.setattr(memory, 'available_bytes', lambda: int(factor * rows * resident.bytes_a_row(split)))
   run = building.build(tiny_config(), open_store(store_dir))
   assert bool(run.input.place()) is (mode == 'resident')
-  describe(run, Clock())
+  describe(run, TrainProgress())
   (line,) = [line for line in said if line.startswith('input: ')]
   assert line.startswith(f'input: {mode}, ')
   assert f'on every device ({part:.0%} of the train split)' in line

@@ -6,14 +6,14 @@ import jax
 
 from mtl_jax.models import cost
 from mtl_jax.platform import sharding
-from mtl_jax.run.checkpoint import Clock
+from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import splits
 from mtl_jax.training.building import Run
 
 log = logging.getLogger('mtl_jax')
 
 
-def describe(run: Run, clock: Clock) -> None:
+def describe(run: Run, progress: TrainProgress) -> None:
   """Says what will be trained on what."""
   config = run.config
   height, width = run.store.image_size
@@ -23,7 +23,7 @@ def describe(run: Run, clock: Clock) -> None:
   log.info(
     '%s: %s, %s, %s an image forward, %dx%d, tasks %s; '
     '%d train and %d validation examples; %d %s device(s), %d process(es)',
-    f'resuming at step {clock.step}' if clock.step else 'training',
+    f'resuming at step {progress.step}' if progress.step else 'training',
     config.model.backbone,
     f'{learned:.2f} M parameters' + (f' and {frozen:.2f} M frozen ones' if frozen else ''),
     cost.forward_flops_text(run.model, variables, run.store.image_size),

@@ -18,7 +18,7 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
 from mtl_jax.run import checkpoint, digests, workdir
-from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
@@ -28,7 +28,7 @@ from mtl_jax.training.describe import describe
 from mtl_jax.training.dispatch import dispatches
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
-from mtl_jax.training.progress import MetricWriter, Progress
+from mtl_jax.training.progress import MetricWriter, ThroughputBar
 from mtl_jax.training.watchdog import Watchdog
 
 log = logging.getLogger('mtl_jax')
@@ -41,7 +41,7 @@ def train(
   allow_config_change: bool = False,
   name: str = 'train',
   watch: Callable[[Run, int], Callable[..., Any]] | None = None,
-) -> Clock:
+) -> TrainProgress:
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
   Args:
@@ -69,17 +69,17 @@ def train(
     checkpoints = Checkpoints(directory)
     with closing(checkpoints, goodput, directory):
       workdir.check_resumable(directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change)
-      state, clock = begin_state(run, checkpoints)
+      state, progress = begin_state(run, checkpoints)
       workdir.begin(directory, config, facts)
-      if clock.stopped_early or clock.step >= config.train.steps:
-        log.info('%s is complete at step %d', directory, clock.step)
-        return clock
-      goodput.resume(directory, clock.step, clock.spent)
+      if progress.stopped_early or progress.step >= config.train.steps:
+        log.info('%s is complete at step %d', directory, progress.step)
+        return progress
+      goodput.resume(directory, progress.step, progress.spent)
       run = building.on_features(run, state.variables, directory, stop=interruption.requested)
-      describe(run, clock)
-      steps = watch(run, clock.step) if watch else run.compiled_steps
+      describe(run, progress)
+      steps = watch(run, progress.step) if watch else run.compiled_steps
       services = RunServices(checkpoints, directory, interruption, watchdog, goodput)
-      return train_on(run, state, clock, steps=steps, services=services, name=name)
+      return train_on(run, state, progress, steps=steps, services=services, name=name)
 
 
 class RunServices(NamedTuple):
@@ -121,54 +121,54 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
       goodput.finish(directory)
 
 
-def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
+def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainProgress]:
   """The state of the latest checkpoint, or a new one; born on the mesh either way."""
   placed = sharding.of_state(run.mesh, run.make_state)
   restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, placed))
   if restored is not None:
-    _, clock = restored
-    if clock.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
-      clock.best_step = 0
+    _, progress = restored
+    if progress.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
+      progress.best_step = 0
     return restored
   weights = building.pretrained_weights(run)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
-  return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), Clock()
+  return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), TrainProgress()
 
 
 def train_on(
-  run: Run, state: TrainState, clock: Clock, *, steps: Callable[..., Any], services: RunServices, name: str
-) -> Clock:
+  run: Run, state: TrainState, progress: TrainProgress, *, steps: Callable[..., Any], services: RunServices, name: str
+) -> TrainProgress:
   """`train_from` to the end; where config.train.on_nonfinite is rollback, again from the last checkpoint on."""
   settings = run.config.train
   while True:
     try:
-      return train_from(run, state, clock, steps=steps, services=services, name=name)
+      return train_from(run, state, progress, steps=steps, services=services, name=name)
     except NonFiniteStep as error:
       if settings.on_nonfinite != 'rollback':
         raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
-      passed_over = [*clock.passed_over, nonfinite.batch_number(error.step - 1, clock.passed_over)]
+      passed_over = [*progress.passed_over, nonfinite.batch_number(error.step - 1, progress.passed_over)]
       nonfinite.check_count(len(passed_over), settings, error)
       with services.goodput.under('restart'), services.watchdog.unwatched():
         services.checkpoints.wait()
-        state, clock = begin_state(run, services.checkpoints)
-      services.goodput.go_back(clock.spent)
-      clock.passed_over = passed_over
-      log.warning('warning: %s; back to step %d, and on without that batch', error, clock.step)
+        state, progress = begin_state(run, services.checkpoints)
+      services.goodput.go_back(progress.spent)
+      progress.passed_over = passed_over
+      log.warning('warning: %s; back to step %d, and on without that batch', error, progress.step)
 
 
 def train_from(
-  run: Run, state: TrainState, clock: Clock, *, steps: Callable[..., Any], services: RunServices, name: str
-) -> Clock:
+  run: Run, state: TrainState, progress: TrainProgress, *, steps: Callable[..., Any], services: RunServices, name: str
+) -> TrainProgress:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
   checkpoints, directory, interruption, watchdog, goodput = services
   steps, eval_step = watchdog.beating(steps), watchdog.beating(run.compiled_eval_step)
   source = run.input.place()
-  writer = MetricWriter(directory, resumed_at=clock.step, enabled=primary)
-  progress = Progress(
+  writer = MetricWriter(directory, resumed_at=progress.step, enabled=primary)
+  meter = ThroughputBar(
     total=config.train.steps,
-    start=clock.step,
+    start=progress.step,
     batch_size=config.train.batch_size,
     description=name,
     goodput=goodput,
@@ -176,46 +176,48 @@ def train_from(
   )
   unlogged: list[Any] = []
   try:
-    for size, items in goodput.waiting('input', input_items(run, clock.step, clock.passed_over)):
+    for size, items in goodput.waiting('input', input_items(run, progress.step, progress.passed_over)):
       with goodput.under('step'):
         state, metrics = steps(state, source, items)
         unlogged.append(metrics)
         sharding.hold_back(unlogged)
-        clock.step += size
-        progress.advance(size)
-        now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())
+        progress.step += size
+        meter.advance(size)
+        now = due(config, progress.step, first=progress.step == size, stop=interruption.requested())
         values, better = {}, False
         if now.log:
-          values = log_values(run, unlogged, clock, progress)
+          values = log_values(run, unlogged, progress, meter)
           unlogged = []
-      watchdog.beat(f'step {clock.step}')
+      watchdog.beat(f'step {progress.step}')
       if now.evaluate and run.val is not None:
         with goodput.under('eval'):
           score, validation = validate(run, state, compiled_step=eval_step)
         values |= validation
-        better = clock.saw(score)
-        clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
+        better = progress.saw(score)
+        progress.stopped_early = 0 < config.eval.patience <= progress.evaluations_since_best and not now.end
       if values:
-        writer.write(clock.step, values, saved=now.save or better or clock.stopped_early)
-      if now.save or better or clock.stopped_early:
+        writer.write(progress.step, values, saved=now.save or better or progress.stopped_early)
+      if now.save or better or progress.stopped_early:
         with goodput.under('save'):
-          clock.spent = goodput.now()
+          progress.spent = goodput.now()
           workdir.check_held(directory)
-          checkpoints.save(state, clock)
-        watchdog.beat(f'the save of step {clock.step}')
+          checkpoints.save(state, progress)
+        watchdog.beat(f'the save of step {progress.step}')
       if now.log:
-        goodput.write(directory, clock.step, always=now.save or better)
-      if clock.stopped_early:
-        log.info('stopped early at step %d: %s was best at step %d', clock.step, config.eval.metric, clock.best_step)
+        goodput.write(directory, progress.step, always=now.save or better)
+      if progress.stopped_early:
+        log.info(
+          'stopped early at step %d: %s was best at step %d', progress.step, config.eval.metric, progress.best_step
+        )
         break
       if now.stop and not now.end:
-        raise Interrupted(f'interrupted and saved at step {clock.step}; the same command goes on from there')
+        raise Interrupted(f'interrupted and saved at step {progress.step}; the same command goes on from there')
   finally:
-    progress.close()
+    meter.close()
     writer.close()
     if run.train.images.num_corrupt:
       log.warning('warning: %d corrupt images were replaced, their labels masked', run.train.images.num_corrupt)
-  return clock
+  return progress
 
 
 class Due(NamedTuple):
@@ -241,15 +243,17 @@ def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
   return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
 
 
-def log_values(run: Run, unlogged: Sequence[dict[str, Any]], clock: Clock, progress: Progress) -> dict[str, float]:
+def log_values(
+  run: Run, unlogged: Sequence[dict[str, Any]], progress: TrainProgress, meter: ThroughputBar
+) -> dict[str, float]:
   """One line of metrics.jsonl."""
   return {
-    'epoch': clock.step * run.config.train.batch_size / len(run.train),
-    **means(run, unlogged, clock),
-    'images_per_sec': progress.images_per_sec(),
+    'epoch': progress.step * run.config.train.batch_size / len(run.train),
+    **means(run, unlogged, progress),
+    'images_per_sec': meter.images_per_sec(),
     **({'corrupt_images': run.train.images.num_corrupt} if run.train.images.num_corrupt else {}),
-    **({'steps_left_out': clock.left_out} if clock.left_out else {}),
-    'learning_rate': float(np.asarray(run.schedule(clock.step - 1))),
+    **({'steps_left_out': progress.left_out} if progress.left_out else {}),
+    'learning_rate': float(np.asarray(run.schedule(progress.step - 1))),
   }
 
 
@@ -274,15 +278,15 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
   )
 
 
-def means(run: Run, dispatched: Sequence[dict[str, Any]], clock: Clock) -> dict[str, float]:
+def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgress) -> dict[str, float]:
   """Means of the metrics of all steps since the last log line that were finite. NonFiniteStep as `finite_steps`."""
 
   def examples(step: int) -> np.ndarray:
-    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, clock.passed_over))]
+    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, progress.passed_over))]
 
   fetched = jax.device_get(dispatched)
   values = {name: np.concatenate([metrics[name] for metrics in fetched]) for name in fetched[0]}
-  finite = nonfinite.finite_steps(values, clock, settings=run.config.train, examples=examples)
+  finite = nonfinite.finite_steps(values, progress, settings=run.config.train, examples=examples)
   return {f'train/{name}': float(each.mean()) for name, each in finite.items() if each.size}
 
 
