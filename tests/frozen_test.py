@@ -21,7 +21,7 @@ from mtl_jax.platform import sharding
 from mtl_jax.run import checkpoint, workdir
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.run.state import TrainState
-from mtl_jax.training import building, dispatch, features, loop
+from mtl_jax.training import building, features, loop
 from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.progress import read_metrics
 
@@ -237,16 +237,8 @@ def kept(frozen_config, tmp_path):
     shapes = jax.eval_shape(run.make_state).variables
     variables = jax.tree.map(lambda leaf: random.random(leaf.shape, np.float32), shapes)
     assert run.val is not None
-    return features.kept(
-      {'train': run.train, 'val': run.val},
-      config=config,
-      model=run.model,
-      variables=variables,
-      checksum=run.store.checksum,
-      mesh=run.mesh,
-      workdir=tmp_path / 'run',
-      stop=stop,
-    )
+    cache = FeatureCache(config, run.model, variables, run.store.checksum, run.mesh, tmp_path / 'run', stop)
+    return cache.replace_images({'train': run.train, 'val': run.val})
 
   return keep
 
@@ -313,7 +305,7 @@ def test_short_steps_fill_the_time_between_two_looks(frozen_config):
   settings = ('train.log_every_steps', 'eval.every_steps', 'checkpoint.every_steps')
   for looks, expected in [((20, 1000, 1000), 20), ((10, 230, 230), 10), ((100, 0, 300), 50), ((1, 4, 4), 1)]:
     config = frozen_config(**dict(zip(settings, looks, strict=True)))
-    assert dispatch.steps_between_looks(config) == expected
+    assert building.steps_between_looks(config) == expected
 
 
 # What joint training can change.

@@ -20,7 +20,6 @@ from mtl_jax.platform import sharding
 from mtl_jax.run.state import init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 from mtl_jax.training import building, loop
-from mtl_jax.training.dispatch import dispatches
 from mtl_jax.training.step import moving_average, repeat, train_step
 
 TASKS = (
@@ -146,9 +145,17 @@ def test_a_run_compiles_its_step_once(tiny_config, tmp_path, monkeypatch, mode):
   assert len(traces) == 1
 
 
-def test_dispatches_cover_every_step_once_and_stop_where_the_host_must_look():
+def test_dispatches_cover_every_step_once_and_stop_where_the_host_must_look(tiny_config, store_dir):
+  overrides = {
+    'train.steps': 23,
+    'train.steps_per_dispatch': 4,
+    'train.log_every_steps': 10,
+    'eval.every_steps': 7,
+    'checkpoint.every_steps': 100,
+  }
+  run = building.build(tiny_config(**overrides), open_store(store_dir))
   for start in (0, 5, 22):
-    plan = list(dispatches(23, at_once=4, looks=(10, 7, 100), first=start))
+    plan = list(run.dispatches((10, 7, 100), start))
     covered = [first + i for first, size in plan for i in range(size)]
     assert covered == list(range(start, 23))
     assert {size for _, size in plan} <= {1, 4}

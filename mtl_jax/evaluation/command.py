@@ -17,7 +17,7 @@ from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
-from mtl_jax.training import features
+from mtl_jax.training.features import FeatureCache
 
 log = logging.getLogger('mtl_jax')
 
@@ -85,9 +85,9 @@ def evaluate_workdir(
 
 def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Path, store: DataSet) -> Split:
   """The split with features of the model's frozen stages in place of its images, where they can be kept."""
+  cache = FeatureCache(model.config, model.model, model.variables, store.checksum, model.mesh, directory)
   try:
-    own = {'config': model.config, 'model': model.model, 'variables': model.variables, 'mesh': model.mesh}
-    return features.kept({split: part}, **own, checksum=store.checksum, workdir=directory)[split]
+    return cache.replace_images({split: part})[split]
   except DataError as error:  # A folder that may not be written is no reason not to evaluate.
     log.warning('warning: %s', error)
     return part

@@ -26,8 +26,9 @@ from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import sharding
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState
-from mtl_jax.training import building, dispatch, features
+from mtl_jax.training import building
 from mtl_jax.training.building import Run
+from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import repeat
 
 
@@ -40,8 +41,7 @@ class Program:
       for all replicas, also where they are random.
     val: the validation split, images or features as the train split is.
     test: the test split, likewise.
-    weights: pretrained ones of the backbone, if the run has them.
-    network_weights: those of them that are of `network`.
+    weights: pretrained ones of the part of the backbone that is in `network`, if the run has them.
     mesh: this process's devices.
   """
 
@@ -49,7 +49,6 @@ class Program:
   val: Split
   test: Split
   weights: Any
-  network_weights: Any
   mesh: Mesh
 
   @property
@@ -88,7 +87,7 @@ class Program:
       batch = resident.take_rows(source, positions, shapes=shapes)
       return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
-    return repeat(step, unroll=dispatch.unrolled(self.run.train))(state, positions)
+    return repeat(step, unroll=self.run.unrolled)(state, positions)
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""
@@ -96,7 +95,7 @@ class Program:
 
   def shapes(self) -> TrainState:
     """The shapes and types of one replica's state."""
-    return jax.eval_shape(self.init, 0, 0.0, self.network_weights)
+    return jax.eval_shape(self.init, 0, 0.0, self.weights)
 
   def num_params(self) -> int:
     """Parameters of the whole model, frozen ones too."""
@@ -112,7 +111,7 @@ class Program:
     return cost.flops(self.network, self.shapes().variables, self.input_shape) or 0.0
 
   def _variables(self) -> Mapping[str, Any]:
-    return jax.eval_shape(self.run.make_state, pretrained_weights=self.weights).variables
+    return jax.eval_shape(self.run.make_state).variables
 
 
 def build(
@@ -143,24 +142,17 @@ def build(
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   splits = {'train': run.train, 'val': run.val, 'test': mixture.load_split(store, 'test', run.tasks)}
-  weights = network_weights = building.pretrained_weights(run)
+  weights = building.pretrained_weights(run)
   if run.model.frozen is not None and run.augmentation == Augmentation():  # Else each replica has stages of its own.
     state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
-    splits = features.kept(
-      splits,
-      config=config,
-      model=run.model,
-      variables=state.variables,
-      checksum=store.checksum,
-      mesh=run.mesh,
-      workdir=directory / 'model',
-      stop=stop,
-    )
+    kept_in = directory / 'model'
+    cache = FeatureCache(config, run.model, state.variables, store.checksum, run.mesh, kept_in, stop)
+    splits = cache.replace_images(splits)
     if weights and 'features' in splits['train'].inputs:
-      network_weights = frozen.without_frozen(weights, state.variables)
+      weights = frozen.without_frozen(weights, state.variables)
   run = dataclasses.replace(run, train=splits['train'], val=splits['val'])
   mesh = sharding.make_mesh(jax.local_devices())
-  return Program(run, splits['val'], splits['test'], weights, network_weights, mesh)
+  return Program(run, splits['val'], splits['test'], weights, mesh)
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
@@ -178,7 +170,7 @@ def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
   calls = []
   for program in programs:
     run, device = program.run, program.mesh.devices.flat[0]
-    state = jax.device_put(jax.jit(run.make_state)(pretrained_weights=program.weights), device)
+    state = jax.device_put(jax.jit(run.make_state)(), device)
     image = jax.device_put(np.zeros((1, *run.store.image_size, 3), np.uint8), device)
     predict = jax.jit(partial(predict_step, model=run.model, tasks=run.tasks))
     calls.append(partial(predict, state.eval_variables, run.label_stats, image))

@@ -7,7 +7,7 @@ Each device trains replicas of its own, so nothing travels between devices; with
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,6 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.study.program import Program
 from mtl_jax.training import loop
-from mtl_jax.training.dispatch import dispatches
 
 log = logging.getLogger('mtl_jax')
 
@@ -94,6 +93,7 @@ class Trainer:
 
   def __init__(self, program: Program):
     self.program = program
+    self._looks = (program.run.config.eval.every_steps,)
     mesh = program.mesh
     self._init = jax.jit(over_replicas(program.init, mesh, common=WHOLE))
     self._steps = jax.jit(
@@ -127,14 +127,9 @@ class Trainer:
   def compiled_steps_text(self, width: int) -> str:
     """The compiled program of a dispatch of so many replicas, to look for collectives in."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = jax.eval_shape(self._init, seeds, rates, self.program.network_weights)
+    state = jax.eval_shape(self._init, seeds, rates, self.program.weights)
     positions = np.stack([_positions(self.program.order(0), 0, 1)] * width)
     return self._steps.lower(state, seeds, rates, positions, self._source).compile().as_text() or ''
-
-  def _dispatches(self) -> Iterator[tuple[int, int]]:
-    run = self.program.run
-    looks = (run.config.eval.every_steps,)
-    return dispatches(run.config.train.steps, at_once=run.steps_per_dispatch, looks=looks)
 
   def _bytes_a_replica(self) -> int:
     """A lower bound of the memory a replica takes: its state, a gradient, and the best weights."""
@@ -145,8 +140,8 @@ class Trainer:
   def _seconds_a_step(self, width: int) -> float:
     """Measured on throw-away replicas, after the compilation."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = self._init(seeds, rates, self.program.network_weights)
-    _, size = next(self._dispatches())
+    state = self._init(seeds, rates, self.program.weights)
+    _, size = next(self.program.run.dispatches(self._looks))
     positions = np.stack([_positions(self.program.order(0), 0, size)] * width)
     seconds = []
     for _ in range(3):
@@ -168,13 +163,13 @@ class Trainer:
     program, config = self.program, self.program.config
     seeds = np.array([replica.seed for replica in replicas], np.int32)
     rates = np.array([replica.learning_rate for replica in replicas], np.float32)
-    state = self._init(seeds, rates, program.network_weights)
+    state = self._init(seeds, rates, program.weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
     chunk = _Scores(len(replicas))
     unlogged: list[Any] = []
     orders = [program.order(replica.seed) for replica in replicas]
     started = time.monotonic()
-    for step, size in self._dispatches():
+    for step, size in program.run.dispatches(self._looks):
       stop()
       positions = np.stack([_positions(order, step, size) for order in orders])
       state, metrics = self._steps(state, seeds, rates, positions, self._source)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.run import optimizer, recipe, workdir
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import dispatch, features, gradients, splits
+from mtl_jax.training import gradients, splits
+from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
@@ -72,8 +74,35 @@ class Run:
     return Augmentation(**self.config.data.augment)
 
   @property
+  def unrolled(self) -> bool:
+    """True where steps are compiled one after another, not in a loop: on a CPU a loop makes convolutions slow.
+
+    Features `[n, f]` meet none.
+    """
+    return jax.default_backend() == 'cpu' and len(self.train.images.shape) > 2
+
+  @property
   def steps_per_dispatch(self) -> int:
-    return dispatch.steps_at_once(self.config, self.train)
+    """The steps of a full dispatch: what the config asks for, or what suits the device and the split."""
+    asked = self.config.train.steps_per_dispatch
+    if asked or self.unrolled:
+      return asked or 1
+    return 8 if 'image' in self.train.inputs else steps_between_looks(self.config)
+
+  def dispatches(self, looks: Sequence[int], step: int = 0) -> Iterator[tuple[int, int]]:
+    """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.
+
+    With two sizes alone there are two programs to compile.
+
+    Args:
+      looks: every so many steps the host has something to do; 0: never.
+      step: where to begin.
+    """
+    while step < self.config.train.steps:
+      stop = min([self.config.train.steps] + [step - step % every + every for every in looks if every])
+      size = self.steps_per_dispatch if step + self.steps_per_dispatch <= stop else 1
+      yield step, size
+      step += size
 
   @cached_property
   def input(self) -> Input:
@@ -86,7 +115,7 @@ class Run:
     """Several steps in one call, of a state, the input's source and stacked items, jitted on the mesh."""
     state = sharding.of_state(self.mesh, self.make_state)
     return jax.jit(
-      repeat_fetching(self.one_step, self.input.fetch, unroll=dispatch.unrolled(self.train)),
+      repeat_fetching(self.one_step, self.input.fetch, unroll=self.unrolled),
       donate_argnums=0,
       compiler_options=xla.step_options(),
       in_shardings=(state, sharding.by_rows(self.mesh), sharding.by_rows(self.mesh, axis=1)),
@@ -142,19 +171,8 @@ def on_features(run: Run, variables: Mapping[str, Any], workdir: Path, *, stop: 
     own['train'] = run.train
   elif run.model.frozen:
     log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
-  return dataclasses.replace(
-    run,
-    **features.kept(
-      own,
-      config=run.config,
-      model=run.model,
-      variables=variables,
-      checksum=run.store.checksum,
-      mesh=run.mesh,
-      workdir=workdir,
-      stop=stop,
-    ),
-  )
+  cache = FeatureCache(run.config, run.model, variables, run.store.checksum, run.mesh, workdir, stop)
+  return dataclasses.replace(run, **cache.replace_images(own))
 
 
 def pretrained_weights(run: Run) -> dict[str, Any] | None:
@@ -163,3 +181,10 @@ def pretrained_weights(run: Run) -> dict[str, Any] | None:
     return None
   backbone = multitask.backbone_from_config(run.config)
   return pretrained.load(Path(run.config.model.weights), backbone, image_size=run.store.image_size)
+
+
+def steps_between_looks(config: ConfigDict) -> int:
+  """The most steps, up to 64, that fill the time between two looks of the host exactly: for steps that are short."""
+  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  between = math.gcd(*intervals)  # Those that are 0 do not count.
+  return max(steps for steps in range(1, 65) if between % steps == 0)

@@ -25,7 +25,6 @@ from mtl_jax.tasks import Task
 from mtl_jax.training import building, nonfinite
 from mtl_jax.training.building import Run
 from mtl_jax.training.describe import describe
-from mtl_jax.training.dispatch import dispatches
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
 from mtl_jax.training.progress import MetricWriter, ThroughputBar
@@ -77,19 +76,20 @@ def train(
       goodput.resume(directory, progress.step, progress.spent)
       run = building.on_features(run, state.variables, directory, stop=interruption.requested)
       describe(run, progress)
-      steps = watch(run, progress.step) if watch else run.compiled_steps
-      services = RunServices(checkpoints, directory, interruption, watchdog, goodput)
-      return train_on(run, state, progress, steps=steps, services=services, name=name)
+      services = RunServices(checkpoints, directory, interruption, watchdog, goodput, watch, name)
+      return train_on(run, state, progress, services)
 
 
 class RunServices(NamedTuple):
-  """What keeps and watches a run while it trains."""
+  """The objects that keep and watch a run while it trains; `watch` and `name` are as in `train`."""
 
   checkpoints: Checkpoints
   directory: Path
   interruption: Interruption
   watchdog: Watchdog
   goodput: Goodput
+  watch: Callable[[Run, int], Callable[..., Any]] | None
+  name: str
 
 
 @contextmanager
@@ -136,14 +136,12 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainPr
   return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), TrainProgress()
 
 
-def train_on(
-  run: Run, state: TrainState, progress: TrainProgress, *, steps: Callable[..., Any], services: RunServices, name: str
-) -> TrainProgress:
+def train_on(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
   """`train_from` to the end; where config.train.on_nonfinite is rollback, again from the last checkpoint on."""
   settings = run.config.train
   while True:
     try:
-      return train_from(run, state, progress, steps=steps, services=services, name=name)
+      return train_from(run, state, progress, services)
     except NonFiniteStep as error:
       if settings.on_nonfinite != 'rollback':
         raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
@@ -157,13 +155,12 @@ def train_on(
       log.warning('warning: %s; back to step %d, and on without that batch', error, progress.step)
 
 
-def train_from(
-  run: Run, state: TrainState, progress: TrainProgress, *, steps: Callable[..., Any], services: RunServices, name: str
-) -> TrainProgress:
+def train_from(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
-  checkpoints, directory, interruption, watchdog, goodput = services
-  steps, eval_step = watchdog.beating(steps), watchdog.beating(run.compiled_eval_step)
+  checkpoints, directory, interruption, watchdog, goodput, watch, name = services
+  steps = watchdog.beating(watch(run, progress.step) if watch else run.compiled_steps)
+  eval_step = watchdog.beating(run.compiled_eval_step)
   source = run.input.place()
   writer = MetricWriter(directory, resumed_at=progress.step, enabled=primary)
   meter = ThroughputBar(
@@ -273,9 +270,7 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
 
   config = run.config
   looks = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
-  return pipeline.prefetch(
-    make, dispatches(config.train.steps, at_once=run.steps_per_dispatch, looks=looks, first=step)
-  )
+  return pipeline.prefetch(make, run.dispatches(looks, step))
 
 
 def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgress) -> dict[str, float]:

@@ -19,8 +19,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -105,7 +104,7 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     DataError: where there is no prepared set, or another version of it, or its files are not what was written.
   """
   directory = Path(directory)
-  with told(directory):
+  try:
     schema = read_schema(directory)
     tasks = _tasks(schema)
     height, width = _image_size(schema)
@@ -125,6 +124,10 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     splits = _splits(schema)
     if len(names) != len(records):
       raise ValueError(f'{len(names)} names of {len(records)} rows')
+  except OSError as error:
+    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
+  except (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError) as error:
+    raise DataError(f'{directory / "schema.json"}: is malformed ({one_line(error)}); prepare the set again') from error
   return Store(
     directory=directory,
     image_size=(height, width),
@@ -139,17 +142,6 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     schema=schema,
     checksum=schema['checksum'],
   )
-
-
-@contextmanager
-def told(directory: Path) -> Iterator[None]:
-  """Turns what reading a malformed set raises into a DataError."""
-  try:
-    yield
-  except OSError as error:
-    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
-  except (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError) as error:
-    raise DataError(f'{directory / "schema.json"}: is malformed ({one_line(error)}); prepare the set again') from error
 
 
 def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
