@@ -63,7 +63,7 @@ def in_turn(
 
 
 def _moved_on(runs: Float[Array, 'd n ...'], *, by: int) -> Float[Array, 'd n ...']:
-  """In place j of device d its run `j + by * d`, round and round: no row changes its device."""
+  """Reorders rows so that place j of device d holds its run `j + by * d`, in turn: no row changes its device."""
   devices, num = runs.shape[:2]
   places = (np.arange(num) + by * np.arange(devices)[:, None]) % num
   return jnp.take_along_axis(runs, places.reshape(devices, num, *[1] * (runs.ndim - 2)), axis=1)
