@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'
 # A process that says who it is, instead of mtl-jax.
 PROBE = """import json, os, sys
-from mtl_jax import launcher
+from mtl_jax.platform import launcher
 place = launcher.find(os.environ)
 said = [place and [place.coordinator, place.num_processes, place.process_id], sys.argv[1:]]
 os.write(1, (json.dumps(said) + '\\n').encode())  # In one piece: several write to one pipe.
