@@ -25,10 +25,10 @@ from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import sharding
 from mtl_jax.run import optimizer
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.training import building
 from mtl_jax.training.building import Run
-from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import repeat
 
 

@@ -24,10 +24,10 @@ from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.run import optimizer, recipe, workdir
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients, splits
-from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
