@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import optax
 from ml_collections import ConfigDict
 
-from mtl_jax.models import multitask
+from mtl_jax.models import multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import Objective, grain, options
 from mtl_jax.run import optimizer
@@ -60,3 +61,9 @@ def state_maker(
     num_losses=len(grain.names(tasks, config.objective.grain)),
     **recipe._asdict(),
   )
+
+
+def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """The weights that the backbone starts from, if the config names a file; a run that resumes has them already."""
+  path = config.model.weights
+  return pretrained.load(Path(path), multitask.backbone_from_config(config), image_size=image_size) if path else None

@@ -19,15 +19,14 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Input, Split
 from mtl_jax.data.input.sampler import Order, make_order
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models import multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.run import optimizer, recipe, workdir
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients, splits
-from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
@@ -173,14 +172,6 @@ def on_features(run: Run, variables: Mapping[str, Any], workdir: Path, *, stop: 
     log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
   cache = FeatureCache(run.config, run.model, variables, run.store.checksum, run.mesh, workdir, stop)
   return dataclasses.replace(run, **cache.replace_images(own))
-
-
-def pretrained_weights(run: Run) -> dict[str, Any] | None:
-  """What the backbone starts from, if the config names a file. A checkpoint holds it, so a resumed run needs none."""
-  if not run.config.model.weights:
-    return None
-  backbone = multitask.backbone_from_config(run.config)
-  return pretrained.load(Path(run.config.model.weights), backbone, image_size=run.store.image_size)
 
 
 def steps_between_looks(config: ConfigDict) -> int:
