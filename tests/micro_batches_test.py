@@ -13,7 +13,7 @@ from tiny import SIZE, TASKS, label_stats, make_batch, make_model
 from mtl_jax import objectives
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.training import gradients, micro_batches, sharding
 from mtl_jax.training.forward import Forward
 from mtl_jax.training.step import init_state, train_step
@@ -39,7 +39,7 @@ def make_forward(objective, *, norm: bool = False, soft: bool = False) -> tuple[
   forward = Forward(
     model=model,
     tasks=TASKS,
-    entries=grain.entries(TASKS, 'tasks'),
+    entries=loss_terms.entries(TASKS, 'tasks'),
     images=images,
     labels=batch['labels'],
     mask=batch['mask'],
@@ -78,7 +78,7 @@ def test_batch_norm_takes_its_statistics_from_each_micro_batch_in_turn(backend, 
   forward, params = make_forward(OBJECTIVES['fixed'], norm=True)
   moved = dataclasses.replace(forward, accumulate=2).represent(params)[1]
   variables = forward.variables
-  part = grain.batch_parts(len(forward.images), 2)
+  part = loss_terms.batch_parts(np.zeros(len(forward.images), int), 2)
   for number in (0, 1):
     one = dataclasses.replace(forward, images=forward.images[part == number], variables=variables)
     variables = {**variables, **one.represent(params)[1]}

@@ -15,7 +15,7 @@ from mtl_jax import whole_file, workdir
 from mtl_jax.affinity import report, summary, transfer, watched
 from mtl_jax.data import mixture
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
@@ -38,7 +38,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   facts = workdir.DataFacts.of(store)
-  names = grain.names(facts.selected(config), config.objective.grain)
+  names = loss_terms.names(facts.selected(config), config.objective.grain)
   if len(names) < 2:
     raise ConfigError(f'config.tasks: affinity is between losses, and {names[0]} is the only one; name more')
   with workdir.lock(directory):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
-from mtl_jax.objectives import grain, passes
+from mtl_jax.objectives import loss_terms, passes
 from mtl_jax.training import gradients, sharding
 from mtl_jax.training.building import Run
 from mtl_jax.training.forward import Forward, Params, split
@@ -82,7 +82,7 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
     tasks=run.tasks,
     augmentation=run.augmentation,
     seed=run.config.train.seed,
-    entries=grain.entries(run.tasks, settings.grain),
+    entries=loss_terms.entries(run.tasks, settings.grain),
   )
 
   def first_look(state: TrainState, source: Any, items: Any) -> Look:

@@ -93,6 +93,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     seed=config.train.seed,
     settings=settings,
     accumulate=config.train.accumulate,
+    sets=order.sets,
     skip_nonfinite=config.train.on_nonfinite == 'skip',
     coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
     **made._asdict(),

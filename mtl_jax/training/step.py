@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Int32, Key
+from jaxtyping import Array, Int32, Int64, Key
 
 from mtl_jax.data import augment
 from mtl_jax.data.augment import Augmentation
 from mtl_jax.models import pretrained
-from mtl_jax.objectives import Objective, grain
+from mtl_jax.objectives import Objective, loss_terms
 from mtl_jax.objectives.matching import Coupling
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients
@@ -96,12 +97,14 @@ def train_step(
   ema_decay: float,
   settings: gradients.Settings = gradients.PLAIN,
   accumulate: int = 1,
+  sets: Int64[np.ndarray, ' b'] | None = None,
   skip_nonfinite: bool = False,
   coupling: Coupling | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
 
-  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`. With `skip_nonfinite` a step of
+  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`. `sets` is the set of a mixture
+  that each row is of. With `skip_nonfinite` a step of
   which one metric is not finite changes nothing but the count of steps.
   """
   forward, objective_key = forward_of(
@@ -111,9 +114,10 @@ def train_step(
     tasks=tasks,
     augmentation=augmentation,
     seed=seed,
-    entries=grain.entries(tasks, settings.grain),
+    entries=loss_terms.entries(tasks, settings.grain),
     parts=objective.parts,
     accumulate=accumulate,
+    sets=sets,
     coupling=coupling,
   )
   params = state.variables['params']
@@ -151,9 +155,10 @@ def forward_of(
   tasks: Sequence[Task],
   augmentation: Augmentation,
   seed: int,
-  entries: Sequence[grain.Entry],
+  entries: Sequence[loss_terms.Entry],
   parts: int = 1,
   accumulate: int = 1,
+  sets: Int64[np.ndarray, ' b'] | None = None,
   coupling: Coupling | None = None,
 ) -> tuple[Forward, Key[Array, '']]:
   """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step.
@@ -181,6 +186,7 @@ def forward_of(
     variables=state.variables,
     label_stats=state.label_stats,
     parts=parts,
+    sets=sets,
     key=jax.random.fold_in(objective_key, 1),
     accumulate=accumulate,
     weights=weights,
