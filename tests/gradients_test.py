@@ -26,7 +26,6 @@ from mtl_jax.objectives import (
   uncertainty,
 )
 from mtl_jax.objectives.balancing.gram import GramWeighting
-from mtl_jax.objectives.differentiate import over_parts
 from mtl_jax.training import gradients, sharding
 from mtl_jax.training.forward import Forward, split
 from mtl_jax.training.gradients import Settings
@@ -76,6 +75,10 @@ def setup(tasks=TASKS, *, grain_='tasks', soft=False, parts=1, rows=16):
 
 
 def find(forward, params, objective: Objective, settings: Settings = gradients.PLAIN, state=None, step=0):
+  return find_with_metrics(forward, params, objective, settings, state, step)[0]
+
+
+def find_with_metrics(forward, params, objective, settings=gradients.PLAIN, state=None, step=0):
   state = objective.init(len(forward.entries), split(params)[0]) if state is None else state
   found = partial(gradients.find, forward, objective=objective, key=KEY, settings=settings)
   return jax.jit(lambda params, state, step: found(params, state=state, step=step))(params, state, step)
@@ -97,8 +100,8 @@ def test_equal_weights_give_the_gradient_of_the_sum(at, grain_, soft):
   found = find(forward, params, on_gram(equal)(at=at))
   assert_close(found.gradients, plain(forward, params))
   each, seen = jax.jit(forward.losses)(params)
-  np.testing.assert_allclose(found.total, each.sum(), rtol=1e-6)
-  assert_close(found.seen, seen)
+  np.testing.assert_allclose(found.value, each.sum(), rtol=1e-6)
+  assert_close(found.aux, seen)
 
 
 def test_each_gradient_is_that_of_its_loss():
@@ -107,7 +110,7 @@ def test_each_gradient_is_that_of_its_loss():
   representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
   found = gradients.through_heads(forward, representation, heads)
   own = found.pull((jnp.ones((1, 3)), None))[1]
-  each = passes.at_parameters(pull, found.points, chunk=2)
+  each = passes.at_parameters(pull, found.points(), chunk=2)
   for k in range(3):
     expected = jax.grad(lambda params, k=k: forward.losses(params)[0][0, k])(params)
     assert_close(jax.tree.map(lambda leaf, k=k: leaf[k], each), split(expected)[0])
@@ -154,7 +157,7 @@ def test_gradients_that_cannot_be_kept_give_the_same_update_by_their_gram_matrix
   objective = on_gram(by_norm)()
   found, expected = find(forward, params, objective, alone), find(forward, params, objective, kept)
   assert_close(found.gradients, expected.gradients)
-  assert_close(found.objective, expected.objective)
+  assert_close(found.state, expected.state)
 
 
 def test_between_gram_matrices_the_last_weights_hold():
@@ -162,7 +165,7 @@ def test_between_gram_matrices_the_last_weights_hold():
   objective, settings = on_gram(by_norm)(), Settings(gram_every_steps=3)
   fresh = find(forward, params, objective, settings, step=0)
   assert_close(fresh.gradients, find(forward, params, objective).gradients)
-  doubled = fresh.objective._replace(weights=2 * fresh.objective.weights)
+  doubled = fresh.state._replace(weights=2 * fresh.state.weights)
   for step, factor in ((3, 1), (4, 2), (5, 2), (6, 1)):
     found = find(forward, params, objective, settings, state=doubled, step=step)
     expected = jax.tree.map(lambda leaf, factor=factor: factor * leaf, fresh.gradients['shared'])
@@ -173,8 +176,8 @@ def test_a_gram_matrix_of_some_rows_is_theirs_and_the_update_is_the_whole_batchs
   forward, params = setup(rows=16)
   objective = on_gram(by_norm)()
   found = find(forward, params, objective, Settings(gram_rows=8))
-  weights = find(forward.rows(8), params, objective).objective.weights
-  np.testing.assert_allclose(found.objective.weights, weights, rtol=1e-5)
+  weights = find(forward.rows(8), params, objective).state.weights
+  np.testing.assert_allclose(found.state.weights, weights, rtol=1e-5)
   assert len(forward.rows(8).images) == 8
   total = jax.grad(lambda params: (weights * forward.losses(params)[0][0]).sum())(params)
   assert_close(found.gradients['shared'], total['shared'])
@@ -207,7 +210,7 @@ def test_a_loss_without_labels_in_the_rows_of_the_gram_matrix_keeps_its_last_wei
   mask = {**forward.mask, 'landmarks': np.tile(loss_terms.batch_parts(np.zeros(16, int), 2)[:, None] == 1, 4)}
   forward = dataclasses.replace(forward, mask=mask)
   found = find(forward, params, on_gram(by_norm)(), Settings(gram_rows=8))
-  np.testing.assert_allclose(found.objective.weights[1], 0.5)
+  np.testing.assert_allclose(found.state.weights[1], 0.5)
   assert np.abs(jax.tree.leaves(found.gradients['head_landmarks'])[0]).max() > 0
 
 
@@ -242,11 +245,6 @@ def test_rows_at_even_distances_do_not_stay_together():
   for distance in (2, 3, 4, 6, 12):
     for first in range(distance):
       assert np.bincount(part[first::distance], minlength=3).min() > 240 / distance / 3 / 2.5
-
-
-def test_a_task_that_a_part_of_the_batch_lacks_is_averaged_over_the_others():
-  found = over_parts(jnp.array([[2.0, 4.0, 0.0], [0.0, 6.0, 0.0]]), jnp.array([[1, 1, 0], [0, 1, 0]], bool))
-  assert found.tolist() == [2.0, 5.0, 0.0]
 
 
 def test_parts_of_a_batch_are_disjoint_and_make_up_the_whole():
@@ -300,12 +298,12 @@ def test_eight_devices_give_one_devices_update(make, norm, settings, accumulate,
 
 def test_logged_metrics_say_what_the_gradients_are():
   forward, params = setup()
-  found = find(forward, params, on_gram(by_norm)(), Settings(log=True))
+  _, metrics = find_with_metrics(forward, params, on_gram(by_norm)(), Settings(log=True))
   each = [split(jax.grad(lambda p, k=k: forward.losses(p)[0][0, k])(params))[0] for k in range(2)]
   flat = np.stack([np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(one)]) for one in each])
   norms = np.linalg.norm(flat, axis=1)
   cosine = flat[0] @ flat[1] / norms.prod()
-  metrics = {name: float(value) for name, value in found.metrics.items()}
+  metrics = {name: float(value) for name, value in metrics.items()}
   expected = {
     'gradient_norm/attributes': norms[0],
     'gradient_norm/landmarks': norms[1],
@@ -322,7 +320,7 @@ def test_logged_metrics_say_what_the_gradients_are():
 
 def test_weights_of_loss_weightings_are_logged_too():
   forward, params = setup()
-  metrics = find(forward, params, fixed([2.0, 0.5]), Settings(log=True)).metrics
+  _, metrics = find_with_metrics(forward, params, fixed([2.0, 0.5]), Settings(log=True))
   np.testing.assert_allclose([metrics['weight/attributes'], metrics['weight/landmarks']], [2.0, 0.5])
   assert metrics['gradient_norm/landmarks'] > 0
 
@@ -330,7 +328,7 @@ def test_weights_of_loss_weightings_are_logged_too():
 def test_an_absent_task_counts_in_no_logged_pair():
   forward, params = setup()
   forward = dataclasses.replace(forward, mask={**forward.mask, 'landmarks': np.zeros((16, 4), bool)})
-  metrics = find(forward, params, on_gram(by_norm)(), Settings(log=True)).metrics
+  _, metrics = find_with_metrics(forward, params, on_gram(by_norm)(), Settings(log=True))
   found = {name: float(value) for name, value in metrics.items() if 'landmarks' in name or '/' not in name}
   assert found == {
     'gradient_norm/landmarks': 0, 'cosine/attributes~landmarks': 0, 'weight/landmarks': 0,

@@ -61,11 +61,11 @@ def test_micro_batches_give_the_big_batchs_gradient(name, backend, monkeypatch):
   @partial(jax.jit, static_argnames='accumulate')
   def found(params, *, accumulate):
     state = objective.init(len(TASKS), params['shared'])
-    result = gradients.find(
+    result, _ = gradients.find(
       dataclasses.replace(forward, accumulate=accumulate), params,
       objective=objective, state=state, step=jnp.int32(0), key=KEY, settings=gradients.PLAIN,
     )  # fmt: skip
-    return result.total, result.gradients, result.seen.task_losses
+    return result.value, result.gradients, result.aux.task_losses
 
   big, small = (found(params, accumulate=num) for num in (1, 2))
   assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(big[1]['shared'])) > 1e-3

@@ -52,7 +52,8 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
   shared, heads = split(params)
   representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
   found = gradients.through_heads(forward, representation, heads)
-  num = passes.count(found.points)
+  points = found.points()
+  num = passes.count(points)
   # A task's look-ahead holds a second forward pass and a copy of the parameters besides its backward pass.
   side_by_side = gradients.chunk_size(pull, num, asked=chunk, memory=memory // 3)
   keep = gradients.can_keep(shared, num, memory=memory)
@@ -64,8 +65,8 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
 
   return Look(
     before=found.losses.mean(0),
-    after=passes.at_parameters(ahead, found.points, chunk=side_by_side),
-    gram=passes.gram_at_parameters(pull, found.points, chunk=side_by_side, keep=keep),
+    after=passes.at_parameters(ahead, points, chunk=side_by_side),
+    gram=passes.gram_at_parameters(pull, points, chunk=side_by_side, keep=keep),
     present=forward.present,
   )
 

@@ -19,7 +19,7 @@ Params = Mapping[str, Any]
 
 
 class Seen(NamedTuple):
-  """What a forward pass gives besides the losses of the objective.
+  """The results of a forward pass besides the losses of the objective.
 
   Attributes:
     task_losses: each task's mean loss over the labels present.
@@ -73,7 +73,7 @@ class Forward:
     return {} if self.key is None else {'sharing': self.key}
 
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
-    """What the heads read, and the variables that the shared part has changed."""
+    """The representation that the heads read, and the variables that the shared part has changed."""
     variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables.get('batch_stats', {}))[0]}
 
     def apply(variables: Mapping[str, Any], images: Array) -> tuple[Any, Mapping[str, Any]]:
@@ -122,12 +122,12 @@ class Forward:
 
   @property
   def present(self) -> Bool[Array, ' k']:
-    """Which losses have a label, in every part of the batch."""
+    """True for losses that have a label in every part of the batch."""
     return self.present_in_parts.all(0)
 
   @property
   def present_in_parts(self) -> Bool[Array, 'p k']:
-    """Which losses have a label in each part of the batch."""
+    """True for losses that have a label in each part of the batch."""
     return self._reduce(self.mask)[1]
 
   def rows(self, num_rows: int) -> 'Forward':

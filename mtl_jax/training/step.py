@@ -121,22 +121,22 @@ def train_step(
     coupling=coupling,
   )
   params = state.variables['params']
-  found = gradients.find(
+  found, seen_in_gradients = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
-  total, descent = add_penalty(model, params, found.total, found.gradients)
+  total, descent = add_penalty(model, params, found.value, found.gradients)
   updates, optimizer = tx.update(descent, state.optimizer, params)
   params = optax.apply_updates(params, updates)
-  variables = {**state.variables, **found.seen.moved, 'params': params}
+  variables = {**state.variables, **found.aux.moved, 'params': params}
   next_state = state.replace(
     step=state.step + 1,
     variables=variables,
     average=moving_average(state.average, variables, step=state.step, decay=ema_decay),
     optimizer=optimizer,
-    objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
+    objective=gradients.look_again(forward, params, objective=objective, state=found.state),
   )
-  metrics = {f'{name}/loss': loss for name, loss in (found.seen.task_losses | dict(found.seen.auxiliary)).items()}
-  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+  metrics = {f'{name}/loss': loss for name, loss in (found.aux.task_losses | dict(found.aux.auxiliary)).items()}
+  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **seen_in_gradients}
   return leave_out(state, next_state, metrics) if skip_nonfinite else (next_state, metrics)
 
 
