@@ -36,7 +36,7 @@ from scaling import bytes_of
 from variants import Augmented, Child, Flat, InputApart, NotDonated, Remat, changed, serve
 from workload import Steps, Workload
 
-from mtl_jax.training import sharding
+from mtl_jax.platform import sharding
 
 ON_CPU = (Workload('resnet18', 128, 16, 'float32', width=32),)
 ON_ACCELERATOR = (Workload('resnet18', 128, 1024, 'bfloat16'), Workload('resnet50', 224, 256, 'bfloat16'))

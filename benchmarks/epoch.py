@@ -22,7 +22,7 @@ from reporting import Row, parser, report, row
 from running import Stepper, make_run, make_split, random_on_devices
 from workload import Workload
 
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input.pipeline import Split
 
 NUM_IMAGES, EPOCHS = 162_770, 15
 ON_CPU = Workload('resnet18', 64, 64, 'float32', width=32)

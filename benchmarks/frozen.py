@@ -21,10 +21,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from mtl_jax import config as configs
-from mtl_jax.data.augment import MEAN, STD
-from mtl_jax.data.pipeline import Split, load_split
+from mtl_jax.data.input.augment import MEAN, STD
+from mtl_jax.data.input.pipeline import Split, load_split
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import open_store
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.tasks import select
 from mtl_jax.training import loop
 

@@ -26,14 +26,16 @@ from running import Stepper
 
 from mtl_jax.config import validate
 from mtl_jax.configs import default
-from mtl_jax.data import augment, synthetic
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.celeba import open_celeba
-from mtl_jax.data.images import ENCODINGS, THREADS
-from mtl_jax.data.pipeline import load_split, streamed_input
-from mtl_jax.data.store import Store, open_store
-from mtl_jax.data.store_writer import prepare
-from mtl_jax.training import building, loop, sharding
+from mtl_jax.data.input import augment
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.data.input.pipeline import load_split
+from mtl_jax.data.sources.celeba import open_celeba
+from mtl_jax.data.store.images import ENCODINGS, THREADS
+from mtl_jax.data.store.reader import Store, open_store
+from mtl_jax.data.store.writer import prepare
+from mtl_jax.data.synthetic import source as synthetic
+from mtl_jax.platform import sharding
+from mtl_jax.training import building, loop
 from mtl_jax.training.building import Run
 
 SIZES = ((64, 64), (128, 128), (218, 178))  # Height and width in pixels.
@@ -127,7 +129,7 @@ def training(stores: dict[str, Store], options: argparse.Namespace, *, bare: Row
   decoded = load_split(stores['decoded'], 'train', streamed.tasks)
   runs = {
     'streamed jpeg': streamed,
-    'streamed decoded': dataclasses.replace(streamed, train=decoded, input=streamed_input(decoded, reason='')),
+    'streamed decoded': dataclasses.replace(streamed, train=decoded),
     'resident': building.build(config(stores['jpeg'], 'resident', options), stores['jpeg']),
   }
   steppers = {'constant': Stepper(streamed, constant=True)}

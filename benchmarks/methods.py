@@ -22,14 +22,16 @@ from workload import TASKS, Workload
 
 from mtl_jax import objectives
 from mtl_jax.configs import default
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models import multitask
 from mtl_jax.objectives.options import from_config
 from mtl_jax.platform import xla
+from mtl_jax.platform.memory import least_of_processes, total_bytes
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import BinaryTask, Task
-from mtl_jax.training import gradients, optimizer
-from mtl_jax.training.memory import least_of_processes, total_bytes
-from mtl_jax.training.step import TrainState, init_state, train_step
+from mtl_jax.training import gradients
+from mtl_jax.training.step import train_step
 
 QUICK_METHODS = ('uncertainty', 'mgda_ub', 'upgrad')  # One of each cost class.
 SIDE_BY_SIDE = ('upgrad', 'cagrad', 'mgda', 'pcgrad', 'aligned_mtl')  # That torchjd has too, if they are asked for.

@@ -25,7 +25,7 @@ from reporting import Row, parser, rates_in_turn, report, row, spread
 from workload import Steps, Workload
 
 from mtl_jax.models.cost import num_parameters
-from mtl_jax.training import sharding
+from mtl_jax.platform import sharding
 
 SIMULATED = 8
 ON_CPU = Workload('resnet18', 64, 64, 'float32', width=32)

@@ -12,7 +12,7 @@ from flax import traverse_util
 from torch import nn
 from workload import OPTIMIZER, Workload
 
-from mtl_jax.data.augment import MEAN, STD
+from mtl_jax.data.input.augment import MEAN, STD
 from mtl_jax.models import pretrained
 from mtl_jax.models.backbone import has_small_stem
 

@@ -12,11 +12,11 @@ import jax
 import optax
 from workload import OPTIMIZER, Steps, Workload, config
 
-from mtl_jax.data import augment
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input import augment
+from mtl_jax.data.input.augment import Augmentation, network_input
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.training import optimizer
-from mtl_jax.training.step import TrainState, network_input
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState
 
 AUGMENTATION = Augmentation(flip=True, shift=0.05, zoom=0.1, brightness=0.1, contrast=0.1)  # The default one.
 

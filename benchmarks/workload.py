@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models import convnet, mobilenet, resnet
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives.weighting.fixed import fixed
-from mtl_jax.platform import xla
+from mtl_jax.platform import sharding, xla
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
-from mtl_jax.training import optimizer, sharding
-from mtl_jax.training.step import TrainState, init_state, train_step
+from mtl_jax.training.step import train_step
 
 TASKS = (
   BinaryTask('attributes', tuple(f'attribute{i}' for i in range(40))),

@@ -13,9 +13,9 @@ from typing import NoReturn
 from tqdm import tqdm
 
 import mtl_jax
-from mtl_jax import launcher, processes
-from mtl_jax.buckets.address import absolute, local_path, workdir
 from mtl_jax.errors import UserError, memory_in_one_line, one_line
+from mtl_jax.platform import launcher, processes
+from mtl_jax.platform.address import absolute, local_path, workdir
 from mtl_jax.training import interrupt
 
 DEMO_WORKDIR = 'mtl_jax_demo'
@@ -212,8 +212,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-  from mtl_jax.buckets import sets
   from mtl_jax.data.prepare import prepare
+  from mtl_jax.data.store import cache as sets
 
   with sets.new_set(options.out) as out:
     prepare(
@@ -252,7 +252,7 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-  from mtl_jax.predict import predict_files
+  from mtl_jax.evaluation.predict import predict_files
 
   refused = predict_files(options.workdir, options.images, out=options.out)
   return 2 if refused else 0
@@ -298,7 +298,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-  from mtl_jax import export
+  from mtl_jax.evaluation import export
 
   export.export(options.workdir, options.out, step=options.step)
   print(options.out)

@@ -10,9 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax import user_file
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
+from mtl_jax.platform import user_file
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> ConfigDict:

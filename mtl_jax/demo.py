@@ -6,9 +6,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mtl_jax import report
-from mtl_jax.buckets import sets
 from mtl_jax.configs import demo
 from mtl_jax.data.prepare import prepare
+from mtl_jax.data.store import cache as sets
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.training import loop
 

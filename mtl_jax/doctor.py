@@ -1,4 +1,4 @@
-"""What this machine has, what would run where, and what is missing, each with the command that mends it."""
+"""Reports what this machine has, what would run where, and what is missing, each with the command that mends it."""
 
 import importlib.metadata
 import importlib.util
@@ -12,8 +12,7 @@ import jax
 
 from mtl_jax.configs import default
 from mtl_jax.models.multitask import compute_dtype
-from mtl_jax.platform import xla
-from mtl_jax.training import memory
+from mtl_jax.platform import memory, xla
 
 PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'clu', 'tensorflow-datasets', 'numpy',

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.augment import MEAN, STD, Augmentation, augment, normalize
+from mtl_jax.data.input.augment import MEAN, STD, Augmentation, augment, normalize
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 
 EYES = LandmarkTask('landmarks', ('lefteye_x', 'lefteye_y', 'righteye_x', 'righteye_y'))

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from mtl_jax import config as configs
-from mtl_jax.data import balance, mixture
+from mtl_jax.data.input import balance, mixture
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import open_store
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.training import building, loop, sharding
+from mtl_jax.platform import sharding
+from mtl_jax.training import building, loop
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.training import sharding
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.platform import sharding
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 # What a GPU host that has JAX, Flax, optax and Orbax may lack, and the step must not need.
@@ -221,7 +221,7 @@ def test_adam_on_one_vector_makes_the_updates_of_the_default_optimizer(rooms):
   import variants
   import workload
 
-  from mtl_jax.training import optimizer
+  from mtl_jax.run import optimizer
 
   random = np.random.default_rng(0)
   params = {

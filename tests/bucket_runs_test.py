@@ -14,7 +14,7 @@ import pytest
 import small_runs
 
 from mtl_jax import cli
-from mtl_jax.buckets import address
+from mtl_jax.platform import address
 from mtl_jax.training import loop
 
 RUN = 'gs://bucket/runs/joint'

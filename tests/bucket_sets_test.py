@@ -12,9 +12,10 @@ import pytest
 import small_runs
 from bucket_runs_test import refused, set_in_bucket
 
-from mtl_jax import cli, workdir
-from mtl_jax.buckets import sets
+from mtl_jax import cli
+from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import BucketError, DataError
+from mtl_jax.run import workdir
 from mtl_jax.training import loop
 
 

@@ -235,7 +235,7 @@ def test_the_private_client_of_jax_has_what_the_bus_calls():
   """Where this fails, JAX has moved or renamed it: `bus.client` is the one place that names it."""
   from jax._src.lib import _jax
 
-  from mtl_jax import bus
+  from mtl_jax.platform import bus
 
   assert bus.client() is None  # jax.distributed is not initialized here.
   names = [

@@ -8,9 +8,10 @@ import threading
 import time
 from functools import partial
 
-from mtl_jax import cli, processes
+from mtl_jax import cli
 from mtl_jax.errors import DataError
-from mtl_jax.launcher import Place
+from mtl_jax.platform import processes
+from mtl_jax.platform.launcher import Place
 from mtl_jax.training import interrupt
 
 VICTIM = int(os.environ.get('VICTIM', '-1'))

@@ -10,13 +10,15 @@ import pytest
 import tiny
 
 from mtl_jax import objectives
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation, network_input
 from mtl_jax.objectives import loss_terms
 from mtl_jax.objectives.matching import Coupling, Related, Settings
 from mtl_jax.objectives.matching.variables import Categorical, YesNo
+from mtl_jax.platform import sharding
+from mtl_jax.run.state import init_state
 from mtl_jax.tasks import BinaryTask, CategoricalTask
-from mtl_jax.training import gradients, sharding
-from mtl_jax.training.step import init_state, network_input, train_step
+from mtl_jax.training import gradients
+from mtl_jax.training.step import train_step
 
 TASKS = (CategoricalTask('mood', ('mood',), classes=('calm', 'glad')), BinaryTask('units', ('a', 'b')))
 NO_AUGMENTATION = Augmentation(flip=False, shift=0.0, zoom=0.0, brightness=0.0, contrast=0.0)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import small_runs
 
-from mtl_jax import workdir
 from mtl_jax.errors import CheckpointError, Interrupted
-from mtl_jax.training import digests, loop
+from mtl_jax.run import digests, workdir
+from mtl_jax.training import loop
 
 
 @pytest.fixture(scope='module')

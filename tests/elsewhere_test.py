@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax import cli, workdir
+from mtl_jax import cli
 from mtl_jax import config as configs
-from mtl_jax.data.store import open_store
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
+from mtl_jax.run import workdir
+from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
 from mtl_jax.training import loop
-from mtl_jax.training.checkpoint import Checkpoints, Clock
 
 # One process on one device: what was trained on eight is evaluated, and a run is trained for eight.
 ON_ONE_DEVICE = """
@@ -109,12 +110,12 @@ def test_a_run_of_a_version_that_cannot_be_read_says_which_to_install(begun):
 
 
 def test_a_checkpoint_of_another_format_says_what_to_do(tmp_path, monkeypatch):
-  from mtl_jax.training import checkpoint
+  from mtl_jax.run import checkpoint
 
   checkpoints = Checkpoints(tmp_path)
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'FORMAT', 99)
-    checkpoints.save({'weights': np.zeros(2)}, Clock(step=1))  # pyright: ignore
+    checkpoints.save({'weights': np.zeros(2)}, TrainProgress(step=1))  # pyright: ignore
     checkpoints.close()
   with pytest.raises(CheckpointError, match=r'has format 99; .* use the version of mtl-jax that dataset\.json'):
-    Checkpoints(tmp_path).clock()
+    Checkpoints(tmp_path).progress()

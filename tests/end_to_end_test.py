@@ -13,7 +13,7 @@ from sklearn import metrics as reference
 
 from mtl_jax import cli, demo
 from mtl_jax.configs import demo as demo_config
-from mtl_jax.data.store import open_store
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.evaluation import evaluate
 from mtl_jax.training.progress import read_metrics
 
@@ -152,8 +152,8 @@ def test_evaluating_on_another_set_is_written_under_its_name(demo_dir, store_dir
 
 def test_the_size_of_evaluation_batches_does_not_change_metrics(trained_dir, store_dir):
   """The last batch is padded; padding must not be seen."""
-  from mtl_jax import workdir
-  from mtl_jax.data import pipeline
+  from mtl_jax.data.input import pipeline
+  from mtl_jax.run import workdir
 
   model = workdir.restore(trained_dir)
   split = pipeline.load_split(open_store(store_dir), 'train', model.tasks)

@@ -11,9 +11,10 @@ import jax.export
 import numpy as np
 import pytest
 
-from mtl_jax import cli, workdir
+from mtl_jax import cli
+from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models import convolution
-from mtl_jax.training.step import predict_step
+from mtl_jax.run import workdir
 
 # The loader, where neither this package nor Flax can be imported.
 ALONE = """

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mtl_jax.data import synthetic_drawing, synthetic_expressions, synthetic_people
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import open_store
-from mtl_jax.data.synthetic_expressions import EXPRESSIONS, TABLE, UNITS
+from mtl_jax.data.store.reader import open_store
+from mtl_jax.data.synthetic import drawing, expressions, people
+from mtl_jax.data.synthetic.expressions import EXPRESSIONS, TABLE, UNITS
 from mtl_jax.errors import DataError
 from mtl_jax.objectives.matching import tables
 
@@ -17,7 +17,7 @@ NUM = 6_000
 
 @pytest.fixture(scope='module')
 def latent():
-  drawn = [synthetic_expressions.latent(index, seed=3) for index in range(NUM)]
+  drawn = [expressions.latent(index, seed=3) for index in range(NUM)]
   return np.array([expression for expression, _, _ in drawn]), np.array([on for _, on, _ in drawn])
 
 
@@ -42,7 +42,7 @@ def test_expressions_are_equally_frequent(latent):
 
 
 def test_a_face_depends_on_seed_and_index_alone():
-  one, again, other = (synthetic_expressions.face(index, seed=5) for index in (7, 7, 8))
+  one, again, other = (expressions.face(index, seed=5) for index in (7, 7, 8))
   np.testing.assert_array_equal(one.image, again.image)
   assert all(np.array_equal(one.labels[task], again.labels[task]) for task in one.labels)
   assert not np.array_equal(one.image, other.image)
@@ -50,10 +50,10 @@ def test_a_face_depends_on_seed_and_index_alone():
 
 @pytest.mark.parametrize('unit', UNITS)
 def test_every_unit_shows(unit):
-  sitter = synthetic_people.sitter_of(11, seed=0)
-  at_rest = dataclasses.replace(sitter, strength={**sitter.strength, **synthetic_expressions._AT_REST})
+  sitter = people.sitter_of(11, seed=0)
+  at_rest = dataclasses.replace(sitter, strength={**sitter.strength, **expressions._AT_REST})
   plain, shown = (
-    synthetic_drawing.draw(dataclasses.replace(at_rest, units=units), np.random.default_rng(0)).astype(int)
+    drawing.draw(dataclasses.replace(at_rest, units=units), np.random.default_rng(0)).astype(int)
     for units in ({}, {unit: 1.0})
   )
   changed = np.abs(plain - shown).max(-1) > 25

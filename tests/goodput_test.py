@@ -11,9 +11,10 @@ import pytest
 import small_runs
 
 from mtl_jax.errors import Interrupted
-from mtl_jax.training import goodput, loop
-from mtl_jax.training.checkpoint import Checkpoints
-from mtl_jax.training.goodput import Goodput
+from mtl_jax.run import goodput
+from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.run.goodput import Goodput
+from mtl_jax.training import loop
 
 DELAY = 0.7  # Seconds.
 

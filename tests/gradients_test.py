@@ -11,8 +11,9 @@ import optax
 import pytest
 from tiny import SIZE, TASKS, binary_tasks, label_stats, make_batch, make_model
 
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.order import interleaved
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.data.input.sampler import interleaved
+from mtl_jax.models.multitask import split
 from mtl_jax.objectives import (
   Objective,
   fixed,
@@ -26,10 +27,12 @@ from mtl_jax.objectives import (
   uncertainty,
 )
 from mtl_jax.objectives.balancing.gram import GramWeighting
-from mtl_jax.training import gradients, sharding
-from mtl_jax.training.forward import Forward, split
+from mtl_jax.platform import sharding
+from mtl_jax.run.state import init_state
+from mtl_jax.training import gradients
+from mtl_jax.training.forward import Forward
 from mtl_jax.training.gradients import Settings
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import train_step
 
 KEY = jax.random.key(0)
 

@@ -14,17 +14,19 @@ from PIL import Image
 
 from mtl_jax import cli
 from mtl_jax import config as configs
-from mtl_jax.data import images, mixture, resident
-from mtl_jax.data.image_file import decode
-from mtl_jax.data.order import make_order
-from mtl_jax.data.pipeline import Split, load_split, streamed_input
+from mtl_jax.data.input import mixture, resident
+from mtl_jax.data.input.pipeline import Split, load_split, streamed_input
+from mtl_jax.data.input.sampler import make_order
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.source import Record
-from mtl_jax.data.store import Store, open_store
-from mtl_jax.data.store_writer import prepare as prepare_source
+from mtl_jax.data.sources.image_file import decode
+from mtl_jax.data.sources.source import Record
+from mtl_jax.data.store import images
+from mtl_jax.data.store.reader import Store, open_store
+from mtl_jax.data.store.writer import prepare as prepare_source
 from mtl_jax.errors import DataError, Interrupted
+from mtl_jax.platform import sharding
 from mtl_jax.tasks import BinaryTask, Task
-from mtl_jax.training import loop, sharding
+from mtl_jax.training import loop
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
@@ -174,8 +176,8 @@ def test_the_same_source_gives_the_same_file_whatever_the_number_of_threads(tmp_
 
 def test_a_set_of_version_1_is_read(copy, tmp_path):
   """What was written before images had their CRCs."""
-  from mtl_jax.data.store import checksum
-  from mtl_jax.workdir import write_json
+  from mtl_jax.data.store.reader import checksum
+  from mtl_jax.run.workdir import write_json
 
   store = copy('decoded')
   schema = {key: value for key, value in store.schema.items() if key not in ('encoding', 'checksum')}

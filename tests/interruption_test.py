@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import small_runs
 
-from mtl_jax.training import digests, loop
+from mtl_jax.run import digests
+from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
 
 LAUNCHER = Path(__file__).parents[1] / 'launch' / 'local.sh'

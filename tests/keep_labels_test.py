@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtl_jax.data.keep_labels import kept
-from mtl_jax.data.store import open_store
+from mtl_jax.data.input.keep_labels import kept
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError
 from mtl_jax.training import building, loop
 

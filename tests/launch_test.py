@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from mtl_jax import launcher
 from mtl_jax.errors import LauncherError
-from mtl_jax.launcher import Place
+from mtl_jax.platform import launcher
+from mtl_jax.platform.launcher import Place
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'

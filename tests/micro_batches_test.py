@@ -11,12 +11,14 @@ import pytest
 from tiny import SIZE, TASKS, label_stats, make_batch, make_model
 
 from mtl_jax import objectives
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import loss_terms
-from mtl_jax.training import gradients, micro_batches, sharding
+from mtl_jax.platform import sharding
+from mtl_jax.run.state import init_state
+from mtl_jax.training import gradients, micro_batches
 from mtl_jax.training.forward import Forward
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import train_step
 
 KEY = jax.random.key(0)
 # One of each cost class: of losses, linear in them or not; at the representation; at the parameters, in parts too.

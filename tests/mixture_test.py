@@ -8,20 +8,22 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax import cli, workdir
+from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.configs import default
-from mtl_jax.data import mixture
-from mtl_jax.data.mixture import open_mixture, parse_renames
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.mixture import open_mixture, parse_renames
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.source import Record
-from mtl_jax.data.store import open_store
-from mtl_jax.data.store_writer import prepare as prepare_source
+from mtl_jax.data.sources.source import Record
+from mtl_jax.data.store.reader import open_store
+from mtl_jax.data.store.writer import prepare as prepare_source
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
+from mtl_jax.platform import sharding
+from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
-from mtl_jax.training import building, checkpoint, loop, sharding
-from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.training import building, loop
 from mtl_jax.training.interrupt import Interruption
 
 RENAME = ('smile/Smiling=attributes/Smiling',)

@@ -18,7 +18,7 @@ import small_runs
 
 from mtl_jax import config as configs
 from mtl_jax.config import with_fields
-from mtl_jax.data import store
+from mtl_jax.data.store import reader as store
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics

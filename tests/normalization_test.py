@@ -9,7 +9,7 @@ import pytest
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask, normalization, resnet
-from mtl_jax.training import sharding
+from mtl_jax.platform import sharding
 
 X = np.random.default_rng(0).normal(1, 2, size=(8, 3, 2, 4)).astype(np.float32)
 

@@ -13,13 +13,14 @@ import pytest
 from tiny import SIZE, TASKS, label_stats, make_batch, make_model
 
 from mtl_jax import config as configs
-from mtl_jax import workdir
 from mtl_jax.configs import default
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import OBJECTIVES, options
+from mtl_jax.run import workdir
+from mtl_jax.run.state import init_state
 from mtl_jax.training import loop
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import train_step
 
 RANDOM = ('rlw', 'graddrop', 'pcgrad', 'gradvac')  # What they draw depends on the number of tasks.
 FILE = Path(default.__file__)

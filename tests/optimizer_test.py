@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.training import optimizer
+from mtl_jax.run import optimizer
 
 RATE, DECAY, EPS = 0.1, 0.01, 1e-8
 PLAIN = {

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data import order
-from mtl_jax.data.order import interleaved, make_order, num_stripes, rows_a_batch
+from mtl_jax.data.input import sampler
+from mtl_jax.data.input.sampler import interleaved, make_order, num_stripes, rows_a_batch
 from mtl_jax.errors import ConfigError
 
 quick = settings(deadline=None, max_examples=60)
@@ -28,7 +28,7 @@ def stream(first: int, last: int, **kwargs) -> np.ndarray:
 def stripes_of(least: int):
   """Lets stripes have so few rows."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(order, 'LEAST_STRIPE', least)
+    patch.setattr(sampler, 'LEAST_STRIPE', least)
     yield
 
 

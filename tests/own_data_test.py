@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from mtl_jax import cli
-from mtl_jax.data.own_source import open_own
-from mtl_jax.data.store import open_store
+from mtl_jax.data.sources.own import open_own
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.training import loop
 

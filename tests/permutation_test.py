@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.permutation import key_of, permuted
+from mtl_jax.data.input.permutation import key_of, permuted
 
 
 def order(size: int, key: int) -> np.ndarray:

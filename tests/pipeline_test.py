@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax import tasks as task_values
-from mtl_jax.data.pipeline import load_split, padded_positions, prefetch
-from mtl_jax.data.store import open_store
+from mtl_jax.data.input.pipeline import load_split, padded_positions, prefetch
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import DataError
 
 quick = settings(deadline=None, max_examples=60)

@@ -17,11 +17,11 @@ from flax import traverse_util
 from PIL import Image
 from safetensors.numpy import save_file
 
-from mtl_jax.data import augment, mixture
+from mtl_jax.data.input import augment, mixture
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import mobilenet, multitask, pretrained, resnet, torch_file
+from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.training import building, loop
-from mtl_jax.training.checkpoint import Checkpoints
 
 SIZE = (32, 32)
 REAL = Path(os.environ.get('MTL_JAX_WEIGHTS', '')) / 'mobilenet_v2-b0353104.pth'

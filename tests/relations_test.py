@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.configs import default
-from mtl_jax.data.synthetic_expressions import EXPRESSIONS, TABLE, TASKS, UNITS
+from mtl_jax.data.synthetic.expressions import EXPRESSIONS, TABLE, TASKS, UNITS
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import matching
 from mtl_jax.objectives.matching import relations

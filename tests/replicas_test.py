@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mtl_jax.data import mixture
+from mtl_jax.data.input import mixture
 from mtl_jax.errors import DivergedError
 from mtl_jax.study import program as programs
 from mtl_jax.study import replicas

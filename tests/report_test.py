@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from mtl_jax import report
-from mtl_jax.data.source import Record
-from mtl_jax.data.store_writer import prepare
+from mtl_jax.data.sources.source import Record
+from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import CheckpointError, DataError
 from mtl_jax.evaluation import metrics
 from mtl_jax.report import scoreboard
 from mtl_jax.report.faces import MAX_FACES
+from mtl_jax.run import goodput
 from mtl_jax.tasks import BinaryTask
-from mtl_jax.training import goodput
 
 ATTRIBUTES = ('Smiling', 'Wearing_Hat', 'Young')
 POINTS = ('lefteye', 'righteye', 'nose')

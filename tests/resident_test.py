@@ -10,13 +10,15 @@ from jax.sharding import Mesh
 
 from mtl_jax import doctor
 from mtl_jax import tasks as task_values
-from mtl_jax.data import order, resident
-from mtl_jax.data.order import Order
-from mtl_jax.data.pipeline import Input, Split, load_split
-from mtl_jax.data.store import open_store
+from mtl_jax.data.input import resident, sampler
+from mtl_jax.data.input.pipeline import Input, Split, load_split
+from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.training import building, loop, memory, sharding
-from mtl_jax.training.checkpoint import Clock
+from mtl_jax.platform import memory, sharding
+from mtl_jax.run.checkpoint import TrainProgress
+from mtl_jax.training import building, loop
+from mtl_jax.training.describe import describe
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
@@ -49,9 +51,9 @@ ORDERS = {  # With how many rows a stripe at least.
 def make_order(split: Split, name: str, batch_size: int = 16) -> Order:
   least, balanced = ORDERS[name]
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(order, 'LEAST_STRIPE', least)
+    patch.setattr(sampler, 'LEAST_STRIPE', least)
     groups = SMILES[: len(split)] if balanced else None
-    return order.make_order(3, sizes=(len(split),), rows=(batch_size,), groups=groups)
+    return sampler.make_order(3, sizes=(len(split),), rows=(batch_size,), groups=groups)
 
 
 def resident_input(split: Split, made: Order, mesh: Mesh) -> Input:
@@ -115,13 +117,14 @@ def programs(request, tiny_config, store_dir) -> dict:
   found = {}
   for mode in ('resident', 'streamed'):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(order, 'LEAST_STRIPE', 4)
+      patch.setattr(sampler, 'LEAST_STRIPE', 4)
       whole = building.repeat_fetching
       patch.setattr(building, 'repeat_fetching', lambda step, fetch, **_: whole(step, fetch, unroll=request.param))  # noqa: B023
       run = building.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
+      steps = run.compiled_steps
     items = [run.input.read(run.order.positions(step)) for step in range(1 if request.param else 2)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
-    lowered = run.compiled_steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
+    lowered = steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
     found[mode] = lowered.compile()
   return found
 
@@ -217,12 +220,11 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
   split, tiny_config, store_dir, monkeypatch, said, factor, mode, least, part
 ):
   rows = len(split) if part == 1 else -(-len(split) // 8)
-  monkeypatch.setattr(order, 'LEAST_STRIPE', least)
+  monkeypatch.setattr(sampler, 'LEAST_STRIPE', least)
   monkeypatch.setattr(memory, 'available_bytes', lambda: int(factor * rows * resident.bytes_a_row(split)))
-  store = open_store(store_dir)
-  run = building.build(tiny_config(), store)
+  run = building.build(tiny_config(), open_store(store_dir))
   assert bool(run.input.place()) is (mode == 'resident')
-  building.describe(run, store, Clock())
+  describe(run, TrainProgress())
   (line,) = [line for line in said if line.startswith('input: ')]
   assert line.startswith(f'input: {mode}, ')
   assert f'on every device ({part:.0%} of the train split)' in line

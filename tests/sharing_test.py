@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.data.augment import Augmentation
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Backbone
@@ -22,8 +22,9 @@ from mtl_jax.models.sharing import SHARING, check_options, dselect_k, multilinea
 from mtl_jax.models.sharing.cross_stitch import own_and_others
 from mtl_jax.models.sharing.way import mixed
 from mtl_jax.objectives import fixed
+from mtl_jax.run.state import init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask
-from mtl_jax.training.step import init_state, train_step
+from mtl_jax.training.step import train_step
 
 TASKS = (BinaryTask('attributes', ('Smiling', 'Male')), LandmarkTask('landmarks', ('nose_x', 'nose_y')))
 NAMES = tuple(task.name for task in TASKS)

@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax import workdir
-from mtl_jax.buckets import sets
 from mtl_jax.configs import default
 from mtl_jax.data.prepare import prepare
-from mtl_jax.training import building, checkpoint, sharding
-from mtl_jax.training.checkpoint import Checkpoints
+from mtl_jax.data.store import cache as sets
+from mtl_jax.platform import sharding
+from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.training import building
 from mtl_jax.training.interrupt import Interruption
 
 

@@ -9,15 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.data.store import open_store
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.data.store.reader import open_store
+from mtl_jax.evaluation.step import eval_step
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.resnet import resnet18
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives import fixed
+from mtl_jax.platform import sharding
+from mtl_jax.run.state import init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask
-from mtl_jax.training import building, loop, sharding
-from mtl_jax.training.step import eval_step, init_state, moving_average, repeat, train_step
+from mtl_jax.training import building, loop
+from mtl_jax.training.step import moving_average, repeat, train_step
 
 TASKS = (
   BinaryTask('attributes', ('Smiling', 'Male', 'Young')),
@@ -152,7 +155,7 @@ def test_dispatches_cover_every_step_once_and_stop_where_the_host_must_look(tiny
   }
   run = building.build(tiny_config(**overrides), open_store(store_dir))
   for start in (0, 5, 22):
-    plan = list(building.dispatches(run, (10, 7, 100), start))
+    plan = list(run.dispatches((10, 7, 100), start))
     covered = [first + i for first, size in plan for i in range(size)]
     assert covered == list(range(start, 23))
     assert {size for _, size in plan} <= {1, 4}

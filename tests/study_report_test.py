@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from report_test import Page
 
-from mtl_jax import cli, workdir
+from mtl_jax import cli
 from mtl_jax.configs import default
-from mtl_jax.data.store import open_store
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
+from mtl_jax.run import workdir
+from mtl_jax.run.workdir import DataFacts
 from mtl_jax.study import arms, bootstrap, overview, report, scores, summary, words
 from mtl_jax.study.replicas import Replica, Result
 from mtl_jax.study.shelf import Shelf
 from mtl_jax.study.words import Finding
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
-from mtl_jax.workdir import DataFacts
 
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
 LANDMARKS = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy'))

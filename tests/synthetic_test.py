@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import synthetic, synthetic_canvas, synthetic_drawing, synthetic_people
-from mtl_jax.data.celeba import open_celeba
+from mtl_jax.data.sources.celeba import open_celeba
+from mtl_jax.data.synthetic import canvas, drawing, people
+from mtl_jax.data.synthetic import source as synthetic
 from mtl_jax.errors import DataError
 
 ATTRIBUTES = synthetic.ATTRIBUTES
@@ -20,10 +21,10 @@ BEARDS = ('5_o_Clock_Shadow', 'Goatee', 'Mustache', 'Sideburns')
 @pytest.fixture(scope='module')
 def draws():
   """Labels `[4000, 40]`, landmarks `[4000, 5, 2]`, identities and splits, without the pictures."""
-  sitters = [synthetic_people.sitter_of(index, seed=7) for index in range(4000)]
-  labels = np.array([synthetic_people.labels_of(sitter, index, seed=7) for index, sitter in enumerate(sitters)])
-  landmarks = np.array([synthetic_canvas.landmarks(sitter) for sitter in sitters])
-  people = [synthetic_people.identity_of(index, seed=7) for index in range(4000)]
+  sitters = [people.sitter_of(index, seed=7) for index in range(4000)]
+  labels = np.array([people.labels_of(sitter, index, seed=7) for index, sitter in enumerate(sitters)])
+  landmarks = np.array([canvas.landmarks(sitter) for sitter in sitters])
+  people = [people.identity_of(index, seed=7) for index in range(4000)]
   return labels, landmarks, people
 
 
@@ -131,7 +132,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 
 
 def test_drawing_does_not_load_jax():
-  code = "import sys, mtl_jax.data.synthetic; sys.exit('jax' in sys.modules)"
+  code = "import sys, mtl_jax.data.synthetic.source; sys.exit('jax' in sys.modules)"
   assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
 
 
@@ -229,7 +230,7 @@ def test_a_persons_pictures_agree_on_sex(draws):
 @pytest.fixture(scope='module')
 def plain():
   """A short-haired sitter in front view of whom no attribute is strong but that he has hair and no beard."""
-  sitter = synthetic_people.sitter_of(0, seed=0)
+  sitter = people.sitter_of(0, seed=0)
   strength = dict.fromkeys(ATTRIBUTES, -2.0) | {'No_Beard': 2.0, 'Young': 2.0, 'Brown_Hair': 2.0}
   return dataclasses.replace(
     sitter, strength=strength, hair_length=0.0, yaw=0.0, pitch=0.0, roll=0.0, scale=24.0, centre=(89.0, 130.0)
@@ -238,7 +239,7 @@ def plain():
 
 def drawn(sitter, **strength):
   sitter = dataclasses.replace(sitter, strength=dict(sitter.strength) | strength)
-  return synthetic_drawing.draw(sitter, np.random.default_rng(0)).astype(int)
+  return drawing.draw(sitter, np.random.default_rng(0)).astype(int)
 
 
 @pytest.mark.parametrize('name', synthetic.VISIBLE)
@@ -255,7 +256,7 @@ def test_what_is_not_visible_changes_nothing(plain):
 
 def test_the_pupils_are_drawn_at_the_eyes(plain):
   turned = dataclasses.replace(plain, yaw=0.2, roll=0.15, pitch=-0.1, centre=(95.0, 120.0))
-  picture, points = drawn(turned).sum(axis=2), synthetic_canvas.landmarks(turned)
+  picture, points = drawn(turned).sum(axis=2), canvas.landmarks(turned)
   for x, y in points[:2]:
     rows, columns = np.mgrid[round(y) - 4 : round(y) + 5, round(x) - 4 : round(x) + 5]
     dark = np.maximum(0, 250 - picture[rows, columns])
@@ -265,7 +266,7 @@ def test_the_pupils_are_drawn_at_the_eyes(plain):
 
 def test_the_lips_end_at_the_mouth_corners(plain):
   closed = drawn(plain, Wearing_Lipstick=2.0) - drawn(plain)
-  left, right = synthetic_canvas.landmarks(plain)[3:]
+  left, right = canvas.landmarks(plain)[3:]
   columns = np.flatnonzero((np.abs(closed).max(axis=2) > 12).any(axis=0))
   np.testing.assert_allclose((columns[0], columns[-1]), (left[0], right[0]), rtol=0, atol=2.5)
 

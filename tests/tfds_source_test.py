@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mtl_jax import cli
-from mtl_jax.data.store import open_store
-from mtl_jax.data.tfds_source import open_tfds
+from mtl_jax.data.sources.tfds import open_tfds
+from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import DataError
 
 WIDTH, HEIGHT = 178, 218

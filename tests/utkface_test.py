@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mtl_jax import cli
-from mtl_jax.data.store import open_store
-from mtl_jax.data.store_writer import prepare
-from mtl_jax.data.utkface import labels_of, open_utkface
+from mtl_jax.data.sources.utkface import labels_of, open_utkface
+from mtl_jax.data.store.reader import open_store
+from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import DataError
 
 TIME = '20170109142408075'

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mtl_jax import whole_file, workdir
 from mtl_jax.affinity import report, summary, transfer, watched
-from mtl_jax.data import mixture
+from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.objectives import loss_terms
+from mtl_jax.platform import atomic_write
+from mtl_jax.run import workdir
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
@@ -78,4 +79,4 @@ def write_csv(path: Path, found: Mapping[str, Any]) -> None:
     for j, target in enumerate(names):
       cells = [found[kind][part][i][j] for kind in kinds for part in ('mean', 'stderr', 'above_noise')]
       writer.writerow([source, target, *cells, found['cosine']['negative_share'][i][j]])
-  whole_file.write(path, content.getvalue())
+  atomic_write.write(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""Which tasks to train together, from their affinities: the best division into groups, or a good one of many tasks.
+"""Groups tasks to train together by their affinities: the best division, or a good one of many tasks.
 
 A group's gain for one of its tasks is the mean affinity of the others onto it (Fifty et al. 2021), and a task alone
 gains 0: nothing helps or hurts it. Unlike there, groups do not overlap: each task is trained in one network.
@@ -33,7 +33,7 @@ class Grouping(NamedTuple):
 
 
 def gains(affinity: Float[np.ndarray, 'k k'], labels: Labels) -> Float[np.ndarray, ' k']:
-  """For each task the mean affinity of the others of its group onto it; 0 for a task alone."""
+  """The mean affinity of the others of its group onto each task; 0 for a task alone."""
   together = (labels[:, None] == labels[None, :]) & ~np.eye(len(labels), dtype=bool)
   return np.where(together, affinity, 0).sum(0) / np.maximum(together.sum(0), 1)
 
@@ -94,7 +94,7 @@ def order(similarity: Float[np.ndarray, 'k k']) -> list[int]:
 
 
 def _pairs(affinity: Float[np.ndarray, 'k k']) -> Float[np.ndarray, 'k k']:
-  """What a pair gains both ways, 0 on the diagonal: a group's total is half of their sum over its size less one."""
+  """Gains of each pair both ways, 0 on the diagonal: a group's total is half of their sum over its size less one."""
   pairs = np.nan_to_num(affinity) + np.nan_to_num(affinity).T
   np.fill_diagonal(pairs, 0)
   return pairs
@@ -128,7 +128,7 @@ def _starts(pairs: Float[np.ndarray, 'k k'], networks: int, count: int, seed: in
 
 
 def _climb(pairs: Float[np.ndarray, 'k k'], start: Labels, networks: int) -> Labels:
-  """From a division by the best move or swap, again and again, to one that none of them betters."""
+  """Improves a division by the best move or swap, again and again, until none of them betters it."""
   labels, tasks = np.array(start), np.arange(len(pairs))
   groups = min(networks, len(pairs))
   while True:

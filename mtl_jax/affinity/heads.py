@@ -12,15 +12,15 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
-from mtl_jax.data.order import Order
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import DivergedError
+from mtl_jax.evaluation.step import label_losses
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import losses
+from mtl_jax.run import optimizer
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import optimizer
-from mtl_jax.training.forward import label_losses
 
 STEPS_A_CALL = 50
 

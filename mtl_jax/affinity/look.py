@@ -12,19 +12,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
-from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
+from mtl_jax.models.multitask import split
 from mtl_jax.objectives import loss_terms, passes
-from mtl_jax.training import gradients, sharding
+from mtl_jax.platform import sharding
+from mtl_jax.run.state import TrainState
+from mtl_jax.training import gradients
 from mtl_jax.training.building import Run
-from mtl_jax.training.forward import Forward, Params, split
-from mtl_jax.training.step import TrainState, forward_of
+from mtl_jax.training.forward import Forward, Params
+from mtl_jax.training.step import forward_of
 
 
 class Look(NamedTuple):
-  """What a look finds; entry `[i, j]` of a matrix is what source i does to target j.
+  """Results of a look; entry `[i, j]` of a matrix is the effect of source i on target j.
 
   Attributes:
     before: each loss of the batch.
@@ -79,7 +81,7 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
   settings = run.settings
   forward_for = partial(  # Of the whole batch, whatever parts of it the objective asks for.
     forward_of,
-    model=exact_model(run.config, run),
+    model=multitask.from_config(with_fields(run.config, model__dtype='float32'), run.tasks),
     tasks=run.tasks,
     augmentation=run.augmentation,
     seed=run.config.train.seed,
@@ -103,9 +105,3 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
     ),
     out_shardings=whole,
   )
-
-
-def exact_model(config: ConfigDict, run: Run) -> Any:
-  """The run's model, which its step trains, in float32; its parameters are the same."""
-  model = multitask.from_config(with_fields(config, model__dtype='float32'), run.tasks)
-  return model if run.net.frozen is not None else model.clone(frozen=None)

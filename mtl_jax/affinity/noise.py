@@ -1,4 +1,4 @@
-"""What a mean over looks is worth: its standard error, which entries are above noise, and whether halves agree.
+"""Uncertainty of a mean over looks: its standard error, the entries above noise, and the agreement of halves.
 
 The noise meant is that of which batches were looked at along one training run. What another seed would give is not in
 it: only another run says that.
@@ -56,7 +56,7 @@ def over_looks(values: Float[np.ndarray, 't k k']) -> Mean:
 def above(
   mean: Float[np.ndarray, 'k k'], stderr: Float[np.ndarray, 'k k'], *, degrees: ArrayLike = np.inf
 ) -> Bool[np.ndarray, 'k k']:
-  """Which entries differ from 0 by more than noise: t-tests at a false discovery rate of 5 %.
+  """True for entries that differ from 0 by more than noise: t-tests at a false discovery rate of 5 %.
 
   The diagonal is tested by itself, since all of its entries differ by construction.
   """

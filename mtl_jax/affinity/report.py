@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import whole_file, workdir
 from mtl_jax.affinity import plots
-from mtl_jax.buckets import address
+from mtl_jax.platform import address, atomic_write
 from mtl_jax.report import template
 from mtl_jax.report.page import FIELDS, field_text
 from mtl_jax.report.runs import flat, read_json
+from mtl_jax.run import workdir
 from mtl_jax.study.plots import save
 
 MAPS = {
@@ -57,7 +57,7 @@ def write_report(directory: Path) -> None:
     facts=facts(found),
     config=json.dumps(config.to_dict(), indent=2, sort_keys=True, default=str),
   )
-  whole_file.write(directory / 'report.html', page)
+  atomic_write.write(directory / 'report.html', page)
 
 
 def draw_maps(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What was measured, as `affinity.json`: matrices with their errors, the maps' order, and the suggested groups."""
+"""Summarizes measurements as `affinity.json`: matrices with their errors, the maps' order, and the suggested groups."""
 
 from collections.abc import Sequence
 from typing import Any

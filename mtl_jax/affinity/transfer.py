@@ -14,18 +14,18 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from mtl_jax import npz
 from mtl_jax.affinity.sources import Sources
 from mtl_jax.config import with_fields
-from mtl_jax.data import mixture
-from mtl_jax.data.mixture import DataSet
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import loss_terms
+from mtl_jax.platform import npz
+from mtl_jax.platform.progress_bar import bar
+from mtl_jax.run.workdir import DataFacts
 from mtl_jax.study import bootstrap
-from mtl_jax.training.bar import bar
-from mtl_jax.workdir import DataFacts
 
 log = logging.getLogger('mtl_jax')
 

@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from mtl_jax import npz
 from mtl_jax.affinity.look import Look, compile_look
 from mtl_jax.config import with_fields
 from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import npz
 from mtl_jax.training import loop
 from mtl_jax.training.building import Run
 
@@ -44,7 +46,7 @@ class Looks(NamedTuple):
     return np.where(known, (before - self.after) / np.where(before > 0, before, 1), np.nan)
 
   def cosines(self) -> Float[np.ndarray, 't k k']:
-    """Of the gradients at the shared parameters; NaN where a loss is absent or its gradient 0."""
+    """Cosines of the gradients at the shared parameters; NaN where a loss is absent or its gradient 0."""
     gram = self.gram.astype(np.float64)
     norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0))
     both = norms[:, :, None] * norms[:, None, :]
@@ -84,18 +86,14 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
     UserError: as `loop.train`.
   """
   shelf = LookShelf(directory / 'looks')
-  every = config.affinity.every_steps
-
-  def watch(run: Run, begun_at: int) -> Run:
-    return watched(run, shelf, begun_at=begun_at)
-
-  own = with_fields(config, train__log_every_steps=every)
+  own = with_fields(config, train__log_every_steps=config.affinity.every_steps)
+  watch = partial(watched, shelf=shelf)
   loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', watch=watch)
   return shelf.read()
 
 
-def watched(run: Run, shelf: LookShelf, *, begun_at: int) -> Run:
-  """The run, whose steps are those it had; before every n-th one the batch is looked at."""
+def watched(run: Run, begun_at: int, *, shelf: LookShelf) -> Callable[..., Any]:
+  """The run's compiled steps; before every n-th one the batch is looked at."""
   look, every, step = compile_look(run), run.config.affinity.every_steps, begun_at
 
   def steps(state: Any, source: Any, items: Any) -> Any:
@@ -108,10 +106,10 @@ def watched(run: Run, shelf: LookShelf, *, begun_at: int) -> Run:
     step += jax.tree.leaves(items)[0].shape[0]
     return run.compiled_steps(state, source, items)
 
-  return dataclasses.replace(run, compiled_steps=steps)
+  return steps
 
 
 def seconds(looks: Looks) -> dict[str, float]:
-  """What looking took: all of it, the first look with its compilation apart, and the median of the others."""
+  """Seconds of all looks, of the first one with its compilation, and the median of the others."""
   later = looks.seconds[1:] if len(looks.seconds) > 1 else looks.seconds
   return {'all': float(looks.seconds.sum()), 'first': float(looks.seconds[0]), 'each': float(np.median(later))}

@@ -1,4 +1,4 @@
-"""Which data sets can be prepared, and how each is opened.
+"""Prepares a data set: the readers by name, and the one call that writes a prepared set.
 
 A new reader is a file here and a line in `READERS`; a user's own needs no line, see `own_source`.
 """
@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.config import choose
-from mtl_jax.data import store_writer, synthetic, synthetic_expressions
-from mtl_jax.data.celeba import open_celeba
-from mtl_jax.data.cub import open_cub
-from mtl_jax.data.mtfl import open_mtfl
-from mtl_jax.data.own_source import open_own
-from mtl_jax.data.source import Source
-from mtl_jax.data.tfds_source import open_tfds
-from mtl_jax.data.utkface import open_utkface
+from mtl_jax.data.sources.celeba import open_celeba
+from mtl_jax.data.sources.cub import open_cub
+from mtl_jax.data.sources.mtfl import open_mtfl
+from mtl_jax.data.sources.own import open_own
+from mtl_jax.data.sources.source import Source
+from mtl_jax.data.sources.tfds import open_tfds
+from mtl_jax.data.sources.utkface import open_utkface
+from mtl_jax.data.store import writer as store_writer
+from mtl_jax.data.synthetic import expressions
+from mtl_jax.data.synthetic import source as synthetic
 from mtl_jax.errors import DataError, one_line
-from mtl_jax.training.bar import bar
+from mtl_jax.platform.progress_bar import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
   'celeba': open_celeba,
@@ -26,7 +28,7 @@ READERS: dict[str, Callable[[Path], Source]] = {
   'utkface': open_utkface,
 }
 TFDS = 'tfds:'
-DRAWN = (synthetic.NAME, synthetic_expressions.NAME)
+DRAWN = (synthetic.NAME, expressions.NAME)
 
 
 def prepare(
@@ -87,8 +89,8 @@ def _prepare_synthetic(
 
   def draw(folder: Path) -> Source:
     with bar(num, description='draw faces', unit='image') as progress:
-      if name == synthetic_expressions.NAME:
-        return synthetic_expressions.draw(folder / 'source', num=num, seed=seed, progress=progress.update)
+      if name == expressions.NAME:
+        return expressions.draw(folder / 'source', num=num, seed=seed, progress=progress.update)
       synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update)
     return open_celeba(folder / 'source')
 

@@ -10,18 +10,18 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mtl_jax.data import pipeline
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import pipeline
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
+from mtl_jax.evaluation.step import eval_step
+from mtl_jax.platform import sharding
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import sharding
-from mtl_jax.training.step import eval_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What a model says of every example of a split.
+  """A model's predictions and losses over a whole split.
 
   Attributes:
     predictions: for each task `[n, outputs]`, probabilities or values in the labels' own units.
@@ -70,7 +70,7 @@ def evaluate_split(
 
 
 def gathered(results: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
-  """What `eval_step` gave for all batches of a split in order, as one; the last batch's padding is dropped."""
+  """Joins the results of `eval_step` over a split's batches, in order; the last batch's padding is dropped."""
   predictions = {
     name: np.concatenate([result['predictions'][name] for result in results])[: len(split)] for name in split.labels
   }
@@ -96,7 +96,7 @@ def task_metrics(
 def baseline_metrics(
   label_stats: Mapping[str, LabelStats], split: Split, tasks: Sequence[Task]
 ) -> dict[str, dict[str, Any]]:
-  """What the train split's constant predictions score: the majority class, the mean face."""
+  """Scores the train split's constant predictions: the majority class, the mean face."""
   constant = {
     task.name: np.broadcast_to(
       np.asarray(label_stats[task.name].baseline), (len(split), len(label_stats[task.name].baseline))

@@ -1,4 +1,4 @@
-"""What every backbone is: stages in a row, from images to a map, and a pooling of the last map to features."""
+"""The contract of backbones: stages in a row, from images to a map, and a pooling of the last map to features."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,12 +11,12 @@ SMALL_IMAGE = 96
 
 
 def has_small_stem(stem: str, shape: tuple[int, ...]) -> bool:
-  """What `config.model.stem` means for images of this shape, `[b, h, w, 3]`."""
+  """True if `config.model.stem` is the small stem for images of this shape, `[b, h, w, 3]`."""
   return stem == 'small' or (stem == 'auto' and min(shape[1:3]) <= SMALL_IMAGE)
 
 
 class Representation(NamedTuple):
-  """What heads read.
+  """The input of the heads.
 
   Attributes:
     features: `[b, f]`, pooled.
@@ -47,11 +47,11 @@ class Backbone(nn.Module):
 
   @property
   def num_stages(self) -> int:
-    """How many stages there are."""
+    """The number of stages."""
     raise NotImplementedError
 
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Any:
-    """What stage `index` makes of the last one's output; stage 0 takes normalised images `[b, h, w, 3]`."""
+    """Applies stage `index` to the last one's output; stage 0 takes normalised images `[b, h, w, 3]`."""
     raise NotImplementedError
 
   def pool(self, x: Any) -> Float[Array, 'b f']:

@@ -44,7 +44,7 @@ class CelebACNN(Backbone):
 
   @property
   def num_stages(self) -> int:
-    """Those of convolutions, and one of the dense layers, after which ways of sharing that mix maps find none."""
+    """The number of stages: convolutions, then one of dense layers, after which maps cannot be mixed."""
     return len(CONVOLUTIONS) + 1
 
   @nn.compact

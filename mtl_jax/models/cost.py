@@ -1,4 +1,4 @@
-"""What a model costs: its parameters, in a table, and the floating-point operations of a forward pass."""
+"""Cost of a model: its parameters, in a table, and the floating-point operations of a forward pass."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Row:
 
 
 def parameter_table(params: Mapping[str, Any]) -> str:
-  """How many parameters each part of the model has: heads, and the blocks and layers of backbones."""
+  """Counts the parameters of each part of the model: heads, and the blocks and layers of backbones."""
   rows: dict[str, Row] = {}
   leaves: Any = traverse_util.flatten_dict(params)
   for path, leaf in leaves.items():

@@ -62,7 +62,7 @@ class _FirstStages(nn.Module):
 
 
 class Remainder(Backbone):
-  """What follows the frozen stages: the backbone's other stages, then the layers of a trunk.
+  """Applies what follows the frozen stages: the backbone's other stages, then the layers of a trunk.
 
   A trunk's layer is a stage, so every way of sharing can connect trunks as it connects stages.
 
@@ -135,7 +135,7 @@ def cut(make: MakeBackbone, model: ConfigDict, *, spatial: bool = False) -> tupl
 
 
 def _num_frozen(freeze: str, num_stages: int) -> int:
-  """How many stages `''`, `backbone`, or `stage<N>` (all up to stage N, from 0) freezes."""
+  """The number of stages that `''`, `backbone`, or `stage<N>` (all up to stage N, from 0) freezes."""
   if freeze in ('', 'backbone'):
     return num_stages if freeze else 0
   return int(freeze.removeprefix('stage')) + 1

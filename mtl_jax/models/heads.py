@@ -13,7 +13,7 @@ from mtl_jax.models.convolution import KERNEL_INIT, convolve
 
 
 class Head(nn.Module):
-  """What every head is made with.
+  """The settings that every head is made with.
 
   Attributes:
     outputs: how many there are.

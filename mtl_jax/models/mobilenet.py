@@ -108,7 +108,7 @@ class MobileNetV2(Backbone):
     return x
 
   def _scaled(self, features: int) -> int:
-    """As torchvision rounds: to a multiple of 8, and never down by more than a tenth."""
+    """Rounds as torchvision does: to a multiple of 8, and never down by more than a tenth."""
     exact = features * self.width / 32
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * exact else rounded

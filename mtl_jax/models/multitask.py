@@ -49,8 +49,7 @@ class MultiTaskModel(nn.Module):
     head_features: width of each head's hidden layer.
     head_kinds: for each task by name, which of `HEADS` it has; `mlp` where none is named.
     dtype: type of the computation; parameters are float32.
-    frozen: the stages before `shared` that do not learn. `model.clone(frozen=None)` has the same parameters and
-      takes the frozen stages' outputs instead of images.
+    frozen: the stages before `shared` that do not learn.
   """
 
   shared: Sharing
@@ -60,8 +59,13 @@ class MultiTaskModel(nn.Module):
   dtype: Any = jnp.float32
   frozen: FrozenStages | None = None
 
+  @property
+  def after_frozen(self) -> 'MultiTaskModel':
+    """The network that reads the frozen stages' outputs instead of images; its parameters are the same."""
+    return self.clone(frozen=None)
+
   def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
-    """What the heads read: one for all tasks, or one of each by name."""
+    """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
@@ -81,7 +85,7 @@ class MultiTaskModel(nn.Module):
     return self.heads(self.represent(images, train=train), train=train)
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:
-    """What the way of sharing adds to the loss for its prior on parameters; None if it has none."""
+    """The penalty that the way of sharing adds to the loss for its prior on parameters; None if it has none."""
     return self.shared.penalty(params)
 
 
@@ -130,7 +134,7 @@ def backbone_from_config(config: ConfigDict) -> Backbone:
   return backbone_maker(config)()
 
 
-def backbone_maker(config: ConfigDict) -> Callable[..., Backbone]:
+def backbone_maker(config: ConfigDict) -> partial[Backbone]:
   """Makes the backbone, a new one at each call.
 
   Raises:
@@ -162,3 +166,9 @@ def compute_dtype(name: str) -> Any:
   if name == 'auto':
     return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
   return {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}[name]
+
+
+def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Parameters or batch statistics: those of the shared part, and those of the heads."""
+  shared = {name: value for name, value in collection.items() if name == 'shared'}
+  return shared, {name: value for name, value in collection.items() if name != 'shared'}

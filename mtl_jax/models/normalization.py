@@ -1,4 +1,4 @@
-"""What stands between a convolution and its activation: batch norm over the global batch or parts of it, group norm."""
+"""Normalization after a convolution: batch norm over the global batch or parts of it, group norm."""
 
 from collections.abc import Callable
 from functools import partial

@@ -126,7 +126,7 @@ def expected(backbone: Backbone, image_size: tuple[int, int]) -> dict[tuple[str,
 
 
 def torchvision_name(backbone: Backbone, path: tuple[str, ...]) -> str:
-  """What torchvision calls the variable at `(collection, module, ..., kind)`."""
+  """Torchvision's name of the variable at `(collection, module, ..., kind)`."""
   return _renamed('.'.join((*path[1:-1], KINDS.get(path[-1], path[-1]))), backbone.torchvision_names or ())
 
 

@@ -75,7 +75,7 @@ class StateDict(dict):
 
 
 class Maker:
-  """What a pickle may call. It gets instances, never our own classes or functions, which it could alter."""
+  """The functions a pickle may call. It gets instances, never our own classes or functions, which it could alter."""
 
   __slots__ = ('_make',)
 

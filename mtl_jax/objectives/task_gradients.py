@@ -54,7 +54,7 @@ def _times(factors: Float[Array, ' k'], leaf: Array) -> Array:
   return jnp.where(each != 0, each * leaf.astype(jnp.float32), 0)
 
 
-def column(values: Array, leaf: Array) -> Array:
+def column(values: Any, leaf: Array) -> Array:
   """Values `[K]`, or one for all, in a shape that multiplies a leaf `[K, ...]`."""
   return jnp.asarray(values).reshape(-1, *[1] * (leaf.ndim - 1))
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import npz
-from mtl_jax.buckets import sets
+from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import npz
 from mtl_jax.report import charts
 from mtl_jax.report.runs import Run, flat
 from mtl_jax.report.scoreboard import kinds_of

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import whole_file
+from mtl_jax.platform import atomic_write
 from mtl_jax.report import charts, curves, faces, template
 from mtl_jax.report.runs import Run, flat, load, numbers, series
 from mtl_jax.report.scoreboard import METRICS, MISSING, comparison, headlines, kinds_of, text
+from mtl_jax.run import goodput
 from mtl_jax.tasks import KINDS
-from mtl_jax.training import goodput
 
 # What the page says about a run's configuration, besides every field in which the runs differ.
 FIELDS = (
@@ -68,7 +68,7 @@ def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: b
     fields=_config_rows(loaded),
     versions=_versions(loaded),
   )
-  whole_file.write(out, page)
+  atomic_write.write(out, page)
 
 
 def _describe(run: Run, number: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.buckets import address
 from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.platform import address
 from mtl_jax.training.progress import read_metrics
 
 log = logging.getLogger('mtl_jax')

@@ -1,4 +1,4 @@
-"""What a study compares: arms, each made of programs that together learn every task once."""
+"""Arms of a study, each made of programs that together learn every task once."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -136,7 +136,7 @@ def _binary(task, predictions, labels, *, mask, source_size, resampling) -> dict
 
 
 def _where_labelled(resampling: Resampling, mask: np.ndarray) -> list[Resampling]:
-  """For each column of `mask`, the same draws of the examples that have the label."""
+  """Draws, the same for each column of `mask`, of the examples that have the label."""
   return [Resampling(resampling.clusters[m], resampling.weights) for m in mask.T]
 
 

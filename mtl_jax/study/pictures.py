@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data import mixture
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.report import charts
 from mtl_jax.study.record import Record
 from mtl_jax.study.shelf import Shelf

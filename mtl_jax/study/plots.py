@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import whole_file
+from mtl_jax.platform import atomic_write
 from mtl_jax.report.charts import INK, RUN_COLOURS, WIDTH_INCHES, quiet_axes
 from mtl_jax.study.words import Finding, named
 
@@ -75,5 +75,5 @@ def save(figure: Any, folder: Path, name: str) -> None:
   for kind in ('png', 'svg'):
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=160, facecolor='white')
-    whole_file.write(folder / f'{stem}.{kind}', content.getvalue())
+    atomic_write.write(folder / f'{stem}.{kind}', content.getvalue())
     figure.set_layout_engine('none')  # It is laid out now; to do so again for every format takes most of the time.

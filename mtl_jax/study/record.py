@@ -1,4 +1,4 @@
-"""What the shelf tells of how a study's replicas came to be: learning curves, rates tried, and those that diverged."""
+"""Records of a study's replicas: learning curves, rates tried, and those that diverged."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import workdir
+from mtl_jax.run import workdir
 from mtl_jax.study import arms
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.replicas import Replica, Result
@@ -61,7 +61,7 @@ class Record:
 
 
 def read(directory: Path, study: Mapping[str, Any]) -> Record:
-  """What is on the shelf of a study's working directory; replicas that are not there are left out.
+  """Reads the results kept in a study's working directory; replicas that are not there are left out.
 
   Raises:
     CheckpointError: for a file that is missing or damaged.

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import whole_file
-from mtl_jax.buckets import address
+from mtl_jax.platform import address, atomic_write
 from mtl_jax.report import charts, template
 from mtl_jax.report.runs import read_json
 from mtl_jax.report.scoreboard import MISSING
@@ -46,7 +45,7 @@ def write_report(directory: Path, *, pictures: bool = False) -> None:
   values = page_values(study, kept, plots=directory / 'plots')
   faces = worst(directory, kept, arms=study['arms']) if pictures else []
   page = template.render('study.html', title=address.name(directory), faces=faces, **values)
-  whole_file.write(directory / 'report.html', page)
+  atomic_write.write(directory / 'report.html', page)
 
 
 def page_values(study: Mapping[str, Any], kept: Record, *, plots: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every replica of a study scored at a task: metrics of the test split, and of its resamples."""
+"""Scores of every replica of a study at a task: metrics of the test split, and of its resamples."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _OF_LABELS = ('num_images', 'num_labels', 'positive_rate')  # Numbers, but no me
 
 @dataclasses.dataclass(frozen=True)
 class TaskScores:
-  """What every replica scored at one task, or at one of its outputs.
+  """Scores of every replica at one task, or at one of its outputs.
 
   Attributes:
     main_metric: the one that is tested.

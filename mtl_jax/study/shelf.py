@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax import npz, workdir
 from mtl_jax.errors import CheckpointError, one_line
+from mtl_jax.platform import npz
 from mtl_jax.report.runs import flat
+from mtl_jax.run import workdir
 from mtl_jax.study.replicas import Replica, Result
 
 ADVICE = 'remove it, and it is run again'
@@ -45,7 +46,7 @@ class Shelf:
     return self.directory / program.replace('/', '_') / name
 
   def has(self, program: str, replica: Replica, made_by: str = '') -> bool:
-    """Whether there is such a result; with `made_by`, one of that recipe: of another it must be run again."""
+    """True if there is such a result; with `made_by`, one of that recipe: of another it must be run again."""
     path = self.path(program, replica)
     return path.exists() and (not made_by or self._facts(path).get('made_by') == made_by)
 
@@ -74,7 +75,7 @@ class Shelf:
       raise CheckpointError(f'{path}: cannot be read ({one_line(error)}); {ADVICE}') from error
 
   def _facts(self, path: Path) -> dict[str, Any]:
-    """What is said of a result, without its predictions."""
+    """Reads a result without its predictions."""
     try:
       return json.loads(str(npz.read(path, names=('facts',), advice=ADVICE, only=True)['facts']))
     except ValueError as error:

@@ -28,7 +28,7 @@ _ROUNDING = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """Where a mean difference lies, and what its width is made of.
+  """Interval of a mean difference, and the parts of its width.
 
   Attributes:
     low: lower end.
@@ -139,14 +139,14 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def verdict(mean_difference: float | None, p_adjusted: float | None, *, higher_is_better: bool) -> str:
-  """What an adjusted p-value says of an arm against the reference."""
+  """Verdict of an adjusted p-value on an arm against the reference."""
   if mean_difference is None or p_adjusted is None or not p_adjusted < ALPHA:
     return NO_EVIDENCE
   return HELPS if (mean_difference > 0) == higher_is_better else HURTS
 
 
 def disagreement(verdict: str, ci95: tuple[float, float] | list[float] | None) -> str | None:
-  """In words, where the interval does not say what the verdict says; None where they agree."""
+  """Says where the interval and the verdict differ; None where they agree."""
   if verdict == NO_EVIDENCE:
     excludes_zero = ci95 is not None and (ci95[0] > 0 or ci95[1] < 0)
     return (

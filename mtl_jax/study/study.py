@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import processes, whole_file, workdir
 from mtl_jax.config import with_fields
-from mtl_jax.data import mixture
-from mtl_jax.data.mixture import DataSet
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError, Interrupted
+from mtl_jax.platform import atomic_write, processes
+from mtl_jax.platform.progress_bar import bar
+from mtl_jax.run import workdir
 from mtl_jax.study import arms, bootstrap, program, report, scores, summary
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
 from mtl_jax.study.shelf import Shelf, recipe
 from mtl_jax.tasks import Task
-from mtl_jax.training.bar import bar
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
@@ -148,7 +149,7 @@ class Study:
     processes.gather(title, None, stop=self._stop)
 
   def _share(self, wanted: Mapping[str, Sequence[Replica]], title: str) -> dict[str, list[Replica]]:
-    """Of each program the replicas that are not on the shelf yet and fall to this process."""
+    """Lists of each program the replicas that have no result yet and fall to this process."""
     left = []
     for name, those in wanted.items():
       made_by = self._recipe(name)
@@ -219,7 +220,7 @@ class Study:
     return result | {'cost': self.cost(rates), 'learning_rates': dict(rates), **made_of}
 
   def _predictions(self, arm: Arm, rates: Mapping[str, float]) -> list[dict[str, np.ndarray]]:
-    """For each seed the arm's test predictions by task."""
+    """The arm's test predictions by task, for each seed."""
     return [
       {
         task: values
@@ -230,12 +231,12 @@ class Study:
     ]
 
   def cost(self, rates: Mapping[str, float]) -> dict[str, Any]:
-    """What each arm takes: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
+    """Cost of each arm: parameters, FLOPs of the forward pass, mean training seconds of a seed, and of tuning."""
     sizes: dict[tuple[int, ...], dict[str, float]] = {}
     found = {}
     for name, arm in self.arms.items():
       programs = [self.program(one) for one in arm.programs]
-      nets = tuple(id(one.net) for one in programs)  # Programs that differ in their objective have one.
+      nets = tuple(id(one.test) for one in programs)  # Programs that differ in their objective have one.
       if nets not in sizes:
         sizes[nets] = {
           'params': sum(one.num_params() for one in programs),
@@ -292,4 +293,4 @@ def write_csv(path: Path, study: Mapping[str, Any]) -> None:
   writer = csv.DictWriter(content, list(rows[0]))
   writer.writeheader()
   writer.writerows(rows)
-  whole_file.write(path, content.getvalue())
+  atomic_write.write(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""From every replica's scores to study.json and study.csv: tests, intervals, verdicts, delta-m, transfer, power."""
+"""Summarizes replicas' scores in study.json and study.csv: tests, intervals, verdicts, delta-m, transfer, power."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -235,11 +235,11 @@ def _complete(pair: Pair) -> Pair:
 
 
 def _mean(values: np.ndarray) -> float | None:
-  """Of those there are."""
+  """Mean of the values there are."""
   known = values[np.isfinite(values)]
   return float(known.mean()) if len(known) else None
 
 
 def _number(value: float) -> float | None:
-  """For JSON: None for NaN."""
+  """A value for JSON: None for NaN."""
   return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a step's task gradients look like: norms, cosines, conflicts, and the weights that the objective gave them."""
+"""Metrics of a step's task gradients: norms, cosines, conflicts, and the weights that the objective gave them."""
 
 from collections.abc import Sequence
 

@@ -10,6 +10,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int64, Key
 
+from mtl_jax.evaluation.step import label_losses
+from mtl_jax.models.multitask import split
 from mtl_jax.objectives import loss_terms, losses
 from mtl_jax.objectives.loss_terms import Entry
 from mtl_jax.tasks import LabelStats, Task
@@ -19,7 +21,7 @@ Params = Mapping[str, Any]
 
 
 class Seen(NamedTuple):
-  """The results of a forward pass besides the losses of the objective.
+  """Results of a forward pass besides the losses of the objective.
 
   Attributes:
     task_losses: each task's mean loss over the labels present.
@@ -32,7 +34,7 @@ class Seen(NamedTuple):
   auxiliary: Mapping[str, Float[Array, '']]
 
   def after(self, moved: Mapping[str, Any]) -> 'Seen':
-    """With what the shared part has changed besides."""
+    """Adds what the shared part has changed besides."""
     stats = {**moved.get('batch_stats', {}), **self.moved['batch_stats']}
     return self._replace(moved={**moved, 'batch_stats': stats})
 
@@ -73,7 +75,7 @@ class Forward:
     return {} if self.key is None else {'sharing': self.key}
 
   def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
-    """The representation that the heads read, and the variables that the shared part has changed."""
+    """Encodes the batch: what the heads read, and the variables that the shared part has changed."""
     variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables.get('batch_stats', {}))[0]}
 
     def apply(variables: Mapping[str, Any], images: Array) -> tuple[Any, Mapping[str, Any]]:
@@ -122,12 +124,12 @@ class Forward:
 
   @property
   def present(self) -> Bool[Array, ' k']:
-    """True for losses that have a label in every part of the batch."""
+    """True for each loss that has a label in every part of the batch."""
     return self.present_in_parts.all(0)
 
   @property
   def present_in_parts(self) -> Bool[Array, 'p k']:
-    """True for losses that have a label in each part of the batch."""
+    """True for each loss that has a label, in each part of the batch."""
     return self._reduce(self.mask)[1]
 
   def rows(self, num_rows: int) -> 'Forward':
@@ -138,26 +140,3 @@ class Forward:
     images, labels, mask, weights = jax.tree.map(first, by_row)
     fewer = {'images': images, 'labels': labels, 'mask': mask, 'weights': weights}
     return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1, parts=1, sets=None)
-
-
-def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Parameters or batch statistics: those of the shared part, and those of the heads."""
-  shared = {name: value for name, value in collection.items() if name == 'shared'}
-  return shared, {name: value for name, value in collection.items() if name != 'shared'}
-
-
-def label_losses(
-  outputs: Mapping[str, Array],
-  labels: Mapping[str, Array],
-  mask: Mapping[str, Array],
-  *,
-  tasks: Sequence[Task],
-  label_stats: Mapping[str, LabelStats],
-) -> dict[str, Float[Array, 'b k']]:
-  """The loss of each label, `[b, k]` for each task, in the units that are learned."""
-  result = {}
-  for task in tasks:
-    stats = label_stats[task.name]
-    targets = (labels[task.name] - stats.mean) / stats.std
-    result[task.name] = task.loss(outputs[task.name], losses.guard(targets, mask[task.name]))
-  return result

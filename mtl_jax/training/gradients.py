@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, Key
 from ml_collections import ConfigDict
 
+from mtl_jax.models.multitask import split
 from mtl_jax.objectives import Objective, passes, task_gradients, value_and_grad
 from mtl_jax.objectives.differentiate import Found
 from mtl_jax.objectives.passes import HeadPass
 from mtl_jax.objectives.task_gradients import Weighted
 from mtl_jax.training import conflict
-from mtl_jax.training.forward import Forward, Params, split
+from mtl_jax.training.forward import Forward, Params
 
 MEMORY_SHARE = 0.25  # Of a device's memory that backward passes side by side may take, and K kept gradients likewise.
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from mtl_jax import processes
 from mtl_jax.errors import Interrupted
+from mtl_jax.platform import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AT_ONCE = '\nmtl-jax: left at once; the same command goes on from the last complete checkpoint\n'
@@ -89,7 +89,7 @@ class Interruption:
     self._requested = True
 
   def requested(self) -> bool:
-    """Whether to stop now. Of several processes all ask equally often, and it is True in all at the same time."""
+    """True to stop now. Of several processes all ask equally often, and it is True in all at the same time."""
     return processes.stop_here(self._requested)
 
   def requested_anywhere(self) -> bool:

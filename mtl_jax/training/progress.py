@@ -1,4 +1,4 @@
-"""How far a run is: a progress bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
+"""Progress of a run: a bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
 
 import json
 import tempfile
@@ -11,13 +11,12 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-from mtl_jax import whole_file
-from mtl_jax.buckets import address
-from mtl_jax.training.bar import bar
-from mtl_jax.training.goodput import UPLOAD_EVERY_SECS, Goodput
+from mtl_jax.platform import address, atomic_write
+from mtl_jax.platform.progress_bar import bar
+from mtl_jax.run.goodput import UPLOAD_EVERY_SECS, Goodput
 
 
-class Progress:
+class ThroughputBar:
   """The bar of a training run, and its rate in images/s, of the time that `goodput` accounts to training alone."""
 
   def __init__(
@@ -61,7 +60,7 @@ class MetricWriter:
     text = ''.join(json.dumps(line) + '\n' for line in kept)
     self._folder = None if address.is_local(workdir) else tempfile.TemporaryDirectory()
     here = Path(self._folder.name) if self._folder else workdir
-    whole_file.write(here / 'metrics.jsonl', text)
+    atomic_write.write(here / 'metrics.jsonl', text)
     self._file = (here / 'metrics.jsonl').open('a')
     # Without SummaryWriter's thread, whose failures on a full disk nobody could catch. A file for every start.
     self._events = EventsWriter(str(here / 'events'), filename_suffix=f'.{resumed_at}')
@@ -90,7 +89,7 @@ class MetricWriter:
   def _upload(self) -> None:
     if self._folder:
       for path in Path(self._folder.name).iterdir():
-        whole_file.write(self._workdir / path.name, path.read_bytes())
+        atomic_write.write(self._workdir / path.name, path.read_bytes())
       self._written = time.monotonic()
 
 

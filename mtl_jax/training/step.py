@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions of state and batch."""
+"""The training step: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,80 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import struct
 from jaxtyping import Array, Int32, Int64, Key
 
-from mtl_jax.data import augment
-from mtl_jax.data.augment import Augmentation
-from mtl_jax.models import pretrained
+from mtl_jax.data.input import augment
+from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.evaluation.step import network_and_input
 from mtl_jax.objectives import Objective, loss_terms
 from mtl_jax.objectives.matching import Coupling
-from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.run.state import TrainState
+from mtl_jax.tasks import Task
 from mtl_jax.training import gradients
-from mtl_jax.training.forward import Forward, label_losses, split
+from mtl_jax.training.forward import Forward
 
 Metrics = dict[str, Array]
 
 LEFT_OUT = 'left_out'  # A metric: whether the step's update was left out.
-
-
-class TrainState(struct.PyTreeNode):
-  """Everything that training changes, and what is needed to read the model's outputs.
-
-  Attributes:
-    step: number of optimizer steps taken.
-    variables: the model's `params` and `batch_stats`, and `frozen` where the model has stages that do not learn.
-    average: exponential moving averages of the first two; None when the config keeps none.
-    optimizer: optax's state.
-    objective: the objective's state.
-    label_stats: for each task.
-  """
-
-  step: Int32[Array, '']
-  variables: Mapping[str, Any]
-  average: Mapping[str, Any] | None
-  optimizer: optax.OptState
-  objective: Any
-  label_stats: Mapping[str, LabelStats]
-
-  @property
-  def eval_variables(self) -> Mapping[str, Any]:
-    """The weights to evaluate: the averaged ones where they are kept."""
-    return self.variables if self.average is None else {**self.variables, **self.average}
-
-
-def init_state(
-  seed: int,
-  *,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  objective: Objective,
-  label_stats: Mapping[str, LabelStats],
-  input_shape: tuple[int, ...],
-  ema_decay: float,
-  num_losses: int | None = None,
-  pretrained_weights: Mapping[str, Any] | None = None,
-) -> TrainState:
-  """The state before the first step; a function of seed and weights alone, so it can be jitted with shardings.
-
-  Args:
-    input_shape: of an image, `(h, w, 3)`, or of what frozen stages made of it.
-    num_losses: how many the objective balances, by default one a task.
-    pretrained_weights: variables of the backbone, which every copy of it starts from.
-  """
-  images = jnp.zeros((1, *input_shape), jnp.float32)
-  variables = model.init(jax.random.key(seed), images, train=False)
-  if pretrained_weights is not None:
-    variables = pretrained.place(variables, pretrained_weights)
-  learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    variables={**variables, **learned},
-    average=jax.tree.map(jnp.copy, learned) if ema_decay else None,
-    optimizer=tx.init(variables['params']),
-    objective=objective.init(num_losses or len(label_stats), split(variables['params'])[0]),
-    label_stats=dict(label_stats),
-  )
 
 
 def train_step(
@@ -168,9 +109,9 @@ def forward_of(
     parts: into how many parts of the batch each of them is split.
   """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  pixels = network_input(batch['image'])
+  model, inputs = network_and_input(model, batch)
   images, labels, mask = augment.augment(
-    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
+    inputs, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   weights = auxiliary = None
   if coupling is not None:
@@ -195,11 +136,6 @@ def forward_of(
   return forward, objective_key
 
 
-def network_input(images: Array) -> Array:
-  """uint8 images `[b, h, w, 3]`, normalised; or outputs of frozen stages, floats that are taken as they are."""
-  return augment.normalize(images) if images.dtype == jnp.uint8 else images
-
-
 def add_penalty(model: Any, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
   """The total and its gradients with the penalty that the way of sharing puts on parameters, if it does."""
   if model.penalty(params) is None:
@@ -217,50 +153,13 @@ def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], deca
   return jax.tree.map(lambda a, v: keep * a + (1 - keep) * v, average, variables)
 
 
-def predict_step(
-  variables: Mapping[str, Any],
-  label_stats: Mapping[str, LabelStats],
-  images: Array,
-  *,
-  model: nn.Module,
-  tasks: Sequence[Task],
-) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Raw outputs and predictions in the labels' own units, for images, or features of them: see `network_input`."""
-  outputs: Any = model.apply(variables, network_input(images), train=False)
-  predictions = {}
-  for task in tasks:
-    stats = label_stats[task.name]
-    scaled = outputs[task.name] * stats.std + stats.mean if task.standardized else outputs[task.name]
-    predictions[task.name] = task.predict(scaled)
-  return outputs, predictions
-
-
-def eval_step(
-  variables: Mapping[str, Any],
-  label_stats: Mapping[str, LabelStats],
-  batch: Mapping[str, Any],
-  *,
-  model: nn.Module,
-  tasks: Sequence[Task],
-) -> dict[str, Any]:
-  """Predictions of a batch, and each task's sum of losses with the number of labels it runs over."""
-  outputs, predictions = predict_step(variables, label_stats, batch['image'], model=model, tasks=tasks)
-  mask = batch['mask']
-  per_label = label_losses(outputs, batch['labels'], mask, tasks=tasks, label_stats=label_stats)
-  return {
-    'predictions': predictions,
-    'loss_sum': {name: jnp.where(mask[name], values, 0).sum() for name, values in per_label.items()},
-    'num_labels': {name: mask[name].sum() for name in per_label},
-  }
-
-
 def repeat_fetching(
   step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
   fetch: Callable[[Any, Any], Any],
   *,
   unroll: bool,
 ) -> Callable:
-  """As `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
+  """Like `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
 
   The source is an argument of the result, after the state: a constant would be compiled into the program.
   """

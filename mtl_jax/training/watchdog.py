@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import processes
+from mtl_jax.platform import processes
 
 EXIT_CODE = 4
 
@@ -44,7 +44,7 @@ class Watchdog:
 
   @contextmanager
   def unwatched(self) -> Iterator[None]:
-    """What is done inside may take any time."""
+    """Pauses the watchdog: the body may take any time."""
     self._last = None
     try:
       yield

@@ -45,7 +45,7 @@ class Branch(Sharing):
     return dict(zip(self.tasks, self._chosen('heads', len(self.tasks), read, warmth), strict=True))
 
   def _chosen(self, name: str, children: int, parents: list, warmth: Array | None) -> list:
-    """What each child reads of its parents."""
+    """Mixes the parents' maps for each child."""
     logits = Choices(children, len(parents), name=f'choices_{name}')()
     if warmth is None:
       choices = jax.nn.one_hot(logits.argmax(-1), len(parents))

@@ -38,7 +38,7 @@ class Dense(Sharing):
 
 
 class Fusion(nn.Module):
-  """What one task takes from all nets at this depth and at all earlier ones."""
+  """Mixes for one task the maps of all nets at this depth and at all earlier ones."""
 
   own: float
   task: int

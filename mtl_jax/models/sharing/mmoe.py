@@ -32,7 +32,7 @@ class Mmoe(Sharing):
     return {task: mixed(self.gate(task, x), read) for task in self.tasks}
 
   def expert(self, x, name: str, *, train: bool) -> Representation:
-    """What one expert makes of the trunk's output."""
+    """Applies one expert to the trunk's output."""
     net = self.copied(name)
     for index in range(net.num_stages - self.expert_stages, net.num_stages):
       x = net.stage(x, index, train=train)

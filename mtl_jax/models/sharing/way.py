@@ -1,4 +1,4 @@
-"""What every way of sharing is: a module from images to what the tasks' heads read, and perhaps a prior on weights."""
+"""The contract of ways of sharing: a module from images to what heads read, and perhaps a prior on weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +29,11 @@ class Sharing(nn.Module):
   spatial: bool = False
 
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
-    """What the heads read: one for all tasks, or one of each by name."""
+    """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     raise NotImplementedError
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:
-    """What is added to the total loss for the whole model's parameters, by those ways that have a prior on them."""
+    """The penalty on all parameters that is added to the total loss, by those ways that have a prior on them."""
     del params
     return None
 
@@ -42,7 +42,7 @@ class Sharing(nn.Module):
     return self.backbone.copy(name=copy_name(name))
 
   def trunk(self, images: Float[Array, 'b h w 3'], *, last: int, option: str, train: bool) -> Any:
-    """What the stages before the last so many make of images, in a backbone that all tasks share.
+    """Applies the stages before the last so many to images, in a backbone that all tasks share.
 
     Raises:
       ConfigError: where there are not so many stages; `option` is to blame.
@@ -58,12 +58,12 @@ class Sharing(nn.Module):
 
 
 def name_of(part: str, owner: str) -> str:
-  """Where the parameters of a task's or an expert's own part lie: its gate, its copy of the backbone."""
+  """Name of a task's or an expert's own part among the parameters: its gate, its copy of the backbone."""
   return f'{part}_{owner.replace("/", "_")}'
 
 
 def copy_name(name: str) -> str:
-  """Where the parameters of a task's or an expert's copy of the backbone lie."""
+  """Name of a task's or an expert's copy of the backbone among the parameters."""
   return name_of('backbone', name)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
-from mtl_jax.data.pipeline import Split
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.matching import losses, relations, tables
 from mtl_jax.objectives.matching.relations import Relation

@@ -39,10 +39,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import user_file
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.matching.variables import Binned, Categorical, OneOf, Variable, YesNo
+from mtl_jax.platform import user_file
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
 
 FIELD = 'config.objective.matching.relations'

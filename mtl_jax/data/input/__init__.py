@@ -1,0 +1,1 @@
+"""Batches: which rows a batch holds, from which sets, augmented, on which device."""

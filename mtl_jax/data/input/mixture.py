@@ -1,0 +1,256 @@
+"""Several prepared sets with different labels as one: labels under common names, and batches that hold rows of each.
+
+A label that a set lacks is masked there; the masks do all the work in losses and metrics.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtl_jax.config import choose
+from mtl_jax.data.input import pipeline
+from mtl_jax.data.input.concatenation import Concatenation
+from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.sources.source import SPLITS, landmark_task
+from mtl_jax.data.store import cache as sets
+from mtl_jax.data.store.reader import Store
+from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.platform import address
+from mtl_jax.tasks import LandmarkTask, Task
+
+FIELD = 'config.data.rename'
+
+log = logging.getLogger('mtl_jax')
+
+Label: TypeAlias = tuple[str, str]  # Of a task and a label.
+Renames: TypeAlias = Mapping[Label, Label]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+  """Prepared sets opened together; where a run asks for facts it is like a `Store`.
+
+  Attributes:
+    parts: the sets, their labels under the mixture's names.
+    tasks: all tasks of the parts, each with all labels that some part has for it.
+  """
+
+  parts: tuple[Store, ...]
+  tasks: tuple[Task, ...]
+
+  @property
+  def directory(self) -> str:
+    """The folders, for messages."""
+    return ', '.join(str(part.directory) for part in self.parts)
+
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """Height and width of the stored images in pixels."""
+    return self.parts[0].image_size
+
+  @property
+  def split_sizes(self) -> dict[str, int]:
+    """The number of rows of each split."""
+    return {name: sum(part.split_sizes[name] for part in self.parts) for name in SPLITS}
+
+  @property
+  def checksum(self) -> str:
+    """A digest over those of the parts, in their order."""
+    return hashlib.sha256('/'.join(part.checksum for part in self.parts).encode()).hexdigest()
+
+
+DataSet: TypeAlias = Store | Mixture  # What a run is trained or evaluated on.
+
+
+def open_data(data: ConfigDict) -> DataSet:
+  """The prepared set of `config.data.dir`, or the mixture of those of `config.data.dirs`, labels renamed.
+
+  Raises:
+    UserError: for a folder without a prepared set, sets that do not fit together, or a wrong rename.
+  """
+  if data.dirs:
+    return open_mixture(data.dirs, parse_renames(data.rename), corrupt_share=data.corrupt_share)
+  if not data.dir:
+    raise ConfigError(
+      'config.data.dir is empty; name a prepared set with --config.data.dir=DIR, several with --config.data.dirs=A,B'
+    )
+  store = sets.open_set(address.absolute(data.dir), corrupt_share=data.corrupt_share)
+  renames = parse_renames(data.rename)
+  _check_renames(renames, [store])
+  return rename(store, renames)
+
+
+def absolute_dirs(data: ConfigDict) -> dict[str, Any]:
+  """The fields `dir` and `dirs` with absolute paths, so that evaluation finds the sets from any folder."""
+  return {
+    'dir': address.absolute(data.dir) if data.dir else '',
+    'dirs': tuple(map(address.absolute, data.dirs)),
+  }
+
+
+def open_mixture(directories: Sequence[Path | str], renames: Renames, *, corrupt_share: float = 0.0) -> Mixture:
+  """Opens prepared sets, in folders or in buckets, as one.
+
+  Raises:
+    DataError: for a folder without a prepared set, or sets whose images or tasks do not fit together.
+    ConfigError: for a rename of a label that no set has, or to one that none can have, or a set named twice.
+  """
+  directories = list(map(address.absolute, directories))
+  for i, directory in enumerate(directories):
+    if directory in directories[:i]:
+      raise ConfigError(f'config.data.dirs: {directory} is named twice; config.data.weights says how much of each')
+  stores = [sets.open_set(directory, corrupt_share=corrupt_share) for directory in directories]
+  for store in stores[1:]:
+    if store.image_size != stores[0].image_size:
+      have, want = ('x'.join(map(str, one.image_size)) for one in (store, stores[0]))
+      size = ' '.join(map(str, stores[0].image_size))
+      raise DataError(
+        f'{store.directory} holds images of {have}, {stores[0].directory} of {want}; '
+        f'prepare all of a mixture alike, such as with --image_size {size}'
+      )
+  _check_renames(renames, stores)
+  parts = tuple(rename(store, renames) for store in stores)
+  return Mixture(parts, _union(parts))
+
+
+def parse_renames(texts: Sequence[str]) -> Renames:
+  """The renames of texts `task/label=task/label`: of a set's label to the mixture's.
+
+  Raises:
+    ConfigError: for a text that is no such pair, or a label renamed twice.
+  """
+  renames: dict[Label, Label] = {}
+  for text in texts:
+    sides = [tuple(name.strip() for name in side.split('/')) for side in text.split('=')]
+    if [len(side) for side in sides] != [2, 2] or not all(name for side in sides for name in side):
+      raise ConfigError(f'{FIELD}: {text!r} is no TASK/LABEL=TASK/LABEL, such as smile/Smiling=attributes/Smiling')
+    old, new = ((task, label) for task, label in sides)
+    if old in renames:
+      raise ConfigError(f'{FIELD}: {"/".join(old)} is renamed twice')
+    renames[old] = new
+  return renames
+
+
+def _check_renames(renames: Renames, stores: Sequence[Store]) -> None:
+  """Every renamed label is in some set, and so is its new name, if a set has the task that it goes to.
+
+  Without the second a slip in the new name would make a column of its own.
+  """
+  known = [label for store in stores for task in store.tasks for label in _labels(task)]
+  tasks = {task for task, _ in known}
+  for old, new in renames.items():
+    sides = (old, new) if new[0] in tasks else (old,)
+    for side in sides:
+      choose('/'.join(side), ['/'.join(label) for label in dict.fromkeys(known)], field=FIELD)
+
+
+def _labels(task: Task) -> list[Label]:
+  return [(task.name, label) for label in task.labels]
+
+
+def rename(store: Store, renames: Renames) -> Store:
+  """The set with labels under other names; those it does not have are passed over.
+
+  Raises:
+    ConfigError: where two labels would get one name, or a label would join a task of another kind.
+  """
+  if not any(label in renames for task in store.tasks for label in _labels(task)):
+    return store
+  sources: dict[str, dict[str, Label]] = {}  # For each new task its labels, and where they are in the set.
+  for task in store.tasks:
+    for old in _labels(task):
+      name, label = renames.get(old, old)
+      if label in sources.setdefault(name, {}):
+        both = ' and '.join('/'.join(one) for one in (sources[name][label], old))
+        raise ConfigError(f'{FIELD}: {both} of {store.directory} would both be {name}/{label}')
+      sources[name][label] = old
+  tasks = tuple(_renamed_task(name, columns, store) for name, columns in sources.items())
+  labels = {task.name: _stack(store.labels, sources[task.name], store, task) for task in tasks}
+  mask = {task.name: _stack(store.mask, sources[task.name], store, task) for task in tasks}
+  return dataclasses.replace(store, tasks=tasks, labels=labels, mask=mask)
+
+
+def _renamed_task(name: str, columns: Mapping[str, Label], store: Store) -> Task:
+  """The task of that name that the set's labels make."""
+  by_name = {task.name: task for task in store.tasks}
+  made = [dataclasses.replace(by_name[task], name=name, labels=tuple(columns)) for task, _ in columns.values()]
+  for task, (old, label) in zip(made, columns.values(), strict=True):
+    if task != made[0]:
+      raise ConfigError(
+        f'{FIELD}: {old}/{label} of {store.directory} is {task.kind} and cannot join {name}, which is {made[0].kind}'
+      )
+  if isinstance(made[0], LandmarkTask):
+    try:
+      landmark = landmark_task(made[0].labels)
+    except ValueError as error:
+      raise ConfigError(f'{FIELD}: {name} of {store.directory}: {error}') from error
+    return dataclasses.replace(landmark, name=name)
+  return made[0]
+
+
+def _stack(arrays: Mapping[str, np.ndarray], columns: Mapping[str, Label], store: Store, task: Task) -> np.ndarray:
+  """The columns `[n, k]` of a renamed task from the arrays of the set's own tasks."""
+  own = {task.name: task.labels for task in store.tasks}
+  taken = [arrays[name][:, own[name].index(label)] for name, label in (columns[label] for label in task.labels)]
+  return np.stack(taken, axis=1)
+
+
+def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
+  """All tasks of the sets, each with the labels of all. Raises DataError for tasks of one name that differ in kind."""
+  merged: dict[str, Task] = {}
+  for part in parts:
+    for task in part.tasks:
+      first = merged.setdefault(task.name, task)
+      if dataclasses.replace(task, labels=first.labels) != first:
+        raise DataError(
+          f'{part.directory}: its task {task.name!r} is {task.kind}, that of the sets before it {first.kind}, or of '
+          f'other classes; leave one of them out, or mend {FIELD}'
+        )
+      merged[task.name] = dataclasses.replace(first, labels=tuple(dict.fromkeys((*first.labels, *task.labels))))
+  return tuple(merged.values())
+
+
+def load_split(data: DataSet, name: str, tasks: Sequence[Task], **missing: bool) -> Split:
+  """One split of a prepared set (see `pipeline.load_split`), or of all sets of a mixture, one after another.
+
+  An example's id in a mixture is its row number plus the numbers of rows of the sets before its own.
+
+  Raises:
+    DataError: if the split has no rows; for `train`, if a set has none there.
+  """
+  if isinstance(data, Store):
+    return pipeline.load_split(data, name, tasks, **missing)
+  first_rows = np.cumsum([0, *(len(part.images) for part in data.parts)])[:-1]
+  loaded: list[Split] = []
+  for part, first in zip(data.parts, first_rows, strict=True):
+    if name != 'train' and data.split_sizes[name] and not part.split_sizes[name]:
+      log.warning('warning: split %s of %s has no rows', name, part.directory)
+      continue
+    split = pipeline.load_split(part, name, tasks, missing_ok=True, partial_ok=True)
+    loaded.append(dataclasses.replace(split, example_id=split.example_id + np.int32(first)))
+  return Split(
+    images=Concatenation([split.images for split in loaded]),
+    labels={task.name: np.concatenate([split.labels[task.name] for split in loaded]) for task in tasks},
+    mask={task.name: np.concatenate([split.mask[task.name] for split in loaded]) for task in tasks},
+    example_id=np.concatenate([split.example_id for split in loaded]),
+    source_size=np.concatenate([split.source_size for split in loaded]),
+    parts=tuple(len(split) for split in loaded),
+  )
+
+
+def identities(data: DataSet, example_ids: np.ndarray) -> np.ndarray:
+  """The number of the person on each of these examples, -1 where unknown; sets of a mixture share no person."""
+  if isinstance(data, Store):
+    return np.asarray(data.identity)[example_ids]
+  known, first = [], 0
+  for part in data.parts:
+    own = np.asarray(part.identity, np.int64)
+    known.append(np.where(own >= 0, own + first, -1))
+    first += int(own.max(initial=-1)) + 1
+  return np.concatenate(known)[example_ids]

@@ -1,0 +1,209 @@
+"""Makes batches of positions in a split: reads its rows, and keeps the next ones ready."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int64, Shaped
+
+from mtl_jax.data.store.reader import Store
+from mtl_jax.errors import DataError
+from mtl_jax.platform import processes
+from mtl_jax.tasks import Task
+
+Batch = dict[str, Any]  # The inputs by name, labels, mask, example_id: see `Split.read`.
+
+
+class Rows(Protocol):
+  """The part of an array's interface that a split asks of its images, or of what stands for them, `[n, ...]`."""
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
+
+  @property
+  def nbytes(self) -> int: ...
+
+  @property
+  def num_corrupt(self) -> int:
+    """Images found corrupt so far, in whose place another stands."""
+    ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+  def take(self, rows: Int64[np.ndarray, ' b'], axis: int = 0) -> Shaped[np.ndarray, 'b ...']:
+    """The rows at these positions; only they are read."""
+    ...
+
+  def good(self, rows: Int64[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
+    """True for those of these positions, taken before, that hold their own image, not another in its place."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split of a prepared set, or of several one after another, with the labels of the chosen tasks.
+
+  Attributes:
+    images: uint8 `[n, h, w, 3]`, read when asked for; or features of them, floats `[n, ...]`.
+    labels: for each task float32 `[n, k]`.
+    mask: for each task bool `[n, k]`, False where there is no label, and where the image was found corrupt.
+    example_id: int32 `[n]`, the row number in the store.
+    source_size: int32 `[n, 2]`, width and height of the source images in pixels.
+    parts: the number of examples of each set of a mixture; empty for one set.
+  """
+
+  images: Rows
+  labels: dict[str, np.ndarray]
+  mask: dict[str, np.ndarray]
+  example_id: np.ndarray
+  source_size: np.ndarray
+  parts: tuple[int, ...] = ()
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  @property
+  def inputs(self) -> dict[str, Rows]:
+    """What a network reads of each example, by its name in a batch: `image`, or the `features` that stand for it."""
+    return {'image' if self.images.dtype == np.uint8 else 'features': self.images}
+
+  def read(self, positions: Int64[np.ndarray, ' b']) -> Batch:
+    """The examples at these positions; position -1 is padding: a row that is masked throughout."""
+    rows = np.maximum(positions, 0)
+    present = (positions >= 0)[:, None]
+    inputs = {name: values.take(rows) for name, values in self.inputs.items()}
+    self.mask_corrupt(rows)
+    return {
+      **inputs,
+      'labels': {name: values[rows] for name, values in self.labels.items()},
+      'mask': {name: values[rows] & present for name, values in self.mask.items()},
+      'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),
+    }
+
+  def mask_corrupt(self, rows: Int64[np.ndarray, ' b']) -> None:
+    """Masks, for good, the labels of the images among these, taken before, that were found corrupt.
+
+    Batches, the resident copy and metrics all look at the one mask, so a label that has lost its image counts nowhere.
+    """
+    bad = rows[~self.images.good(rows)]
+    if bad.size:
+      for mask in self.mask.values():
+        mask[bad] = False
+
+  def mask_all_corrupt(self, batch_size: int = 1024) -> None:
+    """Reads every image once, for what `mask_corrupt` does."""
+    for first in range(0, len(self), batch_size):
+      rows = np.arange(first, min(first + batch_size, len(self)))
+      self.images.take(rows)
+      self.mask_corrupt(rows)
+
+  def corrupt_rows(self) -> list[int]:
+    """Positions of the images that any process has found corrupt so far. All processes call this alike."""
+    own = np.flatnonzero(~self.images.good(np.arange(len(self)))).tolist()
+    return sorted({row for rows in processes.gather('corrupt', own) for row in rows})
+
+
+class Input(NamedTuple):
+  """The way of the train split's batches into the compiled step: what lies there, what travels, what is made of both.
+
+  Attributes:
+    reason: which way it is and why, in a line for the log.
+    place: makes the source, what lies on the devices from the start; `()` for nothing.
+    read: from positions of the examples of several batches, `[k, b]`, or of one, `[b]`, to what travels to the devices
+      for them: NumPy arrays `[k, b, ...]` or `[b, ...]`.
+    fetch: from the source and what travelled to the batch; pure, called inside the compiled step.
+  """
+
+  reason: str
+  place: Callable[[], Any]
+  read: Callable[[Int64[np.ndarray, '... b']], Any]
+  fetch: Callable[[Any, Any], Batch]
+
+
+def streamed_input(split: Split, *, reason: str) -> Input:
+  """Nothing lies on the devices, whole batches travel."""
+  return Input(reason=reason, place=tuple, read=partial(_read_batches, split), fetch=_as_it_came)
+
+
+def _read_batches(split: Split, positions: Int64[np.ndarray, '... b']) -> Batch:
+  """Batches read together, so that all processors are kept busy, and laid out one after another without a copy."""
+  batch = split.read(positions.reshape(-1))
+  return jax.tree.map(lambda values: values.reshape(*positions.shape, *values.shape[1:]), batch)
+
+
+def _as_it_came(_: Any, batch: Batch) -> Batch:
+  return batch
+
+
+def load_split(
+  store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bool = False, partial_ok: bool = False
+) -> Split:
+  """One split with the labels of these tasks.
+
+  Args:
+    store: a prepared set.
+    name: train, val or test.
+    tasks: the tasks to load labels for.
+    missing_ok: a task the set knows nothing of gets labels that are masked throughout.
+    partial_ok: so does a label that the set lacks of a task it knows.
+
+  Raises:
+    DataError: if the split has no rows, or the set lacks a task or label.
+  """
+  rows = store.split(name)
+  part = slice(rows.start, rows.stop)
+  groups = {task.name: task for task in store.tasks}
+  labels, mask = {}, {}
+  for task in tasks:
+    have = groups[task.group].labels if task.group in groups else ()
+    lacking = [label for label in task.labels if label not in have]
+    if lacking and not (partial_ok if have else missing_ok):
+      raise DataError(f'{store.directory} has no label {lacking[0]!r} of task {task.group!r}')
+    labels[task.name] = np.zeros((len(rows), len(task.labels)), np.float32)
+    mask[task.name] = np.zeros((len(rows), len(task.labels)), bool)
+    if have:
+      here = [column for column, label in enumerate(task.labels) if label in have]
+      there = [have.index(task.labels[column]) for column in here]
+      labels[task.name][:, here] = store.labels[task.group][part][:, there]
+      mask[task.name][:, here] = store.mask[task.group][part][:, there]
+  example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
+  return Split(store.images.part(rows), labels, mask, example_id, np.asarray(store.source_size[part]))
+
+
+def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.ndarray, ' b']]:
+  """All positions in order, in batches of one size; the last is filled up with -1."""
+  for first in range(0, num_examples, batch_size):
+    positions = np.arange(first, first + batch_size)
+    yield np.where(positions < num_examples, positions, -1)
+
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
+
+def prefetch(make: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
+  """`make(item)` for each item in order, up to `depth` of them made ahead in two threads.
+
+  While one ends, gathering labels and handing its arrays to the devices, the other keeps the decoding threads busy.
+  """
+  with ThreadPoolExecutor(max_workers=2, thread_name_prefix='input') as executor:
+    pending = []
+    try:
+      for item in items:
+        pending.append(executor.submit(make, item))
+        if len(pending) > depth:
+          yield pending.pop(0).result()
+      while pending:
+        yield pending.pop(0).result()
+    finally:
+      for future in pending:
+        future.cancel()

@@ -1,0 +1,179 @@
+"""The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int32, Int64
+
+from mtl_jax.data.input.pipeline import Batch, Input, Split, streamed_input
+from mtl_jax.data.input.sampler import Order
+from mtl_jax.errors import ConfigError
+from mtl_jax.platform import memory, sharding
+
+Source = dict[
+  str, Any
+]  # Inputs by name, as image uint8 [r, h*w*3], labels, mask, example_id: on each device its rows, see `place`.
+Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positions of the rows it needs, sorted.
+
+
+def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: float) -> Input:
+  """The train split's batches on their way to the step; both ways give the same bits.
+
+  Args:
+    split: the train split.
+    order: says which rows come to which places of a batch, and so which of them a device needs.
+    mesh: the devices of all processes.
+    mode: auto, resident or streamed.
+    share: of a device's memory that `auto` lets the split take.
+
+  Raises:
+    ConfigError: if `mode` is resident and a device's rows are larger than its memory.
+  """
+  rows = rows_of_devices(order, mesh)
+  most = max(map(len, rows))
+  needed = most * bytes_a_row(split)
+  available = memory.least_of_processes(memory.available_bytes())
+  resident, reason = choose(mode, share=share, needed=needed, part=most / len(split), available=available)
+  return resident_input(split, rows, mesh, reason=reason) if resident else streamed_input(split, reason=reason)
+
+
+def choose(mode: str, *, share: float, needed: int, part: float, available: int) -> tuple[bool, str]:
+  """Decides if the split becomes resident, and gives the reason as a line for the log.
+
+  Args:
+    mode: auto, resident or streamed.
+    share: of a device's memory that `auto` lets the split take.
+    needed: bytes that it takes on a device.
+    part: what part of the split that is.
+    available: bytes that arrays can have of a device, 0 where it does not say.
+
+  Raises:
+    ConfigError: if `mode` is resident and a device needs more than its memory.
+  """
+  if mode == 'streamed':
+    return False, 'streamed, as config.data.mode asks'
+  size = f'{_size(needed)} on every device ({part:.0%} of the train split)'
+  if mode == 'resident':
+    if 0 < available < needed:
+      raise ConfigError(
+        f'config.data.mode=resident: takes {size}, but a device has {_size(available)}; choose streamed, or auto'
+      )
+    return True, f'resident, {size}, as config.data.mode asks'
+  if not available:
+    return False, 'streamed, the devices do not say how much memory they have'
+  if needed > share * available:
+    return False, f'streamed, {size} do not fit in {share:g} x {_size(available)}'
+  return True, f'resident, {size}, of {_size(share * available)} allowed'
+
+
+def _size(num: float) -> str:
+  return f'{num / 1e9:.1f} GB' if num >= 1e9 else f'{num / 1e6:.1f} MB'
+
+
+def rows_of_devices(order: Order, mesh: Mesh) -> Rows:
+  """The rows that each device along `data` needs: those that can come to its places of a batch.
+
+  A process takes its places of the batch in the order of processes, wherever the mesh has its devices.
+  """
+  processes = [device.process_index for device in mesh.devices[:, 0]]
+  places = len(order.sets) // len(processes)  # Of a device.
+  rows: Rows = []
+  for number, process in enumerate(processes):
+    before = sum(other < process for other in processes) + processes[:number].count(process)
+    rows.append(order.reach(slice(before * places, (before + 1) * places)))
+  return rows
+
+
+def bytes_a_row(split: Split) -> int:
+  """Bytes of a row of the split on a device, without the padding that some devices add."""
+  return sum(values.nbytes // len(split) for values in jax.tree.leaves(_arrays(split)))
+
+
+def _arrays(split: Split) -> Source:
+  return {**split.inputs, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
+
+
+def input_shapes(split: Split) -> dict[str, tuple[int, ...]]:
+  """Of one example's inputs, by name: on a device they lie flat."""
+  return {name: values.shape[1:] for name, values in split.inputs.items()}
+
+
+def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Input:
+  """Row numbers travel to the devices, 4 bytes an example; the step takes the examples from memory.
+
+  That is a kilobyte for 256 of them, sent ahead by a thread; the device could make them itself only with 64-bit
+  integers, which JAX does not have by default.
+  """
+  return Input(
+    reason=reason,
+    place=partial(place, split, rows, mesh),
+    read=_reader(rows, mesh, num_examples=len(split)),
+    fetch=partial(gather, mesh=mesh, shapes=input_shapes(split)),
+  )
+
+
+def _reader(
+  rows: Rows, mesh: Mesh, *, num_examples: int
+) -> Callable[[Int64[np.ndarray, '... b']], Int32[np.ndarray, '... b']]:
+  """Maps this process's positions of batches to row numbers in the memory of the devices that take them."""
+  process = jax.process_index()
+  own = [rows[i] for i, device in enumerate(mesh.devices[:, 0]) if device.process_index == process]
+  numbers = np.full((len(own), num_examples), -1, np.int32)
+  for device, held in enumerate(own):
+    numbers[device, held] = np.arange(len(held))
+
+  def read(positions: Int64[np.ndarray, '... b']) -> Int32[np.ndarray, '... b']:
+    size = positions.shape[-1]
+    return numbers[np.arange(size) * len(own) // size, positions]
+
+  return read
+
+
+def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
+  """On each device its rows, of a global array by rows; every process reads those of its own devices alone.
+
+  Images are flat: kept as `[h, w, 3]` they would take 40 times their bytes on a TPU, where a last axis of 3 is padded
+  to 128. Where devices need unequal numbers of rows, the last one fills up.
+  """
+  most = max(map(len, rows))
+
+  def put(values: Any) -> jax.Array:
+    shape = values.shape[1:] if len(values.shape) < 3 else (int(np.prod(values.shape[1:])),)
+
+    whole = cache(lambda: values[:].reshape(-1, *shape))  # Devices that all hold everything read it once.
+
+    def rows_of_device(index: Any) -> np.ndarray:
+      held = rows[(index[0].start or 0) // most]
+      if len(held) == len(values):
+        return whole()
+      return values.take(np.pad(held, (0, most - len(held)), mode='edge'), axis=0).reshape(-1, *shape)
+
+    return jax.make_array_from_callback((len(rows) * most, *shape), sharding.by_rows(mesh), rows_of_device)
+
+  source = _arrays(split)
+  placed = {name: put(source.pop(name)) for name in split.inputs}  # Reads them, so that corrupt ones are known.
+  split.mask_corrupt(np.unique(np.concatenate(rows)))
+  return placed | jax.tree.map(put, source)
+
+
+def take_rows(source: Source, numbers: Int32[Array, ' b'], *, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
+  """These rows of a source that lies on one device, inputs in their shapes."""
+  batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
+  return batch | {name: batch[name].reshape(-1, *shape) for name, shape in shapes.items()}
+
+
+def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
+  """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
+
+  Each device takes its rows from its own memory, so nothing travels between devices.
+  """
+
+  by_rows = PartitionSpec('data')
+  own_rows = partial(take_rows, shapes=shapes)
+  batch = jax.shard_map(own_rows, mesh=mesh, in_specs=by_rows, out_specs=by_rows)(source, numbers)
+  # What follows must not be fused with the gather: it is then compiled as for a streamed batch, to the same bits.
+  return jax.lax.optimization_barrier(batch)

@@ -1,0 +1,1 @@
+"""Prepared sets: their files, written whole, read and checked, cached from buckets."""

@@ -1,0 +1,204 @@
+"""The images of a prepared set, or rows derived from them, in one file: each is read and checked when asked for."""
+
+import dataclasses
+import logging
+import os
+import threading
+import weakref
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Bool, Int, Int64, Shaped, UInt32
+
+from mtl_jax.errors import DataError, one_line
+
+ENCODINGS = {'decoded': 'images.npy', 'jpeg': 'images.bin'}  # Of a set's images, and the file that holds them.
+THREADS = len(os.sched_getaffinity(0))
+_NAMED = 5  # Corrupt records that an error names.
+
+log = logging.getLogger('mtl_jax')
+
+
+class Records:
+  """The file of `n` images, or other rows, and what is known of each; one that is not what was written is corrupt.
+
+  Attributes:
+    shape: of a row; of a decoded image `(h, w, 3)`.
+    dtype: of its values.
+    corrupt: what is wrong with each record found corrupt so far, by its row.
+  """
+
+  def __init__(
+    self,
+    path: Path,
+    *,
+    shape: tuple[int, ...],
+    offsets: Int64[np.ndarray, ' n+1'],
+    crc32: UInt32[np.ndarray, ' n'] | None,
+    names: Sequence[Any],
+    dtype: Any = np.uint8,
+    encoding: str = 'decoded',
+    corrupt_share: float = 0.0,
+  ):
+    """Opens the file.
+
+    Args:
+      path: images.npy, images.bin or rows.bin.
+      shape: of a row.
+      offsets: where in the file each record begins, and where the last one ends, in bytes.
+      crc32: of each record's bytes; None where they were not kept.
+      names: the rows' names in their source.
+      dtype: of their values.
+      encoding: one of `ENCODINGS`.
+      corrupt_share: largest share of the records that may be corrupt.
+    """
+    self.shape, self.dtype = shape, np.dtype(dtype)
+    self.corrupt: dict[int, str] = {}
+    self._path, self._offsets, self._crc32, self._names = path, offsets, crc32, names
+    self._jpeg = encoding == 'jpeg'
+    self._corrupt_share = corrupt_share
+    self._lock = threading.Lock()
+    # Not mapped: pages of a mapped file count as this process's memory, and one cut short while mapped kills it.
+    self._file = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._file)
+
+  def __len__(self) -> int:
+    return len(self._offsets) - 1
+
+  def read(self, row: int, out: Shaped[np.ndarray, '...']) -> bool:
+    """Reads a row into `out`; False, and `out` is undefined, if its record is corrupt.
+
+    Raises:
+      DataError: when more records are corrupt than may be.
+    """
+    if row in self.corrupt:
+      return False
+    try:
+      self._read(row, out)
+    except (OSError, ValueError) as error:  # A disk that fails; bytes that are none of ours.
+      self._report(row, one_line(error))
+      return False
+    return True
+
+  def _read(self, row: int, out: Shaped[np.ndarray, '...']) -> None:
+    begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
+    slot: Any = out if self._jpeg else out.reshape(-1).view(np.uint8)
+    content = os.pread(self._file, end - begin, begin) if self._jpeg else slot
+    num_bytes = len(content) if self._jpeg else os.preadv(self._file, [slot], begin)
+    if num_bytes != end - begin:
+      raise ValueError(f'the file ends {end - begin - num_bytes} bytes too early')
+    if self._crc32 is not None and zlib.crc32(content) != self._crc32[row]:
+      raise ValueError('its bytes are not those that were written')
+    if self._jpeg and simplejpeg.decode_jpeg(content, buffer=slot).shape != out.shape:
+      raise ValueError('it is an image of another size')
+
+  def _report(self, row: int, reason: str) -> None:
+    """Counts a corrupt record, once."""
+    with self._lock:
+      if row in self.corrupt:
+        return
+      self.corrupt[row] = reason
+      log.warning(
+        'warning: %s: record %d (%s) is corrupt: %s; another image takes its place, its labels are masked',
+        *(self._path, row, self._names[row], reason),
+      )
+      if len(self.corrupt) > self._corrupt_share * len(self):
+        named = ', '.join(map(str, sorted(self.corrupt)[:_NAMED]))
+        raise DataError(
+          f'{self._path}: {len(self.corrupt)} of {len(self)} records are corrupt, more than '
+          f'config.data.corrupt_share={self._corrupt_share:g}: record {named}; prepare the set again'
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+  """A range of a set's images, uint8 `[n, h, w, 3]`, or of rows derived from them, `[n, ...]`, like an array of them.
+
+  In place of a corrupt record stands the next good one of the range: a blank image would enter the statistics of batch
+  norm. Which one that is depends on the file alone, so every way to read it gives the same bits.
+
+  Attributes:
+    records: the file.
+    rows: of the file.
+  """
+
+  records: Records
+  rows: range
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return (len(self), *self.records.shape)
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.records.dtype
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the decoded images."""
+    return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+  @property
+  def num_corrupt(self) -> int:
+    """Corrupt records found so far in the whole file."""
+    return len(self.records.corrupt)
+
+  def part(self, rows: range) -> 'Images':
+    """Some of these images, not read yet."""
+    return dataclasses.replace(self, rows=self.rows[rows.start : rows.stop])
+
+  def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> Shaped[np.ndarray, 'b ...']:
+    """The images at these positions, read and decoded by all processors.
+
+    Raises:
+      DataError: when more records are corrupt than may be.
+    """
+    assert axis == 0
+    taken = np.empty((len(rows), *self.records.shape), self.dtype)
+    wanted = [(slot, int(row)) for slot, row in enumerate(rows)]
+    parts = min(len(wanted), 4 * THREADS)  # More than threads: some records are larger than others.
+    list(_threads().map(self._fill, [taken] * parts, (wanted[part::parts] for part in range(parts))))
+    return taken
+
+  def _fill(self, taken: Shaped[np.ndarray, 'b ...'], wanted: Sequence[tuple[int, int]]) -> None:
+    for slot, row in wanted:
+      if not self.records.read(self.rows[row], taken[slot]) and not any(
+        self.records.read(self.rows[(row + step) % len(self)], taken[slot]) for step in range(1, len(self))
+      ):
+        raise DataError('every record of the split is corrupt; prepare the set again')
+
+  def good(self, rows: Int[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
+    """True for those of these positions, taken before, that hold their own image, not another in its place."""
+    corrupt = self.records.corrupt
+    return np.array([self.rows[row] not in corrupt for row in rows], bool) if corrupt else np.ones(len(rows), bool)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    """Reads rows, as of an array whose first index is of rows: no others are read."""
+    return indexed(self, index)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    del copy  # There is nothing that could be shared.
+    return self[:].astype(dtype or self.dtype, copy=False)
+
+
+def indexed(images: Any, index: Any) -> np.ndarray:
+  """`images[index]` of `Images` or several of them, where the first index is of rows: only they are read."""
+  first, *rest = index if isinstance(index, tuple) else (index,)
+  rows = np.arange(len(images))[first]
+  taken = images.take(rows.reshape(-1)).reshape(*rows.shape, *images.shape[1:])
+  return taken[(slice(None),) * rows.ndim + tuple(rest)]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+  """All processors: reading and decoding leave the interpreter to others."""
+  return ThreadPoolExecutor(THREADS, thread_name_prefix='decode')

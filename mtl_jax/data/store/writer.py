@@ -1,0 +1,274 @@
+"""Writes a source into the folder of a prepared set, whole or not at all; `store.py` says what lies there."""
+
+import collections
+import errno
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Int64, UInt32
+from PIL import Image
+
+from mtl_jax.data.sources.image_file import decode
+from mtl_jax.data.sources.source import SPLITS, Record, Source
+from mtl_jax.data.store.images import ENCODINGS
+from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
+from mtl_jax.errors import DataError
+from mtl_jax.platform.atomic_dir import new_folder, sync
+from mtl_jax.platform.progress_bar import bar
+from mtl_jax.tasks import Task
+
+JPEG_QUALITY = 95
+_WORKERS = min(32, os.cpu_count() or 1)  # Beyond that, threads wait for the interpreter.
+_ORIENTATION = 0x0112  # The EXIF note that says how to turn an image upright; 1 as it lies.
+
+
+def prepare(
+  source: Source | Callable[[Path], Source],
+  out: Path,
+  *,
+  image_size: tuple[int, int],
+  encoding: str = 'decoded',
+  workers: int | None = None,
+  log: Callable[[str], None],
+) -> Schema:
+  """Writes a source into the new folder `out`, whole or not at all.
+
+  Args:
+    source: what to read; lines in its `notes`, if it has any, are logged. Or a function that makes it, which may
+      write files of its own into the folder it is given.
+    out: the folder to make; one that exists must be empty.
+    image_size: height and width of the stored images in pixels.
+    encoding: `decoded` keeps pixels; `jpeg` keeps JPEGs of that size, of quality 95 with 4:2:0 chroma, and a source's
+      own bytes where they are such a JPEG already.
+    workers: threads that decode; by default one a processor.
+    log: takes the lines about what was kept.
+
+  Raises:
+    DataError: for bad input, a folder that is taken or being prepared, or a disk that is full.
+  """
+  if min(image_size) < 1:
+    raise DataError(f'image_size: height and width must be positive, not {image_size[0]} {image_size[1]}')
+  if (Path(out) / 'schema.json').exists():
+    raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
+  with new_folder(out) as folder:
+    opened = source(folder) if callable(source) else source
+    schema = _write(opened, folder, image_size=image_size, encoding=encoding, workers=workers or _WORKERS, log=log)
+    paths = (ENCODINGS[encoding], *array_kinds(schema, opened.tasks), 'names.txt')
+    write_schema(folder, schema, paths)
+  return schema
+
+
+def _write(
+  source: Source, folder: Path, *, image_size: tuple[int, int], encoding: str, workers: int, log: Callable[[str], None]
+) -> Schema:
+  """Writes all files but schema.json, and returns what belongs into that."""
+  for note in getattr(source, 'notes', ()):
+    log(note)
+  records, splits = _ordered(source)
+  schema = {
+    'version': VERSION,
+    'source': source.name,
+    'options': dict(getattr(source, 'options', {})),
+    'image_size': list(image_size),
+    'encoding': encoding,
+    'tasks': [task.to_json() for task in source.tasks],
+    'splits': splits,
+    'num_examples': len(records),
+  }
+  for kind in ('labels', 'mask'):
+    (folder / kind).mkdir(parents=True)
+  arrays = {path: np.zeros(shape, dtype) for path, (shape, dtype) in array_kinds(schema, source.tasks).items()}
+  outside = {task.name: np.zeros(len(records), np.int32) for task in source.tasks}
+  as_they_were = np.zeros(len(records), bool)
+
+  def read_row(row: int) -> bytes:
+    record = records[row]
+    content, size, as_they_were[row] = _image_bytes(record, image_size, encoding)
+    _fill_row(row, record, arrays, outside, tasks=source.tasks, size=size)
+    return content
+
+  _write_images(folder, read_row, schema, arrays, workers=workers)
+  for path, array in arrays.items():
+    content = io.BytesIO()  # Saving straight to the file would not say that it was the disk that is full.
+    np.save(content, array)
+    (folder / path).write_bytes(content.getbuffer())
+  (folder / 'names.txt').write_text(''.join(f'{record.name}\n' for record in records), 'utf-8', newline='\n')
+  masks = {task.name: arrays[f'mask/{task.name}.npy'] for task in source.tasks}
+  schema['counts'] = {
+    'kept': len(records),
+    'refused': 0,  # A bad row stops everything.
+    'masked': {name: int(mask.size - np.count_nonzero(mask)) for name, mask in masks.items()},
+    'outside': {name: int(num.sum()) for name, num in outside.items()},
+    'as_they_were': int(as_they_were.sum()),  # Of --encoding jpeg, images whose bytes are those of the source.
+  }
+  _log_counts(schema, {name: records[num.argmax()].name for name, num in outside.items()}, log)
+  return schema
+
+
+def _log_counts(schema: Schema, first_outside: dict[str, str], log: Callable[[str], None]) -> None:
+  height, width = schema['image_size']
+  counts, num_examples = schema['counts'], schema['num_examples']
+  sizes = ', '.join(f'{split} {end - begin}' for split, (begin, end) in schema['splits'].items())
+  log(f'{schema["source"]}: kept {num_examples} images at {height}x{width}: {sizes}; refused {counts["refused"]}')
+  if schema['encoding'] == 'jpeg':
+    log(f'JPEGs of quality {JPEG_QUALITY}, and {counts["as_they_were"]} with the bytes of the source')
+  for task in schema['tasks']:
+    name = task['name']
+    log(f'{name}: {num_examples * len(task["labels"])} labels, of which {counts["masked"][name]} are masked')
+    if counts['outside'][name]:
+      where = f'outside their image and are masked, first in {first_outside[name]}'
+      log(f'warning: {name}: {counts["outside"][name]} labels lie {where}')
+  for split, (begin, end) in schema['splits'].items():
+    if begin == end:
+      log(f'warning: split {split} has no rows')
+
+
+def _ordered(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
+  """All records by split, and the first row of each split and the one after its last."""
+  by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
+  names = set()
+  for record in source.records():
+    if record.name in names:
+      raise DataError(f'{source.name}: {record.name!r} is named twice; correct the source')
+    if record.split not in by_split:
+      raise DataError(f'{source.name}: {record.name!r} is in split {record.split!r}, not one of {", ".join(SPLITS)}')
+    if '\n' in record.name:
+      raise DataError(f'{source.name}: {record.name!r} has a line break in its name; rename it')
+    if record.crop and not (record.crop[0] < record.crop[2] and record.crop[1] < record.crop[3]):
+      raise DataError(f'{source.name}: the crop {record.crop} of {record.name!r} is empty; correct the source')
+    names.add(record.name)
+    by_split[record.split].append(record)
+  if not names:
+    raise DataError(f'{source.name}: has no rows')
+  ends = np.cumsum([len(records) for records in by_split.values()]).tolist()
+  splits = {split: [end - len(by_split[split]), end] for split, end in zip(SPLITS, ends, strict=True)}
+  return [record for records in by_split.values() for record in records], splits
+
+
+def _fill_row(
+  row: int,
+  record: Record,
+  arrays: dict[str, np.ndarray],
+  outside: dict[str, np.ndarray],
+  *,
+  tasks: Sequence[Task],
+  size: tuple[int, int],
+) -> None:
+  """Writes a record, but its pixels, to its row; counts the labels that the task itself takes for missing."""
+  arrays['source_size.npy'][row] = size
+  arrays['identity.npy'][row] = record.identity
+  for task in tasks:
+    if task.name not in record.labels:
+      continue
+    stated = np.array(record.labels[task.name], np.float32)
+    if stated.shape != (len(task.labels),):
+      raise DataError(f'{record.name}: {task.name} has {stated.size} labels, not {len(task.labels)}')
+    try:
+      task.check(stated)
+    except ValueError as error:
+      raise DataError(f'{record.name}: {task.name}: {error}; correct the source') from error
+    labels = task.from_source(stated, width=size[0], height=size[1])
+    missing = np.isnan(labels)
+    arrays[f'labels/{task.name}.npy'][row] = np.where(missing, 0, labels)
+    arrays[f'mask/{task.name}.npy'][row] = ~missing
+    outside[task.name][row] = (missing & ~np.isnan(stated)).sum()
+
+
+def _image_bytes(record: Record, size: tuple[int, int], encoding: str) -> tuple[bytes, tuple[int, int], bool]:
+  """The bytes to store of a record's image, its size in the source, and True if they are the source's own."""
+  image = io.BytesIO(record.image()) if callable(record.image) else record.image
+  if encoding == 'decoded':
+    pixels, source_size = decode(image, size, crop=record.crop, name=record.name)
+    return pixels.tobytes(), source_size, False
+  content = image.getvalue() if isinstance(image, io.BytesIO) else _read_bytes(image)
+  if not record.crop and _is_such_a_jpeg(content, size):
+    return content, (size[1], size[0]), True
+  pixels, source_size = decode(image, size, crop=record.crop, name=record.name)
+  return simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420'), source_size, False
+
+
+def _read_bytes(path: Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except FileNotFoundError as error:
+    raise DataError(f'{path}: no such image; fetch it, or leave it out') from error
+
+
+def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:
+  """True for the bytes of a JPEG of exactly that size, upright and in RGB or grey, that decodes."""
+  try:
+    with Image.open(io.BytesIO(content), formats=['JPEG']) as opened:
+      upright = opened.getexif().get(_ORIENTATION, 1) == 1
+      kept = opened.format == 'JPEG' and opened.mode in ('RGB', 'L') and opened.size == (size[1], size[0]) and upright
+    return kept and simplejpeg.decode_jpeg(content).shape == (*size, 3)
+  except Exception:  # Pillow's decoders raise a dozen kinds on bad bytes; `decode` then says what is wrong.
+    return False
+
+
+def _write_images(
+  folder: Path, read_row: Callable[[int], bytes], schema: Schema, arrays: dict[str, np.ndarray], *, workers: int
+) -> None:
+  """Writes images, read by threads, and fills in their CRCs and offsets."""
+  num = schema['num_examples']
+  offsets = arrays.get('offsets.npy', np.zeros(num + 1, np.int64))
+  with (
+    (folder / ENCODINGS[schema['encoding']]).open('wb') as file,
+    bar(num, description='prepare', unit='image') as progress,
+    futures.ThreadPoolExecutor(workers) as pool,
+  ):
+    if schema['encoding'] == 'decoded':
+      shape = (num, *schema['image_size'], 3)
+      np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
+      file.flush()
+    contents = _ahead(pool, read_row, num, depth=8 * workers)
+    append_rows(file, contents, arrays['crc32.npy'], offsets=offsets, advance=progress.update)
+
+
+def _ahead(pool: futures.Executor, read_row: Callable[[int], bytes], num: int, *, depth: int) -> Iterator[bytes]:
+  """Each row in order; few are in memory at a time."""
+  window: collections.deque[futures.Future[bytes]] = collections.deque()
+  for row in range(num):
+    if len(window) == depth:
+      yield window.popleft().result()
+    window.append(pool.submit(read_row, row))
+  while window:
+    yield window.popleft().result()
+
+
+def append_rows(
+  file: BinaryIO,
+  contents: Iterable[bytes],
+  crc32: UInt32[np.ndarray, ' n'],
+  *,
+  offsets: Int64[np.ndarray, ' n+1'],
+  advance: Callable[[int], Any],
+) -> None:
+  """Writes rows one after another, and fills in their CRCs, and where each begins and the last one ends.
+
+  A mapped array would do the same, but kills the process when the disk is full. `advance` hears of each row.
+  """
+  offsets[0] = file.tell()
+  for row, content in enumerate(contents):
+    if os.pwrite(file.fileno(), content, int(offsets[row])) != len(content):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    offsets[row + 1] = offsets[row] + len(content)
+    crc32[row] = zlib.crc32(content)
+    advance(1)
+
+
+def write_schema(folder: Path, schema: Schema, paths: Sequence[str]) -> None:
+  """Completes the schema with the files' digests and writes it, when all else is safely on the disk."""
+  schema['files'] = {path: digest(folder / path) for path in paths}
+  schema['checksum'] = checksum(schema)
+  for path in {*paths, *(str(Path(path).parent) for path in paths)}:
+    sync(folder / path)
+  (folder / 'schema.json').write_text(json.dumps(schema, indent=2) + '\n', 'utf-8')
+  sync(folder / 'schema.json')

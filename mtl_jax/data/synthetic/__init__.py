@@ -1,0 +1,1 @@
+"""Synthetic faces, drawn with exact labels."""

@@ -1,0 +1,214 @@
+"""Saving and restoring a run with Orbax: state and progress are one checkpoint, the last two and the best are kept."""
+
+import dataclasses
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from mtl_jax.errors import CheckpointError, UserError, one_line
+from mtl_jax.platform import address, processes
+from mtl_jax.run import digests
+from mtl_jax.run.state import TrainState
+
+SAVING = 'async_save'  # The name of Orbax's thread that waits for the files of a save.
+AS_IT_WAS = 'what was saved before is as it was: make room or mend the folder, and the same command goes on from there'
+FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
+
+
+@dataclasses.dataclass
+class TrainProgress:
+  """Progress of a run, besides the state on the devices.
+
+  Attributes:
+    step: optimizer steps taken.
+    spent: seconds by what they went into, over all restarts: see `goodput`.
+    best_step: the step whose validation score was the best so far; 0 before the first evaluation.
+    best_score: that score, higher is better; it means nothing while best_step is 0.
+    evaluations_since_best: for early stopping.
+    stopped_early: the run has ended before its last step.
+    passed_over: numbers of the batches that the run went back for, in order: see `nonfinite`.
+    left_out: steps whose update was left out, as they were not finite.
+  """
+
+  step: int = 0
+  spent: dict[str, float] = dataclasses.field(default_factory=dict)
+  best_step: int = 0
+  best_score: float = 0.0
+  evaluations_since_best: int = 0
+  stopped_early: bool = False
+  passed_over: list[int] = dataclasses.field(default_factory=list)
+  left_out: int = 0
+
+  def saw(self, score: float) -> bool:
+    """Takes in a validation score; True if it is the best so far."""
+    better = self.best_step == 0 or score > self.best_score
+    if better:
+      self.best_step, self.best_score = self.step, score
+    self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+    return better
+
+
+class Checkpoints:
+  """The checkpoints of one working directory, `checkpoints/<step>/`."""
+
+  def __init__(self, workdir: Path):
+    logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
+    self._local = address.is_local(workdir)
+    self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
+    best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=keep,
+      create=True,
+      enable_async_checkpointing=True,
+      temporary_path_class=digests.Digested if self._local else None,  # In a bucket: Orbax's, with a commit file.
+    )
+    with self._one_line('be opened'):
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+  def save(self, state: TrainState, progress: TrainProgress) -> None:
+    """Begins to save; returns as soon as the state has left the devices. A step is saved once.
+
+    Raises:
+      CheckpointError: where this save cannot begin, or the one before it failed, as on a full disk.
+    """
+    if progress.step in self._manager.all_steps():
+      return
+    if self._local and not self.directory.is_dir():
+      raise CheckpointError(f'{self.directory} has vanished, so step {progress.step} cannot be saved; bring it back')
+    fields = {'format': FORMAT, **dataclasses.asdict(progress)}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
+    metrics = {'score': progress.best_score} if progress.best_step == progress.step else None
+    with self._one_line('be saved'):
+      self._manager.save(progress.step, args=args, metrics=metrics, force=True)
+
+  def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, TrainProgress] | None:
+    """State and progress of one step, the latest by default; None if there is no checkpoint at all.
+
+    What it reads is taken as sound: see `check`, and `digests.set_aside_damaged`.
+
+    Args:
+      like: the state's shapes, types and shardings, as `jax.eval_shape` gives them; the mesh may differ from
+        the one that saved.
+      step: a step that was saved.
+
+    Raises:
+      CheckpointError: for a step that was not saved, or a checkpoint of another version or model.
+    """
+    self.wait()  # A save under way is no checkpoint yet.
+    step = self._choose(step)
+    if step is None:
+      return None
+    progress = self.progress(step)
+    try:
+      args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
+      return self._manager.restore(step, args=args)['state'], progress
+    except (ValueError, KeyError, TypeError, OSError) as error:
+      reason = one_line(error)[:300]
+      raise CheckpointError(
+        f'{self.directory / str(step)}: cannot be restored into this model: config.json beside it is not the one that '
+        f'trained it, or this is another version than dataset.json names ({reason})'
+      ) from error
+
+  def check(self, step: int) -> None:
+    """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved.
+
+    The objects of a bucket are checked by its own checksums as they are read.
+    """
+    self._choose(step)
+    if self._local and (found := digests.damage(self.directory / str(step))):
+      others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
+      raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
+
+  def progress(self, step: int | None = None) -> TrainProgress:
+    """The progress of one step, the latest by default."""
+    step = self._choose(step)
+    if step is None:
+      raise CheckpointError(f'{self.directory.parent} holds no checkpoint; start with: mtl-jax train --workdir')
+    args = ocp.args.Composite(clock=ocp.args.JsonRestore())  # pyright: ignore
+    fields: dict[str, Any] = dict(self._manager.restore(step, args=args)['clock'])
+    version = fields.pop('format', None)
+    fields.pop('seconds', None)  # Of runs that began before there was `spent`.
+    if version != FORMAT:
+      raise CheckpointError(
+        f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}: use the version of '
+        'mtl-jax that dataset.json beside it names, or train anew in another --workdir'
+      )
+    return TrainProgress(**fields)
+
+  def steps(self) -> list[int]:
+    """The saved steps, in order."""
+    return sorted(self._manager.all_steps())
+
+  def _choose(self, step: int | None) -> int | None:
+    steps = self.steps()
+    if step is None:
+      return steps[-1] if steps else None
+    if step not in steps:
+      have = ', '.join(map(str, steps)) or 'none'
+      raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step}; it has {have}')
+    return step
+
+  def wait(self) -> None:
+    """Waits for the last save. Raises CheckpointError if it failed."""
+    with self._one_line('be saved'):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for the last save. Raises CheckpointError if it failed."""
+    with self._one_line('be saved'):
+      self._manager.close()
+
+  @contextmanager
+  def _one_line(self, what: str) -> Iterator[None]:
+    """Turns the exceptions of Orbax and of the file system into one of ours."""
+    try:
+      yield
+    except UserError:
+      raise
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+      raise CheckpointError(f'{self.directory}: cannot {what}: {_reason(error)}; {AS_IT_WAS}') from error
+
+
+def _reason(error: BaseException) -> str:
+  """Without the places in TensorStore's sources, and without the middle if it is long: the end says what failed."""
+  text = re.sub(r'\s*\[source locations=.*', '', one_line(error))
+  return text if len(text) <= 260 else f'{text[:120]} ... {text[-120:]}'
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics['score']
+
+
+def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
+  """Shapes, types and shardings (one for all, or a tree) of the state `state_fn()` would make, without making it."""
+  shapes = jax.eval_shape(state_fn)
+  shardings = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, jax.sharding.Sharding) else sharding
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
+  )
+
+
+def _told(record: logging.LogRecord) -> bool:
+  """Drops what Orbax logs, a dozen lines of every save, but errors.
+
+  Of those, tracebacks go too, for what it raises is told in one line; where several processes save, they end with it.
+
+  There the others wait, and so does Orbax here before it raises, for a process whose part of a save has failed.
+  """
+  if '/orbax/' not in record.pathname:
+    return True
+  failed = record.exc_info and record.exc_info[1]
+  if failed and processes.count() > 1 and threading.current_thread().name == SAVING:
+    error = CheckpointError(f'a checkpoint cannot be saved: {_reason(failed)}; {AS_IT_WAS}')
+    error.__cause__ = failed
+    processes.fail(error)
+  return record.levelno >= logging.ERROR and not failed

@@ -1,0 +1,175 @@
+"""Goodput: every second of a run under the heading of what it went into, over all restarts."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import jax
+
+from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import address
+from mtl_jax.run import workdir
+
+log = logging.getLogger('mtl_jax')
+
+FILE = 'goodput.json'  # In the workdir: the step, and `spent` until then.
+# step: the host waits for the devices, or gives them work; input: it waits for the next batch; restart: a run that was
+# begun before starts again, and what it had done since its last checkpoint; rest: the first start, and logging.
+HEADINGS = ('step', 'compile', 'input', 'eval', 'save', 'restart', 'rest')
+WRITE_EVERY_SECS = 1.0
+UPLOAD_EVERY_SECS = 30.0  # Of a workdir in a bucket.
+
+Item = TypeVar('Item')
+_END = object()
+
+
+class Goodput:
+  """The accounts of one run; a second is in one account only.
+
+  Attributes:
+    spent: seconds by heading.
+  """
+
+  def __init__(self) -> None:
+    self.spent: dict[str, float] = dict.fromkeys(HEADINGS, 0.0)
+    self._under = ['rest']
+    self._since = time.monotonic()
+    self._written = 0.0
+    self._step: int | None = None  # The last that was written of; None before `resume`.
+    self._compiled: list[tuple[float, float]] = []  # Intervals of compiling under the present heading, none in another.
+    self._thread = threading.get_ident()
+    _ACCOUNTS[:] = [self]
+
+  @contextmanager
+  def under(self, heading: str) -> Iterator[None]:
+    """Accounts what is spent inside to a heading, except for what is compiled there, or is under one inside it."""
+    self._settle()
+    self._under.append(heading)
+    try:
+      yield
+    finally:
+      self._settle()
+      self._under.pop()
+
+  def waiting(self, heading: str, items: Iterable[Item]) -> Iterator[Item]:
+    """The items; what is waited for each is accounted to the heading."""
+    iterator = iter(items)
+    while True:
+      with self.under(heading):
+        item = next(iterator, _END)
+      if item is _END:
+        return
+      yield cast(Item, item)
+
+  def _settle(self) -> None:
+    now = time.monotonic()
+    compiling = sum(end - start for start, end in self._compiled)
+    self.spent['compile'] += compiling
+    self.spent[self._under[-1]] += now - self._since - compiling
+    self._since = now
+    self._compiled = []
+
+  def compiled(self, seconds: float) -> None:
+    """Hears of a stage of a compilation that ends now. Stages may lie within one another, and the outer end later."""
+    end = time.monotonic()
+    start = max(end - seconds, self._since)
+    if threading.get_ident() == self._thread and start < end:
+      self._compiled = [inner for inner in self._compiled if inner[0] < start]
+      self._compiled.append((max([start, *(before for _, before in self._compiled)]), end))
+
+  def busy_secs(self) -> float:
+    """Seconds of training: the devices' and the input's."""
+    self._settle()
+    return self.spent['step'] + self.spent['input']
+
+  def resume(self, directory: Path, step: int, spent: Mapping[str, float]) -> None:
+    """Adds what was spent before this start of the run.
+
+    Args:
+      directory: the workdir. Its file may be ahead of the checkpoint: then what lies between was lost.
+      step: the checkpoint's; 0 where there is none.
+      spent: the checkpoint's.
+    """
+    self._settle()
+    self._step = step
+    before: dict[str, float] = dict(spent)
+    written = read(directory)
+    if written is not None:
+      later = sum(written['spent'].values()) - sum(before.values())
+      if written['step'] <= step and later > 0:  # The end of a save, and of the process.
+        before = written['spent']
+      else:
+        before['restart'] = before.get('restart', 0.0) + max(later, 0.0)
+    if before:
+      self.spent['restart'] += self.spent.pop('rest')
+    self.spent = {heading: self.spent.get(heading, 0.0) + before.get(heading, 0.0) for heading in HEADINGS}
+
+  def go_back(self, spent: Mapping[str, float]) -> None:
+    """Books the time since a checkpoint, whose accounts are these, as work that is done again."""
+    self._settle()
+    lost = sum(self.spent.values()) - sum(spent.values())
+    self.spent = {heading: spent.get(heading, 0.0) for heading in HEADINGS}
+    self.spent['restart'] += lost
+
+  def now(self) -> dict[str, float]:
+    """Seconds by heading until now."""
+    self._settle()
+    return dict(self.spent)
+
+  def write(self, directory: Path, step: int, *, always: bool = True) -> None:
+    """Writes the accounts into the workdir; unless `always`, at most every second, into a bucket every half minute.
+
+    Raises:
+      CheckpointError: if the workdir has vanished.
+    """
+    local = address.is_local(directory)
+    every_secs = WRITE_EVERY_SECS if local else UPLOAD_EVERY_SECS
+    if jax.process_index() == 0 and (always or time.monotonic() - self._written > every_secs):
+      if local and not directory.is_dir():  # Which writing would make anew.
+        raise CheckpointError(f'--workdir: {directory} has vanished; bring it back, and the same command goes on')
+      workdir.write_json(directory / FILE, {'step': step, 'spent': self.now()})
+      self._written, self._step = time.monotonic(), step
+
+  def finish(self, directory: Path) -> None:
+    """Writes the accounts of a run that trained, and says them in a line."""
+    if self._step is None:
+      return
+    with contextlib.suppress(OSError, CheckpointError):  # The run ends for that reason, which is said then.
+      self.write(directory, self._step)
+    if jax.process_index() == 0:
+      log.info(text(self.now()))
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+  """Reads what `write` wrote; None if there is none, or it is not as it was written."""
+  try:
+    written = json.loads((directory / FILE).read_text())
+    total = sum(written['spent'].values())
+    return written if total >= 0 and written['step'] >= 0 and set(written['spent']) == set(HEADINGS) else None
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return None
+
+
+def text(spent: Mapping[str, float]) -> str:
+  """One line: the share of training, then every heading's seconds."""
+  total = sum(spent.values())
+  each = ', '.join(f'{heading} {spent[heading]:.1f} s' for heading in HEADINGS)
+  return f'goodput {100 * spent["step"] / max(total, 1e-9):.1f} % of {total:.1f} s: {each}'
+
+
+_ACCOUNTS: list[Goodput] = []  # The latest, whose run is going on.
+
+
+def _heard(event: str, duration_secs: float, **_: Any) -> None:
+  if event.startswith('/jax/core/compile/'):
+    for accounts in _ACCOUNTS:
+      accounts.compiled(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_heard)

@@ -1,0 +1,62 @@
+"""Model, optimizer and objective from a config: a run that trains and one that is restored agree here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import optax
+from ml_collections import ConfigDict
+
+from mtl_jax.models import multitask
+from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.objectives import Objective, loss_terms, options
+from mtl_jax.run import optimizer
+from mtl_jax.run.state import TrainState, init_state
+from mtl_jax.tasks import LabelStats, Task
+
+
+class Recipe(NamedTuple):
+  """The parts that `init_state` and `train_step` must be given alike."""
+
+  model: MultiTaskModel
+  tx: optax.GradientTransformation
+  objective: Objective
+  ema_decay: float
+
+
+def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: int = 1) -> Recipe:
+  """The recipe of a config for these tasks; steps of an epoch matter to its steps, not to the state they change."""
+  names = loss_terms.names(tasks, config.objective.grain)
+  return Recipe(
+    model=multitask.from_config(config, tasks),
+    tx=optimizer.from_config(config),
+    objective=options.from_config(config, names, steps_per_epoch=steps_per_epoch),
+    ema_decay=config.optimizer.ema_decay,
+  )
+
+
+def state_maker(
+  recipe: Recipe,
+  config: ConfigDict,
+  tasks: Sequence[Task],
+  *,
+  label_stats: Mapping[str, LabelStats],
+  image_size: tuple[int, int],
+) -> Callable[..., TrainState]:
+  """`init_state` of a config, to be jitted: it makes what a checkpoint of such a run restores into.
+
+  Args:
+    recipe: of that config and these tasks.
+    config: the run's.
+    tasks: that it learns.
+    label_stats: of each task; a checkpoint brings its own.
+    image_size: height and width in pixels.
+  """
+  return partial(
+    init_state,
+    seed=config.train.seed,
+    label_stats=label_stats,
+    input_shape=(*image_size, 3),
+    num_losses=len(loss_terms.names(tasks, config.objective.grain)),
+    **recipe._asdict(),
+  )

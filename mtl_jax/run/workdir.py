@@ -1,0 +1,322 @@
+"""A working directory: the configuration and data facts that rebuild its model, and the model restored from it."""
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import mtl_jax
+from mtl_jax import config as configs
+from mtl_jax import tasks
+from mtl_jax.configs import default
+from mtl_jax.data.input import mixture
+from mtl_jax.data.input.mixture import DataSet
+from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
+from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.objectives import losses
+from mtl_jax.objectives.matching import relations
+from mtl_jax.platform import address, atomic_write, file_lock, processes, sharding
+from mtl_jax.platform.address import local_path
+from mtl_jax.run import checkpoint, recipe
+from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.tasks import LabelStats, Task
+
+# Where each kind of run keeps what it has done, and the verb that makes it.
+KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
+LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
+HOLDER = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
+SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
+
+# Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
+WITHOUT_EFFECT = tuple(
+  [f'config.data.{name}' for name in ('dir', 'dirs', 'mode', 'resident_share', 'feature_cache')]
+  + [f'config.train.{name}' for name in ('on_nonfinite', 'max_nonfinite', 'watchdog_secs')]
+  + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
+  + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
+  + [f'config.affinity.{name}' for name in ('networks', 'transfer')]
+  + ['config.train.model_devices']  # As with other devices: the same steps, rounded in another order.
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+  """Facts of the training data that a model needs.
+
+  Attributes:
+    image_size: height and width of the network's input in pixels.
+    tasks: the tasks of the data set, of which the config selects some.
+    checksum: of the prepared set, or of all sets of a mixture.
+  """
+
+  image_size: tuple[int, int]
+  tasks: tuple[Task, ...]
+  checksum: str
+
+  @classmethod
+  def of(cls, store: DataSet) -> 'DataFacts':
+    return cls(store.image_size, store.tasks, store.checksum)
+
+  def to_json(self) -> dict[str, Any]:
+    described = [task.to_json() for task in self.tasks]
+    return {'image_size': list(self.image_size), 'tasks': described, 'checksum': self.checksum}
+
+  @classmethod
+  def from_json(cls, value: dict[str, Any]) -> 'DataFacts':
+    described = tuple(tasks.from_json(task) for task in value['tasks'])
+    return cls(tuple(value['image_size']), described, value['checksum'])
+
+  def selected(self, config: ConfigDict) -> tuple[Task, ...]:
+    """The tasks that the config learns. ConfigError for one, or a weight or head of one, that is not in the data."""
+    named = [f'{task.name}/{label}' for task in self.tasks for label in task.labels]
+    known = [*default.get_config().objective.weights, *(task.name for task in self.tasks), *named]
+    for field, group in (('objective.weights', config.objective.weights), ('model.heads', config.model.heads)):
+      for name in group:
+        configs.choose(name, known, field=f'config.{field}')
+    loss = config.objective.coordinate_loss
+    configs.choose(loss, tuple(losses.COORDINATE_LOSSES), field='config.objective.coordinate_loss')
+    chosen = tasks.select(self.tasks, config.tasks, attributes=config.data.attributes)
+    return tuple(task.with_coordinate_loss(loss) for task in chosen)
+
+
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+  """Holds a working directory for one run; it is made if it is not there.
+
+  One in a bucket is taken from whoever holds it, who notices at the next save: see `check_held`.
+
+  Raises:
+    CheckpointError: while another run holds it, or where it cannot be written or is not seen by all processes.
+    LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
+  """
+  if jax.process_count() != processes.count():
+    raise LauncherError(
+      f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '
+      'start all of them as docs/scale.md says'
+    )
+  if processes.index() != 0:  # The first process holds it for all.
+    _check_shared(workdir, processes.from_first('workdir', None))
+    yield
+    return
+  with _held(workdir):
+    processes.from_first('workdir', HOLDER)
+    yield
+
+
+@contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+  if not address.is_local(workdir):
+    if re.match(r'\w+:/[^/]', str(workdir)):
+      raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
+    atomic_write.write(workdir / LOCK, HOLDER)  # Which takes it from a run that was killed, and from one that lives.
+    yield
+    return
+
+  def refuse() -> NoReturn:
+    raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another')
+
+  with ExitStack() as stack:
+    try:
+      handle = stack.enter_context(file_lock.held(workdir / LOCK, waiting=refuse))
+    except OSError as error:
+      raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
+    handle.truncate(0)
+    handle.write(HOLDER)
+    handle.flush()
+    yield
+
+
+def check_held(workdir: Path) -> None:
+  """Raises CheckpointError, in the first process, where another run has taken a directory in a bucket."""
+  if processes.index() == 0 and not address.is_local(workdir):
+    with address.told(str(workdir), 'read'):
+      holder = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else HOLDER
+    if holder != HOLDER:
+      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder.strip()}; this run saves nothing more')
+
+
+def _check_shared(workdir: Path, holder: str) -> None:
+  """Raises CheckpointError if this process does not see there what process 0 has written."""
+  deadline = time.monotonic() + SHARED_SECS
+  while time.monotonic() < deadline:
+    with suppress(OSError):
+      if (workdir / LOCK).read_text() == holder:
+        return
+    time.sleep(0.1)
+  raise CheckpointError(
+    f'--workdir: {platform.node()} does not see in {workdir} what process 0 writes there; '
+    'name a folder that all hosts share, or one in a bucket (gs://)'
+  )
+
+
+def check_alike(config: ConfigDict, facts: DataFacts) -> None:
+  """Raises CheckpointError if another process was started with another configuration or other data than process 0."""
+  fields = configs.to_json(config)
+  first, checksum = processes.from_first('alike', [fields, facts.checksum])
+  if changed := _changed(first, fields):
+    raise CheckpointError(f'the configuration is not that of process 0: {"; ".join(changed)}')
+  if checksum != facts.checksum:
+    raise CheckpointError(f'config.data: {config.data.dir or config.data.dirs} holds other data here than at process 0')
+
+
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+  """A copy whose data and weights are found from any folder."""
+  config = config.copy_and_resolve_references()
+  if config.model.weights:
+    config.model.weights = str(local_path(config.model.weights).resolve())
+  config.data.update(mixture.absolute_dirs(config.data))
+  if config.data.feature_cache not in ('', 'none'):
+    config.data.feature_cache = str(local_path(config.data.feature_cache).resolve())
+  config.objective.matching.relations = relations.absolute(config.objective.matching.relations)
+  return config
+
+
+def check_kind(workdir: Path, holds: str) -> None:
+  """Raises CheckpointError if another verb has kept something in the directory than the one that keeps in `holds`."""
+  for folder, verb in KEPT.items():
+    if folder != holds and _keeps(workdir, folder):
+      raise CheckpointError(f'--workdir: {workdir} holds what `mtl-jax {verb}` has made; take another')
+
+
+def check_resumable(
+  workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
+) -> None:
+  """Raises CheckpointError if the directory holds a run of another configuration or of other data.
+
+  The data may have moved: their checksum counts, not their place. A run that was refused or stopped before anything
+  was kept of it has nothing to resume, so it may begin anew.
+
+  Args:
+    workdir: the directory.
+    config: the configuration.
+    facts: of the data.
+    holds: the folder in which this kind of run keeps what it has done, of KEPT.
+    allow_config_change: whether another configuration, or other data, will do.
+  """
+  path = workdir / 'config.json'
+  if path.exists() and _keeps(workdir, holds) and not allow_config_change:
+    old_config, old_facts = read(workdir)
+    if changed := _changed(configs.to_json(old_config), configs.to_json(config)):
+      raise CheckpointError(
+        f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
+        'Take another --workdir, or go on with --allow_config_change'
+      )
+    if old_facts != facts:
+      place = config.data.dir or ', '.join(config.data.dirs)
+      raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
+
+
+def _keeps(workdir: Path, folder: str) -> bool:
+  return (workdir / folder).is_dir() and any((workdir / folder).iterdir())
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """The differences of two configurations that a run feels, a text each."""
+  return [field for field in configs.differences(old, new) if field.split(':')[0] not in WITHOUT_EFFECT]
+
+
+def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
+  """Writes config.json and dataset.json, from which the model can be rebuilt."""
+  if jax.process_index() == 0:
+    write_json(workdir / 'dataset.json', {**facts.to_json(), 'mtl_jax': mtl_jax.__version__})
+    write_json(workdir / 'config.json', configs.to_json(config))
+
+
+def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
+  """The configuration and data facts of a run."""
+  config = _read_json(workdir / 'config.json')
+  facts = _read_json(workdir / 'dataset.json')
+  try:
+    return configs.from_json(config), DataFacts.from_json(facts)
+  except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+    reason = f'{type(error).__name__}: {one_line(error)}'
+    version = facts.get('mtl_jax') if isinstance(facts, dict) else None
+    if version not in (None, mtl_jax.__version__):
+      raise CheckpointError(
+        f'{workdir} was written by mtl-jax {version}, and this is {mtl_jax.__version__}, which cannot read it '
+        f'({reason}); install that version: pip install mtl_jax=={version}'
+      ) from error
+    raise CheckpointError(f'{workdir}: config.json or dataset.json is not as it was written ({reason})') from error
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes a file of a run, whole or not at all; its folder is made if need be."""
+  atomic_write.write(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def provenance(store: DataSet) -> dict[str, Any]:
+  """Describes the origin of a result, for its JSON: data, device, versions, date."""
+  return {
+    'data': {'directory': str(store.directory), 'checksum': store.checksum, 'splits': store.split_sizes},
+    'device': jax.devices()[0].device_kind,
+    'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
+    'date': time.strftime('%Y-%m-%d'),
+  }
+
+
+def _read_json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    raise CheckpointError(f'--workdir: {path.parent} holds no run: {path.name} is missing') from None
+  except (OSError, ValueError) as error:
+    raise CheckpointError(f'{path} cannot be read: {one_line(error)}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+  """A model restored for evaluation, on whatever devices there are here.
+
+  Attributes:
+    step: of the checkpoint.
+    variables: the weights to evaluate, the averaged ones where the run kept them.
+  """
+
+  config: ConfigDict
+  facts: DataFacts
+  tasks: tuple[Task, ...]
+  model: MultiTaskModel
+  mesh: Mesh
+  step: int
+  variables: Mapping[str, Any]
+  label_stats: Mapping[str, LabelStats]
+
+
+def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
+  """The model of a run, at the step that was best on validation unless another is asked for."""
+  config, facts = read(workdir)
+  if not (workdir / 'checkpoints').is_dir():
+    check_kind(workdir, 'checkpoints')
+    raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
+  chosen = facts.selected(config)
+  made, mesh = recipe.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
+  label_stats = {task.name: task.empty_stats() for task in chosen}
+  make_state = recipe.state_maker(made, config, chosen, label_stats=label_stats, image_size=facts.image_size)
+  checkpoints = Checkpoints(workdir)
+  try:
+    if step is None:
+      progress = checkpoints.progress()
+      step = progress.best_step or progress.step
+    checkpoints.check(step)
+    like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
+    restored = checkpoints.restore(like, step=step)
+  finally:
+    checkpoints.close()
+  assert restored is not None  # A step that is not there has raised.
+  state = restored[0]
+  return TrainedModel(config, facts, chosen, made.model, mesh, step, state.eval_variables, state.label_stats)
+
+
+def _model_devices(config: ConfigDict) -> int:
+  """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
+  asked = config.train.model_devices
+  return 1 if jax.local_device_count() % asked else asked
