@@ -45,8 +45,8 @@ def train_step(
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
 
   The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`. `sets` is the set of a mixture
-  that each row is of. With `skip_nonfinite` a step of
-  which one metric is not finite changes nothing but the count of steps.
+  that each row is of. With `skip_nonfinite` a step of which one metric is not finite changes nothing but the count of
+  steps.
   """
   forward, objective_key = forward_of(
     state,
