@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.models import multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import Objective, grain, options
+from mtl_jax.objectives import Objective, loss_terms, options
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import LabelStats, Task
@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
 
 def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: int = 1) -> Recipe:
   """The recipe of a config for these tasks; steps of an epoch matter to its steps, not to the state they change."""
-  names = grain.names(tasks, config.objective.grain)
+  names = loss_terms.names(tasks, config.objective.grain)
   return Recipe(
     model=multitask.from_config(config, tasks),
     tx=optimizer.from_config(config),
@@ -58,7 +58,7 @@ def state_maker(
     seed=config.train.seed,
     label_stats=label_stats,
     input_shape=(*image_size, 3),
-    num_losses=len(grain.names(tasks, config.objective.grain)),
+    num_losses=len(loss_terms.names(tasks, config.objective.grain)),
     **recipe._asdict(),
   )
 
