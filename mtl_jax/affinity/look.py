@@ -109,5 +109,5 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
 
 def exact_model(config: ConfigDict, run: Run) -> Any:
   """The run's model, which its step trains, in float32; its parameters are the same."""
-  model = multitask.from_config(with_fields(config, model__dtype='float32'), run.tasks)
+  model = multitask.from_config(with_fields(config, model__dtype='float32').model, run.tasks)
   return model if run.net.frozen is not None else model.clone(frozen=None)

@@ -16,17 +16,17 @@ FIELD = 'config.objective.options'
 KINDS: dict[type, Kind] = {int: whole(-math.inf), float: NUMBER, bool: FLAG, str: TEXT}
 
 
-def task_weights(config: ConfigDict, names: Sequence[str]) -> list[float]:
+def task_weights(settings: ConfigDict, names: Sequence[str]) -> list[float]:
   """Each loss's weight: its own, or its group's, or 1."""
-  weights = config.objective.weights
+  weights = settings.weights
   return [float(weights.get(name, weights.get(name.split('/')[0], 1.0))) for name in names]
 
 
-def from_config(config: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
+def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
   """The objective that `config.objective` asks for.
 
   Args:
-    config: the whole configuration.
+    settings: `config.objective`.
     names: of the losses it balances.
     steps_per_epoch: for the methods that count epochs.
 
@@ -34,13 +34,13 @@ def from_config(config: ConfigDict, names: Sequence[str], *, steps_per_epoch: in
     ConfigError: for an unknown name or option, an option that has not one number for each loss, or settings that the
       method cannot serve.
   """
-  name = choose(config.objective.name, tuple(OBJECTIVES), field='config.objective.name')
-  for option, value in config.objective.options.items():
+  name = choose(settings.name, tuple(OBJECTIVES), field='config.objective.name')
+  for option, value in settings.options.items():
     if isinstance(value, tuple) and len(value) != len(names):
       listed = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
       raise ConfigError(f'{FIELD}.{option} has {len(value)} numbers for {len(names)} losses: {listed}')
-  given = {'weights': task_weights(config, names), 'steps_per_epoch': steps_per_epoch}
-  return build(name, OBJECTIVES[name], config.objective, given=given)
+  given = {'weights': task_weights(settings, names), 'steps_per_epoch': steps_per_epoch}
+  return build(name, OBJECTIVES[name], settings, given=given)
 
 
 def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, given: Mapping[str, Any]) -> Objective:

@@ -28,9 +28,9 @@ def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: i
   """The recipe of a config for these tasks; steps of an epoch matter to its steps, not to the state they change."""
   names = grain.names(tasks, config.objective.grain)
   return Recipe(
-    model=multitask.from_config(config, tasks),
+    model=multitask.from_config(config.model, tasks),
     tx=optimizer.from_config(config),
-    objective=options.from_config(config, names, steps_per_epoch=steps_per_epoch),
+    objective=options.from_config(config.objective, names, steps_per_epoch=steps_per_epoch),
     ema_decay=config.optimizer.ema_decay,
   )
 

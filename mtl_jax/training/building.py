@@ -80,13 +80,13 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     make_order,
     sizes=train.parts or (len(train),),
     rows=rows_by_set(config, train),
-    groups=balance.groups(config, store),
+    groups=balance.groups(config.data, store, seed=config.train.seed),
   )
   order = order_of(config.train.seed)
   train_input = resident.train_input(train, order, mesh, mode=config.data.mode, share=config.data.resident_share)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
   make_state = recipe.state_maker(made, config, tasks, label_stats=label_stats, image_size=store.image_size)
-  settings = gradients.Settings.from_config(config, memory=memory.least_of_processes(memory.total_bytes()))
+  settings = gradients.Settings.from_config(config.objective, memory=memory.least_of_processes(memory.total_bytes()))
   one_step = partial(
     train_step,
     tasks=tasks,
@@ -95,7 +95,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     settings=settings,
     accumulate=config.train.accumulate,
     skip_nonfinite=config.train.on_nonfinite == 'skip',
-    coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
+    coupling=matching.from_config(config.objective, tasks=tasks, known=store.tasks, train=train, val=val),
     **made._asdict(),
   )
   return Run(
@@ -240,7 +240,7 @@ def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[
   """What the backbone starts from, if the config names a file. A checkpoint holds it, so a resumed run needs none."""
   if not config.model.weights:
     return None
-  backbone = multitask.backbone_from_config(config)
+  backbone = multitask.backbone_from_config(config.model)
   return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)
 
 
