@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
-from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
@@ -81,7 +80,7 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
   settings = run.settings
   forward_for = partial(  # Of the whole batch, whatever parts of it the objective asks for.
     forward_of,
-    model=exact_model(run.config, run),
+    model=multitask.from_config(with_fields(run.config, model__dtype='float32').model, run.tasks),
     tasks=run.tasks,
     augmentation=run.augmentation,
     seed=run.config.train.seed,
@@ -105,9 +104,3 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
     ),
     out_shardings=whole,
   )
-
-
-def exact_model(config: ConfigDict, run: Run) -> Any:
-  """The run's model, which its step trains, in float32; its parameters are the same."""
-  model = multitask.from_config(with_fields(config, model__dtype='float32').model, run.tasks)
-  return model if run.net.frozen is not None else model.clone(frozen=None)

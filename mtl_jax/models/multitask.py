@@ -49,8 +49,7 @@ class MultiTaskModel(nn.Module):
     head_features: width of each head's hidden layer.
     head_kinds: for each task by name, which of `HEADS` it has; `mlp` where none is named.
     dtype: type of the computation; parameters are float32.
-    frozen: the stages before `shared` that do not learn. `model.clone(frozen=None)` has the same parameters and
-      takes the frozen stages' outputs instead of images.
+    frozen: the stages before `shared` that do not learn.
   """
 
   shared: Sharing
@@ -59,6 +58,11 @@ class MultiTaskModel(nn.Module):
   head_kinds: Mapping[str, str] = FrozenDict()
   dtype: Any = jnp.float32
   frozen: FrozenStages | None = None
+
+  @property
+  def after_frozen(self) -> 'MultiTaskModel':
+    """The network that reads the frozen stages' outputs instead of images; its parameters are the same."""
+    return self.clone(frozen=None)
 
   def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
@@ -130,7 +134,7 @@ def backbone_from_config(settings: ConfigDict) -> Backbone:
   return backbone_maker(settings)()
 
 
-def backbone_maker(settings: ConfigDict) -> Callable[..., Backbone]:
+def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   """Makes the backbone, a new one at each call.
 
   Raises:

@@ -289,8 +289,8 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
   checkpoints = Checkpoints(workdir)
   try:
     if step is None:
-      clock = checkpoints.clock()
-      step = clock.best_step or clock.step
+      progress = checkpoints.progress()
+      step = progress.best_step or progress.step
     checkpoints.check(step)
     like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
     restored = checkpoints.restore(like, step=step)

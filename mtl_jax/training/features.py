@@ -1,8 +1,4 @@
-"""What frozen stages make of a whole split: computed once, kept in a folder, and read instead of the images.
-
-CACHE/<digest of the key>/features.bin   the outputs, one image after another
-CACHE/<digest of the key>/key.json       what they depend on, their shape and type, and the digest of features.bin
-"""
+"""Features, the outputs of frozen stages for a split: computed once, kept as a derived set, read in place of images."""
 
 import collections
 import dataclasses
@@ -10,106 +6,143 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 import mtl_jax
 from mtl_jax.data.input import augment, pipeline
 from mtl_jax.data.input.augment import network_input
-from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.errors import DataError, Interrupted, one_line
-from mtl_jax.models.frozen import FrozenStages
+from mtl_jax.data.store import derived
+from mtl_jax.data.store.images import Images
+from mtl_jax.errors import DataError, Interrupted
+from mtl_jax.models import multitask
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.platform import address, file_lock, sharding
-from mtl_jax.platform.atomic_dir import new_folder, sync
+from mtl_jax.platform import address, file_lock, processes, sharding
 from mtl_jax.platform.progress_bar import bar
 
 log = logging.getLogger('mtl_jax')
 
-FORMAT = 1  # Of the cache; what another format wrote is never read.
 DISK_SHARE = 0.5  # Of the free disk that features may take; an early stage's are larger than the images.
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-  """The frozen stages' outputs for the splits of one prepared set.
+  """Features of one model's frozen stages: a folder of derived sets, each named by the digest of what it depends on.
 
   Attributes:
-    directory: the folder of all outputs that are kept.
-    frozen: the frozen stages.
-    variables: theirs.
-    checksum: of the prepared set.
+    config: the run's.
+    model: with its frozen stages, if it has any.
+    variables: of the model.
+    checksum: of the prepared set or mixture whose splits are read.
     mesh: the devices that compute.
-    batch_size: images a step.
-    stop: asked after every step: True ends the computation with `Interrupted`.
+    workdir: the run's; by default its features lie beside it, for other runs to share, or in the cache.
+    stop: asked after every step: True ends the computation, of which nothing is kept.
   """
 
-  directory: Path
-  frozen: FrozenStages
+  config: ConfigDict
+  model: MultiTaskModel
   variables: Mapping[str, Any]
   checksum: str
   mesh: Mesh
-  batch_size: int
+  workdir: Path
   stop: Callable[[], bool] = bool
 
-  def replace_images(self, split: Split, name: str) -> Split | None:
-    """The split with features `[n, ...]` in place of its images; they are computed if they are not there.
+  def replace_images(self, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The splits, by name, with features `[n, ...]` in place of images; those that are not there yet are computed.
 
-    Returns:
-      None, and a log line, where they would take too much of the disk.
+    Where there are no frozen stages, or features of all these splits cannot be kept, as they were; a line of the log
+    says why.
 
     Raises:
       DataError: where the folder cannot be written.
-      Interrupted: if `stop` says so. Nothing is kept then.
+      Interrupted: if `stop` says so.
     """
-    key = self._key(split, name)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    process = f'-{jax.process_index()}' if jax.process_index() else ''  # Each process keeps its own copy.
-    folder = self.directory / f'{digest}{process}'
-    with _locked(self.directory, f'.lock{process}'):
-      images = _open(folder, key)
-      if not _everywhere(images is not None):
-        if not _everywhere(self._has_room(split)):
-          return None
-        self._write(split, name, folder, key)
-        images = _open(folder, key)
-    if images is None:
-      raise DataError(f'{folder}: was changed while it was written; start again')
-    log.info('features: %s, %d x %s, in %s', name, len(split), 'x'.join(map(str, images.shape[1:])), folder)
-    replaced = dataclasses.replace(split, images=images)
-    replaced.mask_corrupt(images.corrupt)
-    return replaced
+    frozen = self.model.frozen
+    if frozen is None:
+      return dict(splits)
+    if frozen.drift or self.config.data.feature_cache == 'none':
+      why = 'their batch statistics drift' if frozen.drift else 'config.data.feature_cache is none'
+      log.info('features: not kept, the frozen stages run in every step: %s', why)
+      return dict(splits)
+    waiting = functools.partial(log.info, 'features: waiting for another run that is computing in %s', self.directory)
+    try:
+      with file_lock.held(self.directory / f'.lock{_own()}', waiting=waiting):  # Runs that start together compute once.
+        found = self._found(splits)
+    except OSError as error:
+      what = f'cannot write into {self.directory}: {error.strerror}'
+      raise DataError(f'config.data.feature_cache: {what}; name a folder') from error
+    replaced = {name: dataclasses.replace(splits[name], images=images) for name, images in found.items()}
+    for split in replaced.values():
+      split.mask_corrupt(np.arange(len(split)))
+    return {**splits, **replaced}
 
-  def _key(self, split: Split, name: str) -> dict[str, Any]:
-    """All that the outputs depend on, and how they are written."""
-    output = self._output(split)
-    return {
-      'format': FORMAT,
+  @property
+  def directory(self) -> Path:
+    """The folder; `config.data.feature_cache` has it, if it says anything."""
+    beside = self.workdir.resolve().parent if address.is_local(self.workdir) else address.cache()
+    return Path(self.config.data.feature_cache or beside / 'features')
+
+  def _found(self, splits: Mapping[str, Split]) -> dict[str, Images]:
+    """The features of these splits, computed if need be; none, and a line in the log, where they take too much disk."""
+    places = {name: self._place(split, name) for name, split in splits.items()}
+    found = {name: _opened(*place) for name, place in places.items()}
+    here = [[name for name, images in found.items() if images is None], shutil.disk_usage(self.directory).free]
+    everywhere = processes.gather('features', here)  # All compute together or not at all.
+    missing = {name: split for name, split in splits.items() if any(name in names for names, _ in everywhere)}
+    rows = [places[name][1] for name in missing]
+    needed = sum(math.prod(one['shape']) * np.dtype(one['dtype']).itemsize for one in rows)
+    free = min(free for _, free in everywhere)
+    if needed > DISK_SHARE * free:
+      sizes = f'{needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB free in {self.directory}'
+      log.warning('warning: features: not kept, the frozen stages run in every step: they take %s', sizes)
+      return {}
+    for name, split in missing.items():
+      folder, made_of = places[name]
+      title, primary = f'features of {name}', jax.process_index() == 0
+      with bar(len(split), description=title, unit='image', enabled=primary) as progress:
+        batches, corrupt = self._computed(split), split.corrupt_rows
+        derived.write_rows(folder, batches, made_of, corrupt=corrupt, advance=progress.update)
+      found[name] = derived.open_rows(folder, made_of)
+    for name, (folder, made_of) in places.items():
+      log.info('features: %s, %s of %s, in %s', name, made_of['shape'], made_of['dtype'], folder)
+    return found
+
+  def _place(self, split: Split, name: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a split's features, and all that they depend on."""
+    rows = jax.eval_shape(self._compiled, self._frozen, jax.ShapeDtypeStruct(split.images.shape, split.images.dtype))
+    backbone = [self.config.model.backbone, str(multitask.backbone_maker(self.config.model).keywords)]
+    made_of = {
       'version': mtl_jax.__version__,
-      'data': self.checksum,
-      'split': name,
-      'pixels': {'shape': list(split.images.shape), 'mean': augment.MEAN, 'std': augment.STD},
-      'stages': [_described(self.frozen.make), self.frozen.num_frozen, self.frozen.pooled],
+      'data': [self.checksum, name],
+      'pixels': [list(split.images.shape[1:]), list(augment.MEAN), list(augment.STD)],
+      'stages': [*backbone, self.model.frozen.num_frozen, self.model.frozen.pooled],
       'weights': self._weights_digest,
-      'shape': [len(split), *output.shape[1:]],
-      'dtype': str(output.dtype),
+      'shape': list(rows.shape),
+      'dtype': str(rows.dtype),
     }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
+    return self.directory / f'{digest}{_own()}', made_of
+
+  @property
+  def _frozen(self) -> dict[str, Any]:
+    """The variables of the frozen stages."""
+    return {'frozen': self.variables['frozen']['frozen']}
 
   @functools.cached_property
   def _weights_digest(self) -> str:
     """Over the names, shapes and values of the frozen variables."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(jax.device_get(self.variables)):
+    for path, leaf in jax.tree.leaves_with_path(jax.device_get(self._frozen)):
       digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
       digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
@@ -117,184 +150,42 @@ class FeatureCache:
   @functools.cached_property
   def _compiled(self) -> Callable[[Any, Any], jax.Array]:
     def outputs(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-      return self.frozen.apply({'frozen': variables}, network_input(images), train=False)  # pyright: ignore
+      return self.model.frozen.apply(variables, network_input(images), train=False)  # pyright: ignore
 
     return jax.jit(outputs, out_shardings=sharding.replicated(self.mesh))
 
-  def _output(self, split: Split) -> Any:
-    images = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype)
-    return jax.eval_shape(self._compiled, self.variables, images)
-
-  def _has_room(self, split: Split) -> bool:
-    output = self._output(split)
-    needed, free = len(split) * output.size * output.dtype.itemsize, shutil.disk_usage(self.directory).free
-    if needed > DISK_SHARE * free:
-      sizes = f'{needed / 1e9:.1f} GB of the {free / 1e9:.1f} GB free in {self.directory}'
-      log.warning('warning: features: not kept, the frozen stages run in every step: they take %s', sizes)
-    return needed <= DISK_SHARE * free
-
-  def _write(self, split: Split, name: str, folder: Path, key: dict[str, Any]) -> None:
-    """Computes the outputs, each process with its share of the rows, and writes them all, whole or not at all."""
-    shutil.rmtree(folder, ignore_errors=True)  # What was damaged.
-    primary, digest = jax.process_index() == 0, hashlib.sha256()
-    try:
-      with (
-        new_folder(folder) as partial,
-        bar(len(split), description=f'features of {name}', unit='image', enabled=primary) as progress,
-      ):
-        with (partial / 'features.bin').open('wb') as file:
-          for rows in self._computed(split):
-            content = np.ascontiguousarray(rows).tobytes()
-            file.write(content)
-            digest.update(content)
-            progress.update(len(rows))
-            if self.stop():
-              raise Interrupted('interrupted while features were computed; the same command starts with them again')
-        facts = {**key, 'sha256': digest.hexdigest(), 'corrupt': split.corrupt_rows()}
-        (partial / 'key.json').write_text(json.dumps(facts, indent=2) + '\n')
-        for written in ('features.bin', 'key.json'):
-          sync(partial / written)
-    except DataError as error:
-      raise DataError(f'config.data.feature_cache: {error}') from error
-
-  def _computed(self, split: Split) -> Iterator[np.ndarray]:
-    """The outputs of all rows in order, a batch at a time; the devices are a few batches ahead."""
-    batch_size = -(-self.batch_size // jax.device_count()) * jax.device_count()
+  def _computed(self, split: Split) -> Iterator[Shaped[np.ndarray, 'b ...']]:
+    """The features of all rows in order, a batch at a time; the devices are a few batches ahead."""
+    batch_size = -(-self.config.eval.batch_size // jax.device_count()) * jax.device_count()
     local = sharding.local_rows(batch_size, field='eval.batch_size')
-    rows = sharding.by_rows(self.mesh)
+    by_rows = sharding.by_rows(self.mesh)
 
     def make(positions: np.ndarray) -> Any:
-      return sharding.to_global(split.images.take(np.maximum(positions[local], 0), axis=0), rows)
+      return sharding.to_global(split.images.take(np.maximum(positions[local], 0), axis=0), by_rows)
 
     ahead: collections.deque[jax.Array] = collections.deque()
     left = len(split)
     for images in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size)):
-      ahead.append(self._compiled(self.variables, images))
+      ahead.append(self._compiled(self._frozen, images))
       if len(ahead) > 2:
-        outputs = np.asarray(ahead.popleft())
-        yield outputs[:left]
-        left -= len(outputs)
+        yield np.asarray(ahead.popleft())
+        left -= batch_size
+      if self.stop():
+        raise Interrupted('interrupted while features were computed; the same command starts with them again')
     for last in ahead:
       yield np.asarray(last)[:left]
-      left -= len(last)
+      left -= batch_size
 
 
-def open_cache(
-  config: ConfigDict,
-  model: MultiTaskModel,
-  variables: Mapping[str, Any],
-  *,
-  workdir: Path,
-  data: DataSet,
-  mesh: Mesh,
-  stop: Callable[[], bool] = bool,
-) -> FeatureCache | None:
-  """The features of a run's frozen stages; None, and a log line that says why, where none can be kept.
-
-  Args:
-    config: the run's.
-    model: with its frozen stages, if it has any.
-    variables: of the model.
-    workdir: the run's; by default its features lie beside it, for other runs to share, or in the cache.
-    data: the prepared set, or mixture, whose splits will be read.
-    mesh: the devices that compute.
-    stop: True ends a computation with `Interrupted`.
-  """
-  if model.frozen is None:
-    return None
-  if model.frozen.drift or config.data.feature_cache == 'none':
-    why = 'their batch statistics drift' if model.frozen.drift else 'config.data.feature_cache is none'
-    log.info('features: not kept, the frozen stages run in every step: %s', why)
-    return None
-  beside = workdir.resolve().parent if address.is_local(workdir) else address.cache()
-  return FeatureCache(
-    directory=Path(config.data.feature_cache or beside / 'features'),
-    frozen=model.frozen,
-    variables=variables['frozen']['frozen'],
-    checksum=data.checksum,
-    mesh=mesh,
-    batch_size=config.eval.batch_size,
-    stop=stop,
-  )
-
-
-class Features:
-  """Features `[n, ...]` mapped from the disk, to be used like the images that they were computed from.
-
-  Attributes:
-    corrupt: positions whose image was corrupt, and another was taken in its place.
-  """
-
-  def __init__(self, values: np.ndarray, corrupt: Sequence[int]):
-    self.values, self.corrupt = values, np.asarray(corrupt, np.int64)
-    self.shape, self.dtype, self.nbytes = values.shape, values.dtype, values.nbytes
-
-  def __len__(self) -> int:
-    return len(self.values)
-
-  @property
-  def num_corrupt(self) -> int:
-    return len(self.corrupt)
-
-  def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-    """The features at these positions."""
-    return self.values.take(rows, axis=axis)
-
-  def good(self, rows: np.ndarray) -> np.ndarray:
-    """Which of these positions hold features of their own image, bool `[b]`."""
-    return ~np.isin(rows, self.corrupt)
-
-  def __getitem__(self, index: Any) -> np.ndarray:
-    return self.values[index]
-
-
-def _open(folder: Path, key: dict[str, Any]) -> Features | None:
-  """The features in a folder, mapped from the disk; None if they are not there, or not as they were written."""
-  path = folder / 'features.bin'
+def _opened(folder: Path, made_of: dict[str, Any]) -> Images | None:
+  """What is kept there; None where nothing is, or, with a line in the log, where it is damaged."""
   try:
-    written = json.loads((folder / 'key.json').read_text())
-    with path.open('rb') as file:
-      digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  except FileNotFoundError:
+    return derived.open_rows(folder, made_of) if folder.exists() else None
+  except (DataError, OSError, ValueError, LookupError, TypeError) as error:
+    log.warning('warning: features are computed anew, for those that were kept are damaged: %s', error)
     return None
-  except (OSError, ValueError) as error:
-    log.warning('warning: %s cannot be read and is computed anew: %s', folder, one_line(error))
-    return None
-  corrupt = written.pop('corrupt', ())
-  if written != {**json.loads(json.dumps(key)), 'sha256': digest}:
-    log.warning('warning: %s was changed since it was written and is computed anew', folder)
-    return None
-  return Features(np.memmap(path, dtype=np.dtype(key['dtype']), mode='r', shape=tuple(key['shape'])), corrupt)
 
 
-@contextmanager
-def _locked(cache: Path, name: str) -> Iterator[None]:
-  """Holds the cache, so that two runs that start together do not both compute."""
-  waiting = functools.partial(log.info, 'features: waiting for another run that is computing in %s', cache)
-  with ExitStack() as stack:
-    try:
-      stack.enter_context(file_lock.held(cache / name, waiting=waiting))
-    except OSError as error:
-      raise DataError(
-        f'config.data.feature_cache: cannot write into {cache}: {error.strerror}; name a folder'
-      ) from error
-    yield
-
-
-def _everywhere(here: bool) -> bool:
-  """Whether all processes say so: they compute together or not at all."""
-  if jax.process_count() == 1:
-    return here
-  return bool(multihost_utils.process_allgather(np.bool_(here)).all())
-
-
-def _described(value: Any) -> Any:
-  """A function that makes a backbone, or an argument of it, as JSON that is the same in every process."""
-  if isinstance(value, functools.partial):
-    keywords = {name: _described(item) for name, item in sorted(value.keywords.items())}
-    return [_described(value.func), [_described(item) for item in value.args], keywords]
-  if isinstance(value, tuple | list):
-    return [_described(item) for item in value]
-  if value is None or isinstance(value, bool | int | float | str):
-    return value
-  return f'{value.__module__}.{value.__qualname__}'
+def _own() -> str:
+  """What ends the names of this process's files: each process keeps its own copy."""
+  return f'-{jax.process_index()}' if jax.process_index() else ''

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int32, Key
 
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
+from mtl_jax.evaluation.step import network_and_input
 from mtl_jax.objectives import Objective, grain
 from mtl_jax.objectives.matching import Coupling
 from mtl_jax.run.state import TrainState
@@ -103,9 +104,9 @@ def forward_of(
     parts: into how many parts of the batch each of them is split.
   """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  pixels = augment.network_input(batch['image'])
+  model, inputs = network_and_input(model, batch)
   images, labels, mask = augment.augment(
-    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
+    inputs, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   weights = auxiliary = None
   if coupling is not None:
