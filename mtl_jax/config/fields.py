@@ -9,21 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from mtl_jax.config.kinds import (
-  FLAG,
-  NAMES,
-  OPTION,
-  TASKS,
-  TEXT,
-  Kind,
-  Open,
-  choice,
-  real,
-  require,
-  several,
-  text,
-  whole,
-)
+from mtl_jax.config import kinds
+from mtl_jax.config.kinds import FLAG, NAMES, OPTION, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Field:
 
   def __post_init__(self) -> None:
     if isinstance(self.kind, Kind):  # So a number needs a kind of numbers, which has a range.
-      require(self.default, self.kind, field=self.name)
+      kinds.require(self.default, self.kind, field=self.name)
 
 
 SHARE, AT_LEAST_0, POSITIVE = real(0, 1), real(0), real(0, above=True)
@@ -77,8 +64,7 @@ _DECLARED = (
     'Where batches come from: resident (the train split in device memory, a large one divided over the devices), '
     'streamed (read from the prepared set while the devices compute), or auto: resident where it fits. Both give the '
     'same bits.', resumable=True),
-  Field('data.resident_share', 0.5, SHARE,
-    "Largest share of a device's memory that auto lets the split take.", resumable=True),
+  Field('data.resident_share', 0.5, SHARE, "Largest share of a device's memory for the split in auto.", resumable=True),
   Field('data.corrupt_share', 0.001, SHARE,
     "Largest share of a set's images that may turn out to be corrupt before the run stops. One that does is named "
     'once; another image takes its place, and its labels are masked.'),
@@ -95,12 +81,10 @@ _DECLARED = (
   Field('data.augment.shift', 0.05, real(0, 0.5), 'Largest shift, as a fraction of the side.'),
   Field('data.augment.zoom', 0.1, SHARE, 'Largest change of scale: 0.1 draws from 1/1.1 to 1.1.'),
   Field('data.augment.rotate', 0.0, real(0, 180), 'Largest turn, in degrees.'),
-  Field('data.augment.brightness', 0.1, AT_LEAST_0,
-    "Largest change of brightness, in standard deviations of ImageNet's pixels."),
+  Field('data.augment.brightness', 0.1, AT_LEAST_0, "Largest change, in standard deviations of ImageNet's pixels."),
   Field('data.augment.contrast', 0.1, SHARE, 'Largest relative change of contrast.'),
 
-  Field('model.backbone', 'resnet18', TEXT,
-    'The network that reads images; BACKBONES in models/multitask.py lists them.'),
+  Field('model.backbone', 'resnet18', TEXT, 'The network that reads images: see BACKBONES in models/multitask.py.'),
   Field('model.width', 0, COUNT_OR_0,
     "Features of the backbone's first layer, all others in proportion; 0 is the published network."),
   Field('model.sharing', 'hard', TEXT, 'How tasks share the backbone: see models/sharing.'),
@@ -118,8 +102,7 @@ _DECLARED = (
   Field('model.norm_rows', 0, COUNT_OR_0,
     'Rows over which batch norm takes its statistics at a time (rows a device: then devices do not wait for each '
     'other); 0: all of the batch.'),
-  Field('model.remat', False, FLAG,
-    'Keep less for the backward pass and compute it again: a third more work for less memory.'),
+  Field('model.remat', False, FLAG, 'Compute again in the backward pass: a third more work for less memory.'),
   Field('model.head_features', 256, COUNT, 'Width of the hidden layers of all heads but linear.'),
   Field('model.dtype', 'auto', choice('auto', 'float32', 'bfloat16'),
     'Type of the computation; auto: bfloat16 on GPU and TPU.'),
@@ -176,10 +159,8 @@ _DECLARED = (
   Field('objective.matching.relevance', False, FLAG,
     'Weigh targets by the share of their entropy that the source explains, not alike.'),
   Field('objective.matching.clip', 1e-3, real(1e-6, 0.25), 'q lies between this and 1 less it.'),
-  Field('objective.matching.ramp_steps', 0, COUNT_OR_0,
-    'Steps over which the weights of both losses grow linearly from 0.'),
-  Field('objective.standardize', True, FLAG,
-    "Learn coordinates in units of the train split's spread; False: in [0, 1]."),
+  Field('objective.matching.ramp_steps', 0, COUNT_OR_0, "Steps in which both losses' weights grow linearly from 0."),
+  Field('objective.standardize', True, FLAG, "Learn coordinates in units of the train split's spread, not [0, 1]."),
   Field('objective.coordinate_loss', 'squared', TEXT,
     'Loss of landmarks, in units of objective.standardize: squared, l1, smooth_l1 or wing.'),
 
@@ -187,8 +168,7 @@ _DECLARED = (
   Field('optimizer.learning_rate', 1e-3, AT_LEAST_0, 'The largest learning rate, at the end of the warm-up.'),
   Field('optimizer.schedule', 'cosine', choice('cosine', 'constant'),
     'Learning rate after the warm-up; cosine: to zero at the last step.'),
-  Field('optimizer.warmup_steps', 0, COUNT_OR_0,
-    'Steps of linear warm-up, part of train.steps, of which at least one is none.'),
+  Field('optimizer.warmup_steps', 0, COUNT_OR_0, 'Steps of linear warm-up, part of train.steps, at most all but one.'),
   Field('optimizer.weight_decay', 1e-4, AT_LEAST_0,
     'Decay of kernels only; decoupled in adamw, added to the gradient in adam and sgd.'),
   Field('optimizer.momentum', 0.9, SHARE, 'Momentum of sgd (Nesterov).'),
@@ -216,18 +196,15 @@ _DECLARED = (
     'Seconds in which nothing is completed (a step, a batch of an evaluation, a save) until the run is ended with '
     'exit code 4; compiling does not count. 0: never.', resumable=True),
 
-  Field('eval.every_steps', 1_000, COUNT_OR_0,
-    'Steps between evaluations on the validation split; 0: only at the end.'),
+  Field('eval.every_steps', 1_000, COUNT_OR_0, 'Steps between evaluations on validation; 0: only at the end.'),
   Field('eval.batch_size', 256, COUNT, 'Examples in a step of an evaluation.'),
   Field('eval.metric', 'loss', TEXT,
     'What picks the best checkpoint: loss, `<task>/<metric>`, `*/<metric>` (mean over tasks).'),
   Field('eval.patience', 0, COUNT_OR_0, 'Stop after so many evaluations without a better one; 0 never stops early.'),
 
-  Field('checkpoint.every_steps', 1_000, COUNT,
-    'Steps between saves for resuming; the best one on validation is kept besides.'),
+  Field('checkpoint.every_steps', 1_000, COUNT, 'Steps between saves for resuming; the best one is kept too.'),
 
-  Field('study.arms', ('single', 'joint'), NAMES,
-    'What is compared, the reference first: see study/arms.py.', resumable=True),
+  Field('study.arms', ('single', 'joint'), NAMES, 'What is compared, reference first: study/arms.py.', resumable=True),
   Field('study.variants', {}, Open(TEXT),
     'More arms: the joint model with some fields set, by name, as `objective.name=uncertainty train.batch_size=64`.'),
   Field('study.num_seeds', 5, whole(1, 100_000),
