@@ -65,5 +65,7 @@ def state_maker(
 
 def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
   """The weights that the backbone starts from, if the config names a file; a run that resumes has them already."""
-  path = config.model.weights
-  return pretrained.load(Path(path), multitask.backbone_from_config(config.model), image_size=image_size) if path else None
+  if not config.model.weights:
+    return None
+  backbone = multitask.backbone_from_config(config.model)
+  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)
