@@ -53,7 +53,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     parent = parent[group]
   with parent.unlocked():
     if node is OPTION and leaf in parent:
-      del parent[leaf]  # Its type binds nobody.
+      delattr(parent, leaf)  # Its type binds nobody.
     parent[leaf] = value
 
 
