@@ -18,11 +18,11 @@ from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask
 from mtl_jax.platform import sharding
-from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run import checkpoint, features, workdir
 from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
-from mtl_jax.training import building, features, loop
-from mtl_jax.training.features import FeatureCache
+from mtl_jax.training import building, loop
 from mtl_jax.training.progress import read_metrics
 
 PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}

@@ -15,9 +15,9 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
-from mtl_jax.training.features import FeatureCache
 
 log = logging.getLogger('mtl_jax')
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import platform
 import re
@@ -29,6 +30,8 @@ from mtl_jax.platform.address import local_path
 from mtl_jax.run import checkpoint, recipe
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.tasks import LabelStats, Task
+
+log = logging.getLogger('mtl_jax')
 
 # Where each kind of run keeps what it has done, and the verb that makes it.
 KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
@@ -103,10 +106,12 @@ def lock(workdir: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(workdir: Path) -> Iterator[None]:
+  if re.match(r'\w+:/[^/]', str(workdir)):  # As Path('gs://b/run') writes it.
+    raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
   if not address.is_local(workdir):
-    if re.match(r'\w+:/[^/]', str(workdir)):
-      raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
-    atomic_write.write(workdir / LOCK, HOLDER)  # Which takes it from a run that was killed, and from one that lives.
+    if before := _holder(workdir):
+      log.info('%s is taken over from %s; if that still runs, it ends at its next save', workdir, before)
+    atomic_write.write(workdir / LOCK, HOLDER)
     yield
     return
 
@@ -127,10 +132,15 @@ def _held(workdir: Path) -> Iterator[None]:
 def check_held(workdir: Path) -> None:
   """Raises CheckpointError, in the first process, where another run has taken a directory in a bucket."""
   if processes.index() == 0 and not address.is_local(workdir):
-    with address.told(str(workdir), 'read'):
-      holder = (workdir / LOCK).read_text() if (workdir / LOCK).exists() else HOLDER
-    if holder != HOLDER:
-      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder.strip()}; this run saves nothing more')
+    holder = _holder(workdir)
+    if holder not in ('', HOLDER.strip()):
+      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder}; this run saves nothing more')
+
+
+def _holder(workdir: Path) -> str:
+  """The process that took a directory in a bucket last, in words; empty where none has."""
+  with address.told(str(workdir), 'read'):
+    return (workdir / LOCK).read_text().strip() if (workdir / LOCK).exists() else ''
 
 
 def _check_shared(workdir: Path, holder: str) -> None:

@@ -24,11 +24,11 @@ from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import sharding
-from mtl_jax.run import optimizer
+from mtl_jax.run import optimizer, recipe
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.training import building
 from mtl_jax.training.building import Run
-from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import repeat
 
 
@@ -142,7 +142,7 @@ def build(
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   splits = {'train': run.train, 'val': run.val, 'test': mixture.load_split(store, 'test', run.tasks)}
-  weights = building.pretrained_weights(run)
+  weights = recipe.pretrained_weights(config, store.image_size)
   if run.model.frozen is not None and run.augmentation == Augmentation():  # Else each replica has stages of its own.
     state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
     kept_in = directory / 'model'

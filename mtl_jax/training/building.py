@@ -17,17 +17,16 @@ from mtl_jax.data.input import balance, resident
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Input, Split
-from mtl_jax.data.input.sampler import Order, make_order
+from mtl_jax.data.input.sampler import Order, interleaved, make_order
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models import multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.run import optimizer, recipe, workdir
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import gradients, splits
-from mtl_jax.training.features import FeatureCache
 from mtl_jax.training.step import Metrics, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
@@ -133,6 +132,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
   train, val, label_stats = splits.load(config, store, tasks)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
   settings = gradients.Settings.from_config(config.objective, memory=memory.least_of_processes(memory.total_bytes()))
+  rows = splits.rows_by_set(config, train)
   return Run(
     config=config,
     store=store,
@@ -144,7 +144,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     make_order=partial(
       make_order,
       sizes=train.parts or (len(train),),
-      rows=splits.rows_by_set(config, train),
+      rows=rows,
       groups=balance.groups(config.data, store, seed=config.train.seed),
     ),
     model=made.model,
@@ -157,6 +157,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
       seed=config.train.seed,
       settings=settings,
       accumulate=config.train.accumulate,
+      sets=interleaved(rows),
       skip_nonfinite=config.train.on_nonfinite == 'skip',
       coupling=matching.from_config(config.objective, tasks=tasks, known=store.tasks, train=train, val=val),
       **made._asdict(),
@@ -173,14 +174,6 @@ def on_features(run: Run, variables: Mapping[str, Any], workdir: Path, *, stop: 
     log.info('features: not kept for train, whose images are augmented; config.data.augment has it')
   cache = FeatureCache(run.config, run.model, variables, run.store.checksum, run.mesh, workdir, stop)
   return dataclasses.replace(run, **cache.replace_images(own))
-
-
-def pretrained_weights(run: Run) -> dict[str, Any] | None:
-  """What the backbone starts from, if the config names a file. A checkpoint holds it, so a resumed run needs none."""
-  if not run.config.model.weights:
-    return None
-  backbone = multitask.backbone_from_config(run.config.model)
-  return pretrained.load(Path(run.config.model.weights), backbone, image_size=run.store.image_size)
 
 
 def steps_between_looks(config: ConfigDict) -> int:

@@ -14,9 +14,7 @@ from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import ConfigError
 from mtl_jax.platform import memory, sharding
 
-Source = dict[
-  str, Any
-]  # Inputs by name, as image uint8 [r, h*w*3], labels, mask, example_id: on each device its rows, see `place`.
+Source = dict[str, Any]  # The rows on each device: inputs, such as image uint8 [r, h*w*3], labels, mask, example_id.
 Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positions of the rows it needs, sorted.
 
 

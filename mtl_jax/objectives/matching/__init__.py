@@ -56,7 +56,7 @@ class Related:
 
   @property
   def units(self) -> tuple[int, ...]:
-    """Which targets are yes or no, as the paper's action units."""
+    """True for targets that are yes or no, as the paper's action units."""
     return tuple(i for i, target in enumerate(self.targets) if target.classes == ('no', 'yes'))
 
   @property
@@ -126,8 +126,7 @@ class Coupling:
     return weighted
 
   def _matching(self, relation: Related, outputs: Arrays, labels: Arrays, mask: Arrays, label_stats: Arrays) -> Array:
-    """Of predictions alone, over all rows, labelled or not; a mean over targets where the paper has a sum."""
-    del labels, mask
+    """The loss of predictions alone, over all rows, labelled or not; a mean over targets where the paper has a sum."""
     settings = self.settings
     how = {'divergence': settings.divergence, 'stop_gradient': settings.stop_gradient, 'eps': settings.clip}
     log_source = relation.source.log_p(outputs, label_stats)
@@ -190,7 +189,7 @@ class _Completed:
 def from_config(
   objective: ConfigDict, *, tasks: Sequence[Task], known: Sequence[Task], train: Split, val: Split | None
 ) -> Coupling | None:
-  """What `config.objective.matching` asks for, its tables counted; None where it asks for nothing.
+  """Builds what `config.objective.matching` asks for, its tables counted; None where it asks for nothing.
 
   A run of one task of a relation alone has nothing to couple, and gets None too.
 
