@@ -17,7 +17,7 @@ from mtl_jax.data.input import balance, resident
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Input, Split
-from mtl_jax.data.input.sampler import Order, make_order
+from mtl_jax.data.input.sampler import Order, interleaved, make_order
 from mtl_jax.evaluation import evaluate
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import matching
@@ -131,7 +131,8 @@ def build(config: ConfigDict, store: DataSet) -> Run:
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = splits.load(config, store, tasks)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
-  settings = gradients.Settings.from_config(config, memory=memory.least_of_processes(memory.total_bytes()))
+  settings = gradients.Settings.from_config(config.objective, memory=memory.least_of_processes(memory.total_bytes()))
+  rows = splits.rows_by_set(config, train)
   return Run(
     config=config,
     store=store,
@@ -143,8 +144,8 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     make_order=partial(
       make_order,
       sizes=train.parts or (len(train),),
-      rows=splits.rows_by_set(config, train),
-      groups=balance.groups(config, store),
+      rows=rows,
+      groups=balance.groups(config.data, store, seed=config.train.seed),
     ),
     model=made.model,
     settings=settings,
@@ -156,8 +157,9 @@ def build(config: ConfigDict, store: DataSet) -> Run:
       seed=config.train.seed,
       settings=settings,
       accumulate=config.train.accumulate,
+      sets=interleaved(rows),
       skip_nonfinite=config.train.on_nonfinite == 'skip',
-      coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
+      coupling=matching.from_config(config.objective, tasks=tasks, known=store.tasks, train=train, val=val),
       **made._asdict(),
     ),
   )
