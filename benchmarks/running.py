@@ -75,9 +75,7 @@ def make_run(workload: Workload, split: Split, *, mode: str, train_input: Input 
     schedule=optimizer.schedule(config(workload.batch)),
     make_state=workload.make_state,
     one_step=one_step,
-    compiled_steps=building.compile_steps(
-      one_step, train_input, mesh, workload.make_state, unroll=building.unrolled(split)
-    ),
+    compiled_steps=building.compile_steps(one_step, train_input, mesh, workload.make_state),
     compiled_eval_step=evaluate.compile_eval_step(workload.model, workload.tasks, mesh),
   )
 

@@ -81,7 +81,7 @@ class Program:
       batch = resident.take_rows(source, positions, image_shape=image_shape)
       return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
-    return repeat(step, unroll=building.unrolled(self.run.train))(state, positions)
+    return repeat(step)(state, positions)
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""

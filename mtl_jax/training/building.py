@@ -66,9 +66,9 @@ class Run:
   @property
   def steps_per_dispatch(self) -> int:
     asked = self.config.train.steps_per_dispatch
-    if asked or unrolled(self.train):
-      return asked or 1
-    return 8 if self.train.images.dtype == np.uint8 else steps_between_looks(self.config)
+    if asked or self.train.images.dtype != np.uint8:
+      return asked or steps_between_looks(self.config)
+    return 1 if jax.default_backend() == 'cpu' else 8  # A CPU gains nothing, and would hear signals later.
 
 
 def build(config: ConfigDict, store: DataSet) -> Run:
@@ -115,7 +115,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     schedule=optimizer.schedule(config),
     make_state=make_state,
     one_step=one_step,
-    compiled_steps=compile_steps(one_step, train_input, mesh, make_state, unroll=unrolled(train)),
+    compiled_steps=compile_steps(one_step, train_input, mesh, make_state),
     compiled_eval_step=evaluate.compile_eval_step(made.model, tasks, mesh),
   )
 
@@ -137,24 +137,16 @@ def dispatches(run: Run, looks: Sequence[int], step: int = 0) -> Iterator[tuple[
     step += size
 
 
-def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, make_state: Any, *, unroll: bool) -> Any:
+def compile_steps(one_step: Any, train_input: Input, mesh: Mesh, make_state: Any) -> Any:
   """Several steps in one call, jitted on the mesh."""
   state = sharding.of_state(mesh, make_state)
   return jax.jit(
-    repeat_fetching(one_step, train_input.fetch, unroll=unroll),
+    repeat_fetching(one_step, train_input.fetch),
     donate_argnums=0,
     compiler_options=xla.step_options(),
     in_shardings=(state, sharding.by_rows(mesh), sharding.by_rows(mesh, axis=1)),
     out_shardings=(state, sharding.replicated(mesh)),
   )
-
-
-def unrolled(split: Split) -> bool:
-  """Whether steps are compiled one after another, not in a loop: on a CPU a loop makes convolutions slow.
-
-  Features `[n, f]` meet none.
-  """
-  return jax.default_backend() == 'cpu' and len(split.images.shape) > 2
 
 
 def on_features(
@@ -191,7 +183,7 @@ def on_features(
   train_input = resident.train_input(
     train, run.order, run.mesh, mode=config.data.mode, share=config.data.resident_share
   )
-  compiled = compile_steps(one_step, train_input, run.mesh, run.make_state, unroll=unrolled(train))
+  compiled = compile_steps(one_step, train_input, run.mesh, run.make_state)
   run = dataclasses.replace(
     run, train=train, input=train_input, net=headless, one_step=one_step, compiled_steps=compiled
   )
