@@ -28,7 +28,7 @@ from mtl_jax.config import validate
 from mtl_jax.configs import default
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
-from mtl_jax.data.input.pipeline import load_split, streamed_input
+from mtl_jax.data.input.pipeline import load_split
 from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.data.store.images import ENCODINGS, THREADS
 from mtl_jax.data.store.reader import Store, open_store
@@ -129,7 +129,7 @@ def training(stores: dict[str, Store], options: argparse.Namespace, *, bare: Row
   decoded = load_split(stores['decoded'], 'train', streamed.tasks)
   runs = {
     'streamed jpeg': streamed,
-    'streamed decoded': dataclasses.replace(streamed, train=decoded, input=streamed_input(decoded, reason='')),
+    'streamed decoded': dataclasses.replace(streamed, train=decoded),
     'resident': building.build(config(stores['jpeg'], 'resident', options), stores['jpeg']),
   }
   steppers = {'constant': Stepper(streamed, constant=True)}

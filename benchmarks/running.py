@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import absent  # noqa: F401
@@ -12,12 +13,10 @@ import numpy as np
 from workload import Workload, check_losses, config, make_rows
 
 from mtl_jax.data.input import resident
-from mtl_jax.data.input.pipeline import Input, Split, streamed_input
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.input.sampler import make_order
-from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import sharding
-from mtl_jax.run import optimizer
-from mtl_jax.training import building, gradients, loop
+from mtl_jax.training import gradients, loop
 from mtl_jax.training.building import Run
 
 
@@ -50,33 +49,24 @@ def make_split(workload: Workload, num_images: int) -> Split:
   return Split(images, rows['labels'], rows['mask'], rows['example_id'], np.zeros((num_images, 2), np.int32))
 
 
-def make_run(workload: Workload, split: Split, *, mode: str, train_input: Input | None = None) -> Run:
+def make_run(workload: Workload, split: Split, *, mode: str) -> Run:
   """The run that `building.build` makes of such a set; `mode` is resident or streamed."""
-  mesh, one_step = sharding.make_mesh(), workload.one_step
-  order_of = partial(make_order, sizes=(len(split),), rows=(workload.batch,))
-  order = order_of(0)
-  if train_input is None and mode == 'streamed':
-    train_input = streamed_input(split, reason='')
-  train_input = train_input or resident.train_input(split, order, mesh, mode=mode, share=1.0)
+  options = config(workload.batch)
+  options.data = SimpleNamespace(mode=mode, resident_share=1.0)
+  store: Any = SimpleNamespace(image_size=(workload.size, workload.size))
   return Run(
-    config=config(workload.batch),
-    mesh=mesh,
+    config=options,
+    store=store,
+    mesh=sharding.make_mesh(),
     tasks=workload.tasks,
     train=split,
-    make_order=order_of,
-    order=order,
-    input=train_input,
     val=None,
-    image_size=(workload.size, workload.size),
     label_stats=workload.label_stats,
+    make_order=partial(make_order, sizes=(len(split),), rows=(workload.batch,)),
     model=workload.model,
-    net=workload.model,
     settings=gradients.PLAIN,
-    schedule=optimizer.schedule(config(workload.batch)),
     make_state=workload.make_state,
-    one_step=one_step,
-    compiled_steps=building.compile_steps(one_step, train_input, mesh, workload.make_state),
-    compiled_eval_step=evaluate.compile_eval_step(workload.model, workload.tasks, mesh),
+    one_step=workload.one_step,
   )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.objectives import balancing
+from mtl_jax.objectives import OBJECTIVES
 
 optimize = pytest.importorskip('scipy.optimize')
 SIZES = (2, 3, 7, 40)
@@ -22,7 +22,7 @@ def jacobian(size, seed, *, columns=None):
 
 @functools.cache
 def compiled(name, **options):
-  method = getattr(balancing, name)(**options)
+  method = OBJECTIVES[name](**options).weighting
 
   @jax.jit
   def call(gram):
@@ -130,7 +130,10 @@ def test_preferences_and_newer_methods_agree_with_torchjd():
 def test_cr_mogm_agrees_with_torchjd():
   torch = pytest.importorskip('torch')
   torchjd = pytest.importorskip('torchjd.aggregation')
-  theirs, ours = torchjd.CRMOGMWeighting(torchjd.UPGradWeighting(), alpha=0.8), balancing.cr_mogm('upgrad', alpha=0.8)
+  theirs, ours = (
+    torchjd.CRMOGMWeighting(torchjd.UPGradWeighting(), alpha=0.8),
+    OBJECTIVES['cr_mogm']('upgrad', alpha=0.8).weighting,
+  )
   state, known = ours.init(3), {'losses': jnp.ones(3), 'present': jnp.ones(3, bool), 'key': jax.random.key(0)}
   for seed in range(5):
     gram = jacobian(3, seed) @ jacobian(3, seed).T
@@ -208,7 +211,7 @@ def test_two_tasks_in_random_order_agree_with_torchjd(name):
 
 def test_gradvac_agrees_with_torchjd_over_several_steps():
   torchjd = pytest.importorskip('torchjd.aggregation')
-  theirs, ours = torchjd.GradVac(), balancing.gradvac()
+  theirs, ours = torchjd.GradVac(), OBJECTIVES['gradvac']().weighting
   call = jax.jit(functools.partial(ours.weights, losses=jnp.ones(2), present=jnp.ones(2, bool), key=jax.random.key(0)))
   state = ours.init(2)
   for seed in range(8):
@@ -223,7 +226,7 @@ def test_pcgrad_agrees_with_torchjd_on_average():
   rows = np.array([[1.0, 0.2], [-0.8, 0.9], [-0.3, -1.0]])
   torch.manual_seed(0)
   theirs = np.mean([torch_update(torchjd.PCGrad(), rows) for _ in range(2000)], axis=0)
-  method = balancing.pcgrad()
+  method = OBJECTIVES['pcgrad']().weighting
   gram = jnp.asarray(rows @ rows.T, jnp.float32)
   one = lambda key: method.weights(gram, (), losses=jnp.ones(3), present=jnp.ones(3, bool), key=key)[0]  # noqa: E731
   updates = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 4000))) @ rows

@@ -11,29 +11,34 @@ from hypothesis import strategies as st
 
 from mtl_jax import objectives
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import balancing
+
+
+def weighting(name, *args, **options):
+  """A method on the Gram matrix, without the gradients."""
+  return objectives.OBJECTIVES[name](*args, **options).weighting
+
 
 METHODS = {
-  'mgda': balancing.mgda(),
-  'mgda l2': balancing.mgda('l2'),
-  'mgda loss': balancing.mgda('loss'),
-  'mgda loss+': balancing.mgda('loss+'),
-  'pcgrad': balancing.pcgrad(),
-  'gradvac': balancing.gradvac(),
-  'cagrad': balancing.cagrad(),
-  'cagrad c=1': balancing.cagrad(1.0),
-  'cagrad c=2': balancing.cagrad(2.0),
-  'imtl_g': balancing.imtl_g(),
-  'nash_mtl': balancing.nash_mtl(),
-  'aligned_mtl': balancing.aligned_mtl(),
-  'fairgrad': balancing.fairgrad(),
-  'fairgrad 0.5': balancing.fairgrad(0.5),
-  'fairgrad 5': balancing.fairgrad(5.0),
-  'upgrad': balancing.upgrad(),
-  'pivrg': balancing.pivrg(),
-  'dualproj': balancing.dualproj(),
-  'conflict_free': balancing.conflict_free(),
-  'cr_mogm': balancing.cr_mogm('mgda'),
+  'mgda': weighting('mgda'),
+  'mgda l2': weighting('mgda', 'l2'),
+  'mgda loss': weighting('mgda', 'loss'),
+  'mgda loss+': weighting('mgda', 'loss+'),
+  'pcgrad': weighting('pcgrad'),
+  'gradvac': weighting('gradvac'),
+  'cagrad': weighting('cagrad'),
+  'cagrad c=1': weighting('cagrad', 1.0),
+  'cagrad c=2': weighting('cagrad', 2.0),
+  'imtl_g': weighting('imtl_g'),
+  'nash_mtl': weighting('nash_mtl'),
+  'aligned_mtl': weighting('aligned_mtl'),
+  'fairgrad': weighting('fairgrad'),
+  'fairgrad 0.5': weighting('fairgrad', 0.5),
+  'fairgrad 5': weighting('fairgrad', 5.0),
+  'upgrad': weighting('upgrad'),
+  'pivrg': weighting('pivrg'),
+  'dualproj': weighting('dualproj'),
+  'conflict_free': weighting('conflict_free'),
+  'cr_mogm': weighting('cr_mogm', 'mgda'),
 }
 RANDOM_ORDER = ('pcgrad', 'gradvac')
 # Every number of tasks is compiled anew: the options' other values are tried at two of them.
@@ -371,7 +376,7 @@ def test_gradvac_keeps_the_targets_of_absent_tasks():
 
 
 def test_nash_mtl_solves_every_few_steps_and_when_a_task_joins():
-  method = balancing.nash_mtl(every_steps=3)
+  method = weighting('nash_mtl', every_steps=3)
   call = jax.jit(functools.partial(method.weights, losses=jnp.ones(3), key=jax.random.key(0)))
   grams = [jnp.asarray(rows @ rows.T, jnp.float32) for rows in (jacobian('independent', 3, seed) for seed in range(5))]
   present = [jnp.array([True, True, False])] * 2 + [jnp.ones(3, bool)] * 3
@@ -411,7 +416,7 @@ def test_dualproj_works_against_a_task_by_no_more_than_its_regularization(kind, 
 def test_pivrg_solves_its_equation_and_asks_more_for_tasks_behind(size, seed):
   rows = jacobian('independent', size, seed)
   scores = np.random.default_rng(seed).normal(size=size) * 30
-  method = balancing.pivrg(bound=2.0, scores=tuple(scores))
+  method = weighting('pivrg', bound=2.0, scores=tuple(scores))
   state, known = method.init(size), {'losses': jnp.ones(size), 'present': jnp.ones(size, bool), 'key': None}
   weights = np.asarray(jax.jit(lambda g: method.weights(g, state, **known)[0])(jnp.float32(rows @ rows.T)), np.float64)
   temperature = max(np.ptp(scores) / np.log(2), 10)
@@ -422,7 +427,7 @@ def test_pivrg_solves_its_equation_and_asks_more_for_tasks_behind(size, seed):
 
 
 def test_cr_mogm_averages_the_methods_weights():
-  method = balancing.cr_mogm('mgda', alpha=0.75)
+  method = weighting('cr_mogm', 'mgda', alpha=0.75)
   state, expected = method.init(3), None
   for seed in range(4):
     rows = jacobian('independent', 3, seed)
@@ -439,10 +444,9 @@ def test_cr_mogm_averages_the_methods_weights():
 def test_a_preference_of_equal_numbers_changes_nothing_and_another_leans_to_its_task(name):
   rows = jacobian('independent', 3, 0)
   gram, known = jnp.float32(rows @ rows.T), {'losses': jnp.ones(3), 'present': jnp.ones(3, bool), 'key': None}
-  make = getattr(balancing, name)
-  weights = {
-    p: make(preference=p).weights(gram, (), **known)[0] @ rows for p in [None, (2.0, 2.0, 2.0), (8.0, 1.0, 1.0)]
-  }
+  weights = {}
+  for preference in (None, (2.0, 2.0, 2.0), (8.0, 1.0, 1.0)):
+    weights[preference] = weighting(name, preference=preference).weights(gram, (), **known)[0] @ rows
   np.testing.assert_allclose(weights[2.0, 2.0, 2.0], weights[None], rtol=1e-5)
   cosines = {p: rows[0] @ d / np.linalg.norm(d) for p, d in weights.items()}
   assert cosines[8.0, 1.0, 1.0] > cosines[None] + 0.1
@@ -461,12 +465,12 @@ def test_weights_map_over_a_batch_of_gram_matrices(name):
 @pytest.mark.parametrize(
   'make',
   [
-    lambda: balancing.mgda('l3'),
-    lambda: balancing.cagrad(-1.0),
-    lambda: balancing.fairgrad(0.0),
-    lambda: balancing.upgrad(0.0),
-    lambda: balancing.gradvac(2.0),
-    lambda: balancing.nash_mtl(0),
+    lambda: weighting('mgda', 'l3'),
+    lambda: weighting('cagrad', -1.0),
+    lambda: weighting('fairgrad', 0.0),
+    lambda: weighting('upgrad', 0.0),
+    lambda: weighting('gradvac', 2.0),
+    lambda: weighting('nash_mtl', 0),
   ],
 )
 def test_options_out_of_range_are_refused_by_name(make):

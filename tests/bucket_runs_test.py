@@ -14,6 +14,7 @@ import pytest
 import small_runs
 
 from mtl_jax import cli
+from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import address
 from mtl_jax.training import loop
 
@@ -78,15 +79,28 @@ def test_a_second_run_takes_the_workdir_and_the_first_saves_nothing_more(faces, 
   small_runs.at_step(monkeypatch, 4, take)
   assert f'--workdir: {RUN} was taken over by process 7 of elsewhere' in refused(capsys, *arguments)
   assert saved(cloud) == {3}
+  assert cli.main(arguments) == 0
+  assert f'{RUN} is taken over from process 7 of elsewhere since 1 ns; if that still runs' in capsys.readouterr().err
 
 
-def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, capsys):
-  cloud.failing.append('dataset.json')
-  assert f'{RUN}/dataset.json: cannot be written' in refused(capsys, *command(tmp_path, faces)[3:])
+@pytest.mark.parametrize('part', ['dataset.json', 'metrics.jsonl', 'manifest.ocdbt', 'commit_success.txt'])
+def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, capsys, part):
+  cloud.failing.append(part)
+  told = refused(capsys, *command(tmp_path, faces)[3:])
+  assert re.search(rf'{RUN}/(checkpoints|{part}): cannot be (saved|written): ', told)
+  assert not saved(cloud)
 
 
 def test_an_address_that_holds_no_run_is_one_line(cloud, capsys, tmp_path):
   assert f'--workdir: {RUN} holds no run' in refused(capsys, 'predict', '--workdir', RUN, tmp_path / 'face.jpg')
+
+
+@pytest.mark.parametrize('place', [Path(RUN), Path('s3://b/run')])
+def test_an_address_that_was_made_a_local_path_is_refused(faces, tmp_path, monkeypatch, place):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(CheckpointError, match='has lost a slash; give the address as text'):
+    loop.train(small_runs.make_config(faces), place)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('verb', ['train', 'eval'])

@@ -85,7 +85,7 @@ def test_all_stop_at_the_same_call_when_one_gets_a_signal(victim):
 
 
 # In 2 of 3 processes, one more or less idle; what the others say, and their exit code.
-GONE = 'process {victim} is gone: it was killed, or its host is lost'
+GONE = 'process {victim} is gone: it was killed or stopped, or its host is lost'
 HARMS = [
   ('collective', 'bad_input', 1, 2, 'process 1 has ended: labels.csv: row 3 is cut short; fetch it again'),
   ('idle', 'SIGKILL', 1, 1, GONE),

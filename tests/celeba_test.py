@@ -7,10 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from celeba_layout import ATTRIBUTES, LANDMARKS, write_celeba
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
-from mtl_jax.data.sources import celeba
 from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.errors import DataError
 
@@ -207,34 +204,6 @@ def test_a_name_in_one_file_only_names_both_files(tmp_path, file):
   assert file in message
   assert SPLIT in message
   assert '(2 such names)' in message
-
-
-CELLS = (celeba.ATTRIBUTES, celeba.LANDMARKS, celeba.PARTITION, celeba.IDENTITY)
-NEARLY_A_FILE = st.lists(
-  st.lists(st.sampled_from(['a.jpg', 'b.jpg', '1', '-1', '0', '2', 'nan', '1e999', '9' * 20, 'image_id', '"', '\0']))
-).map(lambda rows: '\n'.join(' '.join(row) for row in rows))
-
-
-@pytest.mark.parametrize('suffix', ['.txt', '.csv'])
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary() | st.text().map(str.encode) | NEARLY_A_FILE.map(str.encode), commas=st.booleans())
-@example(content=b'\xc2\xa0', commas=False)
-@example(content=b'\xef\xbb\xbf', commas=False)
-@example(content=b'1\na a', commas=False)
-@example(content=b'2147483648\nx\na 1', commas=False)
-@example(content=b'image_id,"a\nb"\n"c\nd",7', commas=False)
-def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, suffix, content, commas):
-  path = tmp_path / f'file{suffix}'
-  path.write_bytes(content.replace(b' ', b',') if commas else content)
-  for cells in CELLS:
-    message = ''
-    try:
-      table = celeba.read_table(path, cells)
-      assert table.values.shape == (len(table.names), len(table.columns))
-      assert np.isfinite(table.values).all()
-    except DataError as error:
-      message = str(error)
-    assert len(message.splitlines()) <= 1
 
 
 def test_real_faces_are_read_whole():

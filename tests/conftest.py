@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')  # Compiling tak
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'mtl_jax-xla-{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As a shell starts what runs in the background.
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # Else the processes that tests start ignore it too.
 
 import mtl_jax  # noqa: E402, F401  Sets XLA's flags, before a test's first computation.
 

@@ -6,8 +6,9 @@ import pytest
 
 from mtl_jax.data.input import mixture
 from mtl_jax.models import convnet, cost
-from mtl_jax.run.checkpoint import Clock
+from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import building
+from mtl_jax.training.describe import describe
 
 
 def test_flops_are_those_of_the_convolutions_and_little_more():
@@ -26,7 +27,7 @@ def test_a_run_tells_its_parameters_and_flops(tiny_config, said):
   store = mixture.open_data(config.data)
   run = building.build(config, store)
   said.clear()
-  building.describe(run, store, Clock())
+  describe(run, TrainProgress())
   table, line = said[:2]
   assert '| shared/backbone/conv1 | 2      | 112        |' in table
   head = 8 * 8 * 8 * 8 + 8 + 8 * 10 + 10

@@ -11,7 +11,7 @@ import tiny
 
 from mtl_jax import objectives
 from mtl_jax.data.input.augment import Augmentation, network_input
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.objectives.matching import Coupling, Related, Settings
 from mtl_jax.objectives.matching.variables import Categorical, YesNo
 from mtl_jax.platform import sharding
@@ -88,8 +88,8 @@ def test_implied_labels_are_put_in_where_there_is_none_and_true_ones_stay():
 def test_losses_with_weights_are_weighted_means():
   values = np.float32([[1.0, 5.0], [3.0, np.nan]])
   mask, weights = np.array([[True, True], [True, False]]), np.float32([[1.0, 0.5], [0.25, 0.0]])
-  (entry,) = grain.entries((TASKS[1],))
-  found, present = grain.reduce({'units': values}, {'units': mask}, entries=[entry], weights={'units': weights})
+  (entry,) = loss_terms.entries((TASKS[1],))
+  found, present = loss_terms.reduce({'units': values}, {'units': mask}, entries=[entry], weights={'units': weights})
   assert float(found[0, 0]) == pytest.approx((1 + 2.5 + 0.75) / 1.75)
   assert present.all()
 

@@ -15,8 +15,13 @@ ATTRIBUTES = ('has_bill_shape::curved_(up_or_down)', 'has_size::small_(5_-_9_in)
 
 @pytest.fixture
 def cub(tmp_path):
+  """A folder as `write_cub` fills it."""
+  write_cub(tmp_path / 'CUB_200_2011')
+  return tmp_path / 'CUB_200_2011'
+
+
+def write_cub(root):
   """Thirty birds of two species as CUB writes them; every third is of the test split, in the middle a dark square."""
-  root = tmp_path / 'CUB_200_2011'
   random = np.random.default_rng(0)
   names = [f'{SPECIES[i % 2]}/bird_{i:04d}.jpg' for i in range(NUM)]
   for name in names:
@@ -41,7 +46,6 @@ def cub(tmp_path):
   for name, lines in lists.items():
     (root / name).parent.mkdir(exist_ok=True)
     (root / name).write_text('\n'.join(lines) + '\n')
-  return root
 
 
 def test_species_attributes_and_splits_are_those_of_the_lists(cub):

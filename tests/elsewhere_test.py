@@ -17,7 +17,7 @@ from mtl_jax import config as configs
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
 from mtl_jax.run import workdir
-from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
 from mtl_jax.training import loop
 
 # One process on one device: what was trained on eight is evaluated, and a run is trained for eight.
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_format_says_what_to_do(tmp_path, monkeypatch):
   checkpoints = Checkpoints(tmp_path)
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'FORMAT', 99)
-    checkpoints.save({'weights': np.zeros(2)}, Clock(step=1))  # pyright: ignore
+    checkpoints.save({'weights': np.zeros(2)}, TrainProgress(step=1))  # pyright: ignore
     checkpoints.close()
   with pytest.raises(CheckpointError, match=r'has format 99; .* use the version of mtl-jax that dataset\.json'):
-    Checkpoints(tmp_path).clock()
+    Checkpoints(tmp_path).progress()

@@ -1,5 +1,7 @@
 """Frozen stages stay as they are; training on their kept outputs is training on the images."""
 
+import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,19 @@ import jax
 import numpy as np
 import pytest
 
+from mtl_jax.data.input import mixture
 from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.store import reader
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask
 from mtl_jax.platform import sharding
-from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run import checkpoint, features, workdir
 from mtl_jax.run.checkpoint import Checkpoints
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
-from mtl_jax.training import building, features, loop
-from mtl_jax.training.features import FeatureCache
+from mtl_jax.training import building, loop
 from mtl_jax.training.progress import read_metrics
 
 PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}
@@ -73,7 +77,7 @@ def largest_difference(one, other) -> float:
 def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, backbone, freeze):
   config = tiny_config(**backbone, **{'model.freeze': freeze})
   tasks = workdir.DataFacts.of(open_store(Path(config.data.dir))).selected(config)
-  cut = multitask.from_config(config, tasks)
+  cut = multitask.from_config(config.model, tasks)
   assert cut.frozen is not None
   first = cut.frozen
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
@@ -85,7 +89,7 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
     heads = {name: tree for name, tree in variables.get(kind, {}).items() if name.startswith('head_')}
     whole[kind] = {'shared': {'backbone': {**held[kind]['backbone'], **rest}}, **heads}
     assert not held[kind]['backbone'].keys() & rest.keys()
-  plain = multitask.from_config(tiny_config(**backbone), tasks)
+  plain = multitask.from_config(tiny_config(**backbone).model, tasks)
 
   @jax.jit
   def in_three_ways(variables, whole):
@@ -100,7 +104,7 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
 
 def test_a_stage_that_there_is_not_is_refused(tiny_config):
   with pytest.raises(ConfigError, match=r'model.freeze=stage5: resnet18 has the stages 0 to 4; choose'):
-    multitask.from_config(tiny_config(**{'model.freeze': 'stage5'}), ())
+    multitask.from_config(tiny_config(**{'model.freeze': 'stage5'}).model, ())
 
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_average(frozen_config):
@@ -130,7 +134,9 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
 def test_pretrained_weights_reach_the_stages_before_and_after_the_cut(frozen_config, freeze):
   config = frozen_config(**{'model.freeze': freeze})
   run = building.build(config, open_store(Path(config.data.dir)))
-  shapes = jax.eval_shape(partial(multitask.backbone_from_config(config).init, train=False), jax.random.key(0), IMAGES)
+  shapes = jax.eval_shape(
+    partial(multitask.backbone_from_config(config.model).init, train=False), jax.random.key(0), IMAGES
+  )
   loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
   variables = jax.jit(run.make_state)(pretrained_weights=loaded).variables
   held = variables['frozen']['frozen']['variables']
@@ -171,7 +177,7 @@ def lines(directory: Path) -> list[dict[str, float]]:
 
 
 def test_training_on_features_is_training_on_images(runs):
-  assert len(list((runs / 'features').glob('*/features.bin'))) == 2  # train and val, of four runs.
+  assert len(list((runs / 'features').glob('*/rows.bin'))) == 2  # train and val, of four runs.
   kept, computed = lines(runs / 'joint'), lines(runs / 'from_images')
   assert [line['step'] for line in kept] == [1, 2, 3, 4]
   for ours, theirs in zip(kept, computed, strict=True):
@@ -208,98 +214,93 @@ def test_runs_beside_each_other_compute_once(runs, frozen_config, monkeypatch):
   config = frozen_config('landmarks', **{'optimizer.learning_rate': 0.01})
   run, state = first_state(config)
   for frozen in (state, final_state(runs / 'joint')):  # A new run, and one that resumes.
-    found, cache = building.on_features(run, open_store(Path(config.data.dir)), frozen, runs / 'another', stop=bool)
-    assert cache is not None
-    assert found.train.images.shape == (len(run.train), 512)
+    found = building.on_features(run, frozen.variables, runs / 'another', stop=bool)
+    assert found.train.inputs['features'].shape == (len(run.train), 512)
 
 
 def test_images_that_are_augmented_leave_validation_its_features(runs, frozen_config):
   config = frozen_config(**{'data.augment.flip': True})
   run, state = first_state(config)
-  store = open_store(Path(config.data.dir))
-  found, cache = building.on_features(run, store, state, runs / 'flipped', stop=bool)
-  assert cache is None
+  found = building.on_features(run, state.variables, runs / 'flipped', stop=bool)
   assert found.train is run.train
   assert found.val is not None
-  assert found.val.images.dtype == np.float32
-  assert found.val.images.shape == (len(found.val), 512)
-
-
-@pytest.mark.parametrize('refused', ['train', 'val'])
-def test_a_run_wholly_on_features_has_both_splits_on_them_or_none(frozen_config, tmp_path, monkeypatch, refused):
-  config = frozen_config()
-  store = open_store(Path(config.data.dir))
-  run = building.build(config, store)
-  state = jax.eval_shape(run.make_state)
-  monkeypatch.setattr(FeatureCache, 'replace_images', lambda _, split, name: None if name == refused else split)
-  found, cache = building.on_features(run, store, state, tmp_path / 'run', stop=bool)
-  assert (found is run, cache is None) == (False, refused == 'train')
-  found, cache = building.on_features(run, store, state, tmp_path / 'run', stop=bool, whole=True)
-  assert (found is run, cache) == (True, None)
+  assert found.val.inputs['features'].dtype == np.float32
+  assert found.val.inputs['features'].shape == (len(found.val), 512)
 
 
 @pytest.fixture
-def make_cache(frozen_config, tmp_path):
-  """The cache of a configuration, of variables that its seed decides, and its train split."""
+def kept(frozen_config, tmp_path):
+  """`kept(...)`: the train and validation splits of a run, on features of variables that its seed decides."""
 
-  def make(stop=bool, **overrides):
+  def keep(stop=bool, **overrides) -> dict[str, Split]:
     config = frozen_config(**overrides)
-    store = open_store(Path(config.data.dir))
-    run = building.build(config, store)
+    run = building.build(config, mixture.open_data(config.data))
     random = np.random.default_rng(config.train.seed)
     shapes = jax.eval_shape(run.make_state).variables
     variables = jax.tree.map(lambda leaf: random.random(leaf.shape, np.float32), shapes)
-    options = {'workdir': tmp_path / 'run', 'data': store, 'mesh': run.mesh, 'stop': stop}
-    cache = features.open_cache(config, run.model, variables, **options)
-    assert cache is not None
-    return cache, run.train
+    assert run.val is not None
+    cache = FeatureCache(config, run.model, variables, run.store.checksum, run.mesh, tmp_path / 'run', stop)
+    return cache.replace_images({'train': run.train, 'val': run.val})
 
-  return make
-
-
-def kept(cache: FeatureCache, split: Split) -> np.ndarray:
-  found = cache.replace_images(split, 'train')
-  assert found is not None
-  return np.array(found.images)
+  return keep
 
 
-def test_a_key_changes_with_what_the_features_depend_on_and_with_nothing_else(make_cache):
-  cache, split = make_cache()
-  key = cache._key(split, 'train')
-  assert (
-    make_cache(**{'model.head_features': 16, 'tasks': 'landmarks', 'train.steps': 9})[0]._key(split, 'train') == key
-  )
-  others = [cache._key(split, 'val')]
+def test_what_is_kept_changes_with_what_features_depend_on_and_with_nothing_else(kept, monkeypatch):
+  def places(cache: FeatureCache, splits):
+    return {name: cache._place(split, name) for name, split in splits.items()}
+
+  monkeypatch.setattr(FeatureCache, 'replace_images', places)
+  found = kept()
+  assert found['train'] != found['val']
+  assert kept(**{'model.head_features': 16, 'tasks': 'landmarks', 'train.steps': 9}) == found
   for change in ({'train.seed': 1}, {'model.freeze': 'stage0'}, {'model.dtype': 'bfloat16'}, {'model.norm': 'group'}):
-    others.append(make_cache(**change)[0]._key(split, 'train'))
-  assert all(other != key for other in others)
+    assert all(place != found[name] for name, place in kept(**change).items())
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_features_that_were_damaged_are_computed_anew(make_cache, said, dtype):
-  cache, split = make_cache(**{'model.dtype': dtype, 'model.freeze': 'stage0'})
-  first = kept(cache, split)
-  assert first.dtype == dtype
-  assert first.shape == (len(split), 16, 16, 4)
-  file = next(cache.directory.glob('*/features.bin'))
-  content = bytearray(file.read_bytes())
-  content[7] ^= 1
-  file.write_bytes(content)
-  np.testing.assert_array_equal(kept(cache, split), first)
-  assert 'was changed since it was written and is computed anew' in '\n'.join(said)
+def test_features_that_were_damaged_are_computed_anew(kept, tmp_path, said, dtype):
+  overrides = {'model.dtype': dtype, 'model.freeze': 'stage0'}
+  first = kept(**overrides)
+  assert first['train'].images.dtype == dtype
+  assert first['train'].images.shape == (len(first['train']), 16, 16, 4)
+  content = {name: split.images[:] for name, split in first.items()}
+  for file in (tmp_path / 'features').glob('*/rows.bin'):
+    damaged = bytearray(file.read_bytes())
+    damaged[7] ^= 1
+    file.write_bytes(damaged)
+  for name, split in kept(**overrides).items():
+    np.testing.assert_array_equal(split.images[:], content[name])
+  assert '\n'.join(said).count('was changed since it was prepared') == 2
 
 
-def test_a_computation_that_is_stopped_leaves_nothing(make_cache):
-  cache, split = make_cache(stop=lambda: True)
+def test_an_image_that_was_corrupt_is_so_in_its_features_too(kept, store_dir, tmp_path):
+  directory = tmp_path / 'set'
+  shutil.copytree(store_dir, directory)
+  with (directory / 'images.npy').open('r+b') as file:
+    file.seek(128 + 2 * 32 * 32 * 3)
+    file.write(b'damaged')
+  schema = json.loads((directory / 'schema.json').read_text())
+  schema['files']['images.npy'] = reader.digest(directory / 'images.npy')
+  (directory / 'schema.json').write_text(json.dumps({**schema, 'checksum': reader.checksum(schema)}))
+  for _ in ('computed', 'read'):
+    train = kept(**{'data.dir': str(directory), 'data.corrupt_share': 0.1})['train']
+    assert train.images.num_corrupt == 1
+    for mask in train.mask.values():
+      np.testing.assert_array_equal(mask.any(1), np.arange(len(train)) != 2)
+    np.testing.assert_array_equal(train.images[2], train.images[3])
+
+
+def test_a_computation_that_is_stopped_leaves_nothing(kept, tmp_path):
   with pytest.raises(Interrupted, match='starts with them again'):
-    cache.replace_images(split, 'train')
-  assert [path.name for path in cache.directory.iterdir()] == ['.lock']
+    kept(stop=lambda: True)
+  assert [path.name for path in (tmp_path / 'features').iterdir()] == ['.lock']
 
 
-def test_features_that_would_fill_the_disk_are_not_kept(make_cache, monkeypatch):
+def test_of_all_splits_or_of_none_where_the_disk_has_no_room(kept, monkeypatch):
+  assert [list(split.inputs) for split in kept().values()] == [['features']] * 2
   monkeypatch.setattr(features, 'DISK_SHARE', 0.0)
-  cache, split = make_cache()
-  assert cache.replace_images(split, 'train') is None
+  assert [list(split.inputs) for split in kept().values()] == [['features']] * 2  # They are there.
+  assert [list(split.inputs) for split in kept(**{'train.seed': 1}).values()] == [['image']] * 2
 
 
 def test_short_steps_fill_the_time_between_two_looks(frozen_config):

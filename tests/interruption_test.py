@@ -187,7 +187,7 @@ def uninterrupted(command: list[str], directory: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_signals_to_one_or_all_processes_stop_them_at_one_step_and_they_end_in_the_same_bits(faces, tmp_path):
+def test_signals_and_kills_of_one_or_all_processes_end_both_and_the_run_comes_to_the_same_bits(faces, tmp_path):
   """Four steps a dispatch, so that processes are asked between different steps."""
   overrides = {'train.steps': 1000, 'train.steps_per_dispatch': 4, 'checkpoint.every_steps': 100}
   config = small_runs.make_config(faces, **overrides, **{'train.log_every_steps': 20, 'eval.every_steps': 500})
@@ -197,20 +197,42 @@ def test_signals_to_one_or_all_processes_stop_them_at_one_step_and_they_end_in_t
   assert launcher.returncode == 0, said
   command = small_runs.command(tmp_path, config, parts)
   numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-  for round, (number, to) in enumerate((number, to) for number in numbers for to in ([0], [1], [0, 1])):
+  rounds = [(number, to) for number in numbers for to in ([0], [1], [0, 1])]
+  rounds += [(signal.SIGKILL, [0]), (signal.SIGKILL, [1])]
+  for round, (number, to) in enumerate(rounds):
     launcher = start_both(command)
-    assert wait_to_kill(launcher, parts, 100 * round + 20, random.Random(round))
+    assert wait_to_kill(launcher, parts, 80 * round + 20, random.Random(round))
     every = processes_of(launcher)
     for i in to:
       os.kill(every[i], number)
     said = small_runs.end(launcher)
-    assert launcher.returncode == 75, (number, to, said)
-    assert len(re.findall(r'interrupted and saved at step (\d+)', said)) == 1, said
+    killed = number == signal.SIGKILL
+    assert launcher.returncode == (128 + signal.SIGKILL if killed else 75), (number, to, said)
+    assert len(re.findall(r'interrupted and saved at step (\d+)', said)) == (not killed), said
     assert 'Traceback' not in said
   launcher = start_both(command)
   said = small_runs.end(launcher)
   assert launcher.returncode == 0, said
   small_runs.assert_same_bits(whole, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGKILL, 137), (signal.SIGTERM, 75)])
+def test_one_that_is_killed_or_stopped_before_step_1_ends_both_and_the_run_begins(faces, tmp_path, number, code):
+  """While the step is compiled: nothing has been saved."""
+  config = small_runs.make_config(faces)
+  command = small_runs.command(tmp_path, config, tmp_path / 'run')
+  launcher = start_both(command)
+  assert launcher.stderr
+  said = next(line for line in launcher.stderr if 'parameters:' in line)
+  os.kill(processes_of(launcher)[1], number)
+  said += small_runs.end(launcher)
+  assert launcher.returncode == code, said
+  assert 'Traceback' not in said
+  launcher = start_both(command)
+  said = small_runs.end(launcher)
+  assert launcher.returncode == 0, said
+  assert last_step(tmp_path / 'run') == 12
 
 
 def wait_to_kill(launcher: subprocess.Popen, directory: Path, goal: int, moment: random.Random) -> bool:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'
 # A process that says who it is, instead of mtl-jax.
 PROBE = """import json, os, sys
-from mtl_jax import launcher
+from mtl_jax.platform import launcher
 place = launcher.find(os.environ)
 said = [place and [place.coordinator, place.num_processes, place.process_id], sys.argv[1:]]
 os.write(1, (json.dumps(said) + '\\n').encode())  # In one piece: several write to one pipe.
@@ -283,9 +283,7 @@ def test_local_passes_signals_on_to_every_process(tmp_path, number):
     'time.sleep(30)\n'
   )
   environment = os.environ | {'MTL_JAX': f'{sys.executable} {script}', 'JAX_PLATFORMS': 'cpu'}
-  # SIGINT is ignored where these tests run in the background, and by what a shell starts there.
-  heed = 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])'
-  line = [sys.executable, '-c', heed, 'bash', LAUNCH / 'local.sh', '-n', '2', 'x']
+  line = ['bash', LAUNCH / 'local.sh', '-n', '2', 'x']
   process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE)
   while len(list(tmp_path.glob('ready-*'))) < 2:
     assert process.poll() is None

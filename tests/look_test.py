@@ -12,7 +12,7 @@ import pytest
 from mtl_jax.affinity import look, watched
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.tasks import RegressionTask
 from mtl_jax.training.forward import Forward
 
@@ -50,7 +50,7 @@ def make(order=range(NUM), *, absent=(), rows=slice(None)):
   forward = Forward(
     model=model,
     tasks=tasks,
-    entries=grain.entries(tasks),
+    entries=loss_terms.entries(tasks),
     images=jnp.asarray(images[rows]),
     labels=labels,
     mask=mask,

@@ -13,7 +13,7 @@ from tiny import SIZE, TASKS, label_stats, make_batch, make_model
 from mtl_jax import objectives
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import sharding
 from mtl_jax.run.state import init_state
 from mtl_jax.training import gradients, micro_batches
@@ -41,7 +41,7 @@ def make_forward(objective, *, norm: bool = False, soft: bool = False) -> tuple[
   forward = Forward(
     model=model,
     tasks=TASKS,
-    entries=grain.entries(TASKS, 'tasks'),
+    entries=loss_terms.entries(TASKS, 'tasks'),
     images=images,
     labels=batch['labels'],
     mask=batch['mask'],
@@ -63,11 +63,11 @@ def test_micro_batches_give_the_big_batchs_gradient(name, backend, monkeypatch):
   @partial(jax.jit, static_argnames='accumulate')
   def found(params, *, accumulate):
     state = objective.init(len(TASKS), params['shared'])
-    result = gradients.find(
+    result, _ = gradients.find(
       dataclasses.replace(forward, accumulate=accumulate), params,
       objective=objective, state=state, step=jnp.int32(0), key=KEY, settings=gradients.PLAIN,
     )  # fmt: skip
-    return result.total, result.gradients, result.seen.task_losses
+    return result.value, result.gradients, result.aux.task_losses
 
   big, small = (found(params, accumulate=num) for num in (1, 2))
   assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(big[1]['shared'])) > 1e-3
@@ -80,7 +80,7 @@ def test_batch_norm_takes_its_statistics_from_each_micro_batch_in_turn(backend, 
   forward, params = make_forward(OBJECTIVES['fixed'], norm=True)
   moved = dataclasses.replace(forward, accumulate=2).represent(params)[1]
   variables = forward.variables
-  part = grain.batch_parts(len(forward.images), 2)
+  part = loss_terms.batch_parts(np.zeros(len(forward.images), int), 2)
   for number in (0, 1):
     one = dataclasses.replace(forward, images=forward.images[part == number], variables=variables)
     variables = {**variables, **one.represent(params)[1]}
@@ -111,5 +111,7 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_config):
   micro_batches.check(tiny_config(**{'train.batch_size': 32, 'train.accumulate': 4}))
   with pytest.raises(ConfigError, match='a batch of 24 has no 2 micro-batches that 8 devices'):
     micro_batches.check(tiny_config(**{'train.batch_size': 24, 'train.accumulate': 2}))
-  with pytest.raises(ConfigError, match='does not divide a micro-batch of 16 rows'):
+  with pytest.raises(ConfigError, match=r'config\.model\.norm_rows: 3 does not divide the 32 rows'):
+    micro_batches.check(tiny_config(**{'train.batch_size': 32, 'model.norm_rows': 3}))
+  with pytest.raises(ConfigError, match=r'config\.model\.norm_rows: 32 does not divide the 16 rows'):
     micro_batches.check(tiny_config(**{'train.batch_size': 32, 'train.accumulate': 2, 'model.norm_rows': 32}))

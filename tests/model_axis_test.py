@@ -16,7 +16,7 @@ from mtl_jax.models.vit import VisionTransformer
 from mtl_jax.objectives import fixed
 from mtl_jax.platform import sharding
 from mtl_jax.run import checkpoint, workdir
-from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
 from mtl_jax.run.state import init_state
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
@@ -73,7 +73,7 @@ def test_checkpoints_restore_under_any_layout(parts, tmp_path):
   make_state, _ = parts
   state = jax.jit(make_state, out_shardings=sharding.of_state(sharding.make_mesh(model=2), make_state))()
   checkpoints = Checkpoints(tmp_path)
-  checkpoints.save(state, Clock(step=1))
+  checkpoints.save(state, TrainProgress(step=1))
   checkpoints.close()
   checkpoints = Checkpoints(tmp_path)
   for mesh in (sharding.make_mesh(model=4), sharding.make_mesh(jax.devices()[:1])):

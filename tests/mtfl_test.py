@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -257,45 +257,6 @@ def test_a_test_image_must_not_be_trained_on(tmp_path):
   path.write_text(path.read_text().replace('AFLW/0001-image.jpg', 'net_7876/face_1.jpg'))
   assert f'{path}: line 2' in refusal(tmp_path)
   assert 'already named by training.txt in line 2' in refusal(tmp_path)
-
-
-@pytest.fixture(scope='module')
-def small_mtfl(tmp_path_factory):
-  directory = tmp_path_factory.mktemp('mtfl')
-  write_mtfl(directory, test=1)
-  return directory
-
-
-CELL = st.sampled_from(
-  ['lfw_5590\\face_0.jpg', 'AFLW/0000-image.jpg', '1', '2', '3', '6', '0', '-1', 'nan', '1e999', '\0']
-)
-GOOD_CELLS = st.lists(st.sampled_from(['1', '2']), min_size=14, max_size=14)
-NEARLY_A_FILE = st.lists(
-  st.lists(CELL)
-  | GOOD_CELLS.map(lambda cells: ['lfw_5590\\face_0.jpg', *cells])
-  | st.lists(CELL, min_size=15, max_size=15)
-).map(lambda rows: ' \r\n '.join(' '.join(row) for row in rows))
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-  content=st.binary() | st.text().map(str.encode) | NEARLY_A_FILE.map(str.encode), margin=st.sampled_from([None, 1])
-)
-@example(content=b'lfw_5590\\face_0.jpg' + b' 1' * 14, margin=None)
-@example(content=b'lfw_5590\\face_0.jpg' + b' 1' * 14, margin=1)
-@example(content=b'\xef\xbb\xbf', margin=None)
-@example(content=b'\xc2\xa0', margin=None)
-@example(content=b'AFLW\\0000-image.jpg' + b' 1' * 14, margin=None)
-def test_any_bytes_are_read_or_refused_in_one_line(small_mtfl, content, margin):
-  (small_mtfl / FILES[0]).write_bytes(content)
-  message = ''
-  try:
-    for record in open_mtfl(small_mtfl, crop_margin=margin).records():
-      assert record.image.is_file()
-      assert all(np.isfinite(values).all() for values in record.labels.values())
-  except DataError as error:
-    message = str(error)
-  assert len(message.splitlines()) <= 1
 
 
 def test_the_command_line_crops_mtfl_and_refuses_to_crop_other_sets(tmp_path, capsys):

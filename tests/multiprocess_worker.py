@@ -23,16 +23,16 @@ def read_config(place: Path) -> ConfigDict:
 def train_until_signal(place: Path, number: signal.Signals) -> int:
   """The last process alone gets a signal, in its first step."""
   from mtl_jax.training import loop
-  from mtl_jax.training.progress import Progress
+  from mtl_jax.training.progress import ThroughputBar
 
-  advance = Progress.advance
+  advance = ThroughputBar.advance
 
-  def advance_and_signal(self: Progress, steps: int) -> None:
+  def advance_and_signal(self: ThroughputBar, steps: int) -> None:
     advance(self, steps)
     if processes.index() == processes.count() - 1:
       os.kill(os.getpid(), number)
 
-  Progress.advance = advance_and_signal
+  ThroughputBar.advance = advance_and_signal
   loop.train(read_config(place), place / 'run')
   return 0
 
@@ -50,7 +50,7 @@ def go_on_and_evaluate(place: Path) -> int:
   for split in ('test', 'train'):
     found = evaluate_workdir(workdir, split=split, predictions=place / f'{split}.npz')
     said[split] = found['tasks']
-  store._check_files = lambda directory, files: None  # As if the record had been spoilt after this.
+  store.check_files = lambda directory, files: None  # As if the record had been spoilt after this.
   said['damaged'] = evaluate_workdir(workdir, split='train', data=place / 'damaged')['tasks']
   (place / f'said-{processes.index()}.json').write_text(json.dumps(said))
   return 0
@@ -83,18 +83,18 @@ def kill_in_a_study(place: Path) -> int:
 def fail_in_a_save(place: Path, victim: int) -> int:
   """One process can write nothing any more after its third step, as on a disk of its own that is full."""
   from mtl_jax.training import loop
-  from mtl_jax.training.progress import Progress
+  from mtl_jax.training.progress import ThroughputBar
 
-  advance, steps_done = Progress.advance, []
+  advance, steps_done = ThroughputBar.advance, []
 
-  def advance_and_fill(self: Progress, steps: int) -> None:
+  def advance_and_fill(self: ThroughputBar, steps: int) -> None:
     advance(self, steps)
     steps_done.append(steps)
     if processes.index() == victim and len(steps_done) == 3:
       (place / 'failed_at').write_text(str(time.time()))
       resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
 
-  Progress.advance = advance_and_fill
+  ThroughputBar.advance = advance_and_fill
   loop.train(read_config(place), place / 'run')
   return 0
 

@@ -8,7 +8,7 @@ import small_runs
 
 from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import DivergedError
-from mtl_jax.training import building, loop, nonfinite
+from mtl_jax.training import building, loop, nonfinite, splits
 from mtl_jax.training.progress import read_metrics
 
 TOO_MANY = r'one more than config\.train\.max_nonfinite allows'
@@ -18,7 +18,7 @@ BAD_ROW = 5  # Position of a train example one of whose attributes is infinite.
 @pytest.fixture
 def config_of(faces, monkeypatch):
   """`config_of(on_nonfinite, ...)`; meanwhile one train label is infinite, which no reader would let through."""
-  load = building.load_data
+  load = splits.load
 
   def load_with_infinity(*arguments):
     train, val, stats = load(*arguments)
@@ -26,7 +26,7 @@ def config_of(faces, monkeypatch):
     labels['attributes'][BAD_ROW, 0] = np.inf
     return dataclasses.replace(train, labels=labels), val, stats
 
-  monkeypatch.setattr(building, 'load_data', load_with_infinity)
+  monkeypatch.setattr(splits, 'load', load_with_infinity)
 
   def make(on_nonfinite: str, **overrides):
     return small_runs.make_config(faces, **{'train.on_nonfinite': on_nonfinite, **overrides})

@@ -16,8 +16,9 @@ from mtl_jax.data.input.sampler import Order
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.platform import memory, sharding
-from mtl_jax.run.checkpoint import Clock
+from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import building, loop
+from mtl_jax.training.describe import describe
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
@@ -118,9 +119,10 @@ def programs(request, tiny_config, store_dir) -> dict:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(sampler, 'LEAST_STRIPE', 4)
       run = building.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
+      steps = run.compiled_steps
     items = [run.input.read(run.order.positions(step)) for step in range(request.param)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
-    lowered = run.compiled_steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
+    lowered = steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
     found[mode] = lowered.compile()
   return found
 
@@ -218,10 +220,9 @@ def test_a_run_in_auto_takes_what_fits_and_logs_it(
   rows = len(split) if part == 1 else -(-len(split) // 8)
   monkeypatch.setattr(sampler, 'LEAST_STRIPE', least)
   monkeypatch.setattr(memory, 'available_bytes', lambda: int(factor * rows * resident.bytes_a_row(split)))
-  store = open_store(store_dir)
-  run = building.build(tiny_config(), store)
+  run = building.build(tiny_config(), open_store(store_dir))
   assert bool(run.input.place()) is (mode == 'resident')
-  building.describe(run, store, Clock())
+  describe(run, TrainProgress())
   (line,) = [line for line in said if line.startswith('input: ')]
   assert line.startswith(f'input: {mode}, ')
   assert f'on every device ({part:.0%} of the train split)' in line

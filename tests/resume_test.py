@@ -15,7 +15,7 @@ import small_runs
 from mtl_jax import config as configs
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.run import workdir
-from mtl_jax.run.checkpoint import Clock
+from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import loop
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
@@ -59,8 +59,8 @@ def test_a_resumed_run_equals_an_uninterrupted_run_bit_for_bit(resume_config, tm
       stop_after(patch, steps)
       with pytest.raises(Interrupted, match='same command'):
         loop.train(resume_config, tmp_path / 'parts')
-  clock = loop.train(resume_config, tmp_path / 'parts')
-  assert clock.step == 12
+  progress = loop.train(resume_config, tmp_path / 'parts')
+  assert progress.step == 12
   assert_same_bits(tmp_path / 'whole', tmp_path / 'parts')
 
 
@@ -105,9 +105,11 @@ def test_a_killed_process_goes_on_to_the_same_bits(tiny_config, tmp_path, kill):
 
 def test_the_best_checkpoint_is_kept_and_restored_for_evaluation(tiny_config, tmp_path, monkeypatch):
   scores = iter([1.0, 5.0, 2.0, 3.0, 4.0])
-  monkeypatch.setattr(loop, 'validate', lambda run, state: (next(scores), {}))
-  clock = loop.train(tiny_config(**{'train.steps': 10, 'eval.every_steps': 2, 'checkpoint.every_steps': 1}), tmp_path)
-  assert (clock.best_step, clock.best_score) == (4, 5.0)
+  monkeypatch.setattr(loop, 'validate', lambda *_, **__: (next(scores), {}))
+  progress = loop.train(
+    tiny_config(**{'train.steps': 10, 'eval.every_steps': 2, 'checkpoint.every_steps': 1}), tmp_path
+  )
+  assert (progress.best_step, progress.best_score) == (4, 5.0)
   kept = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit())
   assert kept == [4, 9, 10]
   assert workdir.restore(tmp_path).step == 4
@@ -118,19 +120,19 @@ def test_the_best_checkpoint_is_kept_and_restored_for_evaluation(tiny_config, tm
 
 def test_early_stopping_ends_the_run_and_stays_ended(tiny_config, tmp_path, monkeypatch):
   scores = iter([2.0, 1.0, 1.0])
-  monkeypatch.setattr(loop, 'validate', lambda run, state: (next(scores), {}))
+  monkeypatch.setattr(loop, 'validate', lambda *_, **__: (next(scores), {}))
   config = tiny_config(**{'train.steps': 50, 'eval.every_steps': 2, 'eval.patience': 2})
-  clock = loop.train(config, tmp_path)
-  assert (clock.step, clock.best_step, clock.stopped_early) == (6, 2, True)
-  assert loop.train(config, tmp_path) == clock
+  progress = loop.train(config, tmp_path)
+  assert (progress.step, progress.best_step, progress.stopped_early) == (6, 2, True)
+  assert loop.train(config, tmp_path) == progress
 
 
 def test_a_clock_counts_evaluations_since_the_best():
-  clock = Clock()
+  progress = TrainProgress()
   history = []
   for step, score in enumerate([-3.0, -2.0, -2.0, -5.0, -1.0], 1):
-    clock.step = step
-    history.append((clock.saw(score), clock.evaluations_since_best))
+    progress.step = step
+    history.append((progress.saw(score), progress.evaluations_since_best))
   assert history == [(True, 0), (True, 0), (False, 1), (False, 2), (True, 0)]
 
 

@@ -154,7 +154,7 @@ def test_dispatches_cover_every_step_once_and_stop_where_the_host_must_look(tiny
   }
   run = building.build(tiny_config(**overrides), open_store(store_dir))
   for start in (0, 5, 22):
-    plan = list(building.dispatches(run, (10, 7, 100), start))
+    plan = list(run.dispatches((10, 7, 100), start))
     covered = [first + i for first, size in plan for i in range(size)]
     assert covered == list(range(start, 23))
     assert {size for _, size in plan} <= {1, 4}

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mtl_jax.affinity import report, summary, transfer, watched
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, Interrupted
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import atomic_write
 from mtl_jax.run import workdir
 from mtl_jax.training.interrupt import Interruption
@@ -39,7 +39,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   facts = workdir.DataFacts.of(store)
-  names = grain.names(facts.selected(config), config.objective.grain)
+  names = loss_terms.names(facts.selected(config), config.objective.grain)
   if len(names) < 2:
     raise ConfigError(f'config.tasks: affinity is between losses, and {names[0]} is the only one; name more')
   with workdir.lock(directory):

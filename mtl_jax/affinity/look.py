@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
-from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
 from mtl_jax.models.multitask import split
-from mtl_jax.objectives import grain, passes
+from mtl_jax.objectives import loss_terms, passes
 from mtl_jax.platform import sharding
 from mtl_jax.run.state import TrainState
 from mtl_jax.training import gradients
@@ -55,7 +54,8 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
   shared, heads = split(params)
   representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
   found = gradients.through_heads(forward, representation, heads)
-  num = passes.count(found.points)
+  points = found.points()
+  num = passes.count(points)
   # A task's look-ahead holds a second forward pass and a copy of the parameters besides its backward pass.
   side_by_side = gradients.chunk_size(pull, num, asked=chunk, memory=memory // 3)
   keep = gradients.can_keep(shared, num, memory=memory)
@@ -67,8 +67,8 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
 
   return Look(
     before=found.losses.mean(0),
-    after=passes.at_parameters(ahead, found.points, chunk=side_by_side),
-    gram=passes.gram_at_parameters(pull, found.points, chunk=side_by_side, keep=keep),
+    after=passes.at_parameters(ahead, points, chunk=side_by_side),
+    gram=passes.gram_at_parameters(pull, points, chunk=side_by_side, keep=keep),
     present=forward.present,
   )
 
@@ -81,11 +81,11 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
   settings = run.settings
   forward_for = partial(  # Of the whole batch, whatever parts of it the objective asks for.
     forward_of,
-    model=exact_model(run.config, run),
+    model=multitask.from_config(with_fields(run.config, model__dtype='float32').model, run.tasks),
     tasks=run.tasks,
     augmentation=run.augmentation,
     seed=run.config.train.seed,
-    entries=grain.entries(run.tasks, settings.grain),
+    entries=loss_terms.entries(run.tasks, settings.grain),
   )
 
   def first_look(state: TrainState, source: Any, items: Any) -> Look:
@@ -105,9 +105,3 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
     ),
     out_shardings=whole,
   )
-
-
-def exact_model(config: ConfigDict, run: Run) -> Any:
-  """The run's model, which its step trains, in float32; its parameters are the same."""
-  model = multitask.from_config(with_fields(config, model__dtype='float32'), run.tasks)
-  return model if run.net.frozen is not None else model.clone(frozen=None)

@@ -14,18 +14,19 @@ from ml_collections import ConfigDict
 
 from mtl_jax.affinity.heads import HeadTrainer
 from mtl_jax.config import with_fields
-from mtl_jax.data.input import pipeline, resident
-from mtl_jax.data.input.augment import network_input
+from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import DataError, DivergedError
+from mtl_jax.evaluation.step import network_and_input
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.platform import sharding
+from mtl_jax.run import recipe
 from mtl_jax.run.state import TrainState
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.tasks import LabelStats, Task
-from mtl_jax.training import building, loop
+from mtl_jax.training import building, loop, splits
 
 Stop = Callable[[], None]
 
@@ -36,12 +37,12 @@ class Sources:
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, stop: Stop):
     self.config, self.store, self.directory, self._stop = config, store, directory, stop
     self.tasks = DataFacts.of(store).selected(config)
-    self.train, val, self.label_stats = building.load_data(config, store, self.tasks)
+    self.train, val, self.label_stats = splits.load(config, store, self.tasks)
     if val is None:
       raise DataError(f'split val of {store.directory} has no rows; transfer is measured on it')
     self.val = val
     self._programs: dict[str, Program] = {}
-    model = multitask.from_config(config, self.tasks).clone(frozen=None)
+    model = multitask.from_config(config.model, self.tasks).after_frozen
     self._heads = HeadTrainer(config, model, self.tasks, self.label_stats)
 
   def run(self, source: str | None) -> tuple[Float[np.ndarray, 'k n'], float]:
@@ -74,7 +75,7 @@ class Sources:
     """Key that tasks of one label share if one program serves them; a task of several labels has its own."""
     if len(task.labels) > 1:
       return task
-    return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config, task)
+    return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config.model, task)
 
 
 SETTLING_STEPS = 100  # A running average forgets its start to 1e-4 in these.
@@ -85,22 +86,22 @@ class Program:
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run = building.build(config, store)
-    weights = building.pretrained_weights(config, run.image_size)
+    weights = recipe.pretrained_weights(config, store.image_size)
     self.task, self._whole, self._pretrained = task, sharding.replicated(run.mesh), weights is not None
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
-    self.run, _ = building.on_features(run, store, self._init(), directory, stop=lambda: bool(stop()), whole=True)
+    self.run = building.on_features(run, self._init().variables, directory, stop=lambda: bool(stop()))
     assert self.run.val is not None  # `Sources` has looked.
     self.val: Split = self.run.val
-    net = self.run.net
-    self._represent = jax.jit(
-      lambda variables, images: net.apply(variables, network_input(images), train=False, method='represent')
-    )
 
-    def settled(variables: Any, images: Any) -> Any:
-      how: dict[str, Any] = {'train': True, 'method': 'represent', 'mutable': ['batch_stats']}
-      return {**variables, **net.apply(variables, network_input(images), rngs={'dropout': jax.random.key(0)}, **how)[1]}
+    def represent(variables: Any, batch: Any, **how: Any) -> Any:
+      network, inputs = network_and_input(run.model, batch)
+      return network.apply(variables, inputs, method='represent', **how)
 
-    self._settled = jax.jit(settled)
+    def settled(variables: Any, batch: Any) -> Any:
+      how = {'train': True, 'mutable': ['batch_stats'], 'rngs': {'dropout': jax.random.key(0)}}
+      return {**variables, **represent(variables, batch, **how)[1]}
+
+    self._represent, self._settled = jax.jit(partial(represent, train=False)), jax.jit(settled)
 
   def begin(self, label_stats: LabelStats) -> TrainState:
     """The state before the first step, for a task whose labels have these statistics."""
@@ -108,13 +109,12 @@ class Program:
 
   def train(self, state: TrainState, labels: Any, mask: Any, *, name: str, stop: Stop) -> TrainState:
     """The state after the last step. Raises DivergedError, naming the source, if a loss is not finite."""
-    data = self.run.config.data
     split = dataclasses.replace(self.run.train, labels={self.task: labels}, mask={self.task: mask})
-    own = resident.train_input(split, self.run.order, self.run.mesh, mode=data.mode, share=data.resident_share)
-    placed, losses = own.place(), []
-    for _, items in loop.input_items(dataclasses.replace(self.run, train=split, input=own), 0):
+    own = dataclasses.replace(self.run, train=split)
+    placed, losses = own.input.place(), []
+    for _, items in loop.input_items(own, 0):
       stop()
-      state, metrics = self.run.compiled_steps(state, placed, items)
+      state, metrics = self.run.compiled_steps(state, placed, items)  # Compiled once for all tasks.
       losses.append(metrics['loss'])
       sharding.hold_back(losses)
     values = np.concatenate(jax.device_get(losses))
@@ -130,14 +130,14 @@ class Program:
     variables = state.variables
     for step in range(SETTLING_STEPS):
       stop()
-      variables = self._settled(variables, self.run.train.images.take(self.run.order.positions(step)))
+      variables = self._settled(variables, self.run.train.read(self.run.order.positions(step)))
     return state.replace(variables=variables, average=None)
 
   def features(self, state: TrainState, split: Split) -> Float[np.ndarray, 'n f']:
     """Computes the features that the heads read of each example of a split."""
     batch_size, found = self.run.config.eval.batch_size, []
     for positions in pipeline.padded_positions(len(split), batch_size):
-      made: Any = self._represent(state.eval_variables, split.images.take(np.maximum(positions, 0)))
+      made: Any = self._represent(state.eval_variables, split.read(positions))
       representation = made if isinstance(made, Representation) else made[self.task]
       found.append(np.asarray(representation.features, np.float32))
     return np.concatenate(found)[: len(split)]

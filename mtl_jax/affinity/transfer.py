@@ -21,7 +21,7 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
-from mtl_jax.objectives import grain
+from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run.workdir import DataFacts
@@ -130,11 +130,11 @@ def split_config(config: ConfigDict, store: DataSet) -> ConfigDict:
   """The configuration with every loss as a task of its own, and as many steps as a source is trained."""
   tasks = DataFacts.of(store).selected(config)
   for task in tasks:
-    if HEADS[multitask.head_of(config, task)].spatial:
+    if HEADS[multitask.head_of(config.model, task)].spatial:
       raise ConfigError(
         f'config.model.head of {task.name} reads maps, and transfer keeps pooled features; choose another head, or '
         '--config.affinity.transfer=false'
       )
-  names = ','.join(grain.names(tasks, config.objective.grain))
+  names = ','.join(loss_terms.names(tasks, config.objective.grain))
   steps = config.affinity.transfer_steps or config.train.steps
   return with_fields(config, tasks=names, objective__grain='tasks', train__steps=steps)

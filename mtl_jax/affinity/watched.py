@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,18 +86,14 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
     UserError: as `loop.train`.
   """
   shelf = LookShelf(directory / 'looks')
-  every = config.affinity.every_steps
-
-  def watch(run: Run, begun_at: int) -> Run:
-    return watched(run, shelf, begun_at=begun_at)
-
-  own = with_fields(config, train__log_every_steps=every)
+  own = with_fields(config, train__log_every_steps=config.affinity.every_steps)
+  watch = partial(watched, shelf=shelf)
   loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', watch=watch)
   return shelf.read()
 
 
-def watched(run: Run, shelf: LookShelf, *, begun_at: int) -> Run:
-  """The run, whose steps are those it had; before every n-th one the batch is looked at."""
+def watched(run: Run, begun_at: int, *, shelf: LookShelf) -> Callable[..., Any]:
+  """The run's compiled steps; before every n-th one the batch is looked at."""
   look, every, step = compile_look(run), run.config.affinity.every_steps, begun_at
 
   def steps(state: Any, source: Any, items: Any) -> Any:
@@ -108,7 +106,7 @@ def watched(run: Run, shelf: LookShelf, *, begun_at: int) -> Run:
     step += jax.tree.leaves(items)[0].shape[0]
     return run.compiled_steps(state, source, items)
 
-  return dataclasses.replace(run, compiled_steps=steps)
+  return steps
 
 
 def seconds(looks: Looks) -> dict[str, float]:

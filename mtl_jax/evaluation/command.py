@@ -15,9 +15,9 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
-from mtl_jax.training import features
 
 log = logging.getLogger('mtl_jax')
 
@@ -56,14 +56,12 @@ def evaluate_workdir(
     store = mixture.open_data(settings)
   tasks = _common_tasks(model, store)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
-  cached = _on_features(model, part, split, directory=directory, store=store)
-  network = model.model.clone(frozen=None) if cached else model.model
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
     result = evaluate.evaluate_split(
-      cached or part,
+      _on_features(model, part, split, directory=directory, store=store),
       model.variables,
       model.label_stats,
-      compiled_step=evaluate.compile_eval_step(network, model.tasks, model.mesh),
+      compiled_step=evaluate.compile_eval_step(model.model, model.tasks, model.mesh),
       mesh=model.mesh,
       batch_size=model.config.eval.batch_size,
       on_batch=lambda done: progress.update(done - progress.n),
@@ -85,16 +83,14 @@ def evaluate_workdir(
   return found
 
 
-def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Path, store: DataSet) -> Split | None:
-  """The split with its frozen stages' outputs in place of images; None where there are none or they cannot be kept."""
-  cache = features.open_cache(
-    model.config, model.model, model.variables, workdir=directory, data=store, mesh=model.mesh
-  )
+def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Path, store: DataSet) -> Split:
+  """The split with features of the model's frozen stages in place of its images, where they can be kept."""
+  cache = FeatureCache(model.config, model.model, model.variables, store.checksum, model.mesh, directory)
   try:
-    return cache.replace_images(part, split) if cache else None
+    return cache.replace_images({split: part})[split]
   except DataError as error:  # A folder that may not be written is no reason not to evaluate.
     log.warning('warning: %s', error)
-    return None
+    return part
 
 
 def _make_room(predictions: Path) -> None:

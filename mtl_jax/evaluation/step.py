@@ -21,7 +21,8 @@ def eval_step(
   tasks: Sequence[Task],
 ) -> dict[str, Any]:
   """Predictions of a batch, and each task's sum of losses with the number of labels it runs over."""
-  outputs, predictions = predict_step(variables, label_stats, batch['image'], model=model, tasks=tasks)
+  model, inputs = network_and_input(model, batch)
+  outputs, predictions = predict_step(variables, label_stats, inputs, model=model, tasks=tasks)
   mask = batch['mask']
   per_label = label_losses(outputs, batch['labels'], mask, tasks=tasks, label_stats=label_stats)
   return {
@@ -39,7 +40,7 @@ def predict_step(
   model: nn.Module,
   tasks: Sequence[Task],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Raw outputs and predictions in the labels' own units, for images, or features of them: see `network_input`."""
+  """Raw outputs and predictions in the labels' own units, for images, or for what the network reads instead."""
   outputs: Any = model.apply(variables, network_input(images), train=False)
   predictions = {}
   for task in tasks:
@@ -47,6 +48,13 @@ def predict_step(
     scaled = outputs[task.name] * stats.std + stats.mean if task.standardized else outputs[task.name]
     predictions[task.name] = task.predict(scaled)
   return outputs, predictions
+
+
+def network_and_input(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Array]:
+  """The network for a batch and what it reads: its images; or kept features, and what follows the frozen stages."""
+  if 'features' in batch:
+    return model.after_frozen, batch['features']
+  return model, network_input(batch['image'])
 
 
 def label_losses(

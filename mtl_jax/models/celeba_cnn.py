@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
 from mtl_jax.models.backbone import Backbone
-from mtl_jax.models.convolution import KERNEL_INIT, convolve, max_pool_2x2
+from mtl_jax.models.convnet import block
+from mtl_jax.models.convolution import KERNEL_INIT, max_pool_2x2
 
 CONVOLUTIONS = ((1,), (2, 2), (4, 4), (8, 8))  # Features of each stage's layers, in units of the width.
 DENSE = (8, 8)
@@ -52,14 +53,12 @@ class CelebACNN(Backbone):
     last = index == len(CONVOLUTIONS)
     maps, x = x, x.mean(axis=(1, 2)) if last else x.astype(self.dtype)
     for i, factor in enumerate(DENSE if last else CONVOLUTIONS[index]):
-      features, common = factor * self.width, {'use_bias': False, 'dtype': self.dtype, 'kernel_init': KERNEL_INIT}
+      features, name = factor * self.width, f'{index + 1}_{i + 1}'
       if last:
-        x = nn.Dense(features, **common, name=f'dense{i + 1}')(x)
+        dense = nn.Dense(features, use_bias=False, dtype=self.dtype, kernel_init=KERNEL_INIT, name=f'dense{i + 1}')
+        x = nn.relu(norm(name=f'bn{name}')(dense(x)))
       else:
-        x = nn.Conv(
-          features, (3, 3), padding=1, conv_general_dilated=convolve, **common, name=f'conv{index + 1}_{i + 1}'
-        )(x)
-      x = nn.relu(norm(name=f'bn{index + 1}_{i + 1}')(x))
+        x = block(x, features, name, norm=norm, dtype=self.dtype)
     if last:
       return Top(maps, x)
     return max_pool_2x2(x) if index < len(CONVOLUTIONS) - 1 else x

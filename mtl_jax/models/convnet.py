@@ -9,8 +9,17 @@ from jaxtyping import Array, Float
 from mtl_jax.models import normalization
 from mtl_jax.models.backbone import Backbone
 from mtl_jax.models.convolution import KERNEL_INIT, convolve, max_pool_2x2
+from mtl_jax.models.normalization import Normalization
 
 BLOCKS = 2
+
+
+def block(x: Array, features: int, name: str, *, norm: Normalization | None, dtype: Any) -> Array:
+  """A 3x3 convolution, with a bias where no normalisation follows, and ReLU. Called inside a backbone."""
+  conv = nn.Conv(features, (3, 3), padding=1, use_bias=norm is None, dtype=dtype, kernel_init=KERNEL_INIT,
+                 conv_general_dilated=convolve, name=f'conv{name}')  # fmt: skip
+  x = conv(x)
+  return nn.relu(x if norm is None else norm(name=f'bn{name}')(x))
 
 
 class ConvNet(Backbone):
@@ -35,15 +44,10 @@ class ConvNet(Backbone):
 
   @nn.compact
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Float[Array, 'b h2 w2 c2']:
-    plain = self.norm == 'none'
-    features, name = self.width * 2**index, f'conv{index + 1}'
-    conv = nn.Conv(features, (3, 3), padding=1, use_bias=plain, dtype=self.dtype, kernel_init=KERNEL_INIT,
-                   conv_general_dilated=convolve, name=name)  # fmt: skip
-    x = conv(x.astype(self.dtype))
-    if not plain:
-      norm = normalization.make(self.norm, rows=self.norm_rows, train=train, dtype=self.dtype)
-      x = norm(name=f'bn{index + 1}')(x)
-    return max_pool_2x2(nn.relu(x))
+    norm = normalization.make(self.norm, rows=self.norm_rows, train=train, dtype=self.dtype)
+    norm = None if self.norm == 'none' else norm
+    x = block(x.astype(self.dtype), self.width * 2**index, f'{index + 1}', norm=norm, dtype=self.dtype)
+    return max_pool_2x2(x)
 
   def pool(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b f']:
     return x.reshape(x.shape[0], -1)

@@ -22,8 +22,8 @@ class Found(NamedTuple):
   Attributes:
     value: the loss to report: the objective's total, or the sum of the losses where it has none.
     gradients: with respect to the shared parameters, and to the heads'.
-    state: the objective's next one, for `ValueAndGrad.after` once the optimizer has moved the parameters.
-    losses: of the whole batch, as `losses_of` gave them: by name, or `[K]`.
+    state: the objective's next one, for `value_and_grad.after` once the optimizer has moved the parameters.
+    losses: of the whole batch, as `losses_of` gave them: by name, or `[K]`; 0 for one that is not present.
     aux: the rest of what `losses_of` gave.
     moved: the rest of what `represent` gave.
     points: the K gradients that the objective combined; None in class L.
@@ -38,18 +38,8 @@ class Found(NamedTuple):
   points: Any
 
 
-def value_and_grad(
-  losses_of: Callable[..., Any],
-  objective: Objective,
-  *,
-  represent: Callable[..., Any] | None = None,
-  has_aux: bool = False,
-  heads: str = 'plain',
-  chunk: int | Callable[[Any, int], int] = 1,
-  groups: Sequence[Hashable] | None = None,
-  extra: Callable[[Any], Array] | None = None,
-  weigh: Callable[..., Any] | None = None,
-) -> 'ValueAndGrad':
+@dataclasses.dataclass(frozen=True, eq=False)  # Hashed by identity, for jax.jit.
+class value_and_grad:  # Called like a function, as functools.partial is.
   """`step(shared, heads, state, *args, present=None, key=None) -> Found`, for an objective of any cost class.
 
   `args` are passed on: the batch. In a loop, with an Optax optimizer `tx` over `params = (shared, heads)`:
@@ -61,7 +51,7 @@ def value_and_grad(
       params = optax.apply_updates(params, updates)
       state = step.after(*params, found.state, batch)
 
-  Args:
+  Attributes:
     losses_of: `(shared, heads, *args)` to the losses, by name or as an array [K]. Each is a scalar; for an objective
       with `parts`, `[parts]`: its means over disjoint parts of the batch. It must be pure: an NNX module is merged with
       `nnx.merge(..., copy=True)` inside it.
@@ -82,103 +72,109 @@ def value_and_grad(
   Raises:
     ValueError: for settings that the objective cannot serve, and losses that do not have its parts.
   """
-  if heads not in HEADS:
-    raise ValueError(f'heads={heads!r}; choose from {", ".join(HEADS)}')
-  if objective.needs == 'representation' and represent is None:
-    raise ValueError("this objective works at the representation: give represent=..., or its option at='parameters'")
 
-  def forward(copies: Any, heads: Any, *args: Any) -> Any:
-    given = losses_of(copies if groups else copies[None], heads, *args)
-    losses, aux = given if has_aux else (given, None)
-    named = OrderedDict(losses) if isinstance(losses, Mapping) else None  # Whose order jax.tree keeps.
-    each = jnp.asarray(losses) if named is None else jnp.stack([jnp.asarray(one) for one in named.values()], axis=-1)
-    each = each[None] if each.ndim == 1 and objective.parts == 1 else each
-    if each.ndim != 2 or len(each) != objective.parts:
-      raise ValueError(
-        f'this objective takes the losses of {objective.parts} part(s) of the batch: each must be a '
-        f'{"scalar" if objective.parts == 1 else f"[{objective.parts}]"}, but together they are {list(each.shape)}'
-      )
-    return (each, None if extra is None else extra(aux)), (named, aux)
-
-  def representation(shared: Any, *args: Any) -> tuple[Any, Any]:
-    if represent is None:
-      return shared, None
-    return represent(shared, *args) if has_aux else (represent(shared, *args), None)
-
-  return ValueAndGrad(forward, representation, objective, represent is not None, heads, chunk, groups, weigh)
-
-
-@dataclasses.dataclass(frozen=True)
-class ValueAndGrad:
-  """A function of parameters, state and batch; `value_and_grad` makes it."""
-
-  forward: Callable[..., Any]
-  represent: Callable[..., tuple[Any, Any]]
+  losses_of: Callable[..., Any]
   objective: Objective
-  apart: bool
-  heads: str
-  chunk: int | Callable[[Any, int], int]
-  groups: Sequence[Hashable] | None
-  weigh: Callable[..., Any] | None
+  _: dataclasses.KW_ONLY
+  represent: Callable[..., Any] | None = None
+  has_aux: bool = False
+  heads: str = 'plain'
+  chunk: int | Callable[[Any, int], int] = 1
+  groups: Sequence[Hashable] | None = None
+  extra: Callable[[Any], Array] | None = None
+  weigh: Callable[..., Any] | None = None
+
+  def __post_init__(self) -> None:
+    if self.heads not in HEADS:
+      raise ValueError(f'heads={self.heads!r}; choose from {", ".join(HEADS)}')
+    if self.objective.needs == 'representation' and self.represent is None:
+      raise ValueError("this objective works at the representation: give represent=..., or its option at='parameters'")
 
   def init(self, shared: Any, num_losses: int) -> Any:
     """The objective's state before the first step."""
     return self.objective.init(num_losses, shared)
 
-  def __call__(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None) -> Found:
-    objective = self.objective
-    if objective.needs == 'losses':
-      return self._of_total(shared, heads, state, args, present=present, key=key)
-    z, pull, moved = jax.vjp(lambda shared: self.represent(shared, *args), shared, has_aux=True)
-    at_once = 0 if self.apart or callable(self.chunk) else self.chunk
-    losses_of = lambda copies, heads: self.forward(copies, heads, *args)  # noqa: E731
-    found = passes.through_heads(losses_of, z, heads, groups=self.groups, chunk=at_once)
-    (each, extra, (named, aux)), points = found[:3], found.points
-    there = presence(present, named, each)
-    whole = over_parts(each, there)
-    known: dict[str, Any] = {'losses': whole, 'present': there.all(0), 'key': key}
-    if self.weigh is not None:
-      next_state = self.weigh(pull, points, state, known)
-      (ours,) = pull(weighted_sum(jnp.where(known['present'], next_state.weights, 0), points))
-    elif objective.needs == 'representation':
-      combined, next_state = objective.update(points, state, at=z, **known)
-      (ours,) = pull(combined)
-    else:
-      if self.apart:
-        chunk = self.chunk(pull, each.size) if callable(self.chunk) else self.chunk or each.size
-        points = passes.at_parameters(pull, points, chunk=chunk)
-      if objective.parts > 1:
-        points = jax.tree.map(lambda leaf: leaf.reshape(*each.shape, *leaf.shape[1:]), points)
-      ours, next_state = objective.update(points, state, **known)
-    factors = jnp.ones(len(whole)) if objective.head_scale is None else objective.head_scale(whole, state)
-    factors = weights_of(next_state) if self.heads == 'weighted' else factors
-    shares = factors * there / jnp.maximum(there.sum(0), 1)
-    (_, theirs) = found.pull((shares, None if extra is None else jnp.ones_like(extra)))
-    value = whole.sum()
-    if extra is not None:
-      value, ours = value + extra, jax.tree.map(jnp.add, ours, pull(found.extra_point())[0])
-    return Found(value, (ours, theirs), next_state, _as_given(whole, named), aux, moved, points)
-
   def after(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None) -> Any:
     """The objective's state after its second look at the batch; unchanged for objectives that take none."""
     if self.objective.after is None:
       return state
-    (each, _), (named, _) = self._forward(shared, heads, args)[0]
+    z = passes.copies(represented(self, shared, args)[0], self.groups)
+    (each, _), (named, _) = losses_in_parts(self, z, heads, args)
     return self.objective.after(each[0], state, present=presence(present, named, each)[0])
 
-  def _of_total(self, shared: Any, heads: Any, state: Any, args: Any, *, present: Any, key: Any) -> Found:
-    def total(shared: Any, heads: Any) -> Any:
-      ((each, extra), (named, aux)), moved = self._forward(shared, heads, args)
-      there = presence(present, named, each)[0]
-      value, next_state = self.objective.update(each[0], state, present=there, key=key)
-      return value if extra is None else value + extra, (next_state, _as_given(each[0], named), aux, moved)
+  def __call__(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None) -> Found:
+    z, pull, moved = jax.vjp(lambda shared: represented(self, shared, args), shared, has_aux=True)
+    losses_of = lambda z, heads: losses_in_parts(self, z, heads, args)  # noqa: E731
+    by_head = passes.through_heads(losses_of, z, heads, groups=self.groups)
+    each, extra, (named, aux) = by_head.losses, by_head.extra, by_head.aux
+    there = presence(present, named, each)
+    counts = jnp.maximum(there.sum(0), 1)  # A loss is the mean over the parts of the batch that have a label.
+    whole, shares = jnp.where(there, each, 0).sum(0) / counts, (there / counts).astype(each.dtype)
+    known, one, points = {'present': there.all(0), 'key': key}, jax.tree.map(jnp.ones_like, extra), None
+    if self.objective.needs == 'losses':
+      total = jax.value_and_grad(self.objective.update, has_aux=True)
+      (value, next_state), slopes = total(whole, state, **known)
+      at_z, theirs = by_head.pull((slopes * shares, one))
+      (ours,) = pull(at_z)
+    else:
+      value = whole.sum()
+      ours, next_state, points = self._combined(pull, by_head, z, state, {'losses': whole, **known})
+      factors = head_factors(self, whole, state, next_state).astype(each.dtype)
+      _, theirs = by_head.pull((factors * shares, one))
+      if extra is not None:
+        (more,) = pull(by_head.pull((jnp.zeros_like(each), one))[0])
+        ours = jax.tree.map(jnp.add, ours, more)
+    value = value if extra is None else value + extra
+    losses = whole if named is None else OrderedDict(zip(named, whole, strict=True))
+    return Found(value, (ours, theirs), next_state, losses, aux, moved, points)
 
-    (value, rest), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(shared, heads)
-    return Found(value, gradients, *rest, points=None)
+  def _combined(self, pull: Any, by_head: passes.HeadPass, z: Any, state: Any, known: dict[str, Any]) -> Any:
+    """The shared parameters' gradient, the objective's next state, and the K gradients it has combined."""
+    apart, parts, num = self.represent is not None, self.objective.parts, by_head.losses.size
+    points = by_head.points(0 if apart or callable(self.chunk) else self.chunk)
+    if self.weigh is not None:
+      next_state = self.weigh(pull, points, state, known)
+      combined = weighted_sum(jnp.where(known['present'], next_state.weights, 0), points)
+    elif self.objective.needs == 'representation':
+      combined, next_state = self.objective.update(points, state, at=z, **known)
+    else:
+      chunk = self.chunk(pull, num) if callable(self.chunk) else self.chunk or num
+      points = passes.at_parameters(pull, points, chunk=chunk) if apart else points
+      if parts > 1:
+        points = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), points)
+      return *self.objective.update(points, state, **known), points
+    return pull(combined)[0], next_state, points
 
-  def _forward(self, shared: Any, heads: Any, args: Any) -> tuple[Any, Any]:
-    z, moved = self.represent(shared, *args)
-    return self.forward(passes.copies(z, self.groups), heads, *args), moved
+
+def represented(call: value_and_grad, shared: Any, args: Any) -> tuple[Any, Any]:
+  """The representation, or without one the shared parameters themselves, and what else there is."""
+  if call.represent is None:
+    return shared, None
+  return call.represent(shared, *args) if call.has_aux else (call.represent(shared, *args), None)
+
+
+def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) -> Any:
+  """The losses `[parts, K]` with the extra one, and their names with what else there is."""
+  given, parts = call.losses_of(copies if call.groups else copies[None], heads, *args), call.objective.parts
+  losses, aux = given if call.has_aux else (given, None)
+  named = OrderedDict(losses) if isinstance(losses, Mapping) else None  # Whose order jax.tree keeps.
+  each = jnp.asarray(losses) if named is None else jnp.stack([jnp.asarray(one) for one in named.values()], axis=-1)
+  each = each[None] if each.ndim == 1 and parts == 1 else each
+  if each.ndim != 2 or len(each) != parts:
+    raise ValueError(
+      f'this objective takes the losses of {parts} part(s) of the batch: each must be a '
+      f'{"scalar" if parts == 1 else f"[{parts}]"}, but together they are {list(each.shape)}'
+    )
+  return (each, None if call.extra is None else call.extra(aux)), (named, aux)
+
+
+def head_factors(call: value_and_grad, losses: Float[Array, ' k'], state: Any, next_state: Any) -> Array:
+  """Factors of the heads' own gradients."""
+  if call.heads == 'weighted':
+    if not hasattr(next_state, 'weights'):
+      raise ValueError("heads='weighted' is for methods with a weight for each loss; this one has none")
+    return next_state.weights
+  return jnp.ones(len(losses)) if call.objective.head_scale is None else call.objective.head_scale(losses, state)
 
 
 def presence(present: Any, named: Mapping[str, Array] | None, each: Float[Array, 'p k']) -> Bool[Array, 'p k']:
@@ -192,19 +188,3 @@ def presence(present: Any, named: Mapping[str, Array] | None, each: Float[Array,
   if jnp.shape(present) not in (each.shape, each.shape[1:]):
     raise ValueError(f'present has shape {list(jnp.shape(present))} for losses {list(each.shape)}')
   return jnp.broadcast_to(present, each.shape)
-
-
-def over_parts(values: Float[Array, 'p k'], present: Bool[Array, 'p k']) -> Float[Array, ' k']:
-  """The mean over the parts of a batch that have a label; 0 where none has."""
-  return jnp.where(present, values, 0).sum(0) / jnp.maximum(present.sum(0), 1)
-
-
-def weights_of(state: Any) -> Float[Array, ' k']:
-  """The weights of the last update. Raises ValueError for a method that has none."""
-  if not hasattr(state, 'weights'):
-    raise ValueError("heads='weighted' is for methods with a weight for each loss; this one has none")
-  return state.weights
-
-
-def _as_given(losses: Float[Array, ' k'], named: Mapping[str, Array] | None) -> Any:
-  return losses if named is None else OrderedDict(zip(named, losses, strict=True))

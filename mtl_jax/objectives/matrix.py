@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.objectives import OBJECTIVES, Objective
+from mtl_jax import objectives
+from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float
 
 
@@ -37,7 +38,7 @@ def aggregate(
   matrix = jnp.asarray(matrix, jnp.float32)
   if matrix.ndim != 2:
     raise ValueError(f'the matrix of gradients must be [K, n], not {list(matrix.shape)}')
-  objective = method if isinstance(method, Objective) else OBJECTIVES[method](**options)
+  objective = method if isinstance(method, Objective) else objectives.OBJECTIVES[method](**options)
   state, key = objective.init(len(matrix), matrix[0]), jax.random.key(0) if key is None else key
   losses = jnp.ones(len(matrix)) if losses is None else jnp.asarray(losses, jnp.float32)
   if objective.needs == 'losses':

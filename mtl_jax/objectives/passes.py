@@ -1,6 +1,7 @@
 """Backward passes for many losses at once: through the heads together, through the shared part in chunks."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,28 +13,22 @@ from mtl_jax.objectives.shapes import Array, Float
 
 
 class HeadPass(NamedTuple):
-  """The losses, differentiated as far as the representation.
+  """The losses of a forward pass through the heads, and its backward passes.
 
   Attributes:
     losses: of each part of the batch.
     extra: a scalar that is no loss, or None.
-    aux: the other results of the heads' forward pass.
-    points: the gradient of each loss at the representation, leaves `[p * k, b, ...]`.
-    pull: cotangents of losses and extra to the gradients at each group's copy of the representation, and at the heads.
-    own: every group has a representation of its own, not a copy of one.
+    aux: the other results of the forward pass.
+    pull: cotangents of losses and extra to the gradients at the representation and at the heads.
+    points: a function of how many passes run side by side (0, its default, for all) to each loss's gradient at the
+      representation, leaves `[p * k, b, ...]`.
   """
 
   losses: Float[Array, 'p k']
   extra: Any
   aux: Any
-  points: Any
   pull: Callable[[Any], tuple[Any, Any]]
-  own: bool
-
-  def extra_point(self) -> Any:
-    """The gradient of `extra` at the representation."""
-    (by_group, _) = self.pull((jnp.zeros_like(self.losses), jnp.ones_like(self.extra)))
-    return by_group if self.own else jax.tree.map(lambda *leaves: sum(leaves), *by_group.values())
+  points: Callable[..., Any]
 
 
 def through_heads(
@@ -42,9 +37,8 @@ def through_heads(
   heads: Any,
   *,
   groups: Sequence[Hashable] | None = None,
-  chunk: int = 0,
 ) -> HeadPass:
-  """Each loss's gradient at the representation.
+  """The losses, differentiable as far as the representation.
 
   Every group of losses reads a copy of its own, so one backward pass serves a loss of each: 40 heads with one loss each
   take one pass, one head with 40 losses takes 40.
@@ -54,27 +48,38 @@ def through_heads(
     representation: one for all groups, or a mapping with one for each.
     heads: parameters.
     groups: of each of the k losses; those of one group lie side by side. None: all are of one, which is called None.
-    chunk: passes side by side; 0 for all.
   """
-  (losses, extra), pull, aux = jax.vjp(losses_of, copies(representation, groups), heads, has_aux=True)
-  own = has_own(representation, groups)
-  slices = _slices([None] * losses.shape[1] if groups is None else groups)
-  none = jax.tree.map(jnp.zeros_like, extra)
-  one_hots = jnp.asarray(rounds(slices, parts=len(losses)))
-  by_group = in_chunks(lambda cotangent: pull((cotangent, none))[0], one_hots, chunk=chunk or len(one_hots))
-  points = {}
-  for name, part in slices.items():
-    size = (len(losses), part.stop - part.start)
-    points[name] = jax.tree.map(
-      lambda leaf, size=size: leaf[: size[0] * size[1]].reshape(*size, *leaf.shape[1:]), by_group[name]
-    )
-  if own:
-    points = {name: jax.tree.map(lambda leaf, part=slices[name]: _among_zeros(leaf, part, losses.shape), point)
-              for name, point in points.items()}  # fmt: skip
-  else:
-    points = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *points.values())
-  points = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), points)
-  return HeadPass(losses, extra, aux, points, pull, own)
+  given, join = jax.vjp(lambda whole: copies(whole, groups), representation)
+  (losses, extra), back, aux = jax.vjp(losses_of, given, heads, has_aux=True)
+  parts, num = losses.shape
+  names = [None] * num if groups is None else list(groups)
+  slices = {name: slice(names.index(name), names.index(name) + names.count(name)) for name in dict.fromkeys(names)}
+
+  def pull(cotangents: Any) -> tuple[Any, Any]:
+    by_group, own = back(cotangents)
+    return join(by_group)[0], own
+
+  def points(chunk: int = 0) -> Any:
+    one_hots, none = jnp.asarray(rounds(slices, parts=parts)), jax.tree.map(jnp.zeros_like, extra)
+    by_group = in_chunks(lambda one: back((one, none))[0], one_hots, chunk=chunk or len(one_hots))
+
+    def of_losses(leaf: Array, own: slice) -> Array:
+      return leaf.reshape(parts, -1, *leaf.shape[1:])[:, : own.stop - own.start]
+
+    found = {name: jax.tree.map(partial(of_losses, own=own), by_group[name]) for name, own in slices.items()}
+    if has_own(representation, groups):  # A loss has no gradient at the others' representations.
+      found = {
+        name: jax.tree.map(
+          lambda leaf, name=name: jnp.zeros((parts, num, *leaf.shape[2:]), leaf.dtype).at[:, slices[name]].set(leaf),
+          point,
+        )
+        for name, point in found.items()
+      }
+    else:
+      found = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *found.values())
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
+
+  return HeadPass(losses, extra, aux, pull, points)
 
 
 def has_own(representation: Any, groups: Sequence[Hashable] | None) -> bool:
@@ -88,28 +93,14 @@ def copies(representation: Any, groups: Sequence[Hashable] | None) -> dict[Any, 
   return {name: representation[name] if own else representation for name in dict.fromkeys(groups or [None])}
 
 
-def _among_zeros(leaf: Array, own: slice, shape: tuple[int, ...]) -> Array:
-  """Gradients `[p, n, ...]` of one group's losses among zeros for those of the others, `[p, k, ...]`."""
-  return jnp.zeros((*shape, *leaf.shape[2:]), leaf.dtype).at[:, own].set(leaf)
-
-
-def _slices(groups: Sequence[Hashable]) -> dict[Hashable, slice]:
-  groups = list(groups)
-  return {name: slice(groups.index(name), groups.index(name) + groups.count(name)) for name in dict.fromkeys(groups)}
-
-
 def rounds(slices: Mapping[Hashable, slice], *, parts: int) -> np.ndarray:
   """Cotangents `[rounds, parts, k]` that hold at most one loss of each group.
 
   Round `part * n + i` holds loss i of the n of every group, in that part of the batch.
   """
-  sizes = [own.stop - own.start for own in slices.values()]
-  one_hots = np.zeros((parts * max(sizes), parts, sum(sizes)), np.float32)
-  for own, num in zip(slices.values(), sizes, strict=True):
-    for part in range(parts):
-      for i in range(num):
-        one_hots[part * num + i, part, own.start + i] = 1
-  return one_hots
+  places = np.concatenate([np.arange(own.stop - own.start) for own in slices.values()])
+  of_loss = places == np.arange(places.max() + 1)[:, None]  # [n, k]
+  return np.einsum('pq,nk->pnqk', np.eye(parts), of_loss).reshape(-1, parts, len(places)).astype(np.float32)
 
 
 def in_chunks(pass_one: Callable[[Any], Any], points: Any, *, chunk: int) -> Any:

@@ -41,31 +41,22 @@ def weighted_sum(weights: Float[Array, ' k'], gradients: Any) -> Any:
 
   Written as a reduction, which compilers fuse: K gradients of a network are read once and never copied.
   """
-
-  def of_leaf(leaf: Array) -> Array:
-    each = weights.reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(each != 0, each * leaf.astype(jnp.float32), 0).sum(0).astype(leaf.dtype)
-
-  return jax.tree.map(of_leaf, gradients)
+  return jax.tree.map(lambda leaf: _times(weights, leaf).sum(0).astype(leaf.dtype), gradients)
 
 
 def scaled(factors: Float[Array, ' k'], gradients: Any) -> Any:
   """`factors[k] g_k` for each k; what a zero factor multiplies is not read."""
-
-  def of_leaf(leaf: Array) -> Array:
-    each = factors.reshape(-1, *[1] * (leaf.ndim - 1))
-    return jnp.where(each != 0, each * leaf, 0).astype(leaf.dtype)
-
-  return jax.tree.map(of_leaf, gradients)
+  return jax.tree.map(lambda leaf: _times(factors, leaf).astype(leaf.dtype), gradients)
 
 
-def masked(present: Bool[Array, ' k'], new: Any, old: Any) -> Any:
-  """The new rows of the tasks that are present, and the old ones of the others, in every leaf with a first axis K."""
+def _times(factors: Float[Array, ' k'], leaf: Array) -> Array:
+  each = column(factors, leaf)
+  return jnp.where(each != 0, each * leaf.astype(jnp.float32), 0)
 
-  def of_leaf(new: Array, old: Array) -> Array:
-    return jnp.where(present.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-  return jax.tree.map(of_leaf, new, old)
+def column(values: Any, leaf: Array) -> Array:
+  """Values `[K]`, or one for all, in a shape that multiplies a leaf `[K, ...]`."""
+  return jnp.asarray(values).reshape(-1, *[1] * (leaf.ndim - 1))
 
 
 def zeros(num_tasks: int, like: Any) -> Any:
@@ -73,10 +64,11 @@ def zeros(num_tasks: int, like: Any) -> Any:
   return jax.tree.map(lambda leaf: jnp.zeros((num_tasks, *leaf.shape), jnp.float32), like)
 
 
-def remembered(state: Any, gradients: Any) -> Any:
-  """The state of a method that remembers, which zeros are where nothing is yet."""
-  empty = not jax.tree.leaves(state) and jax.tree.leaves(gradients)
-  return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), gradients) if empty else state
+def remembered(state: Any, gradients: Any, present: Bool[Array, ' k'], rule: Callable[[Array, Array], Array]) -> Any:
+  """The remembered K gradients after `rule(old, new)`: zeros at first; those of absent tasks stay as they are."""
+  if not jax.tree.leaves(state) and jax.tree.leaves(gradients):
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), gradients)
+  return jax.tree.map(lambda old, new: jnp.where(column(present, old), rule(old, new), old), state, gradients)
 
 
 class Weighted(NamedTuple):
@@ -107,12 +99,10 @@ def balanced(weighting: GramWeighting, *, at: str = 'parameters') -> Objective:
     raise ConfigError(f'at={at!r}: a balancing method works at {" or ".join(POINTS)}')
 
   def init(num_tasks, like=None):
-    del like
     equal = jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
     return Weighted(equal, jnp.zeros((num_tasks, num_tasks)), weighting.init(num_tasks))
 
   def update(gradients, state, *, losses, present, key, at=None):
-    del at
     weights, state = solve(weighting, gram(gradients), state, losses=losses, present=present, key=key)
     return weighted_sum(weights, gradients), state
 

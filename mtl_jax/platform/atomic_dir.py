@@ -40,7 +40,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-      raise DataError(f'{out}: the disk is full; make room, or choose another --out') from error
+      raise DataError(f'{out}: the disk is full; make room, or choose another folder') from error
     raise DataError(f'{out}: cannot be made: {one_line(error)}') from error
 
 

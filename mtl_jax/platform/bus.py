@@ -137,10 +137,9 @@ class Bus:
     except Exception as error:
       if self._over.is_set() or self._ending.is_set():  # What the other thread knows says more than a lost connection.
         return
+      lost = isinstance(error, jax.errors.JaxRuntimeError)
       text = f'the news is none of this run ({one_line(error)})'
-      if isinstance(error, jax.errors.JaxRuntimeError):
-        text = 'process 0 is gone: it was killed, or its host is lost'
-      self._on_failure({'process': 0, 'code': 1, 'text': text})
+      self._on_failure(self._gone(0) if lost else {'process': 0, 'code': 1, 'text': text})
 
   def _listen(self) -> None:
     for number in itertools.count(1):
@@ -166,8 +165,12 @@ class Bus:
     while not self._over.wait(POLL_SECS):
       lost = sorted(set(range(self.num)) - self._living())
       if lost and not self._has_ended():
-        text = f'process {lost[0]} is gone: it was killed, or its host is lost'
-        self._pass_on({'process': lost[0], 'code': 1, 'text': text})
+        self._pass_on(self._gone(lost[0]))
+
+  def _gone(self, process: int) -> dict[str, Any]:
+    stopped = 'was stopped for longer than --heartbeat'
+    text = stopped if process == self.process else 'is gone: it was killed or stopped, or its host is lost'
+    return {'process': process, 'code': 1, 'text': f'process {process} {text}'}
 
   def _has_ended(self) -> bool:
     """True once all have come to their end, after which the first may leave before the last has read of it."""

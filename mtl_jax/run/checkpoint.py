@@ -1,4 +1,4 @@
-"""Saving and restoring a run with Orbax: state and clock are one checkpoint, the last two and the best are kept."""
+"""Saving and restoring a run with Orbax: state and progress are one checkpoint, the last two and the best are kept."""
 
 import dataclasses
 import logging
@@ -24,7 +24,7 @@ FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
 
 
 @dataclasses.dataclass
-class Clock:
+class TrainProgress:
   """Progress of a run, besides the state on the devices.
 
   Attributes:
@@ -60,6 +60,7 @@ class Checkpoints:
   """The checkpoints of one working directory, `checkpoints/<step>/`."""
 
   def __init__(self, workdir: Path):
+    logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
     self._local = address.is_local(workdir)
     self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
     best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
@@ -73,24 +74,24 @@ class Checkpoints:
     with self._one_line('be opened'):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-  def save(self, state: TrainState, clock: Clock) -> None:
+  def save(self, state: TrainState, progress: TrainProgress) -> None:
     """Begins to save; returns as soon as the state has left the devices. A step is saved once.
 
     Raises:
       CheckpointError: where this save cannot begin, or the one before it failed, as on a full disk.
     """
-    if clock.step in self._manager.all_steps():
+    if progress.step in self._manager.all_steps():
       return
     if self._local and not self.directory.is_dir():
-      raise CheckpointError(f'{self.directory} has vanished, so step {clock.step} cannot be saved; bring it back')
-    fields = {'format': FORMAT, **dataclasses.asdict(clock)}
+      raise CheckpointError(f'{self.directory} has vanished, so step {progress.step} cannot be saved; bring it back')
+    fields = {'format': FORMAT, **dataclasses.asdict(progress)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
-    metrics = {'score': clock.best_score} if clock.best_step == clock.step else None
+    metrics = {'score': progress.best_score} if progress.best_step == progress.step else None
     with self._one_line('be saved'):
-      self._manager.save(clock.step, args=args, metrics=metrics, force=True)
+      self._manager.save(progress.step, args=args, metrics=metrics, force=True)
 
-  def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, Clock] | None:
-    """State and clock of one step, the latest by default; None if there is no checkpoint at all.
+  def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, TrainProgress] | None:
+    """State and progress of one step, the latest by default; None if there is no checkpoint at all.
 
     What it reads is taken as sound: see `check`, and `digests.set_aside_damaged`.
 
@@ -106,10 +107,10 @@ class Checkpoints:
     step = self._choose(step)
     if step is None:
       return None
-    clock = self.clock(step)
+    progress = self.progress(step)
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
-      return self._manager.restore(step, args=args)['state'], clock
+      return self._manager.restore(step, args=args)['state'], progress
     except (ValueError, KeyError, TypeError, OSError) as error:
       reason = one_line(error)[:300]
       raise CheckpointError(
@@ -127,8 +128,8 @@ class Checkpoints:
       others = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
       raise CheckpointError(f'{self.directory / str(step)} is damaged: {found}; other steps: {others}')
 
-  def clock(self, step: int | None = None) -> Clock:
-    """The clock of one step, the latest by default."""
+  def progress(self, step: int | None = None) -> TrainProgress:
+    """The progress of one step, the latest by default."""
     step = self._choose(step)
     if step is None:
       raise CheckpointError(f'{self.directory.parent} holds no checkpoint; start with: mtl-jax train --workdir')
@@ -141,7 +142,7 @@ class Checkpoints:
         f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}: use the version of '
         'mtl-jax that dataset.json beside it names, or train anew in another --workdir'
       )
-    return Clock(**fields)
+    return TrainProgress(**fields)
 
   def steps(self) -> list[int]:
     """The saved steps, in order."""
@@ -197,18 +198,17 @@ def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
 
 
 def _told(record: logging.LogRecord) -> bool:
-  """Drops tracebacks, for what Orbax raises is told in one line; where several processes save, ends them with it.
+  """Drops what Orbax logs, a dozen lines of every save, but errors.
+
+  Of those, tracebacks go too, for what it raises is told in one line; where several processes save, they end with it.
 
   There the others wait, and so does Orbax here before it raises, for a process whose part of a save has failed.
   """
+  if '/orbax/' not in record.pathname:
+    return True
   failed = record.exc_info and record.exc_info[1]
   if failed and processes.count() > 1 and threading.current_thread().name == SAVING:
     error = CheckpointError(f'a checkpoint cannot be saved: {_reason(failed)}; {AS_IT_WAS}')
     error.__cause__ = failed
     processes.fail(error)
-  return not failed
-
-
-# Orbax tells of every save in a dozen lines.
-logging.getLogger('absl').setLevel(logging.ERROR)
-logging.getLogger('absl').addFilter(_told)
+  return record.levelno >= logging.ERROR and not failed

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import optax
 from ml_collections import ConfigDict
 
-from mtl_jax.models import multitask
+from mtl_jax.models import multitask, pretrained
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import Objective, grain, options
+from mtl_jax.objectives import Objective, loss_terms, options
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState, init_state
 from mtl_jax.tasks import LabelStats, Task
@@ -26,11 +27,11 @@ class Recipe(NamedTuple):
 
 def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: int = 1) -> Recipe:
   """The recipe of a config for these tasks; steps of an epoch matter to its steps, not to the state they change."""
-  names = grain.names(tasks, config.objective.grain)
+  names = loss_terms.names(tasks, config.objective.grain)
   return Recipe(
-    model=multitask.from_config(config, tasks),
+    model=multitask.from_config(config.model, tasks),
     tx=optimizer.from_config(config),
-    objective=options.from_config(config, names, steps_per_epoch=steps_per_epoch),
+    objective=options.from_config(config.objective, names, steps_per_epoch=steps_per_epoch),
     ema_decay=config.optimizer.ema_decay,
   )
 
@@ -57,6 +58,14 @@ def state_maker(
     seed=config.train.seed,
     label_stats=label_stats,
     input_shape=(*image_size, 3),
-    num_losses=len(grain.names(tasks, config.objective.grain)),
+    num_losses=len(loss_terms.names(tasks, config.objective.grain)),
     **recipe._asdict(),
   )
+
+
+def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """The weights that the backbone starts from, if the config names a file; a run that resumes has them already."""
+  if not config.model.weights:
+    return None
+  backbone = multitask.backbone_from_config(config.model)
+  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)

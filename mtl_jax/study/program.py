@@ -15,6 +15,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from mtl_jax.data.input import mixture, resident
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.input.sampler import Order
@@ -23,7 +24,8 @@ from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.platform import sharding
-from mtl_jax.run import optimizer
+from mtl_jax.run import optimizer, recipe
+from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.training import building
 from mtl_jax.training.building import Run
@@ -35,12 +37,11 @@ class Program:
   """The parts that a program's replicas share; the run's own seed and learning rate are not read.
 
   Attributes:
-    run: the run that replicas vary, on features where its frozen stages' outputs are kept. Those stages are the same
+    run: the run that replicas vary, on features where those of its frozen stages are kept. Such stages are the same
       for all replicas, also where they are random.
-    val: the validation split, as the train split is kept.
+    val: the validation split, images or features as the train split is.
     test: the test split, likewise.
-    weights: pretrained ones of the backbone, if the run has them.
-    net_weights: those of them that are of `net`.
+    weights: pretrained ones of the part of the backbone that is in `network`, if the run has them.
     mesh: this process's devices.
   """
 
@@ -48,7 +49,6 @@ class Program:
   val: Split
   test: Split
   weights: Any
-  net_weights: Any
   mesh: Mesh
 
   @property
@@ -56,8 +56,14 @@ class Program:
     return self.run.config
 
   @property
-  def net(self) -> MultiTaskModel:
-    return self.run.net
+  def network(self) -> MultiTaskModel:
+    """What a replica trains: the run's model, or what follows its frozen stages."""
+    return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Of what the network reads of one example."""
+    return self.run.train.images.shape[1:]
 
   def order(self, seed: int) -> Order:
     """The order in which a replica of that seed sees the examples."""
@@ -69,27 +75,27 @@ class Program:
 
   def init(self, seed: Any, learning_rate: Any, weights: Any) -> TrainState:
     """One replica's state before its first step."""
-    input_shape, tx = self.run.train.images.shape[1:], self.tx(learning_rate)
-    return self.run.make_state(seed=seed, model=self.net, tx=tx, input_shape=input_shape, pretrained_weights=weights)
+    own = {'model': self.network, 'tx': self.tx(learning_rate), 'input_shape': self.input_shape}
+    return self.run.make_state(seed=seed, pretrained_weights=weights, **own)
 
   def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
-    one_step = partial(self.run.one_step, model=self.net, tx=self.tx(learning_rate), seed=seed, skip_nonfinite=False)
-    image_shape = self.run.train.images.shape[1:]
+    one_step = partial(self.run.one_step, tx=self.tx(learning_rate), seed=seed, skip_nonfinite=False)
+    shapes = resident.input_shapes(self.run.train)
 
     def step(state: TrainState, positions: Array) -> Any:
-      batch = resident.take_rows(source, positions, image_shape=image_shape)
+      batch = resident.take_rows(source, positions, shapes=shapes)
       return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
     return repeat(step)(state, positions)
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""
-    return eval_step(variables, self.run.label_stats, batch, model=self.net, tasks=self.run.tasks)
+    return eval_step(variables, self.run.label_stats, batch, model=self.run.model, tasks=self.run.tasks)
 
   def shapes(self) -> TrainState:
     """The shapes and types of one replica's state."""
-    return jax.eval_shape(self.init, 0, 0.0, self.net_weights)
+    return jax.eval_shape(self.init, 0, 0.0, self.weights)
 
   def num_params(self) -> int:
     """Parameters of the whole model, frozen ones too."""
@@ -98,14 +104,14 @@ class Program:
 
   def flops_per_image(self) -> float:
     """Floating-point operations from an image to all predictions; 0 where XLA does not count them."""
-    return cost.forward_flops(self.run.model, self._variables(), self.run.image_size) or 0.0
+    return cost.forward_flops(self.run.model, self._variables(), self.run.store.image_size) or 0.0
 
   def flops_trained(self) -> float:
     """The same of the part that is trained, from features where those are kept."""
-    return cost.flops(self.net, self.shapes().variables, self.run.train.images.shape[1:]) or 0.0
+    return cost.flops(self.network, self.shapes().variables, self.input_shape) or 0.0
 
   def _variables(self) -> Mapping[str, Any]:
-    return jax.eval_shape(self.run.make_state, pretrained_weights=self.weights).variables
+    return jax.eval_shape(self.run.make_state).variables
 
 
 def build(
@@ -132,25 +138,21 @@ def build(
     raise ConfigError('config.train.model_devices: a study has every replica whole on a device; leave it at 1')
   run = building.build(config, store)
   if like is not None:
-    fields = {name: getattr(like.run, name) for name in ('train', 'val', 'input', 'net')}
-    own = dataclasses.replace(run, **fields, one_step=partial(run.one_step, model=like.net))
-    return dataclasses.replace(like, run=own)
+    return dataclasses.replace(like, run=dataclasses.replace(run, train=like.run.train, val=like.run.val))
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
-  val, test = run.val, mixture.load_split(store, 'test', run.tasks)
-  weights = building.pretrained_weights(config, run.image_size)
+  splits = {'train': run.train, 'val': run.val, 'test': mixture.load_split(store, 'test', run.tasks)}
+  weights = recipe.pretrained_weights(config, store.image_size)
+  if run.model.frozen is not None and run.augmentation == Augmentation():  # Else each replica has stages of its own.
+    state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
+    kept_in = directory / 'model'
+    cache = FeatureCache(config, run.model, state.variables, store.checksum, run.mesh, kept_in, stop)
+    splits = cache.replace_images(splits)
+    if weights and 'features' in splits['train'].inputs:
+      weights = frozen.without_frozen(weights, state.variables)
+  run = dataclasses.replace(run, train=splits['train'], val=splits['val'])
   mesh = sharding.make_mesh(jax.local_devices())
-  if run.model.frozen is None:
-    return Program(run, val, test, weights, weights, mesh)
-  state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
-  run, cache = building.on_features(run, store, state, directory / 'model', stop=stop, whole=True)
-  if cache is None:
-    return Program(run, val, test, weights, weights, mesh)
-  kept = cache.replace_images(test, 'test')
-  if kept is None or run.val is None:
-    raise DataError('config.data.feature_cache: there is no room for features of the test split; free some disk')
-  net_weights = frozen.without_frozen(weights, state.variables) if weights else None
-  return Program(run, run.val, kept, weights, net_weights, mesh)
+  return Program(run, splits['val'], splits['test'], weights, mesh)
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
@@ -168,8 +170,8 @@ def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
   calls = []
   for program in programs:
     run, device = program.run, program.mesh.devices.flat[0]
-    state = jax.device_put(jax.jit(run.make_state)(pretrained_weights=program.weights), device)
-    image = jax.device_put(np.zeros((1, *run.image_size, 3), np.uint8), device)
+    state = jax.device_put(jax.jit(run.make_state)(), device)
+    image = jax.device_put(np.zeros((1, *run.store.image_size, 3), np.uint8), device)
     predict = jax.jit(partial(predict_step, model=run.model, tasks=run.tasks))
     calls.append(partial(predict, state.eval_variables, run.label_stats, image))
   jax.block_until_ready([call() for call in calls])

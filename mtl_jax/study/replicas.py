@@ -23,7 +23,7 @@ from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.study.program import Program
-from mtl_jax.training import building, loop
+from mtl_jax.training import loop
 
 log = logging.getLogger('mtl_jax')
 
@@ -127,7 +127,7 @@ class Trainer:
   def compiled_steps_text(self, width: int) -> str:
     """The compiled program of a dispatch of so many replicas, to look for collectives in."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = jax.eval_shape(self._init, seeds, rates, self.program.net_weights)
+    state = jax.eval_shape(self._init, seeds, rates, self.program.weights)
     positions = np.stack([_positions(self.program.order(0), 0, 1)] * width)
     return self._steps.lower(state, seeds, rates, positions, self._source).compile().as_text() or ''
 
@@ -140,8 +140,8 @@ class Trainer:
   def _seconds_a_step(self, width: int) -> float:
     """Measured on throw-away replicas, after the compilation."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
-    state = self._init(seeds, rates, self.program.net_weights)
-    _, size = next(building.dispatches(self.program.run, self._looks))
+    state = self._init(seeds, rates, self.program.weights)
+    _, size = next(self.program.run.dispatches(self._looks))
     positions = np.stack([_positions(self.program.order(0), 0, size)] * width)
     seconds = []
     for _ in range(3):
@@ -163,13 +163,13 @@ class Trainer:
     program, config = self.program, self.program.config
     seeds = np.array([replica.seed for replica in replicas], np.int32)
     rates = np.array([replica.learning_rate for replica in replicas], np.float32)
-    state = self._init(seeds, rates, program.net_weights)
+    state = self._init(seeds, rates, program.weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
     chunk = _Scores(len(replicas))
     unlogged: list[Any] = []
     orders = [program.order(replica.seed) for replica in replicas]
     started = time.monotonic()
-    for step, size in building.dispatches(program.run, self._looks):
+    for step, size in program.run.dispatches(self._looks):
       stop()
       positions = np.stack([_positions(order, step, size) for order in orders])
       state, metrics = self._steps(state, seeds, rates, positions, self._source)

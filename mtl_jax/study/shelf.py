@@ -13,7 +13,6 @@ from mtl_jax import config as configs
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import npz
 from mtl_jax.report.runs import flat
-from mtl_jax.run import workdir
 from mtl_jax.study.replicas import Replica, Result
 
 ADVICE = 'remove it, and it is run again'
@@ -30,7 +29,7 @@ def recipe(config: ConfigDict, checksum: str) -> str:
   fields = {
     name: value
     for name, value in flat(configs.to_json(config)).items()
-    if not name.startswith(NOT_IN_RECIPE) and f'config.{name}' not in workdir.WITHOUT_EFFECT
+    if not name.startswith(NOT_IN_RECIPE) and name not in configs.RESUMABLE
   }
   return hashlib.sha256(json.dumps([fields, checksum], sort_keys=True).encode()).hexdigest()[:16]
 

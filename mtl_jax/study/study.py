@@ -236,7 +236,7 @@ class Study:
     found = {}
     for name, arm in self.arms.items():
       programs = [self.program(one) for one in arm.programs]
-      nets = tuple(id(one.net) for one in programs)  # Programs that differ in their objective have one.
+      nets = tuple(id(one.test) for one in programs)  # Programs that differ in their objective have one.
       if nets not in sizes:
         sizes[nets] = {
           'params': sum(one.num_params() for one in programs),

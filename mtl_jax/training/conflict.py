@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mtl_jax.objectives.grain import Entry
+from mtl_jax.objectives.loss_terms import Entry
 
 MAX_PAIRWISE = 8  # Up to so many losses every pair's cosine is a metric of its own: 28 of them.
 

@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int64, Key
 
 from mtl_jax.evaluation.step import label_losses
 from mtl_jax.models.multitask import split
-from mtl_jax.objectives import grain, losses
-from mtl_jax.objectives.grain import Entry
+from mtl_jax.objectives import loss_terms, losses
+from mtl_jax.objectives.loss_terms import Entry
 from mtl_jax.tasks import LabelStats, Task
 from mtl_jax.training import micro_batches
 
@@ -47,6 +48,7 @@ class Forward:
     entries: the losses that the objective balances.
     variables: the model's; its parameters are not read.
     parts: into how many parts of the batch each of them is split.
+    sets: the set of a mixture that each row is of, by which parts and micro-batches are made; None: all are of one.
     accumulate: into how many micro-batches the shared part's rows are divided: see `micro_batches.py`.
     key: of what is random in a way of sharing.
     weights: of the labels, `{task: [b, n]}`, where they do not all weigh 1.
@@ -62,6 +64,7 @@ class Forward:
   variables: Mapping[str, Any]
   label_stats: Mapping[str, LabelStats]
   parts: int = 1
+  sets: Int64[np.ndarray, ' b'] | None = None
   key: Key[Array, ''] | None = None
   accumulate: int = 1
   weights: Mapping[str, Array] | None = None
@@ -83,7 +86,9 @@ class Forward:
 
     if self.accumulate == 1:
       return apply(variables, self.images)
-    return micro_batches.in_turn(apply, variables, self.images, num=self.accumulate)
+    return micro_batches.in_turn(
+      apply, variables, self.images, part=self._split_into(self.accumulate), num=self.accumulate
+    )
 
   def head_losses(self, representation: Any, heads: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
@@ -92,7 +97,7 @@ class Forward:
       variables, representation, train=True, mutable=['batch_stats'], method='heads', rngs=self._rngs
     )
     per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
-    each, _ = grain.reduce(per_label, self.mask, entries=self.entries, parts=self.parts, weights=self.weights)
+    each, _ = self._reduce(per_label, self.weights)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
     auxiliary = {} if self.auxiliary is None else self.auxiliary(outputs)
     return each, Seen(task_losses, {'batch_stats': dict(mutated).get('batch_stats', {})}, auxiliary)
@@ -103,6 +108,14 @@ class Forward:
     representation, moved = self.represent(shared)
     each, seen = self.head_losses(representation, heads)
     return each, seen.after(moved)
+
+  def _split_into(self, num: int) -> Int64[np.ndarray, ' b']:
+    sets = np.zeros(len(self.images), np.int64) if self.sets is None else self.sets
+    return loss_terms.batch_parts(sets, num)
+
+  def _reduce(self, per_label: Mapping[str, Array], weights: Mapping[str, Array] | None = None) -> tuple[Array, Array]:
+    part = None if self.parts == 1 else self._split_into(self.parts)
+    return loss_terms.reduce(per_label, self.mask, entries=self.entries, part=part, parts=self.parts, weights=weights)
 
   @property
   def groups(self) -> list[str]:
@@ -117,12 +130,13 @@ class Forward:
   @property
   def present_in_parts(self) -> Bool[Array, 'p k']:
     """True for each loss that has a label, in each part of the batch."""
-    return grain.reduce(self.mask, self.mask, entries=self.entries, parts=self.parts)[1]
+    return self._reduce(self.mask)[1]
 
   def rows(self, num_rows: int) -> 'Forward':
     """The same of about `num_rows` rows, each on its device: the first part of the batch."""
     by_row = (self.images, self.labels, self.mask, self.weights)
-    first = partial(grain.rows_of_first_part, num=max(len(self.images) // num_rows, 1))
+    num = max(len(self.images) // num_rows, 1)
+    first = partial(loss_terms.rows_of_first_part, part=self._split_into(num), num=num)
     images, labels, mask, weights = jax.tree.map(first, by_row)
     fewer = {'images': images, 'labels': labels, 'mask': mask, 'weights': weights}
-    return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1)
+    return dataclasses.replace(self, **fewer, auxiliary=None, accumulate=1, parts=1, sets=None)

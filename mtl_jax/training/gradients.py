@@ -5,20 +5,20 @@ With `jit` over the global batch every gradient is already the mean over all dev
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, Key
+from jaxtyping import Array, Int32, Key
 from ml_collections import ConfigDict
 
 from mtl_jax.models.multitask import split
 from mtl_jax.objectives import Objective, passes, task_gradients, value_and_grad
-from mtl_jax.objectives.differentiate import ValueAndGrad
+from mtl_jax.objectives.differentiate import Found
 from mtl_jax.objectives.passes import HeadPass
 from mtl_jax.objectives.task_gradients import Weighted
 from mtl_jax.training import conflict
-from mtl_jax.training.forward import Forward, Params, Seen
+from mtl_jax.training.forward import Forward, Params
 
 MEMORY_SHARE = 0.25  # Of a device's memory that backward passes side by side may take, and K kept gradients likewise.
 
@@ -40,30 +40,12 @@ class Settings:
   memory: int = 0
 
   @classmethod
-  def from_config(cls, config: ConfigDict, *, memory: int) -> 'Settings':
+  def from_config(cls, objective: ConfigDict, *, memory: int) -> 'Settings':
     names = [field.name for field in dataclasses.fields(cls) if field.name != 'memory']
-    return cls(**{name: config.objective[name] for name in names}, memory=memory)
+    return cls(**{name: objective[name] for name in names}, memory=memory)
 
 
 PLAIN = Settings()
-
-
-class Found(NamedTuple):
-  """The parts of a step's gradient.
-
-  Attributes:
-    total: the loss to report: the objective's total, or the sum of the losses where it has none.
-    gradients: with respect to all parameters.
-    objective: the objective's next state.
-    seen: the other results of the forward pass.
-    metrics: of the task gradients, where they are asked for.
-  """
-
-  total: Float[Array, '']
-  gradients: Params
-  objective: Any
-  seen: Seen
-  metrics: dict[str, Array]
 
 
 def find(
@@ -75,18 +57,21 @@ def find(
   step: Int32[Array, ''],
   key: Key[Array, ''],
   settings: Settings,
-) -> Found:
-  """The gradient of a batch, in the way of the objective's cost class; of auxiliary losses it is the plain one."""
+) -> tuple[Found, dict[str, Array]]:
+  """The gradient of a batch in the way of the objective's cost class, and metrics of it where they are asked for.
+
+  Its `gradients` are those of all parameters, its `aux` what both parts of the forward pass have seen.
+  """
   shared, heads = split(params)
   weigh = None
   if gram_alone(objective, shared, num=len(forward.entries), settings=settings):
     weigh = partial(weights_of_gram, forward, params, objective=objective, step=step, settings=settings)
-  found = differentiated(forward, objective, settings, weigh)(
-    shared, heads, state, present=forward.present_in_parts, key=key
-  )
+  step_of = differentiated(forward, objective, settings, weigh)
+  found = step_of(shared, heads, state, present=forward.present_in_parts, key=key)
   metrics = log_metrics(forward, shared, heads, objective, state, key, found) if settings.log else {}
-  gradients = {**found.gradients[0], **found.gradients[1]}
-  return Found(found.value, gradients, found.state, found.aux.after(found.moved), metrics)
+  return found._replace(
+    gradients={**found.gradients[0], **found.gradients[1]}, aux=found.aux.after(found.moved)
+  ), metrics
 
 
 def look_again(forward: Forward, params: Any, *, objective: Objective, state: Any) -> Any:
@@ -96,7 +81,7 @@ def look_again(forward: Forward, params: Any, *, objective: Objective, state: An
 
 def differentiated(
   forward: Forward, objective: Objective, settings: Settings = PLAIN, weigh: Any = None
-) -> ValueAndGrad:
+) -> value_and_grad:
   """The batch's losses, to be differentiated in the way of an objective."""
   return value_and_grad(
     forward.head_losses,
@@ -112,7 +97,7 @@ def differentiated(
 
 
 def through_heads(forward: Forward, representation: Any, heads: Params) -> HeadPass:
-  """Each loss's gradient at the representation."""
+  """The losses, differentiable as far as the representation."""
 
   def losses_of(representation: Any, heads: Params) -> Any:
     each, seen = forward.head_losses(representation, heads)
@@ -122,7 +107,7 @@ def through_heads(forward: Forward, representation: Any, heads: Params) -> HeadP
 
 
 def gram_alone(objective: Objective, shared: Params, *, num: int, settings: Settings) -> bool:
-  """Whether to have weights from the Gram matrix first and then one weighted backward pass."""
+  """True where weights come from the Gram matrix first, and then one weighted backward pass."""
   if objective.needs != 'parameters' or objective.weighting is None:
     return False
   keep = can_keep(shared, num, memory=settings.memory)
@@ -148,7 +133,7 @@ def weights_of_gram(
     if settings.gram_rows:
       here = forward.rows(settings.gram_rows)
       representation, pull_here, _ = jax.vjp(here.represent, shared, has_aux=True)
-      points_here = through_heads(here, representation, heads).points
+      points_here = through_heads(here, representation, heads).points()
     num = passes.count(points_here)
     chunk = chunk_size(pull_here, num, asked=settings.chunk, memory=settings.memory)
     keep = can_keep(shared, num, memory=settings.memory)
@@ -167,7 +152,7 @@ def log_metrics(
   present = forward.present
   if objective.needs == 'losses':
     weights = jax.grad(lambda each: objective.update(each, state, present=present, key=key)[0])(found.losses)
-    points = through_heads(forward, forward.represent(shared)[0], heads).points
+    points = through_heads(forward, forward.represent(shared)[0], heads).points()
     return conflict.metrics(task_gradients.gram(points), weights, present, entries=forward.entries)
   points = found.points if objective.parts == 1 else jax.tree.map(lambda leaf: leaf.mean(0), found.points)
   gram = found.state.gram if isinstance(found.state, Weighted) else task_gradients.gram(points)
@@ -175,7 +160,7 @@ def log_metrics(
 
 
 def chunk_size(pull: Any, num: int, *, asked: int, memory: int) -> int:
-  """How many backward passes to run side by side: as asked, or what a share of the memory holds, about equal chunks.
+  """The number of backward passes side by side: as asked, or what a share of the memory holds, about equal chunks.
 
   One pass needs about as much as the forward pass left for it. On several devices it is one at a time: side by side, a
   convolution's batch becomes `num * b` rows that no longer lie in order on the devices, and XLA gathers them all. On a
@@ -191,6 +176,6 @@ def chunk_size(pull: Any, num: int, *, asked: int, memory: int) -> int:
 
 
 def can_keep(shared: Params, num: int, *, memory: int) -> bool:
-  """Whether `num` gradients of the shared parameters, in float32, fit into their share of a device's memory."""
+  """True where `num` gradients of the shared parameters, in float32, fit into their share of a device's memory."""
   needed = 4 * num * sum(leaf.size for leaf in jax.tree.leaves(shared))
   return not memory or needed <= MEMORY_SHARE * memory

@@ -1,6 +1,5 @@
 """The story of a training run: resume, step, look, save, end."""
 
-import dataclasses
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,16 +17,17 @@ from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
-from mtl_jax.run import checkpoint, digests, workdir
-from mtl_jax.run.checkpoint import Checkpoints, Clock
+from mtl_jax.run import checkpoint, digests, recipe, workdir
+from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
 from mtl_jax.training import building, nonfinite
 from mtl_jax.training.building import Run
+from mtl_jax.training.describe import describe
 from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.nonfinite import NonFiniteStep
-from mtl_jax.training.progress import MetricWriter, Progress
+from mtl_jax.training.progress import MetricWriter, ThroughputBar
 from mtl_jax.training.watchdog import Watchdog
 
 log = logging.getLogger('mtl_jax')
@@ -39,8 +39,8 @@ def train(
   *,
   allow_config_change: bool = False,
   name: str = 'train',
-  watch: Callable[[Run, int], Run] | None = None,
-) -> Clock:
+  watch: Callable[[Run, int], Callable[..., Any]] | None = None,
+) -> TrainProgress:
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
   Args:
@@ -48,7 +48,7 @@ def train(
     directory: the run's working directory; see the README for the files in it.
     allow_config_change: resume although the configuration differs from the one that began.
     name: what the progress bar is called.
-    watch: given the run and the step it begins at, wraps its compiled steps to look at what they are given.
+    watch: given the run and the step it begins at, makes what is called in place of its compiled steps.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
@@ -68,27 +68,28 @@ def train(
     checkpoints = Checkpoints(directory)
     with closing(checkpoints, goodput, directory):
       workdir.check_resumable(directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change)
-      state, clock = begin_state(run, checkpoints)
+      state, progress = begin_state(run, checkpoints)
       workdir.begin(directory, config, facts)
-      if clock.stopped_early or clock.step >= config.train.steps:
-        log.info('%s is complete at step %d', directory, clock.step)
-        return clock
-      goodput.resume(directory, clock.step, clock.spent)
-      run, _ = building.on_features(run, store, state, directory, stop=interruption.requested)
-      building.describe(run, store, clock)
-      run = watch(run, clock.step) if watch else run
-      keepers = Keepers(checkpoints, directory, interruption, watchdog, goodput)
-      return train_on(run, state, clock, keepers=keepers, name=name)
+      if progress.stopped_early or progress.step >= config.train.steps:
+        log.info('%s is complete at step %d', directory, progress.step)
+        return progress
+      goodput.resume(directory, progress.step, progress.spent)
+      run = building.on_features(run, state.variables, directory, stop=interruption.requested)
+      describe(run, progress)
+      services = RunServices(checkpoints, directory, interruption, watchdog, goodput, watch, name)
+      return train_on(run, state, progress, services)
 
 
-class Keepers(NamedTuple):
-  """What keeps and watches a run while it trains."""
+class RunServices(NamedTuple):
+  """The objects that keep and watch a run while it trains; `watch` and `name` are as in `train`."""
 
   checkpoints: Checkpoints
   directory: Path
   interruption: Interruption
   watchdog: Watchdog
   goodput: Goodput
+  watch: Callable[[Run, int], Callable[..., Any]] | None
+  name: str
 
 
 @contextmanager
@@ -120,50 +121,51 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
       goodput.finish(directory)
 
 
-def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
+def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainProgress]:
   """The state of the latest checkpoint, or a new one; born on the mesh either way."""
   placed = sharding.of_state(run.mesh, run.make_state)
   restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, placed))
   if restored is not None:
-    _, clock = restored
-    if clock.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
-      clock.best_step = 0
+    _, progress = restored
+    if progress.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
+      progress.best_step = 0
     return restored
-  weights = building.pretrained_weights(run.config, run.image_size)
+  weights = recipe.pretrained_weights(run.config, run.store.image_size)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
-  return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), Clock()
+  return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), TrainProgress()
 
 
-def train_on(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, name: str) -> Clock:
+def train_on(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
   """`train_from` to the end; where config.train.on_nonfinite is rollback, again from the last checkpoint on."""
   settings = run.config.train
   while True:
     try:
-      return train_from(run, state, clock, keepers=keepers, name=name)
+      return train_from(run, state, progress, services)
     except NonFiniteStep as error:
       if settings.on_nonfinite != 'rollback':
         raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
-      passed_over = [*clock.passed_over, nonfinite.batch_number(error.step - 1, clock.passed_over)]
+      passed_over = [*progress.passed_over, nonfinite.batch_number(error.step - 1, progress.passed_over)]
       nonfinite.check_count(len(passed_over), settings, error)
-      with keepers.goodput.under('restart'), keepers.watchdog.unwatched():
-        keepers.checkpoints.wait()
-        state, clock = begin_state(run, keepers.checkpoints)
-      keepers.goodput.go_back(clock.spent)
-      clock.passed_over = passed_over
-      log.warning('warning: %s; back to step %d, and on without that batch', error, clock.step)
+      with services.goodput.under('restart'), services.watchdog.unwatched():
+        services.checkpoints.wait()
+        state, progress = begin_state(run, services.checkpoints)
+      services.goodput.go_back(progress.spent)
+      progress.passed_over = passed_over
+      log.warning('warning: %s; back to step %d, and on without that batch', error, progress.step)
 
 
-def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, name: str) -> Clock:
+def train_from(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
-  checkpoints, directory, interruption, watchdog, goodput = keepers
-  run = watched(run, watchdog)
+  checkpoints, directory, interruption, watchdog, goodput, watch, name = services
+  steps = watchdog.beating(watch(run, progress.step) if watch else run.compiled_steps)
+  eval_step = watchdog.beating(run.compiled_eval_step)
   source = run.input.place()
-  writer = MetricWriter(directory, resumed_at=clock.step, enabled=primary)
-  progress = Progress(
+  writer = MetricWriter(directory, resumed_at=progress.step, enabled=primary)
+  meter = ThroughputBar(
     total=config.train.steps,
-    start=clock.step,
+    start=progress.step,
     batch_size=config.train.batch_size,
     description=name,
     goodput=goodput,
@@ -171,55 +173,48 @@ def train_from(run: Run, state: TrainState, clock: Clock, *, keepers: Keepers, n
   )
   unlogged: list[Any] = []
   try:
-    for size, items in goodput.waiting('input', input_items(run, clock.step, clock.passed_over)):
+    for size, items in goodput.waiting('input', input_items(run, progress.step, progress.passed_over)):
       with goodput.under('step'):
-        state, metrics = run.compiled_steps(state, source, items)
+        state, metrics = steps(state, source, items)
         unlogged.append(metrics)
         sharding.hold_back(unlogged)
-        clock.step += size
-        progress.advance(size)
-        now = due(config, clock.step, first=clock.step == size, stop=interruption.requested())
+        progress.step += size
+        meter.advance(size)
+        now = due(config, progress.step, first=progress.step == size, stop=interruption.requested())
         values, better = {}, False
         if now.log:
-          values = log_values(run, unlogged, clock, progress)
+          values = log_values(run, unlogged, progress, meter)
           unlogged = []
-      watchdog.beat(f'step {clock.step}')
+      watchdog.beat(f'step {progress.step}')
       if now.evaluate and run.val is not None:
         with goodput.under('eval'):
-          score, validation = validate(run, state)
+          score, validation = validate(run, state, compiled_step=eval_step)
         values |= validation
-        better = clock.saw(score)
-        clock.stopped_early = 0 < config.eval.patience <= clock.evaluations_since_best and not now.end
+        better = progress.saw(score)
+        progress.stopped_early = 0 < config.eval.patience <= progress.evaluations_since_best and not now.end
       if values:
-        writer.write(clock.step, values, saved=now.save or better or clock.stopped_early)
-      if now.save or better or clock.stopped_early:
+        writer.write(progress.step, values, saved=now.save or better or progress.stopped_early)
+      if now.save or better or progress.stopped_early:
         with goodput.under('save'):
-          clock.spent = goodput.now()
+          progress.spent = goodput.now()
           workdir.check_held(directory)
-          checkpoints.save(state, clock)
-        watchdog.beat(f'the save of step {clock.step}')
+          checkpoints.save(state, progress)
+        watchdog.beat(f'the save of step {progress.step}')
       if now.log:
-        goodput.write(directory, clock.step, always=now.save or better)
-      if clock.stopped_early:
-        log.info('stopped early at step %d: %s was best at step %d', clock.step, config.eval.metric, clock.best_step)
+        goodput.write(directory, progress.step, always=now.save or better)
+      if progress.stopped_early:
+        log.info(
+          'stopped early at step %d: %s was best at step %d', progress.step, config.eval.metric, progress.best_step
+        )
         break
       if now.stop and not now.end:
-        raise Interrupted(f'interrupted and saved at step {clock.step}; the same command goes on from there')
+        raise Interrupted(f'interrupted and saved at step {progress.step}; the same command goes on from there')
   finally:
-    progress.close()
+    meter.close()
     writer.close()
     if run.train.images.num_corrupt:
       log.warning('warning: %d corrupt images were replaced, their labels masked', run.train.images.num_corrupt)
-  return clock
-
-
-def watched(run: Run, watchdog: Watchdog) -> Run:
-  """The run whose dispatches and batches of evaluation the watchdog hears of."""
-  return dataclasses.replace(
-    run,
-    compiled_steps=watchdog.beating(run.compiled_steps),
-    compiled_eval_step=watchdog.beating(run.compiled_eval_step),
-  )
+  return progress
 
 
 class Due(NamedTuple):
@@ -245,15 +240,17 @@ def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
   return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
 
 
-def log_values(run: Run, unlogged: Sequence[dict[str, Any]], clock: Clock, progress: Progress) -> dict[str, float]:
+def log_values(
+  run: Run, unlogged: Sequence[dict[str, Any]], progress: TrainProgress, meter: ThroughputBar
+) -> dict[str, float]:
   """One line of metrics.jsonl."""
   return {
-    'epoch': clock.step * run.config.train.batch_size / len(run.train),
-    **means(run, unlogged, clock),
-    'images_per_sec': progress.images_per_sec(),
+    'epoch': progress.step * run.config.train.batch_size / len(run.train),
+    **means(run, unlogged, progress),
+    'images_per_sec': meter.images_per_sec(),
     **({'corrupt_images': run.train.images.num_corrupt} if run.train.images.num_corrupt else {}),
-    **({'steps_left_out': clock.left_out} if clock.left_out else {}),
-    'learning_rate': float(np.asarray(run.schedule(clock.step - 1))),
+    **({'steps_left_out': progress.left_out} if progress.left_out else {}),
+    'learning_rate': float(np.asarray(run.schedule(progress.step - 1))),
   }
 
 
@@ -273,29 +270,29 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
 
   config = run.config
   looks = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
-  return pipeline.prefetch(make, building.dispatches(run, looks, step))
+  return pipeline.prefetch(make, run.dispatches(looks, step))
 
 
-def means(run: Run, dispatched: Sequence[dict[str, Any]], clock: Clock) -> dict[str, float]:
+def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgress) -> dict[str, float]:
   """Means of the metrics of all steps since the last log line that were finite. NonFiniteStep as `finite_steps`."""
 
   def examples(step: int) -> np.ndarray:
-    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, clock.passed_over))]
+    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, progress.passed_over))]
 
   fetched = jax.device_get(dispatched)
   values = {name: np.concatenate([metrics[name] for metrics in fetched]) for name in fetched[0]}
-  finite = nonfinite.finite_steps(values, clock, settings=run.config.train, examples=examples)
+  finite = nonfinite.finite_steps(values, progress, settings=run.config.train, examples=examples)
   return {f'train/{name}': float(each.mean()) for name, each in finite.items() if each.size}
 
 
-def validate(run: Run, state: TrainState) -> tuple[float, dict[str, float]]:
+def validate(run: Run, state: TrainState, *, compiled_step: Callable[..., Any]) -> tuple[float, dict[str, float]]:
   """The score that picks the best checkpoint, and every metric of the validation split by name."""
   assert run.val is not None
   evaluation = evaluate.evaluate_split(
     run.val,
     state.eval_variables,
     state.label_stats,
-    compiled_step=run.compiled_eval_step,
+    compiled_step=compiled_step,
     mesh=run.mesh,
     batch_size=run.config.eval.batch_size,
   )
@@ -308,7 +305,7 @@ def validation_values(
 ) -> tuple[float, dict[str, float]]:
   """The score that picks the best weights, and every metric by name, of an evaluation of the validation split."""
   metrics = evaluate.task_metrics(evaluation.predictions, val, tasks)
-  weights = options.task_weights(config, [task.name for task in tasks])
+  weights = options.task_weights(config.objective, [task.name for task in tasks])
   total = sum(weight * evaluation.losses[task.name] for weight, task in zip(weights, tasks, strict=True))
   values = {'val/loss': total} | {f'val/{name}/loss': loss for name, loss in evaluation.losses.items()}
   for task, found in metrics.items():

@@ -6,17 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int64
 from ml_collections import ConfigDict
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import grain
 
 Apply = Callable[[Mapping[str, Any], Array], tuple[Any, Mapping[str, Any]]]
 
 
 def in_turn(
-  apply: Apply, variables: Mapping[str, Any], images: Float[Array, 'b ...'], *, num: int
+  apply: Apply,
+  variables: Mapping[str, Any],
+  images: Float[Array, 'b ...'],
+  *,
+  part: Int64[np.ndarray, ' b'],
+  num: int,
 ) -> tuple[Any, Mapping[str, Any]]:
   """`apply` to `num` micro-batches one after the other; their outputs as one batch, and what they have changed.
 
@@ -28,17 +32,15 @@ def in_turn(
   Without batch norm the result is that of one `apply` to all rows, to rounding. Batch norm takes its statistics from
   each micro-batch (over all devices), as for a batch of that size, and its running averages move `num` times.
 
-  Micro-batch i is part i of `objectives/grain.py:batch_parts`.
-
   Args:
     apply: variables and rows to an output, a tree of arrays by rows, and the variables it has changed.
     variables: to begin with; what has changed is handed on from one micro-batch to the next.
     images: rows, whose number `num` divides.
+    part: of each row, the micro-batch that reads it: see `batch_parts` in `objectives/loss_terms.py`.
     num: of micro-batches.
   """
-  devices = grain.parts_by_device(len(images), num)
-  runs = images.reshape(devices, num, -1, *images.shape[1:])
-  pieces = _moved_on(runs, by=-1).swapaxes(0, 1).reshape(num, -1, *images.shape[1:])
+  by_block = part.reshape(-1, num)  # In each block one row of every micro-batch, so that no row changes its device.
+  pieces = _along(images.reshape(*by_block.shape, *images.shape[1:]), np.argsort(by_block, axis=1)).swapaxes(0, 1)
   changing = {name: variables[name] for name in jax.eval_shape(apply, variables, pieces[0])[1]}
 
   @jax.checkpoint
@@ -49,17 +51,15 @@ def in_turn(
   changing, stacked = jax.lax.scan(lambda changing, piece: one(variables, changing, piece), changing, pieces)
 
   def in_order(leaf: Array) -> Array:
-    by_device = leaf.reshape(num, devices, -1, *leaf.shape[2:]).swapaxes(0, 1)
-    return _moved_on(by_device, by=1).reshape(images.shape[0], *leaf.shape[2:])
+    return _along(leaf.swapaxes(0, 1), by_block).reshape(images.shape[0], *leaf.shape[2:])
 
   return jax.tree.map(in_order, stacked), changing
 
 
-def _moved_on(runs: Float[Array, 'd n ...'], *, by: int) -> Float[Array, 'd n ...']:
-  """Reorders rows so that place j of device d holds its run `j + by * d`, in turn: no row changes its device."""
-  devices, num = runs.shape[:2]
-  places = (np.arange(num) + by * np.arange(devices)[:, None]) % num
-  return jnp.take_along_axis(runs, places.reshape(devices, num, *[1] * (runs.ndim - 2)), axis=1)
+def _along(blocks: Float[Array, 'n p ...'], places: np.ndarray) -> Float[Array, 'n p ...']:
+  """The rows of each block in another order."""
+  places = places.reshape(*places.shape, *[1] * (blocks.ndim - 2))
+  return jnp.take_along_axis(blocks, places, axis=1, mode='promise_in_bounds')
 
 
 def check(config: ConfigDict) -> None:
@@ -72,6 +72,6 @@ def check(config: ConfigDict) -> None:
     )
   if config.model.norm_rows and (rows // num) % config.model.norm_rows:
     raise ConfigError(
-      f'config.model.norm_rows: {config.model.norm_rows} does not divide a micro-batch of {rows // num} rows, which '
-      'config.train.accumulate makes'
+      f'config.model.norm_rows: {config.model.norm_rows} does not divide the {rows // num} rows that '
+      'config.train.batch_size and accumulate leave a micro-batch'
     )

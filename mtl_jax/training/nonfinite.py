@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.errors import DivergedError
-from mtl_jax.run.checkpoint import Clock
+from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training.step import LEFT_OUT
 
 log = logging.getLogger('mtl_jax')
@@ -36,13 +36,17 @@ def batch_number(step: int, passed_over: Sequence[int]) -> int:
 
 
 def finite_steps(
-  values: Mapping[str, np.ndarray], clock: Clock, *, settings: ConfigDict, examples: Callable[[int], np.ndarray]
+  values: Mapping[str, np.ndarray],
+  progress: TrainProgress,
+  *,
+  settings: ConfigDict,
+  examples: Callable[[int], np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """Keeps, of the metrics `[s]` of the `s` steps up to the clock's, those of the steps that were finite.
+  """Keeps, of the metrics `[s]` of the `s` steps up to `progress.step`, those of the steps that were finite.
 
   Args:
     values: by name; with `LEFT_OUT` among them where such steps change nothing.
-    clock: counts the steps that were left out.
+    progress: counts the steps that were left out.
     settings: the config's `train`.
     examples: from the number of a step to the ids of its batch's examples.
 
@@ -53,13 +57,13 @@ def finite_steps(
   left_out = values.pop(LEFT_OUT, None)
   finite = np.all([np.isfinite(each) for each in values.values()], axis=0)
   for index in np.flatnonzero(~finite):
-    step = clock.step - len(finite) + 1 + int(index)
+    step = progress.step - len(finite) + 1 + int(index)
     said = _describe({name: each[index] for name, each in values.items()}, step, examples(step))
     if left_out is None:
       raise NonFiniteStep(f'{said} and was not saved', step)
-    clock.left_out += 1
-    check_count(clock.left_out, settings, NonFiniteStep(said, step))
-    log.warning('warning: %s; its update was left out, as those of %d steps so far', said, clock.left_out)
+    progress.left_out += 1
+    check_count(progress.left_out, settings, NonFiniteStep(said, step))
+    log.warning('warning: %s; its update was left out, as those of %d steps so far', said, progress.left_out)
   return {name: each[finite] for name, each in values.items()}
 
 

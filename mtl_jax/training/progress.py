@@ -16,7 +16,7 @@ from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run.goodput import UPLOAD_EVERY_SECS, Goodput
 
 
-class Progress:
+class ThroughputBar:
   """The bar of a training run, and its rate in images/s, of the time that `goodput` accounts to training alone."""
 
   def __init__(

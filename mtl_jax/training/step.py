@@ -6,13 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Int32, Key
+from jaxtyping import Array, Int32, Int64, Key
 
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
-from mtl_jax.objectives import Objective, grain
+from mtl_jax.evaluation.step import network_and_input
+from mtl_jax.objectives import Objective, loss_terms
 from mtl_jax.objectives.matching import Coupling
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
@@ -37,13 +39,15 @@ def train_step(
   ema_decay: float,
   settings: gradients.Settings = gradients.PLAIN,
   accumulate: int = 1,
+  sets: Int64[np.ndarray, ' b'] | None = None,
   skip_nonfinite: bool = False,
   coupling: Coupling | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Returns the next state and the step's metrics: the total loss, and each task's over the labels present.
 
-  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`. With `skip_nonfinite` a step of
-  which one metric is not finite changes nothing but the count of steps.
+  The shared part reads the batch in `accumulate` micro-batches: see `micro_batches.py`. `sets` is the set of a mixture
+  that each row is of. With `skip_nonfinite` a step of which one metric is not finite changes nothing but the count of
+  steps.
   """
   forward, objective_key = forward_of(
     state,
@@ -52,28 +56,29 @@ def train_step(
     tasks=tasks,
     augmentation=augmentation,
     seed=seed,
-    entries=grain.entries(tasks, settings.grain),
+    entries=loss_terms.entries(tasks, settings.grain),
     parts=objective.parts,
     accumulate=accumulate,
+    sets=sets,
     coupling=coupling,
   )
   params = state.variables['params']
-  found = gradients.find(
+  found, seen_in_gradients = gradients.find(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
-  total, descent = add_penalty(model, params, found.total, found.gradients)
+  total, descent = add_penalty(model, params, found.value, found.gradients)
   updates, optimizer = tx.update(descent, state.optimizer, params)
   params = optax.apply_updates(params, updates)
-  variables = {**state.variables, **found.seen.moved, 'params': params}
+  variables = {**state.variables, **found.aux.moved, 'params': params}
   next_state = state.replace(
     step=state.step + 1,
     variables=variables,
     average=moving_average(state.average, variables, step=state.step, decay=ema_decay),
     optimizer=optimizer,
-    objective=gradients.look_again(forward, params, objective=objective, state=found.objective),
+    objective=gradients.look_again(forward, params, objective=objective, state=found.state),
   )
-  metrics = {f'{name}/loss': loss for name, loss in (found.seen.task_losses | dict(found.seen.auxiliary)).items()}
-  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **found.metrics}
+  metrics = {f'{name}/loss': loss for name, loss in (found.aux.task_losses | dict(found.aux.auxiliary)).items()}
+  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **seen_in_gradients}
   return leave_out(state, next_state, metrics) if skip_nonfinite else (next_state, metrics)
 
 
@@ -92,9 +97,10 @@ def forward_of(
   tasks: Sequence[Task],
   augmentation: Augmentation,
   seed: int,
-  entries: Sequence[grain.Entry],
+  entries: Sequence[loss_terms.Entry],
   parts: int = 1,
   accumulate: int = 1,
+  sets: Int64[np.ndarray, ' b'] | None = None,
   coupling: Coupling | None = None,
 ) -> tuple[Forward, Key[Array, '']]:
   """The step's batch on its way to the losses, normalised and augmented, and the objective's key of the step.
@@ -104,9 +110,9 @@ def forward_of(
     parts: into how many parts of the batch each of them is split.
   """
   augment_key, objective_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-  pixels = augment.network_input(batch['image'])
+  model, inputs = network_and_input(model, batch)
   images, labels, mask = augment.augment(
-    pixels, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
+    inputs, batch['labels'], batch['mask'], key=augment_key, tasks=tasks, settings=augmentation
   )
   weights = auxiliary = None
   if coupling is not None:
@@ -122,6 +128,7 @@ def forward_of(
     variables=state.variables,
     label_stats=state.label_stats,
     parts=parts,
+    sets=sets,
     key=jax.random.fold_in(objective_key, 1),
     accumulate=accumulate,
     weights=weights,

@@ -15,7 +15,7 @@ from mtl_jax.errors import DataError
 from mtl_jax.platform import processes
 from mtl_jax.tasks import Task
 
-Batch = dict[str, Any]  # image, labels, mask, example_id: see `Split.read`.
+Batch = dict[str, Any]  # The inputs by name, labels, mask, example_id: see `Split.read`.
 
 
 class Rows(Protocol):
@@ -71,14 +71,19 @@ class Split:
   def __len__(self) -> int:
     return len(self.images)
 
+  @property
+  def inputs(self) -> dict[str, Rows]:
+    """What a network reads of each example, by its name in a batch: `image`, or the `features` that stand for it."""
+    return {'image' if self.images.dtype == np.uint8 else 'features': self.images}
+
   def read(self, positions: Int64[np.ndarray, ' b']) -> Batch:
     """The examples at these positions; position -1 is padding: a row that is masked throughout."""
     rows = np.maximum(positions, 0)
     present = (positions >= 0)[:, None]
-    images = self.images.take(rows)
+    inputs = {name: values.take(rows) for name, values in self.inputs.items()}
     self.mask_corrupt(rows)
     return {
-      'image': images,
+      **inputs,
       'labels': {name: values[rows] for name, values in self.labels.items()},
       'mask': {name: values[rows] & present for name, values in self.mask.items()},
       'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),

@@ -1,6 +1,6 @@
 """The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import ConfigError
 from mtl_jax.platform import memory, sharding
 
-Source = dict[str, Any]  # image uint8 [r, h*w*3], labels, mask, example_id: on each device its rows, see `place`.
+Source = dict[str, Any]  # The rows on each device: inputs, such as image uint8 [r, h*w*3], labels, mask, example_id.
 Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positions of the rows it needs, sorted.
 
 
@@ -92,7 +92,12 @@ def bytes_a_row(split: Split) -> int:
 
 
 def _arrays(split: Split) -> Source:
-  return {'image': split.images, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
+  return {**split.inputs, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
+
+
+def input_shapes(split: Split) -> dict[str, tuple[int, ...]]:
+  """Of one example's inputs, by name: on a device they lie flat."""
+  return {name: values.shape[1:] for name, values in split.inputs.items()}
 
 
 def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Input:
@@ -105,7 +110,7 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
     reason=reason,
     place=partial(place, split, rows, mesh),
     read=_reader(rows, mesh, num_examples=len(split)),
-    fetch=partial(gather, mesh=mesh, image_shape=split.images.shape[1:]),
+    fetch=partial(gather, mesh=mesh, shapes=input_shapes(split)),
   )
 
 
@@ -148,25 +153,25 @@ def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
     return jax.make_array_from_callback((len(rows) * most, *shape), sharding.by_rows(mesh), rows_of_device)
 
   source = _arrays(split)
-  placed = {'image': put(source.pop('image'))}  # Reads the images; the labels of corrupt ones are masked thereby.
+  placed = {name: put(source.pop(name)) for name in split.inputs}  # Reads them, so that corrupt ones are known.
   split.mask_corrupt(np.unique(np.concatenate(rows)))
   return placed | jax.tree.map(put, source)
 
 
-def take_rows(source: Source, numbers: Int32[Array, ' b'], *, image_shape: tuple[int, ...]) -> Batch:
-  """These rows of a source that lies on one device, images in their shape."""
+def take_rows(source: Source, numbers: Int32[Array, ' b'], *, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
+  """These rows of a source that lies on one device, inputs in their shapes."""
   batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
-  return batch | {'image': batch['image'].reshape(-1, *image_shape)}
+  return batch | {name: batch[name].reshape(-1, *shape) for name, shape in shapes.items()}
 
 
-def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, image_shape: tuple[int, ...]) -> Batch:
+def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
   """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
 
   Each device takes its rows from its own memory, so nothing travels between devices.
   """
 
   by_rows = PartitionSpec('data')
-  own_rows = partial(take_rows, image_shape=image_shape)
+  own_rows = partial(take_rows, shapes=shapes)
   batch = jax.shard_map(own_rows, mesh=mesh, in_specs=by_rows, out_specs=by_rows)(source, numbers)
   # What follows must not be fused with the gather: it is then compiled as for a streamed batch, to the same bits.
   return jax.lax.optimization_barrier(batch)

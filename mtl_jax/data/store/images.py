@@ -1,4 +1,4 @@
-"""The images of a prepared set, in one file of pixels or of JPEGs: each is read, checked and decoded when asked for."""
+"""The images of a prepared set, or rows derived from them, in one file: each is read and checked when asked for."""
 
 import dataclasses
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-from jaxtyping import Bool, Int, Int64, UInt8, UInt32
+from jaxtyping import Bool, Int, Int64, Shaped, UInt32
 
 from mtl_jax.errors import DataError, one_line
 
@@ -26,10 +26,11 @@ log = logging.getLogger('mtl_jax')
 
 
 class Records:
-  """The file of `n` images and what is known of each; a record that is not what was written is corrupt.
+  """The file of `n` images, or other rows, and what is known of each; one that is not what was written is corrupt.
 
   Attributes:
-    image_shape: `(h, w, 3)`.
+    shape: of a row; of a decoded image `(h, w, 3)`.
+    dtype: of its values.
     corrupt: what is wrong with each record found corrupt so far, by its row.
   """
 
@@ -37,25 +38,27 @@ class Records:
     self,
     path: Path,
     *,
-    image_shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     offsets: Int64[np.ndarray, ' n+1'],
     crc32: UInt32[np.ndarray, ' n'] | None,
-    encoding: str,
-    names: Sequence[str],
-    corrupt_share: float,
+    names: Sequence[Any],
+    dtype: Any = np.uint8,
+    encoding: str = 'decoded',
+    corrupt_share: float = 0.0,
   ):
     """Opens the file.
 
     Args:
-      path: images.npy or images.bin.
-      image_shape: of a decoded image.
+      path: images.npy, images.bin or rows.bin.
+      shape: of a row.
       offsets: where in the file each record begins, and where the last one ends, in bytes.
       crc32: of each record's bytes; None where they were not kept.
+      names: the rows' names in their source.
+      dtype: of their values.
       encoding: one of `ENCODINGS`.
-      names: the images' names in their source.
       corrupt_share: largest share of the records that may be corrupt.
     """
-    self.image_shape = image_shape
+    self.shape, self.dtype = shape, np.dtype(dtype)
     self.corrupt: dict[int, str] = {}
     self._path, self._offsets, self._crc32, self._names = path, offsets, crc32, names
     self._jpeg = encoding == 'jpeg'
@@ -68,8 +71,8 @@ class Records:
   def __len__(self) -> int:
     return len(self._offsets) - 1
 
-  def read(self, row: int, out: UInt8[np.ndarray, 'h w 3']) -> bool:
-    """Reads an image into `out`; False, and `out` is undefined, if its record is corrupt.
+  def read(self, row: int, out: Shaped[np.ndarray, '...']) -> bool:
+    """Reads a row into `out`; False, and `out` is undefined, if its record is corrupt.
 
     Raises:
       DataError: when more records are corrupt than may be.
@@ -83,9 +86,9 @@ class Records:
       return False
     return True
 
-  def _read(self, row: int, out: UInt8[np.ndarray, 'h w 3']) -> None:
+  def _read(self, row: int, out: Shaped[np.ndarray, '...']) -> None:
     begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
-    slot: Any = out
+    slot: Any = out if self._jpeg else out.reshape(-1).view(np.uint8)
     content = os.pread(self._file, end - begin, begin) if self._jpeg else slot
     num_bytes = len(content) if self._jpeg else os.preadv(self._file, [slot], begin)
     if num_bytes != end - begin:
@@ -115,7 +118,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """A range of a set's images, with as much of an array's interface as a split needs; `[n, h, w, 3]` uint8.
+  """A range of a set's images, uint8 `[n, h, w, 3]`, or of rows derived from them, `[n, ...]`, like an array of them.
 
   In place of a corrupt record stands the next good one of the range: a blank image would enter the statistics of batch
   norm. Which one that is depends on the file alone, so every way to read it gives the same bits.
@@ -127,19 +130,22 @@ class Images:
 
   records: Records
   rows: range
-  dtype = np.dtype(np.uint8)
 
   def __len__(self) -> int:
     return len(self.rows)
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self), *self.records.image_shape)
+    return (len(self), *self.records.shape)
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.records.dtype
 
   @property
   def nbytes(self) -> int:
     """Bytes of the decoded images."""
-    return int(np.prod(self.shape, dtype=np.int64))
+    return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
   @property
   def num_corrupt(self) -> int:
@@ -150,20 +156,20 @@ class Images:
     """Some of these images, not read yet."""
     return dataclasses.replace(self, rows=self.rows[rows.start : rows.stop])
 
-  def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> UInt8[np.ndarray, 'b h w 3']:
+  def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> Shaped[np.ndarray, 'b ...']:
     """The images at these positions, read and decoded by all processors.
 
     Raises:
       DataError: when more records are corrupt than may be.
     """
     assert axis == 0
-    taken = np.empty((len(rows), *self.records.image_shape), np.uint8)
+    taken = np.empty((len(rows), *self.records.shape), self.dtype)
     wanted = [(slot, int(row)) for slot, row in enumerate(rows)]
     parts = min(len(wanted), 4 * THREADS)  # More than threads: some records are larger than others.
     list(_threads().map(self._fill, [taken] * parts, (wanted[part::parts] for part in range(parts))))
     return taken
 
-  def _fill(self, taken: UInt8[np.ndarray, 'b h w 3'], wanted: Sequence[tuple[int, int]]) -> None:
+  def _fill(self, taken: Shaped[np.ndarray, 'b ...'], wanted: Sequence[tuple[int, int]]) -> None:
     for slot, row in wanted:
       if not self.records.read(self.rows[row], taken[slot]) and not any(
         self.records.read(self.rows[(row + step) % len(self)], taken[slot]) for step in range(1, len(self))

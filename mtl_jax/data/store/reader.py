@@ -105,16 +105,16 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
   """
   directory = Path(directory)
   try:
-    schema = _read_schema(directory)
+    schema = read_schema(directory)
     tasks = _tasks(schema)
     height, width = _image_size(schema)
     kinds, images = array_kinds(schema, tasks), ENCODINGS[schema.get('encoding', 'decoded')]
-    _check_files(directory, {path: schema['files'][path] for path in (images, *kinds, 'names.txt')})
+    check_files(directory, {path: schema['files'][path] for path in (images, *kinds, 'names.txt')})
     arrays = {path: _load(directory / path, *kind) for path, kind in kinds.items()}
     names = (directory / 'names.txt').read_text('utf-8').split('\n')[:-1]
     records = Records(
       directory / images,
-      image_shape=(height, width, 3),
+      shape=(height, width, 3),
       offsets=arrays['offsets.npy'] if 'offsets.npy' in arrays else _offsets(directory / images, schema),
       crc32=arrays.get('crc32.npy'),
       encoding=schema.get('encoding', 'decoded'),
@@ -199,7 +199,8 @@ def _offsets(path: Path, schema: Schema) -> np.ndarray:
   return mapped.offset + np.arange(len(mapped) + 1, dtype=np.int64) * (mapped.nbytes // len(mapped))
 
 
-def _read_schema(directory: Path) -> Schema:
+def read_schema(directory: Path) -> Schema:
+  """The content of schema.json. Raises DataError where there is none, or another version, or it was changed."""
   path = directory / 'schema.json'
   if not directory.is_dir():
     raise DataError(f'{directory}: no such folder of a prepared set; {_MAKE} {directory}')
@@ -216,7 +217,8 @@ def _read_schema(directory: Path) -> Schema:
   return schema
 
 
-def _check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+def check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+  """Raises DataError for a file that is missing or has not the size and digest that it was written with."""
   for path, written in files.items():
     if not (directory / path).is_file():
       raise DataError(f'{directory / path}: is missing; prepare the set again')

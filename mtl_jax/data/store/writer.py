@@ -6,12 +6,14 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
+from jaxtyping import Int64, UInt32
 from PIL import Image
 
 from mtl_jax.data.sources.image_file import decode
@@ -21,7 +23,7 @@ from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, di
 from mtl_jax.errors import DataError
 from mtl_jax.platform.atomic_dir import new_folder, sync
 from mtl_jax.platform.progress_bar import bar
-from mtl_jax.tasks import Task, from_json
+from mtl_jax.tasks import Task
 
 JPEG_QUALITY = 95
 _WORKERS = min(32, os.cpu_count() or 1)  # Beyond that, threads wait for the interpreter.
@@ -59,7 +61,8 @@ def prepare(
   with new_folder(out) as folder:
     opened = source(folder) if callable(source) else source
     schema = _write(opened, folder, image_size=image_size, encoding=encoding, workers=workers or _WORKERS, log=log)
-    _write_schema(folder, schema)
+    paths = (ENCODINGS[encoding], *array_kinds(schema, opened.tasks), 'names.txt')
+    write_schema(folder, schema, paths)
   return schema
 
 
@@ -213,10 +216,7 @@ def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:
 def _write_images(
   folder: Path, read_row: Callable[[int], bytes], schema: Schema, arrays: dict[str, np.ndarray], *, workers: int
 ) -> None:
-  """Writes images, read by threads, one after another, and fills in their CRCs and offsets.
-
-  Few are in memory at a time. A mapped array would do the same, but kills the process when the disk is full.
-  """
+  """Writes images, read by threads, and fills in their CRCs and offsets."""
   num = schema['num_examples']
   offsets = arrays.get('offsets.npy', np.zeros(num + 1, np.int64))
   with (
@@ -228,31 +228,47 @@ def _write_images(
       shape = (num, *schema['image_size'], 3)
       np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
       file.flush()
-    offsets[0] = file.tell()
-
-    def append(row: int, content: bytes) -> None:
-      if os.pwrite(file.fileno(), content, int(offsets[row])) != len(content):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-      offsets[row + 1] = offsets[row] + len(content)
-      arrays['crc32.npy'][row] = zlib.crc32(content)
-      progress.update()
-
-    window: collections.deque[futures.Future[bytes]] = collections.deque()
-    for row in range(num):
-      if len(window) == 8 * workers:
-        append(row - len(window), window.popleft().result())
-      window.append(pool.submit(read_row, row))
-    for row in range(num - len(window), num):
-      append(row, window.popleft().result())
+    contents = _ahead(pool, read_row, num, depth=8 * workers)
+    append_rows(file, contents, arrays['crc32.npy'], offsets=offsets, advance=progress.update)
 
 
-def _write_schema(folder: Path, schema: Schema) -> None:
+def _ahead(pool: futures.Executor, read_row: Callable[[int], bytes], num: int, *, depth: int) -> Iterator[bytes]:
+  """Each row in order; few are in memory at a time."""
+  window: collections.deque[futures.Future[bytes]] = collections.deque()
+  for row in range(num):
+    if len(window) == depth:
+      yield window.popleft().result()
+    window.append(pool.submit(read_row, row))
+  while window:
+    yield window.popleft().result()
+
+
+def append_rows(
+  file: BinaryIO,
+  contents: Iterable[bytes],
+  crc32: UInt32[np.ndarray, ' n'],
+  *,
+  offsets: Int64[np.ndarray, ' n+1'],
+  advance: Callable[[int], Any],
+) -> None:
+  """Writes rows one after another, and fills in their CRCs, and where each begins and the last one ends.
+
+  A mapped array would do the same, but kills the process when the disk is full. `advance` hears of each row.
+  """
+  offsets[0] = file.tell()
+  for row, content in enumerate(contents):
+    if os.pwrite(file.fileno(), content, int(offsets[row])) != len(content):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    offsets[row + 1] = offsets[row] + len(content)
+    crc32[row] = zlib.crc32(content)
+    advance(1)
+
+
+def write_schema(folder: Path, schema: Schema, paths: Sequence[str]) -> None:
   """Completes the schema with the files' digests and writes it, when all else is safely on the disk."""
-  tasks = [from_json(task) for task in schema['tasks']]
-  paths = (ENCODINGS[schema['encoding']], *array_kinds(schema, tasks), 'names.txt')
   schema['files'] = {path: digest(folder / path) for path in paths}
   schema['checksum'] = checksum(schema)
-  for path in (*paths, 'labels', 'mask'):
+  for path in {*paths, *(str(Path(path).parent) for path in paths)}:
     sync(folder / path)
   (folder / 'schema.json').write_text(json.dumps(schema, indent=2) + '\n', 'utf-8')
   sync(folder / 'schema.json')

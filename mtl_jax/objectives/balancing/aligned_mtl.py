@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting, stateless
+from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 
+@on_gram
 def aligned_mtl(preference: Sequence[float] | None = None) -> GramWeighting:
   """`a = sqrt(s_min) V S^(-1/2) V' 1` with `G = V S V'`, over the eigenvalues that are not 0.
 
@@ -25,7 +27,7 @@ def aligned_mtl(preference: Sequence[float] | None = None) -> GramWeighting:
   Raises:
     ConfigError: the preference is no direction.
   """
-  guard.check_preference(preference, name='aligned_mtl')
+  preferred = guard.preference(preference, name='aligned_mtl')
 
   def rule(gram, task):
     largest = jnp.diagonal(gram).max()
@@ -35,9 +37,7 @@ def aligned_mtl(preference: Sequence[float] | None = None) -> GramWeighting:
     shortest = jnp.where(kept, values, jnp.inf).min()
     shrink = jnp.where(kept, jnp.sqrt(shortest / jnp.where(kept, values, 1)), 0)
     # Without any gradient there is nothing to align: the sum.
-    ones = task.present.astype(jnp.float32)
-    if preference is not None:
-      ones = guard.preferred(preference, task.present) * guard.count(task.present)
+    ones = preferred(task.present) * guard.count(task.present)
     return jnp.where(kept.any(), vectors @ (shrink * (vectors.T @ ones)), ones)
 
   return stateless(rule)

@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, share, stateless
+from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize, simplex
 from mtl_jax.objectives.shapes import Array, Float
+from mtl_jax.objectives.task_gradients import on_gram
+from mtl_jax.objectives.weighting import guard
 
 STEPS = 25
 RIDGE = 2e-7  # Of the order of a cosine's rounding in float32.
 FLOOR = 1e-3  # Of t below, in units of the shortest gradient.
 
 
+@on_gram
 def cagrad(c: float = 0.4) -> GramWeighting:
   """`d = (g_0 + c |g_0| g_w / |g_w|) / (1 + c^2)` with `w = argmin over the simplex of g_w . g_0 + c |g_0| |g_w|`.
 
@@ -37,7 +40,7 @@ def cagrad(c: float = 0.4) -> GramWeighting:
 
   def rule(gram, task):
     angles = cosines(gram, task.present)
-    equal = share(task.present)
+    equal = guard.equal(task.present)
     lengths = jnp.where(angles.live, angles.norms, 0)
     unit = jnp.maximum(lengths.max(), TINY)
     mean = equal * lengths / unit

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, least_squares, stateless
+from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 
+@on_gram
 def conflict_free(preference: Sequence[float] | None = None) -> GramWeighting:
   """`d = (sum_k g_k . u) u`, u the direction of `U+ p`, U the unit gradients.
 
@@ -22,15 +24,12 @@ def conflict_free(preference: Sequence[float] | None = None) -> GramWeighting:
   Raises:
     ConfigError: the preference is no direction.
   """
-  guard.check_preference(preference, name='conflict_free')
+  preferred = guard.preference(preference, name='conflict_free')
 
   def rule(gram, task):
     matrix, norms, live = cosines(gram, task.present)
-    toward = jnp.where(live, guard.preferred(preference, task.present), 0)
-    values, vectors = jnp.linalg.eigh(matrix)
-    kept = values > len(norms) * jnp.finfo(jnp.float32).eps * values[-1]
-    coefficients = vectors @ (jnp.where(kept, 1 / jnp.where(kept, values, 1), 0) * (vectors.T @ toward))
-    coefficients = jnp.where(live, coefficients, 0)
+    toward = jnp.where(live, preferred(task.present), 0)
+    coefficients = jnp.where(live, least_squares(matrix, toward)[0], 0)
     along = matrix @ coefficients
     square = coefficients @ along
     length = jnp.where(live, norms * along, 0).sum()  # Times the direction's own.

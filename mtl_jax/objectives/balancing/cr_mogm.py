@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from mtl_jax import objectives
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import balancing
 from mtl_jax.objectives.balancing.gram import GramWeighting, stateful
 from mtl_jax.objectives.shapes import Array, Float
+from mtl_jax.objectives.task_gradients import on_gram
 
 
 class State(NamedTuple):
@@ -17,6 +18,7 @@ class State(NamedTuple):
   inner: Any
 
 
+@on_gram
 def cr_mogm(method: str | GramWeighting = 'upgrad', alpha: float = 0.9) -> GramWeighting:
   """`w = alpha w_before + (1 - alpha) w_method`, from the method's first weights on.
 
@@ -25,7 +27,7 @@ def cr_mogm(method: str | GramWeighting = 'upgrad', alpha: float = 0.9) -> GramW
   as the learning rate falls; here, as in torchjd, it is one number. An absent task keeps its average. Class P.
 
   Args:
-    method: on the Gram matrix: a name in `mtl_jax.objectives.balancing`, or what a function there gives.
+    method: on the Gram matrix: its name, or the `weighting` of its objective.
     alpha: how much of the average is kept, 0 to 1.
 
   Raises:
@@ -34,10 +36,11 @@ def cr_mogm(method: str | GramWeighting = 'upgrad', alpha: float = 0.9) -> GramW
   if not 0 <= alpha <= 1:
     raise ConfigError(f'cr_mogm: alpha is {alpha}; give a number from 0 to 1')
   if isinstance(method, str):
-    if method not in balancing.METHODS or method == 'cr_mogm':
-      known = ', '.join(name for name in balancing.METHODS if name != 'cr_mogm')
-      raise ConfigError(f'cr_mogm: method {method!r} is unknown; choose from {known}')
-    method = balancing.METHODS[method]()
+    others = {name: make().weighting for name, make in objectives.OBJECTIVES.items() if name != 'cr_mogm'}
+    known = {name: weighting for name, weighting in others.items() if weighting is not None}
+    if method not in known:
+      raise ConfigError(f'cr_mogm: method {method!r} is unknown; choose from {", ".join(known)}')
+    method = known[method]
 
   def init(num_tasks):
     return State(jnp.full(num_tasks, jnp.nan), method.init(num_tasks))

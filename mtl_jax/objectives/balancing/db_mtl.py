@@ -2,13 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives import task_gradients
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float, Int32
-from mtl_jax.objectives.task_gradients import masked, remembered, scaled, weighted_sum
+from mtl_jax.objectives.task_gradients import remembered, scaled, weighted_sum
 from mtl_jax.objectives.weighting.guard import LEAST_LOSS
 
 
@@ -35,13 +34,10 @@ def db_mtl(beta: float = 0.9, beta_sigma: float = 0.0) -> Objective:
     return State(jnp.zeros((), jnp.int32), task_gradients.zeros(num_tasks, like), jnp.ones(num_tasks))
 
   def update(gradients, state, *, losses, present, key, at=None):
-    del key, at
     step = state.step + 1
     keep = beta / step.astype(jnp.float32) ** beta_sigma
     logs = scaled(jnp.where(present, 1 / (losses + LEAST_LOSS), 0), gradients)
-    before = remembered(state.average, gradients)
-    average = jax.tree.map(lambda new, old: new + keep * (old - new), logs, before)
-    average = masked(present, average, before)
+    average = remembered(state.average, logs, present, lambda old, new: new + keep * (old - new))
     norms = jnp.sqrt(jnp.where(present, task_gradients.squares(average), 0))
     weights = jnp.where(present & (norms > 0), norms.max() / jnp.where(norms > 0, norms, 1), 0)
     return weighted_sum(weights, average), State(step, average, weights)

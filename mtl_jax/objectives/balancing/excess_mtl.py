@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mtl_jax.objectives import task_gradients
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
-from mtl_jax.objectives.task_gradients import masked, remembered, weighted_sum
+from mtl_jax.objectives.task_gradients import remembered, weighted_sum
 from mtl_jax.objectives.weighting import guard
 
 EPSILON = 1e-7
@@ -36,17 +36,11 @@ def excess_mtl(eta: float = 0.01) -> Objective:
   """
 
   def init(num_tasks, like=None):
-    return State(
-      task_gradients.zeros(num_tasks, like),
-      jnp.full(num_tasks, 1 / num_tasks, jnp.float32),
-      jnp.full(num_tasks, jnp.nan),
-    )
+    equal, unknown = jnp.full(num_tasks, 1 / num_tasks, jnp.float32), jnp.full(num_tasks, jnp.nan)
+    return State(task_gradients.zeros(num_tasks, like), equal, unknown)
 
   def update(gradients, state, *, losses, present, key, at=None):
-    del losses, key, at
-    before = remembered(state.squares, gradients)
-    squares = jax.tree.map(lambda old, g: old + jnp.square(g.astype(jnp.float32)), before, gradients)
-    squares = masked(present, squares, before)
+    squares = remembered(state.squares, gradients, present, lambda old, g: old + jnp.square(g.astype(jnp.float32)))
     excess = _excess(gradients, squares)
     first = jnp.where(present & jnp.isnan(state.first), excess, state.first)
     ratio = excess / (first + EPSILON)

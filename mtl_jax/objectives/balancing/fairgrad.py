@@ -3,8 +3,10 @@
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
+from mtl_jax.objectives.task_gradients import on_gram
 
 
+@on_gram
 def fairgrad(alpha: float = 2.0) -> GramWeighting:
   """`G w = w^(-1/alpha)`, w > 0: the direction of the largest sum of gains to the power 1 - alpha.
 

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.task_gradients import column
 
 
 def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
-  """Where tasks disagree on a feature's sign, only gradients of one sign, drawn by their weight, get through.
+  """Lets through gradients of one sign, drawn by their weight, where tasks disagree on a feature's.
 
   With `g_k = sign(z) dL_k/dz` summed over the batch, `P = (1 + sum_k g_k / sum_k |g_k|) / 2` and U uniform for each
   feature: where P > U the positive `g_k` pass, where P < U the negative ones (the paper's algorithm 1). Where no
@@ -21,7 +22,6 @@ def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
   """
 
   def update(gradients, state, *, losses, present, key, at=None):
-    del losses
     leaves, structure = jax.tree.flatten(gradients)
     points = [None] * len(leaves) if at is None else jax.tree.leaves(at)
     keys = jax.random.split(key, len(leaves))
@@ -32,15 +32,12 @@ def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
 
 
 def _drop(gradients, at, key, present, leak) -> Any:
-  def column(values):
-    return jnp.asarray(values).reshape(-1, *[1] * (gradients.ndim - 1))
-
-  gradients = jnp.where(column(present), gradients, 0)
+  gradients = jnp.where(column(present, gradients), gradients, 0)
   signed = gradients if at is None else (gradients * jnp.sign(at)).sum(1, keepdims=True)
   signed = signed.astype(jnp.float32)
   size = jnp.abs(signed).sum(0)
   purity = (1 + signed.sum(0) / jnp.where(size > 0, size, 1)) / 2
   uniform = jax.random.uniform(key, purity.shape)
   passes = jnp.where(signed > 0, purity > uniform, purity < uniform) & (signed != 0)
-  share = column(leak) + (1 - column(leak)) * passes
+  share = column(leak, gradients) + (1 - column(leak, gradients)) * passes
   return (share * gradients).sum(0).astype(gradients.dtype)

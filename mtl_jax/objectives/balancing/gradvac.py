@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
 from mtl_jax.objectives.balancing.pcgrad import meets, random_orders, summed
+from mtl_jax.objectives.task_gradients import on_gram
 
 CLOSEST = 1 - 1e-6
 
 
+@on_gram
 def gradvac(beta: float = 0.5) -> GramWeighting:
   """As PCGrad, but where the cosine is below a running target rho_ij, enough of g_j is added to g_i to reach it.
 

@@ -1,4 +1,4 @@
-"""What a gradient-balancing method on the Gram matrix is, and what all of them do first: mask, and scale to cosines."""
+"""Gradient-balancing methods on the Gram matrix, and what all of them do first: mask, and scale to cosines."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from mtl_jax.objectives.shapes import Array, Bool, Float, Key
 
 
 class GramWeighting(NamedTuple):
-  """How K task gradients become one update, `sum_k weights[k] g_k`, seen through `gram[i, j] = g_i . g_j`.
+  """A rule that makes K task gradients one update, `sum_k weights[k] g_k`, seen through `gram[i, j] = g_i . g_j`.
 
   Attributes:
     init: number of tasks K -> state, a pytree (`()` where the method keeps none).
@@ -24,7 +24,7 @@ class GramWeighting(NamedTuple):
 
 
 class Task(NamedTuple):
-  """What a rule may look at besides the Gram matrix."""
+  """A rule's other inputs, besides the Gram matrix."""
 
   losses: Float[Array, ' k']
   present: Bool[Array, ' k']
@@ -60,9 +60,11 @@ def keep(matrix: Float[Array, 'k k'], live: Bool[Array, ' k']) -> Float[Array, '
   return jnp.where(live[:, None] & live[None, :], matrix, identity)
 
 
-def share(present: Bool[Array, ' k']) -> Float[Array, ' k']:
-  """`1 / K` for each of the K tasks that are present, 0 for the others."""
-  return present / jnp.maximum(present.sum(), 1).astype(jnp.float32)
+def least_squares(matrix: Float[Array, 'k k'], right: Float[Array, ' k']) -> tuple[Float[Array, ' k'], Bool[Array, '']]:
+  """The shortest least-squares solution of a symmetric system, and whether the matrix has full rank in float32."""
+  values, vectors = jnp.linalg.eigh(matrix)
+  kept = values > len(right) * jnp.finfo(jnp.float32).eps * values[-1]
+  return vectors @ (jnp.where(kept, 1 / jnp.where(kept, values, 1), 0) * (vectors.T @ right)), kept.all()
 
 
 def stateless(rule: Callable[[Float[Array, 'k k'], Task], Float[Array, ' k']]) -> GramWeighting:

@@ -3,13 +3,17 @@
 import jax.numpy as jnp
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, share, stateless
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize, simplex
+from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.task_gradients import on_gram
+from mtl_jax.objectives.weighting import guard
 
 NORMALIZATIONS = ('none', 'l2', 'loss', 'loss+')
 STEPS = 15
 
 
+@on_gram
 def mgda(normalization: str = 'none') -> GramWeighting:
   """`min over a in the simplex of |sum_k a_k g_k / n_k|^2`, the weights being `a_k / n_k`.
 
@@ -45,6 +49,11 @@ def mgda(normalization: str = 'none') -> GramWeighting:
     total = jnp.where(angles.live, b * (units / angles.norms), 0).sum()
     shortest = b / angles.norms / jnp.maximum(total, TINY)
     stuck = task.present & ~angles.live
-    return jnp.where(stuck.any(), share(stuck), shortest)
+    return jnp.where(stuck.any(), guard.equal(stuck), shortest)
 
   return stateless(rule)
+
+
+def mgda_ub(normalization: str = 'none', at: str = 'representation') -> Objective:
+  """MGDA-UB, of Sener and Koltun too: MGDA's upper bound, on the gradients at the representation. Class R."""
+  return mgda(normalization, at=at)

@@ -2,13 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives import task_gradients
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float, Int32
-from mtl_jax.objectives.task_gradients import masked, remembered, scaled, weighted_sum
+from mtl_jax.objectives.task_gradients import remembered, scaled, weighted_sum
 from mtl_jax.objectives.weighting import guard
 
 
@@ -30,21 +29,17 @@ def moco(
   """
 
   def init(num_tasks, like=None):
-    return State(
-      jnp.zeros((), jnp.int32), task_gradients.zeros(num_tasks, like), jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
-    )
+    equal = jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
+    return State(jnp.zeros((), jnp.int32), task_gradients.zeros(num_tasks, like), equal)
 
   def update(gradients, state, *, losses, present, key, at=None):
-    del key, at
     step = state.step + 1
     time = step.astype(jnp.float32)
     norms = jnp.sqrt(task_gradients.squares(gradients))
     fresh = scaled(jnp.where(present & (norms > 0), losses / jnp.where(norms > 0, norms, 1), 0), gradients)
-    before = remembered(state.tracked, gradients)
-    tracked = jax.tree.map(lambda y, new: y - beta / time**beta_sigma * (y - new), before, fresh)
-    tracked = masked(present, tracked, before)
-    held = jnp.where(present, state.weights, 0)
-    old = held / jnp.where(held.sum() > 0, held.sum(), 1)
+    rate = beta / time**beta_sigma
+    tracked = remembered(state.tracked, fresh, present, lambda y, new: y - rate * (y - new))
+    old = guard.normalized(state.weights, present)
     slope = task_gradients.gram(tracked) @ old + rho * old
     weights = guard.softmax(old - gamma / time**gamma_sigma * slope, present)
     return weighted_sum(weights, tracked), State(step, tracked, guard.share_out(weights, state.weights, present))

@@ -9,6 +9,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
 from mtl_jax.objectives.shapes import Array, Bool, Float, Int
+from mtl_jax.objectives.task_gradients import on_gram
 
 
 class NashState(NamedTuple):
@@ -19,6 +20,7 @@ class NashState(NamedTuple):
   age: Int[Array, '']
 
 
+@on_gram
 def nash_mtl(every_steps: int = 1) -> GramWeighting:
   """`G a = 1 / a`, a > 0: the direction with the largest product of gains.
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, stateless
 from mtl_jax.objectives.shapes import Array, Bool, Float, Int, Key
+from mtl_jax.objectives.task_gradients import on_gram
 
 
+@on_gram
 def pcgrad() -> GramWeighting:
   """For each i, over the other j in random order: where `g_i . g_j < 0`, `g_i -= (g_i . g_j / g_j . g_j) g_j`; the sum.
 
@@ -37,7 +39,7 @@ def random_orders(key: Key[Array, ''], num_tasks: int) -> Int[Array, 'k k']:
 
 
 def meets(live: Bool[Array, ' k'], j: Int[Array, ' k']) -> Bool[Array, ' k']:
-  """Which tasks i are another than `j[i]`, both with a gradient."""
+  """True for tasks i that are another than `j[i]`, both with a gradient."""
   return live & live[j] & (jnp.arange(len(j)) != j)
 
 

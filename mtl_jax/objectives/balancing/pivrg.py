@@ -10,6 +10,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
 from mtl_jax.objectives.shapes import Array, Float
+from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 
@@ -19,13 +20,15 @@ class Scores(NamedTuple):
   scores: Float[Array, ' k']
 
 
+@on_gram
 def pivrg(bound: float = 2.0, least_temperature: float = 10.0, scores: float | Sequence[float] = 0.0) -> GramWeighting:
   """`G w = (s / w)^(1/2)`, `s = K softmax(scores / T)`, `T = max((max - min) / log(bound), least_temperature)`.
 
   Qin, Wang, Yan (2025), Revisiting Fairness in Multitask Learning: A Performance-Driven Approach for Variance
   Reduction. With equal scores it is FairGrad at alpha = 2. The scores are no function of a batch, so they are the
-  caller's: a loop that evaluates writes them into the state, as `state._replace(inner=Scores(new))`; in `mtl-jax train`
-  they stay what the option says. (The authors' code multiplies the update by K and clips it to norm 1.) Class P.
+  caller's: a loop that evaluates writes them into the state, as `state._replace(inner=Scores(new))`. They compare a
+  task with what it reaches alone, which `mtl-jax train` does not know, so there they stay what the option says. (The
+  authors' code multiplies the update by K and clips it to norm 1.) Class P.
 
   Args:
     bound: the largest ratio of two tasks' s, above 1.

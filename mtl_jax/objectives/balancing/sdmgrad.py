@@ -1,7 +1,7 @@
-"""SDMGrad: direction-oriented descent (Xiao, Ban and Ji 2023, arXiv:2305.18409). Class P, three times."""
+"""SDMGrad and MoDo: weights by projected steps on products of independent batches. Class P, three times."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ def sdmgrad(
 ) -> Objective:
   """`d = sum_k (w_k + lam / K) g_k / (1 + lam)`, with w from projected steps along `g g'' (w + lam / K)`.
 
+  Xiao, Ban, Ji (2023), Direction-oriented Multi-objective Learning: Simple and Provable Stochastic Algorithms
+  (arXiv:2305.18409).
   The three gradients in the rule, g, g' and that of d, come from independent batches: thirds of the step's batch (the
   objective's `parts`; gradients have first axes `[3, K]`). The product is scaled by the mean norm as in the authors'
   code, LibMTL and torchjd. A task that has no label in some third is left out of the step.
@@ -49,23 +51,17 @@ def sdmgrad(
   Raises:
     ConfigError: the preference is no direction.
   """
-  guard.check_preference(preference, name='sdmgrad')
+  preferred = guard.preference(preference, name='sdmgrad')
 
   def init(num_tasks, like=None):
-    del like
     equal = jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
     return State(equal, equal)
 
   def update(gradients, state, *, losses, present, key, at=None):
-    del losses, key, at
-    first, second, third = (jax.tree.map(lambda leaf: leaf[part], gradients) for part in range(3))  # noqa: B023
-    product = task_gradients.gram(first, second)
-    product = jnp.where(present[:, None] & present[None, :], product, 0)
+    product, third = double_sampled(gradients, present)
     scale = guard.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(product), 0)), present)
     product = product / (jnp.square(scale) + 1e-8)
-    toward = lam * present / guard.count(present)
-    if preference is not None:
-      toward = lam * guard.preferred(preference, present)
+    toward = lam * preferred(present)
     largest = jnp.abs(product).sum(1).max()
     rate = solver_rate or 1 / jnp.where(largest > 0, largest, 1)
 
@@ -81,6 +77,43 @@ def sdmgrad(
     return weighted_sum(weights, third), keep
 
   return Objective(init, update, needs='parameters', parts=3)
+
+
+class MoDoState(NamedTuple):
+  """The weights, on the simplex."""
+
+  weights: Float[Array, ' k']
+
+
+def modo(gamma: float = 1e-3, rho: float = 0.1) -> Objective:
+  """`d = sum_k w_k g_k`, w one projected step per update along `g' g'' w + rho w`.
+
+  Chen, Fernando, Ying, Chen (2023), Three-Way Trade-Off in Multi-Objective Learning (arXiv:2305.20057).
+  The three gradients come from independent batches: thirds of the step's batch (the objective's `parts`; gradients have
+  first axes `[3, K]`), as in LibMTL, whose defaults these are (torchjd's are 0.1 and 0.1). The product is not scaled,
+  so gamma means what the gradients' lengths make of it. A task that has no label in some third is left out of the step.
+
+  Args:
+    gamma: step of the weights.
+    rho: their quadratic regularisation, which pulls towards 1 / K.
+  """
+
+  def init(num_tasks, like=None):
+    return MoDoState(jnp.full(num_tasks, 1 / num_tasks, jnp.float32))
+
+  def update(gradients, state, *, losses, present, key, at=None):
+    product, third = double_sampled(gradients, present)
+    old = guard.normalized(state.weights, present)
+    weights = project(old - gamma * (product @ old + rho * old), present)
+    return weighted_sum(weights, third), MoDoState(guard.share_out(weights, state.weights, present))
+
+  return Objective(init, update, needs='parameters', parts=3)
+
+
+def double_sampled(gradients: Any, present: Bool[Array, ' k']) -> tuple[Float[Array, 'k k'], Any]:
+  """The products of a batch's first third with its second, 0 for absent tasks, and the gradients of the last third."""
+  first, second, third = (jax.tree.map(lambda leaf: leaf[part], gradients) for part in range(3))  # noqa: B023
+  return jnp.where(present[:, None] & present[None, :], task_gradients.gram(first, second), 0), third
 
 
 def project(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:

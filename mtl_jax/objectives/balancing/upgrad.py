@@ -1,4 +1,4 @@
-"""UPGrad: every gradient projected onto the cone of directions that conflict with no task, then the mean. Class P."""
+"""UPGrad and DualProj: gradients, or their mean, projected onto the cone of directions that conflict with no task."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,13 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import GramWeighting, keep, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize
 from mtl_jax.objectives.shapes import Array, Bool, Float
+from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 STEPS = 15
 
 
+@on_gram
 def upgrad(regularization: float = 1e-4, preference: Sequence[float] | None = None) -> GramWeighting:
   """`sum_i v_i` with `v_i = argmin v' G v` over `v >= e_i / K`.
 
@@ -30,11 +32,35 @@ def upgrad(regularization: float = 1e-4, preference: Sequence[float] | None = No
     ConfigError: the regularization is too small for float32, or the preference is no direction.
   """
   check_regularization(regularization, name='upgrad')
-  guard.check_preference(preference, name='upgrad')
+  preferred = guard.preference(preference, name='upgrad')
 
   def rule(gram, task):
-    floors = jnp.diag(guard.preferred(preference, task.present))
+    floors = jnp.diag(preferred(task.present))
     return jax.vmap(cone_projection(gram, task.present, regularization))(floors).sum(0)
+
+  return stateless(rule)
+
+
+@on_gram
+def dualproj(regularization: float = 1e-4, preference: Sequence[float] | None = None) -> GramWeighting:
+  """`argmin v' G v` over `v >= 1 / K`.
+
+  Lopez-Paz, Ranzato (2017), Gradient Episodic Memory for Continual Learning, equation 11, of the mean gradient as in
+  torchjd. One problem where UPGrad solves K: it helps the mean, and long gradients decide that. Tasks without conflict
+  give the *mean* gradient; one task alone gets 1. Class P.
+
+  Args:
+    regularization: as in UPGrad.
+    preference: weights, brought to a sum of 1, in the place of 1 / K.
+
+  Raises:
+    ConfigError: the regularization is too small for float32, or the preference is no direction.
+  """
+  check_regularization(regularization, name='dualproj')
+  preferred = guard.preference(preference, name='dualproj')
+
+  def rule(gram, task):
+    return cone_projection(gram, task.present, regularization)(preferred(task.present))
 
   return stateless(rule)
 

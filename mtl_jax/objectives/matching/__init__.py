@@ -56,7 +56,7 @@ class Related:
 
   @property
   def units(self) -> tuple[int, ...]:
-    """Which targets are yes or no, as the paper's action units."""
+    """True for targets that are yes or no, as the paper's action units."""
     return tuple(i for i, target in enumerate(self.targets) if target.classes == ('no', 'yes'))
 
   @property
@@ -126,8 +126,7 @@ class Coupling:
     return weighted
 
   def _matching(self, relation: Related, outputs: Arrays, labels: Arrays, mask: Arrays, label_stats: Arrays) -> Array:
-    """Of predictions alone, over all rows, labelled or not; a mean over targets where the paper has a sum."""
-    del labels, mask
+    """The loss of predictions alone, over all rows, labelled or not; a mean over targets where the paper has a sum."""
     settings = self.settings
     how = {'divergence': settings.divergence, 'stop_gradient': settings.stop_gradient, 'eps': settings.clip}
     log_source = relation.source.log_p(outputs, label_stats)
@@ -188,14 +187,14 @@ class _Completed:
 
 
 def from_config(
-  config: ConfigDict, *, tasks: Sequence[Task], known: Sequence[Task], train: Split, val: Split | None
+  objective: ConfigDict, *, tasks: Sequence[Task], known: Sequence[Task], train: Split, val: Split | None
 ) -> Coupling | None:
-  """What `config.objective.matching` asks for, its tables counted; None where it asks for nothing.
+  """Builds what `config.objective.matching` asks for, its tables counted; None where it asks for nothing.
 
   A run of one task of a relation alone has nothing to couple, and gets None too.
 
   Args:
-    config: the whole configuration.
+    objective: `config.objective`.
     tasks: of the run.
     known: of the data set.
     train: with the labels that the run keeps.
@@ -204,7 +203,7 @@ def from_config(
   Raises:
     ConfigError: for relations that cannot be read, or a table to be counted where no row has both labels.
   """
-  asked = config.objective.matching
+  asked = objective.matching
   choose(asked.divergence, tuple(losses.DIVERGENCES), field=f'{relations.FIELD.rpartition(".")[0]}.divergence')
   settings = Settings(**{field.name: asked[field.name] for field in dataclasses.fields(Settings)})
   read = [one for name in asked.relations for one in relations.read(name, known=known, tasks=tasks)]
@@ -216,7 +215,7 @@ def from_config(
     log.info('matching: no relation is between tasks of this run')
     return None
   for variable in (variable for one in read for variable in (one.source, *one.targets)):
-    if isinstance(variable, Binned) and not variable.spread and not config.objective.standardize:
+    if isinstance(variable, Binned) and not variable.spread and not objective.standardize:
       raise ConfigError(
         f'{relations.FIELD}: {variable.name} needs a spread where config.objective.standardize is false'
       )

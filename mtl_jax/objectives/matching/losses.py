@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 
 def expected(log_source: Float[Array, 'b e'], table: Float[Array | np.ndarray, 'e c']) -> Float[Array, 'b c']:
-  """What the source expects of a target: q(t | x) = sum over e of p(e | x) r(t | e)."""
+  """The source's expectation of a target: q(t | x) = sum over e of p(e | x) r(t | e)."""
   return jnp.exp(log_source) @ table
 
 
@@ -63,7 +63,7 @@ DIVERGENCES = {
 def match(
   log_p: Float[Array, 'b c'], q: Float[Array, 'b c'], *, divergence: str, stop_gradient: str, eps: float
 ) -> Float[Array, ' b']:
-  """How far a target's own prediction p is from what its source expects, q, clipped to [eps, 1 - eps].
+  """The divergence of a target's own prediction p from what its source expects, q, clipped to [eps, 1 - eps].
 
   Args:
     divergence: of DIVERGENCES.

@@ -52,7 +52,7 @@ _FOLDER = Path(__file__).parent / 'built_in'
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """What one variable says of others.
+  """A relation: what one variable says of others.
 
   Attributes:
     where: file and number, for messages.

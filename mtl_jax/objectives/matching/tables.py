@@ -32,7 +32,7 @@ def prior(
 
 
 def relevance(table: Float[np.ndarray, 'e c'], prior: Float[np.ndarray, ' e']) -> float:
-  """How much of the target's entropy the source explains, I(E; T) / H(T), from 0 (unrelated) to 1 (settles it).
+  """The share of the target's entropy that the source explains, I(E; T) / H(T), from 0 (unrelated) to 1 (settles it).
 
   0 for a target that never varies.
   """

@@ -40,7 +40,7 @@ class Variable:
     return ()
 
   def label_of(self, classes: Int32[Array, ' b'], column: int) -> Float[Array, ' b']:
-    """What the label in one of `columns()`, by position, is for these classes."""
+    """Converts classes to the label in one of `columns()`, by position."""
     raise NotImplementedError
 
 
@@ -51,7 +51,6 @@ class Categorical(Variable):
   task: str
 
   def log_p(self, outputs, label_stats):
-    del label_stats
     return jax.nn.log_softmax(outputs[self.task].astype(jnp.float32))
 
   def observe(self, labels, mask):
@@ -62,7 +61,6 @@ class Categorical(Variable):
     return ((self.task, 0),)
 
   def label_of(self, classes, column):
-    del column
     return classes.astype(jnp.float32)
 
 
@@ -74,7 +72,6 @@ class YesNo(Variable):
   column: int
 
   def log_p(self, outputs, label_stats):
-    del label_stats
     logits = outputs[self.task][:, self.column].astype(jnp.float32)
     return jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=1)
 
@@ -86,7 +83,6 @@ class YesNo(Variable):
     return ((self.task, self.column),)
 
   def label_of(self, classes, column):
-    del column
     return classes.astype(jnp.float32)
 
 
@@ -100,7 +96,6 @@ class OneOf(Variable):
   members: tuple[YesNo, ...]
 
   def log_p(self, outputs, label_stats):
-    del label_stats
     logits = [outputs[one.task][:, one.column].astype(jnp.float32) for one in self.members]
     return jax.nn.log_softmax(jnp.stack([*logits, jnp.zeros_like(logits[0])], axis=1))
 

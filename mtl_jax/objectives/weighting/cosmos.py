@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
@@ -23,16 +23,12 @@ def cosmos(lam: float = 1.0, preference: Sequence[float] | None = None) -> Objec
   """
   if lam < 0:
     raise ConfigError(f'cosmos: lam is {lam}; give 0 or more (0.01 to 8 in the paper)')
-  guard.check_preference(preference, name='cosmos')
+  preferred = guard.preference(preference, name='cosmos')
 
-  def update(losses, state, *, present, key):
-    del key
-    weights = guard.preferred(preference, present)
-    values = jnp.where(present, losses, 0)
+  def total(losses, present):
+    weights, values = preferred(present), jnp.where(present, losses, 0)
     along = weights @ values
-    lengths = jnp.sqrt(jnp.maximum(weights @ weights, guard.LEAST_LOSS**2)) * jnp.sqrt(
-      jnp.maximum(values @ values, guard.LEAST_LOSS**2)
-    )
-    return along - lam * along / lengths, state
+    lengths = [jnp.sqrt(jnp.maximum(vector @ vector, guard.LEAST_LOSS**2)) for vector in (weights, values)]
+    return along - lam * along / (lengths[0] * lengths[1])
 
-  return Objective(no_state, update)
+  return of_losses(total)

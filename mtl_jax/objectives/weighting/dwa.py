@@ -27,12 +27,10 @@ def dwa(temperature: float = 2.0, steps_per_epoch: int = 1) -> Objective:
   """
 
   def init(num_tasks, like=None):
-    del like
     unknown = jnp.full(num_tasks, jnp.nan)
     return State(EpochMean.begin(num_tasks), unknown, unknown)
 
   def update(losses, state, *, present, key):
-    del key
     ratio = state.last / jnp.maximum(state.before, guard.LEAST_LOSS)
     # A task without a history falls like the mean of the others, so that it does not move their weights.
     known = present & jnp.isfinite(ratio)
@@ -41,6 +39,6 @@ def dwa(temperature: float = 2.0, steps_per_epoch: int = 1) -> Objective:
     running, ended, mean = state.running.add(losses, present, steps_per_epoch=steps_per_epoch)
     mean = jnp.where(jnp.isfinite(mean), mean, state.last)
     next_state = State(running, jnp.where(ended, mean, state.last), jnp.where(ended, state.last, state.before))
-    return jnp.where(present, weights * losses, 0).sum(), next_state
+    return guard.total(weights * losses, present), next_state
 
   return Objective(init, update)

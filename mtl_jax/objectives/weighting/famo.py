@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
-from mtl_jax.objectives.weighting.adam import Adam
-from mtl_jax.objectives.weighting.learned import Learned, begin, step
+from mtl_jax.objectives.weighting.learned import Adam, Learned
 
 OFFSET = 1e-8
 
@@ -33,21 +32,19 @@ def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | 
     learning_rate: of the Adam that moves `w`.
     least_loss: the smallest value that a loss can take, one for all or one for each.
   """
-  tx = Adam(learning_rate, decay=gamma)
+  adam = Adam(learning_rate, decay=gamma)
 
   def logarithms(losses, present):
     least = guard.per_task(least_loss, len(losses), name='least_loss')
     return jnp.log(jnp.where(present, jnp.maximum(losses - least, 0) + OFFSET, 1))
 
   def init(num_tasks, like=None):
-    del like
-    return State(begin(num_tasks, 0.0, tx), jnp.zeros(num_tasks))
+    return State(adam.begin(num_tasks), jnp.zeros(num_tasks))
 
   def update(losses, state, *, present, key):
-    del key
     logs = logarithms(losses, present)
     weights = guard.softmax(state.logits.values, present)
-    unit = jnp.where(present, weights * jnp.exp(-jax.lax.stop_gradient(logs)), 0).sum()
+    unit = guard.total(weights * jnp.exp(-jax.lax.stop_gradient(logs)), present)
     total = (weights * logs).sum() / jnp.where(unit > 0, unit, 1)
     return total, state._replace(log_losses=jax.lax.stop_gradient(logs))
 
@@ -55,6 +52,6 @@ def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | 
     gain = jnp.where(present, state.log_losses - logarithms(losses, present), 0)
     _, pullback = jax.vjp(lambda values: guard.softmax(values, present), state.logits.values)
     (gradient,) = pullback(gain)
-    return state._replace(logits=step(state.logits, gradient, present=present, tx=tx))
+    return state._replace(logits=adam.step(state.logits, gradient, present=present))
 
   return Objective(init, update, after=after)

@@ -2,16 +2,14 @@
 
 import jax.numpy as jnp
 
-from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
 def gls() -> Objective:
   """`(prod_k L_k)^(1/K)`, by way of logarithms so that 40 losses do not underflow."""
 
-  def update(losses, state, *, present, key):
-    del key
-    mean_log = guard.mean(jnp.log(guard.safe(losses, present)), present)
-    return jnp.where(present.any(), jnp.exp(mean_log), 0), state
+  def total(losses, present):
+    return jnp.where(present.any(), jnp.exp(guard.mean(jnp.log(guard.safe(losses, present)), present)), 0)
 
-  return Objective(no_state, update)
+  return of_losses(total)

@@ -36,16 +36,14 @@ def go4align(groups: int = 2, step_size: float = 1e-4) -> Objective:
     raise ConfigError(f'go4align: groups is {groups}; give 1 or more')
 
   def init(num_tasks, like=None):
-    del like
     return State(jnp.zeros(num_tasks))
 
   def update(losses, state, *, present, key):
-    del key
     values = jax.lax.stop_gradient(guard.safe(losses, present))
     total = state.total + jnp.where(present, values, 0)
     share = guard.softmax(-step_size * total, present)
-    weights = jnp.where(present, jnp.where(present, values, 0).sum() / values * share, 0)
-    return jnp.where(present, group_means(weights, present, groups) * losses, 0).sum(), State(total)
+    weights = jnp.where(present, guard.total(values, present) / values * share, 0)
+    return guard.total(group_means(weights, present, groups) * losses, present), State(total)
 
   return Objective(init, update)
 

@@ -1,5 +1,6 @@
 """GradNorm (Chen et al. 2018, arXiv:1711.02257). Class R by default, or P."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -7,9 +8,9 @@ import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting
 from mtl_jax.objectives.shapes import Array, Float
+from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
-from mtl_jax.objectives.weighting.adam import Adam
-from mtl_jax.objectives.weighting.learned import Learned, begin, step
+from mtl_jax.objectives.weighting.learned import Adam, Learned
 
 
 class State(NamedTuple):
@@ -19,6 +20,7 @@ class State(NamedTuple):
   first: Float[Array, ' k']
 
 
+@partial(on_gram, at='representation')
 def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> GramWeighting:
   """`w = K softmax(s)`; s descends `sum_k | |w_k g_k| - sg(mean_j |w_j g_j| * r_k^alpha) |`.
 
@@ -30,24 +32,23 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> GramWeighting:
     alpha: how strongly slow tasks are sped up; 0 makes all norms equal.
     learning_rate: of the Adam that moves s (0.025 is the paper's for w).
   """
-  tx = Adam(learning_rate)
+  adam = Adam(learning_rate)
 
   def init(num_tasks):
-    return State(begin(num_tasks, 0.0, tx), jnp.full(num_tasks, jnp.nan))
+    return State(adam.begin(num_tasks), jnp.full(num_tasks, jnp.nan))
 
   def weights(gram, state, *, losses, present, key):
-    del key
     first = jnp.where(present & jnp.isnan(state.first), losses, state.first)
     rates = guard.safe(losses, present) / guard.safe(jnp.where(jnp.isnan(first), 1, first), present)
     rates = rates / guard.mean(rates, present)
     norms = jnp.sqrt(jnp.where(present, jnp.maximum(jnp.diagonal(gram), 0), 0).astype(jnp.float32))
 
-    def scaled(logits):
-      return guard.count(present) * guard.softmax(logits, present) * norms
+    def weigh(logits):
+      return guard.count(present) * guard.softmax(logits, present)
 
-    target = guard.mean(scaled(state.logits.values), present) * rates**alpha
-    gradient = jax.grad(lambda logits: jnp.where(present, jnp.abs(scaled(logits) - target), 0).sum())
-    found = guard.count(present) * guard.softmax(state.logits.values, present)
-    return found, State(step(state.logits, gradient(state.logits.values), present=present, tx=tx), first)
+    found = weigh(state.logits.values)
+    target = guard.mean(found * norms, present) * rates**alpha
+    gradient = jax.grad(lambda logits: guard.total(jnp.abs(weigh(logits) * norms - target), present))
+    return found, State(adam.step(state.logits, gradient(state.logits.values), present=present), first)
 
   return GramWeighting(init, weights)

@@ -1,6 +1,6 @@
 """Arithmetic over the tasks that are present, finite where a loss is zero."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ def safe(losses: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array,
 
 
 def count(present: Bool[Array, ' k']) -> Float[Array, '']:
-  """How many tasks are present, at least 1."""
+  """The number of tasks present, at least 1."""
   return jnp.maximum(present.sum(), 1).astype(jnp.float32)
 
 
 def mean(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, '']:
   """Mean over the tasks present; 0 if there is none."""
-  return jnp.where(present, values, 0).sum() / count(present)
+  return total(values, present) / count(present)
 
 
 def softmax(logits: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
@@ -37,7 +37,7 @@ def share_out(weights: Float[Array, ' k'], held: Float[Array, ' k'], present: Bo
 
   Otherwise the sum would grow with every batch that lacks a task, which would pay for it when it is there again.
   """
-  return jnp.where(present, weights * jnp.where(present, held, 0).sum(), held)
+  return jnp.where(present, weights * total(held, present), held)
 
 
 def per_task(values: float | Sequence[float], num: int, *, name: str) -> Float[Array, '...']:
@@ -52,15 +52,30 @@ def per_task(values: float | Sequence[float], num: int, *, name: str) -> Float[A
   return array
 
 
-def check_preference(preference: Sequence[float] | None, *, name: str) -> None:
-  """Raises ConfigError for a preference below 0 anywhere, or above 0 nowhere."""
-  if preference is not None and (min(preference) < 0 or max(preference) <= 0):
-    raise ConfigError(f'{name}: preference is {tuple(preference)}; give numbers of 0 or more, not all 0')
-
-
-def preferred(preference: Sequence[float] | None, present: Bool[Array, ' k']) -> Float[Array, ' k']:
-  """The preference, or equal numbers, so that they sum to 1 over the tasks present; 0 for the others."""
-  if preference is None:
-    return present / count(present)
-  values = jnp.where(present, per_task(preference, len(present), name='preference'), 0)
+def normalized(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """Values of 0 or more, brought to a sum of 1 over the tasks present; 0 for the others."""
+  values = jnp.where(present, values, 0)
   return values / jnp.where(values.sum() > 0, values.sum(), 1)
+
+
+def equal(present: Bool[Array, ' k']) -> Float[Array, ' k']:
+  """`1 / K` for each of the K tasks present; 0 for the others."""
+  return present / count(present)
+
+
+def preference(values: Sequence[float] | None, *, name: str) -> Callable[[Bool[Array, ' k']], Float[Array, ' k']]:
+  """A user's preference, or equal numbers, as a function of the tasks present, over which they sum to 1.
+
+  Raises:
+    ConfigError: for one below 0 anywhere, or above 0 nowhere; `name` is the method's.
+  """
+  if values is None:
+    return equal
+  if min(values) < 0 or max(values) <= 0:
+    raise ConfigError(f'{name}: preference is {tuple(values)}; give numbers of 0 or more, not all 0')
+  return lambda present: normalized(per_task(values, len(present), name='preference'), present)
+
+
+def total(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, '']:
+  """The sum over the tasks present."""
+  return jnp.where(present, values, 0).sum()

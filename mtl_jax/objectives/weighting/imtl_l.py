@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.learned import learned
 
 
@@ -12,4 +13,6 @@ def imtl_l(learning_rate: float = 1e-3) -> Objective:
   Args:
     learning_rate: of the Adam that learns `s`; the paper gives it to the network's own optimizer.
   """
-  return learned(lambda s, losses: jnp.exp(s) * losses - s, start=0.0, learning_rate=learning_rate)
+  return learned(
+    lambda s, losses, present: guard.total(jnp.exp(s) * losses - s, present), start=0.0, learning_rate=learning_rate
+  )

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.weighting import guard
-from mtl_jax.objectives.weighting.adam import Adam
-from mtl_jax.objectives.weighting.learned import begin, step
+from mtl_jax.objectives.weighting.learned import learned
 
 START = 1.0  # Of every s_k, as in the authors' code.
 
@@ -24,7 +23,6 @@ def ldc_mtl(lam: float = 0.01, learning_rate: float = 1e-3) -> Objective:
     lam: how much the differences count; the authors take 0.01 on CelebA, 0.05 on NYUv2, 0.1 on Cityscapes.
     learning_rate: of the Adam that learns s; the authors give it to the network's own optimizer.
   """
-  tx = Adam(learning_rate)
 
   def total(logits, losses, present):
     weights = jnp.where(present, jax.nn.sigmoid(logits), 0)
@@ -34,13 +32,4 @@ def ldc_mtl(lam: float = 0.01, learning_rate: float = 1e-3) -> Objective:
     left, right = order[:-1], order[1:]
     return mean + lam * jnp.where(present[right], jnp.abs(balanced[left] - balanced[right]), 0).sum()
 
-  def init(num_tasks, like=None):
-    del like
-    return begin(num_tasks, START, tx)
-
-  def update(losses, state, *, present, key):
-    del key
-    gradient = jax.grad(total)(state.values, jax.lax.stop_gradient(losses), present)
-    return total(state.values, losses, present), step(state, gradient, present=present, tx=tx)
-
-  return Objective(init, update)
+  return learned(total, start=START, learning_rate=learning_rate)

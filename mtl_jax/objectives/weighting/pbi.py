@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 NEAREST = 1e-12  # Under the root of the distance, whose slope at 0 would be infinite.
@@ -29,15 +29,14 @@ def pbi(
   """
   if theta < 0:
     raise ConfigError(f'pbi: theta is {theta}; give 0 or more (5 in the paper)')
-  guard.check_preference(preference, name='pbi')
+  preferred = guard.preference(preference, name='pbi')
 
-  def update(losses, state, *, present, key):
-    del key
-    weights = guard.preferred(preference, present)
+  def total(losses, present):
+    weights = preferred(present)
     direction = weights / jnp.sqrt(jnp.maximum(weights @ weights, NEAREST))
     values = jnp.where(present, losses - guard.per_task(reference, len(present), name='reference'), 0)
     along = values @ direction
     away = values - along * direction
-    return along + theta * jnp.sqrt(away @ away + NEAREST), state
+    return along + theta * jnp.sqrt(away @ away + NEAREST)
 
-  return Objective(no_state, update)
+  return of_losses(total)

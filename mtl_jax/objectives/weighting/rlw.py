@@ -1,7 +1,6 @@
 """Random loss weighting (Lin et al. 2022, arXiv:2111.10603). Class L."""
 
 import jax
-import jax.numpy as jnp
 
 from mtl_jax.objectives.objective import Objective, no_state
 from mtl_jax.objectives.weighting import guard
@@ -12,6 +11,6 @@ def rlw() -> Objective:
 
   def update(losses, state, *, present, key):
     weights = guard.softmax(jax.random.normal(key, losses.shape), present)
-    return jnp.where(present, weights * losses, 0).sum(), state
+    return guard.total(weights * losses, present), state
 
   return Objective(no_state, update)

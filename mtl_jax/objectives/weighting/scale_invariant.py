@@ -2,15 +2,11 @@
 
 import jax.numpy as jnp
 
-from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
 def scale_invariant() -> Objective:
   """`sum_k log L_k`: each loss times a constant leaves the gradient as it is (Navon et al. 2022, arXiv:2202.01017)."""
 
-  def update(losses, state, *, present, key):
-    del key
-    return jnp.where(present, jnp.log(guard.safe(losses, present)), 0).sum(), state
-
-  return Objective(no_state, update)
+  return of_losses(lambda losses, present: guard.total(jnp.log(guard.safe(losses, present)), present))

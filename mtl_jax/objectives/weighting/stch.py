@@ -31,11 +31,9 @@ def stch(mu: float = 1.0, warmup_epochs: int = 4, steps_per_epoch: int = 1) -> O
   """
 
   def init(num_tasks, like=None):
-    del like
     return State(EpochMean.begin(num_tasks), jnp.full(num_tasks, jnp.nan))
 
   def update(losses, state, *, present, key):
-    del key
     epoch = state.running.epoch(steps_per_epoch)
     logs = jnp.log(guard.safe(losses, present))
     late = present & (epoch > warmup_epochs) & jnp.isnan(state.nadir)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.learned import learned
 
 
@@ -15,4 +16,8 @@ def uncertainty(start: float = -0.5, learning_rate: float = 1e-3) -> Objective:
     start: every `s_k` at first.
     learning_rate: of the Adam that learns `s`; the paper and LibMTL give it to the network's own optimizer.
   """
-  return learned(lambda s, losses: losses / (2 * jnp.exp(s)) + s / 2, start=start, learning_rate=learning_rate)
+
+  def total(s, losses, present):
+    return guard.total(losses / (2 * jnp.exp(s)) + s / 2, present)
+
+  return learned(total, start=start, learning_rate=learning_rate)

@@ -1,10 +1,9 @@
 """UW-SO: soft optimal uncertainty weighting (Kirchdorfer et al. 2024, arXiv:2408.07985). Class L."""
 
 import jax
-import jax.numpy as jnp
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives.objective import Objective, no_state
+from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
@@ -23,9 +22,8 @@ def uw_so(temperature: float = 20.0) -> Objective:
   if temperature <= 0:
     raise ConfigError(f'uw_so: temperature is {temperature}; give a number above 0')
 
-  def update(losses, state, *, present, key):
-    del key
+  def total(losses, present):
     inverse = 1 / guard.safe(jax.lax.stop_gradient(losses), present)
-    return jnp.where(present, guard.softmax(inverse / temperature, present) * losses, 0).sum(), state
+    return guard.total(guard.softmax(inverse / temperature, present) * losses, present)
 
-  return Objective(no_state, update)
+  return of_losses(total)
