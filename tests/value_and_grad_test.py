@@ -43,7 +43,8 @@ def direct(shared, heads, batch, parts=1):
 
 
 def find(objective, *, losses_of=losses_of, represent=represent, present=None, **options):
-  step = value_and_grad(partial(losses_of, parts=objective.parts), objective, represent=represent, **options)
+  losses_of = partial(losses_of, parts=getattr(objective, 'parts', 1))
+  step = value_and_grad(losses_of, objective, represent=represent, **options)
   return jax.jit(lambda: step(SHARED, HEADS, step.init(SHARED, 3), BATCH, present=present, key=KEY))()
 
 
@@ -141,11 +142,14 @@ def test_what_is_extra_is_added_and_not_balanced(name):
   assert found.moved == len(BATCH)
 
 
-def test_an_absent_loss_by_name_takes_no_part():
-  found = find(objectives.upgrad(), present={'a': True, 'b': False, 'c': True})
+@pytest.mark.parametrize('present', [{'a': True, 'b': False, 'c': True}, [True, False, True], np.array([1, 0, 1])])
+def test_an_absent_loss_takes_no_part_whether_told_by_name_or_by_place(present):
+  found = find(objectives.upgrad(), present=present)
   alone = aggregate(jacobian()[[0, 2]], 'upgrad')
   np.testing.assert_allclose(found.gradients[0]['w'].ravel(), alone, rtol=1e-3, atol=1e-5)
   np.testing.assert_array_equal(found.gradients[1]['b'], 0)
+  if not isinstance(present, dict):
+    np.testing.assert_allclose(aggregate(jacobian(), 'upgrad', present=present), alone, rtol=1e-4, atol=1e-6)
 
 
 def test_the_second_look_sees_what_the_step_did():
@@ -183,6 +187,15 @@ def update(name, gradients, state, *misplaced, **arguments):
   return objective.update(gradients, objective.init(*state), *misplaced, **arguments)
 
 
+def ragged(z, heads, batch, parts):
+  each = errors(z, heads, batch)
+  return {'a': each[:, 0].mean(), 'b': each[:, 1]}
+
+
+def of_copy(copies, heads, batch, parts):
+  return losses_of(copies['a'], heads, batch, parts)
+
+
 ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
 
 
@@ -198,7 +211,7 @@ ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
     (lambda: update('famo', THREE, [2]), ValueError, 'the state is not one of 3 losses'),
     (lambda: update('famo', jnp.ones(()), [1]), ValueError, 'losses must be one array [K], not []'),
     (lambda: update('fixed', [1.0], [1]), ValueError, 'losses must be one array [K], not list'),
-    (lambda: update('fixed', THREE, [3], present=jnp.ones(2, bool)), ValueError, 'present has shape (2,) for 3 losses'),
+    (lambda: update('fixed', THREE, [3], present=jnp.ones(2, bool)), ValueError, 'present has shape [2] for 3 losses'),
     (lambda: objectives.fixed([1.0, 2.0]).update(THREE, ()), ValueError, 'weights has 2 numbers for 3 losses'),
     (lambda: find(objectives.famo(least_loss=[0.0])), ValueError, 'least_loss has 1 numbers for 3 losses'),
     (lambda: find(objectives.sdmgrad(), losses_of=lambda *a, parts: losses_of(*a)), ValueError, 'must be a [3], but'),
@@ -207,9 +220,20 @@ ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
     (lambda: find(objectives.fixed(), heads='heavy'), ValueError, 'choose from plain, weighted'),
     (lambda: find(objectives.graddrop(), heads='weighted'), ValueError, 'this one has none'),
     (lambda: find(objectives.fixed(), present={'a': True, 'z': True}), ValueError, "['a', 'z'], but the losses are"),
+    (lambda: find('cagrad'), TypeError, "such as objectives.cagrad(), not 'cagrad'"),
+    (lambda: find(objectives.fixed(), losses_of=ragged), ValueError, "of one shape, not {'a': [], 'b': [12]}"),
+    (lambda: find(objectives.fixed(), losses_of=of_copy, groups='ab'), ValueError, 'groups has 2 names for 3 losses'),
+    (lambda: find(objectives.fixed(), losses_of=of_copy, groups='aba'), ValueError, 'must lie side by side'),
     (lambda: aggregate(jnp.ones(3), 'mgda'), ValueError, 'must be [K, n], not [3]'),
+    (lambda: aggregate(ROWS, 'upgrade'), ConfigError, "method 'upgrade' is unknown; choose from fixed, "),
+    (lambda: aggregate(ROWS, 'graddrop', leak=(0.1, 0.2)), ValueError, 'leak has 2 numbers for 3 losses'),
+    (lambda: update('rlw', THREE, [3]), TypeError, 'give key=jax.random.key(...)'),
+    (lambda: update('pcgrad', ROWS, [3], losses=THREE), TypeError, 'give key=jax.random.key(...)'),
+    (lambda: update('graddrop', ROWS, [3], losses=THREE), TypeError, 'give key=jax.random.key(...)'),
     (lambda: objectives.cr_mogm('upgrade'), ConfigError, "method 'upgrade' is unknown"),
     (lambda: objectives.upgrad(preference=(0.0, 0.0)), ConfigError, 'not all 0'),
+    (lambda: objectives.cosmos(preference=(1.0, float('nan'))), ConfigError, 'give numbers of 0 or more'),
+    (lambda: objectives.pbi(preference=()), ConfigError, 'give numbers of 0 or more'),
   ],
 )
 def test_mistakes_are_named(call, error, told):

@@ -1,6 +1,7 @@
 """The gradient of K losses in the way of an objective: one call for any loop, and the training step's own."""
 
 import dataclasses
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class value_and_grad:  # Called like a function, as functools.partial is.
     heads: 'plain' gives each head the gradient of its own losses; 'weighted' times the method's weights, as the code of
       Nash-MTL, FairGrad and ExcessMTL has it. Of no concern to class L.
     chunk: backward passes through `represent` (or all, without it) side by side: more are faster on an accelerator and
-      take more memory. A function of the pullback and the number of passes decides late.
+      take more memory; 0 for all. A function of the pullback and the number of passes decides late.
     groups: of each loss, for losses with heads of their own: `losses_of` is then given `{group: representation}`, and
       one pass through the heads serves a loss of each group. `represent` may return such a mapping itself.
     extra: `aux` to a scalar that is added to the losses and not balanced, such as a penalty.
@@ -70,6 +71,7 @@ class value_and_grad:  # Called like a function, as functools.partial is.
       K gradients, which are then never kept.
 
   Raises:
+    TypeError: the objective is none.
     ValueError: for settings that the objective cannot serve, and losses that do not have its parts.
   """
 
@@ -85,10 +87,15 @@ class value_and_grad:  # Called like a function, as functools.partial is.
   weigh: Callable[..., Any] | None = None
 
   def __post_init__(self) -> None:
+    if not isinstance(self.objective, Objective):
+      raise TypeError(f'objective must be one, such as objectives.cagrad(), not {self.objective!r}')
     if self.heads not in HEADS:
       raise ValueError(f'heads={self.heads!r}; choose from {", ".join(HEADS)}')
     if self.objective.needs == 'representation' and self.represent is None:
       raise ValueError("this objective works at the representation: give represent=..., or its option at='parameters'")
+
+    if self.groups is not None and len(list(itertools.groupby(self.groups))) > len(set(self.groups)):
+      raise ValueError(f'groups={list(self.groups)}: losses of one group must lie side by side')
 
   def init(self, shared: Any, num_losses: int) -> Any:
     """The objective's state before the first step."""
@@ -158,6 +165,9 @@ def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) ->
   given, parts = call.losses_of(copies if call.groups else copies[None], heads, *args), call.objective.parts
   losses, aux = given if call.has_aux else (given, None)
   named = OrderedDict(losses) if isinstance(losses, Mapping) else None  # Whose order jax.tree keeps.
+  shapes = {} if named is None else {name: list(jnp.shape(one)) for name, one in named.items()}
+  if len(set(map(str, shapes.values()))) > 1:
+    raise ValueError(f'losses must be of one shape, not {shapes}')
   each = jnp.asarray(losses) if named is None else jnp.stack([jnp.asarray(one) for one in named.values()], axis=-1)
   each = each[None] if each.ndim == 1 and parts == 1 else each
   if each.ndim != 2 or len(each) != parts:
@@ -165,6 +175,8 @@ def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) ->
       f'this objective takes the losses of {parts} part(s) of the batch: each must be a '
       f'{"scalar" if parts == 1 else f"[{parts}]"}, but together they are {list(each.shape)}'
     )
+  if call.groups is not None and len(call.groups) != each.shape[1]:
+    raise ValueError(f'groups has {len(call.groups)} names for {each.shape[1]} losses')
   return (each, None if call.extra is None else call.extra(aux)), (named, aux)
 
 
@@ -185,6 +197,7 @@ def presence(present: Any, named: Mapping[str, Array] | None, each: Float[Array,
     if named is None or set(present) != set(named):
       raise ValueError(f'present names {sorted(present)}, but the losses are {sorted(named or ())}')
     present = jnp.stack([jnp.asarray(present[name], bool) for name in named], axis=-1)
-  if jnp.shape(present) not in (each.shape, each.shape[1:]):
-    raise ValueError(f'present has shape {list(jnp.shape(present))} for losses {list(each.shape)}')
+  present = jnp.asarray(present, bool)
+  if present.shape not in (each.shape, each.shape[1:]):
+    raise ValueError(f'present has shape {list(present.shape)} for losses {list(each.shape)}')
   return jnp.broadcast_to(present, each.shape)

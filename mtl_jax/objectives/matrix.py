@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax import objectives
+from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float
 
@@ -33,12 +34,14 @@ def aggregate(
 
   Raises:
     ValueError: the matrix is none, or another argument is not of K.
-    KeyError: there is no such method.
+    ConfigError: there is no such method.
   """
   matrix = jnp.asarray(matrix, jnp.float32)
   if matrix.ndim != 2:
     raise ValueError(f'the matrix of gradients must be [K, n], not {list(matrix.shape)}')
-  objective = method if isinstance(method, Objective) else objectives.OBJECTIVES[method](**options)
+  if isinstance(method, str) and method not in objectives.OBJECTIVES:
+    raise ConfigError(f'method {method!r} is unknown; choose from {", ".join(objectives.OBJECTIVES)}')
+  objective = objectives.OBJECTIVES[method](**options) if isinstance(method, str) else method
   state, key = objective.init(len(matrix), matrix[0]), jax.random.key(0) if key is None else key
   losses = jnp.ones(len(matrix)) if losses is None else jnp.asarray(losses, jnp.float32)
   if objective.needs == 'losses':

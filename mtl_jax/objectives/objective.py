@@ -74,7 +74,7 @@ class Objective:
     """The combined gradient, or class L's total, and the next state.
 
     Raises:
-      TypeError: an argument is missing, or is given by position.
+      TypeError: an argument is missing, among them the key of a random method, or is given by position.
       ValueError: losses, gradients, `present` or the state are not of one number of losses.
     """
     if misplaced:
@@ -84,9 +84,9 @@ class Objective:
     num = self._count(first if losses is None else losses)
     if self.needs != 'losses':
       self._check_gradients(first, num)
-    present = jnp.ones(num, bool) if present is None else present
-    if jnp.shape(present) != (num,):
-      raise ValueError(f'present has shape {jnp.shape(present)} for {num} losses; give [{num}]')
+    present = jnp.ones(num, bool) if present is None else jnp.asarray(present, bool)
+    if present.shape != (num,):
+      raise ValueError(f'present has shape {list(present.shape)} for {num} losses; give [{num}]')
     self._check_state(state, num, first)
     if self.needs == 'losses':
       return self.rule(first, state, present=present, key=key)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtl_jax.objectives.objective import Objective, no_state
 from mtl_jax.objectives.task_gradients import column
+from mtl_jax.objectives.weighting import guard
 
 
 def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
@@ -24,8 +25,9 @@ def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
   def update(gradients, state, *, losses, present, key, at=None):
     leaves, structure = jax.tree.flatten(gradients)
     points = [None] * len(leaves) if at is None else jax.tree.leaves(at)
-    keys = jax.random.split(key, len(leaves))
-    dropped = [_drop(*each, present, leak) for each in zip(leaves, points, keys, strict=True)]
+    keys = jax.random.split(guard.drawn_with(key), len(leaves))
+    shares = guard.per_task(leak, len(present), name='leak')
+    dropped = [_drop(*each, present, shares) for each in zip(leaves, points, keys, strict=True)]
     return structure.unflatten(dropped), state
 
   return Objective(no_state, update, needs='representation')

@@ -20,7 +20,8 @@ def imtl_g() -> GramWeighting:
   The weights sum to 1 (a mean): one task, or equal tasks, give the gradient itself. They may be negative. The paper
   takes the gradients to be independent; then a is found from the cosines, however unlike the norms are. Otherwise it is
   the shortest least-squares solution (the pseudo-inverse, as in Quinton and Rey 2024). No update equal to all exists
-  for opposing gradients: the weights are 0, as for gradients that are 0. Class P.
+  for opposing gradients: the weights are 0, as for gradients that are 0. Where two gradients are nearly one, the
+  weights are off by float32's rounding of the Gram matrix times the cosines' condition number: 1 % at 1e5. Class P.
   """
 
   def rule(gram, task):

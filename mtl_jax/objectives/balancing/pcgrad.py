@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, stateless
 from mtl_jax.objectives.shapes import Array, Bool, Float, Int, Key
 from mtl_jax.objectives.task_gradients import on_gram
+from mtl_jax.objectives.weighting import guard
 
 
 @on_gram
@@ -35,7 +36,7 @@ def pcgrad() -> GramWeighting:
 
 def random_orders(key: Key[Array, ''], num_tasks: int) -> Int[Array, 'k k']:
   """For each task an order of all tasks, each equally likely."""
-  return jnp.argsort(jax.random.uniform(key, (num_tasks, num_tasks)), axis=1)
+  return jnp.argsort(jax.random.uniform(guard.drawn_with(key), (num_tasks, num_tasks)), axis=1)
 
 
 def meets(live: Bool[Array, ' k'], j: Int[Array, ' k']) -> Bool[Array, ' k']:

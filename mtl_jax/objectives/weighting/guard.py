@@ -1,6 +1,8 @@
 """Arithmetic over the tasks that are present, finite where a loss is zero."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +54,17 @@ def per_task(values: float | Sequence[float], num: int, *, name: str) -> Float[A
   return array
 
 
+def drawn_with(key: Any) -> Any:
+  """The key of a method that draws at random.
+
+  Raises:
+    TypeError: there is none.
+  """
+  if key is None:
+    raise TypeError('this method draws at random: give key=jax.random.key(...), another one each step')
+  return key
+
+
 def normalized(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
   """Values of 0 or more, brought to a sum of 1 over the tasks present; 0 for the others."""
   values = jnp.where(present, values, 0)
@@ -71,7 +84,7 @@ def preference(values: Sequence[float] | None, *, name: str) -> Callable[[Bool[A
   """
   if values is None:
     return equal
-  if min(values) < 0 or max(values) <= 0:
+  if not all(0 <= value < math.inf for value in values) or not any(values):
     raise ConfigError(f'{name}: preference is {tuple(values)}; give numbers of 0 or more, not all 0')
   return lambda present: normalized(per_task(values, len(present), name='preference'), present)
 

@@ -10,7 +10,7 @@ def rlw() -> Objective:
   """`sum_k w_k L_k` with `w = softmax(N(0, I))` drawn anew each step; the weights add up to 1."""
 
   def update(losses, state, *, present, key):
-    weights = guard.softmax(jax.random.normal(key, losses.shape), present)
+    weights = guard.softmax(jax.random.normal(guard.drawn_with(key), losses.shape), present)
     return guard.total(weights * losses, present), state
 
   return Objective(no_state, update)
