@@ -144,15 +144,21 @@ def test_modos_weights_are_torchjds():
     np.testing.assert_allclose(found, expected @ thirds[t, 2], rtol=1e-3, atol=1e-3)
 
 
-def test_imtl_is_imtl_g_of_the_scaled_losses():
-  """The update's projections on all scaled gradients' directions are equal, and its weights on them sum to 1."""
-  logs = np.zeros(K)
-  for t, (found, state) in enumerate(run(objectives.imtl(learning_rate=0.1))):
+def test_imtl_is_the_papers_closed_form_of_the_scaled_losses():
+  """In float64: IMTL-G from differences to the first gradient, Adam's steps of the scales' logarithms."""
+  logs, first, second, rate = np.zeros(K), np.zeros(K), np.zeros(K), 0.1
+  for t, (found, state) in enumerate(run(objectives.imtl(learning_rate=rate))):
     scaled = np.exp(logs)[:, None] * GRADIENTS[t]
-    projections = scaled @ found / np.linalg.norm(scaled, axis=1)
-    np.testing.assert_allclose(projections, projections.mean(), rtol=1e-3)
-    np.testing.assert_allclose((np.asarray(state.weights) / np.exp(logs)).sum(), 1, rtol=1e-3)
-    logs = np.asarray(state.inner.values, np.float64)
+    units = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    apart = scaled[0] - scaled[1:], units[0] - units[1:]
+    others = scaled[0] @ apart[1].T @ np.linalg.inv(apart[0] @ apart[1].T)
+    weights = np.append(1 - others.sum(), others)
+    np.testing.assert_allclose(found, weights @ scaled, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.weights, np.exp(logs) * weights, rtol=1e-4)
+    slope = np.exp(logs) * LOSSES[t] - 1
+    first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+    logs = logs - rate * first / (1 - 0.9 ** (t + 1)) / (np.sqrt(second / (1 - 0.999 ** (t + 1))) + 1e-8)
+    np.testing.assert_allclose(state.inner.values, logs, rtol=1e-4)
   assert np.abs(logs).min() > 0.01
 
 
