@@ -6,8 +6,10 @@ against 40 single-task models. Prepare CelebA at 64x64 and name it: --config.dat
 values.
 
 Where it departs from FAMO's code: pixels are normalised as ImageNet's are (which the first batch norm undoes but for
-its momentum), weights start as torchvision draws them, and the whole gradient is clipped to norm 1, not the shared
-part's.
+its momentum), weights start as torchvision draws them, dwa's ratios are of successive 25 steps (there of a sliding
+window), and each method's whole gradient is clipped to norm 1. There PCGrad's, CAGrad's and GradDrop's shared part is;
+for all others the clipping comes before the backward pass and does nothing. The uncertainties are no parameters of its
+optimizer on CelebA and so stay at 1: its row is the plain sum's half; here they are learned, from there.
 """
 
 from ml_collections import ConfigDict
@@ -18,9 +20,10 @@ from mtl_jax.objectives import OBJECTIVES
 EPOCH = 636  # Batches of 256 in 162,770 images.
 LEFT_OUT = ('fixed', 'pivrg')  # The plain sum is the arm `joint`; scores from validation do not reach the second.
 # Numbers that the papers leave to the network's own optimizer learn as fast as it does.
-OPTIONS: dict[str, str] = dict.fromkeys(
-  ('uncertainty', 'imtl_l', 'imtl', 'ldc_mtl'), 'objective.options.learning_rate=3e-4'
-)
+OPTIONS: dict[str, str] = dict.fromkeys(('imtl_l', 'imtl', 'ldc_mtl'), 'objective.options.learning_rate=3e-4') | {
+  'uncertainty': 'objective.options.learning_rate=3e-4 objective.options.start=0.0',
+  'dwa': 'objective.options.steps_per_epoch=25',
+}
 
 
 def get_config() -> ConfigDict:

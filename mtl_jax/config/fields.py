@@ -125,7 +125,7 @@ _DECLARED = (
     'Weights of losses under `fixed`; tasks not listed weigh 1.'),
   Field('objective.heads', 'plain', choice('plain', 'weighted'),
     "The gradient of each head's own parameters, where a method balances those of the shared part: plain (of its "
-    "losses), or weighted by the method's weights, as in LibMTL's Nash-MTL, FairGrad, ExcessMTL and SDMGrad."),
+    "losses), or weighted by the method's weights, as in LibMTL's Nash-MTL, FairGrad and ExcessMTL."),
   Field('objective.chunk', 0, COUNT_OR_0,
     'Backward passes side by side, for methods at the shared parameters; 0: as many as fit into memory; one on a CPU '
     'or on several devices.'),
