@@ -157,6 +157,7 @@ def moved(before, after, part: str) -> float:
     ({'name': 'gradnorm', 'options.at': 'nowhere'}, "at='nowhere'"),
     ({'name': 'fixed', 'gram_rows': 8}, 'config.objective.gram_rows is for methods with a Gram matrix'),
     ({'name': 'gradnorm', 'gram_every_steps': 2}, 'config.objective.gram_every_steps is for methods with a Gram'),
+    ({'name': 'graddrop', 'heads': 'weighted'}, 'config.objective.heads=weighted is for methods with a weight'),
   ],
 )
 def test_wrong_settings_are_refused_in_one_line(fields, told):

@@ -52,8 +52,8 @@ def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, gi
     given: parameters that are no options, or whose default the run knows better, for the methods that have them.
 
   Raises:
-    ConfigError: for an option that the method has not or that is of another kind, and for settings of the Gram matrix
-      with a method that has none at the parameters.
+    ConfigError: for an option that the method has not or that is of another kind, for settings of the Gram matrix with
+      a method that has none at the parameters, and for weighted heads with one that has no weights.
   """
   parameters = inspect.signature(make).parameters
   known = {option: _kind(parameter) for option, parameter in parameters.items() if option != 'weights'}
@@ -64,6 +64,8 @@ def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, gi
   except (ValueError, ConfigError) as error:
     raise ConfigError(f'{FIELD} of {name!r}: {error}') from None
   _check_gram(name, objective, settings)
+  if settings.heads == 'weighted' and objective.needs != 'losses' and not hasattr(objective.init(1), 'weights'):
+    raise ConfigError(f'config.objective.heads=weighted is for methods with a weight for each loss; {name!r} has none')
   return objective
 
 

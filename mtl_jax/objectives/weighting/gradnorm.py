@@ -26,7 +26,8 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> GramWeighting:
 
   `r_k = (L_k / L_k(0)) / mean` is how slowly a task learns. The paper takes the gradients at the last shared layer's
   weights and renormalises w after each step; at the representation they cost next to nothing, and the softmax is
-  LibMTL's. The norms are the roots of the Gram matrix's diagonal.
+  LibMTL's. The norms are the roots of the Gram matrix's diagonal. In the paper heads get the gradients times w too:
+  `heads='weighted'`; not in LibMTL.
 
   Args:
     alpha: how strongly slow tasks are sped up; 0 makes all norms equal.
