@@ -56,6 +56,7 @@ def _groups(found: Mapping[str, Any]) -> list[Block]:
     + (' (alone)' if len(group) == 1 else f' (still together in {sure:.0%} of resamples)' if several else '')
     for number, (group, sure) in enumerate(zip(chosen['groups'], chosen['sure'], strict=True), 1)
   ]
+  step = size or 'the learning rate of the run'
   method = (
     'All divisions were looked at.'
     if chosen['method'] == 'exhaustive'
@@ -65,8 +66,8 @@ def _groups(found: Mapping[str, Any]) -> list[Block]:
     'Expected: each step on the others of its group takes '
     f"{_share(chosen['expected_gain'])} of a task's loss off, on average; chosen on one half of the looks and measured "
     f'on the other, {_share(chosen["held_out_gain"])}. All in one network: {_share(found["together"])}. Each alone: 0. '
-    f'{method} An affinity is of single steps of {size or "the run's learning rate"}; it orders divisions, and does not '
-    'say what a finished model will score. That takes training the groups: mtl-jax study.'
+    f'{method} An affinity is of single steps of {step}; it orders divisions, and does not say '
+    'what a finished model will score. That takes training the groups: mtl-jax study.'
   )
   networks = f'{chosen["networks"]} network{"s" * (chosen["networks"] != 1)}'
   most = len(found['tasks']) // 2 if len(found['tasks']) > MAX_LISTED else len(found['tasks'])
@@ -79,8 +80,8 @@ def _groups(found: Mapping[str, Any]) -> list[Block]:
   if found['overshot']:
     body.append(
       Text(
-        f'The look-ahead step is too long for {_listed(found["overshot"])}: it raises their own loss, so their rows say '
-        'nothing. Take a shorter one with --config.affinity.step_size, in another workdir.',
+        f'The look-ahead step is too long for {_listed(found["overshot"])}: it raises their own loss, so their rows '
+        'say nothing. Take a shorter one with --config.affinity.step_size, in another workdir.',
         'note',
       )
     )

@@ -178,8 +178,8 @@ def _section(study: Mapping[str, Any], side: Side, reference: Side, plots: Path)
     Text(
       f"A verdict is a paired t-test over seeds, two-sided, with p-values adjusted over {len(found)} tasks by Holm's "
       f'method at {study["alpha"]}. The interval is of one task alone and also lets the test images vary, person by '
-      'person. “No evidence” does not say that the two are equal: detectable is the smallest true difference that these '
-      f'seeds would have shown with {power["power"]:.0%} power, at the strictest step of the adjustment and had it been '
+      'person. “No evidence” does not say that the two are equal: detectable is the smallest true difference that '
+      f'these seeds would have shown with {power["power"]:.0%} power, at the strictest step of the adjustment and had it been '
       "the only test. The spread over the study's own seeds is taken for the true one, so with few seeds it is itself a "
       'rough figure. ↑ higher is better, ↓ lower is better.',
       'quiet',
@@ -282,8 +282,8 @@ def _delta_m(delta_m: Mapping[str, Any], arm: str, reference: str) -> list[Block
     Heading(f'All tasks together: {arm}'),
     Text(
       f'Δm is the mean over tasks and metrics of how much worse {arm} is than {reference}, in per cent of {reference}: '
-      f'lower is better, below 0 {arm} gains. Its intervals are over seeds alone. Small denominators dominate the mean, '
-      'so the median over tasks stands beside it.'
+      f'lower is better, below 0 {arm} gains. Its intervals are over seeds alone. Small denominators dominate the '
+      'mean, so the median over tasks stands beside it.'
     ),
     table(f'Δm of {arm}', ('Metric', 'Δm ↓', '95% interval', 'Median', 'Tasks', 'Terms'), rows),
     *([Text(f'Left out: {left_out}.', 'quiet')] if left_out else []),
@@ -372,7 +372,8 @@ def _cost(study: Mapping[str, Any], kept: Record, sides: Sequence[Side]) -> list
     if any(each):
       rows.append((name, *(_with_ratio(one, each[0]) for one in each)))
   columns = ['', *(Column(side.name, side=side) for side in sides)]
-  note = f"Sums over an arm's models, which answer for an image one after another. \N{MULTIPLICATION SIGN} is of {sides[0].name}."
+  note = 'Sums over the models of an arm, which answer for an image one after another; in brackets the ratio to '
+  note += f'{sides[0].name}.'
   return [Heading('Cost'), table('Cost', columns, rows), Text(note, 'quiet')]
 
 
