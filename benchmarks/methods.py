@@ -165,14 +165,14 @@ def prepare_step(workload: Workload, name: str, **settings: Any) -> Step:
   config, tasks = default.get_config().unlock(), workload.tasks
   config.model.width, config.objective.name = workload.width, name
   config.objective.update(settings)
-  objective = from_config(config, [task.name for task in tasks], steps_per_epoch=100)
-  common = {'model': multitask.from_config(config, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
+  objective = from_config(config.objective, [task.name for task in tasks], steps_per_epoch=100)
+  common = {'model': multitask.from_config(config.model, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
   first = first_state(workload)
   like = {'shared': first.variables['params']['shared']}
   remembered = jax.jit(partial(objective.init, len(tasks)))(like)
   state = jax.tree.map(jnp.copy, first).replace(objective=remembered)
   batch = jax.device_put(workload.make_batch())
-  how = gradients.Settings.from_config(config, memory=least_of_processes(total_bytes()))
+  how = gradients.Settings.from_config(config.objective, memory=least_of_processes(total_bytes()))
   step = partial(
     train_step, tasks=tasks, augmentation=Augmentation(), seed=0, settings=how, objective=objective, **common
   )
@@ -196,7 +196,7 @@ def first_state(workload: Workload) -> TrainState:
   make = partial(
     init_state,
     0,
-    model=multitask.from_config(config, tasks),
+    model=multitask.from_config(config.model, tasks),
     tx=optimizer.from_config(config),
     objective=objectives.fixed([1.0] * len(tasks)),
     label_stats={task.name: task.empty_stats() for task in tasks},

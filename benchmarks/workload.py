@@ -36,7 +36,7 @@ BACKBONES = {
   'convnet': partial(convnet.ConvNet, norm='batch'),  # Compiles in no time: for --quick.
 }
 WIDTHS = {'resnet18': 64, 'resnet50': 64, 'mobilenet_v2': 32, 'convnet': 16}
-# The fields of a configuration that a step and its input read, with the values of mtl_jax/configs/default.py: the
+# The fields of a configuration that a step and its input read, with the values of mtl_jax/config/fields.py: the
 # package that configurations are made with need not be there.
 OPTIMIZER = {
   'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine', 'warmup_steps': 0, 'weight_decay': 1e-4,

@@ -13,6 +13,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 import mtl_jax
+from mtl_jax.config.describe import help_lines
 from mtl_jax.errors import UserError, memory_in_one_line, one_line
 from mtl_jax.platform import launcher, processes
 from mtl_jax.platform.address import absolute, local_path, workdir
@@ -169,7 +170,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-  """Flags of verbs that train what a configuration says, and go on where they stopped."""
+  """Flags of verbs that train what a configuration says, and go on where they stopped; its fields end their help."""
+  parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, help_lines()
   parser.add_argument(
     '--config', type=local_path, metavar='FILE.py', required=True, help=f'override with {CONFIG_PREFIX}a.b=VALUE'
   )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from mtl_jax.configs import default
+from mtl_jax import config
 from mtl_jax.models.multitask import compute_dtype
 from mtl_jax.platform import memory, xla
 
@@ -57,7 +57,7 @@ def _choices() -> Iterator[str]:
 
 def _input_path() -> str:
   """The rule by which `data.mode=auto` chooses, with this machine's figures."""
-  share, available = default.get_config().data.resident_share, memory.available_bytes()
+  share, available = config.get_config().data.resident_share, memory.available_bytes()
   if not available:
     return 'streamed: the devices do not say how much memory they have (config.data.mode=auto)'
   return (

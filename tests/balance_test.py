@@ -117,14 +117,14 @@ def test_domains_are_the_sets_of_a_mixture_in_equal_shares(tiny_config, store_di
 )
 def test_what_the_data_does_not_have_is_refused_by_name(tiny_config, store, by, said):
   with pytest.raises(ConfigError, match=said) as error:
-    balance.groups(tiny_config(**{'data.balance': by}), store)
+    balance.groups(tiny_config(**{'data.balance': by}).data, store, seed=0)
   assert '\n' not in str(error.value)
 
 
 def test_a_set_of_which_no_person_is_known_cannot_be_balanced_by_them(tiny_config, store):
   store.identity[:] = -1
   with pytest.raises(ConfigError, match=r"data.balance: no train row of .*faces has 'identity'; leave it empty"):
-    balance.groups(tiny_config(**{'data.balance': 'identity'}), store)
+    balance.groups(tiny_config(**{'data.balance': 'identity'}).data, store, seed=0)
 
 
 @pytest.mark.parametrize('overrides', [('data.dir=a',), ('data.dirs=a,b', 'data.weights=1,2')])

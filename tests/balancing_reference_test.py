@@ -22,7 +22,7 @@ def jacobian(size, seed, *, columns=None):
 
 @functools.cache
 def compiled(name, **options):
-  method = getattr(balancing, name)(**options)
+  method = OBJECTIVES[name](**options).weighting
 
   @jax.jit
   def call(gram):

@@ -444,10 +444,9 @@ def test_cr_mogm_averages_the_methods_weights():
 def test_a_preference_of_equal_numbers_changes_nothing_and_another_leans_to_its_task(name):
   rows = jacobian('independent', 3, 0)
   gram, known = jnp.float32(rows @ rows.T), {'losses': jnp.ones(3), 'present': jnp.ones(3, bool), 'key': None}
-  make = getattr(balancing, name)
-  weights = {
-    p: make(preference=p).weights(gram, (), **known)[0] @ rows for p in [None, (2.0, 2.0, 2.0), (8.0, 1.0, 1.0)]
-  }
+  weights = {}
+  for preference in (None, (2.0, 2.0, 2.0), (8.0, 1.0, 1.0)):
+    weights[preference] = weighting(name, preference=preference).weights(gram, (), **known)[0] @ rows
   np.testing.assert_allclose(weights[2.0, 2.0, 2.0], weights[None], rtol=1e-5)
   cosines = {p: rows[0] @ d / np.linalg.norm(d) for p, d in weights.items()}
   assert cosines[8.0, 1.0, 1.0] > cosines[None] + 0.1

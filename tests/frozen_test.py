@@ -77,7 +77,7 @@ def largest_difference(one, other) -> float:
 def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, backbone, freeze):
   config = tiny_config(**backbone, **{'model.freeze': freeze})
   tasks = workdir.DataFacts.of(open_store(Path(config.data.dir))).selected(config)
-  cut = multitask.from_config(config, tasks)
+  cut = multitask.from_config(config.model, tasks)
   assert cut.frozen is not None
   first = cut.frozen
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
@@ -89,7 +89,7 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
     heads = {name: tree for name, tree in variables.get(kind, {}).items() if name.startswith('head_')}
     whole[kind] = {'shared': {'backbone': {**held[kind]['backbone'], **rest}}, **heads}
     assert not held[kind]['backbone'].keys() & rest.keys()
-  plain = multitask.from_config(tiny_config(**backbone), tasks)
+  plain = multitask.from_config(tiny_config(**backbone).model, tasks)
 
   @jax.jit
   def in_three_ways(variables, whole):
@@ -104,7 +104,7 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
 
 def test_a_stage_that_there_is_not_is_refused(tiny_config):
   with pytest.raises(ConfigError, match=r'model.freeze=stage5: resnet18 has the stages 0 to 4; choose'):
-    multitask.from_config(tiny_config(**{'model.freeze': 'stage5'}), ())
+    multitask.from_config(tiny_config(**{'model.freeze': 'stage5'}).model, ())
 
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_average(frozen_config):
@@ -134,7 +134,9 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
 def test_pretrained_weights_reach_the_stages_before_and_after_the_cut(frozen_config, freeze):
   config = frozen_config(**{'model.freeze': freeze})
   run = building.build(config, open_store(Path(config.data.dir)))
-  shapes = jax.eval_shape(partial(multitask.backbone_from_config(config).init, train=False), jax.random.key(0), IMAGES)
+  shapes = jax.eval_shape(
+    partial(multitask.backbone_from_config(config.model).init, train=False), jax.random.key(0), IMAGES
+  )
   loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
   variables = jax.jit(run.make_state)(pretrained_weights=loaded).variables
   held = variables['frozen']['frozen']['variables']

@@ -101,7 +101,7 @@ def test_heat_maps_learn_where_a_dot_is(kind, rate):
 
 
 def test_each_task_can_have_a_head_of_its_own(tiny_config):
-  model = multitask.from_config(with_heads(tiny_config(), 'linear', landmarks='soft_argmax'), TASKS)
+  model = multitask.from_config(with_heads(tiny_config(), 'linear', landmarks='soft_argmax').model, TASKS)
   images = jnp.zeros((2, 16, 16, 3))
   outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
   assert set(variables['params']['head_attributes']) == {'output'}
@@ -112,7 +112,11 @@ def test_each_task_can_have_a_head_of_its_own(tiny_config):
 def test_a_split_task_has_its_groups_head_unless_it_has_its_own(tiny_config):
   config = with_heads(tiny_config(), attributes='linear', **{'attributes/Male': 'per_output'})
   smiling, male = (BinaryTask(f'attributes/{name}', (name,)) for name in ('Smiling', 'Male'))
-  assert [multitask.head_of(config, task) for task in (smiling, male, LANDMARKS)] == ['linear', 'per_output', 'mlp']
+  assert [multitask.head_of(config.model, task) for task in (smiling, male, LANDMARKS)] == [
+    'linear',
+    'per_output',
+    'mlp',
+  ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_a_split_task_has_its_groups_head_unless_it_has_its_own(tiny_config):
 )
 def test_heads_that_do_not_fit_are_refused_by_their_field(tiny_config, head, of_tasks, told):
   with pytest.raises(ConfigError) as caught:
-    multitask.from_config(with_heads(tiny_config(), head, **of_tasks), TASKS)
+    multitask.from_config(with_heads(tiny_config(), head, **of_tasks).model, TASKS)
   assert str(caught.value).startswith(told)
 
 

@@ -111,5 +111,7 @@ def test_a_batch_that_does_not_divide_is_refused(tiny_config):
   micro_batches.check(tiny_config(**{'train.batch_size': 32, 'train.accumulate': 4}))
   with pytest.raises(ConfigError, match='a batch of 24 has no 2 micro-batches that 8 devices'):
     micro_batches.check(tiny_config(**{'train.batch_size': 24, 'train.accumulate': 2}))
-  with pytest.raises(ConfigError, match='does not divide a micro-batch of 16 rows'):
+  with pytest.raises(ConfigError, match=r'config\.model\.norm_rows: 3 does not divide the 32 rows'):
+    micro_batches.check(tiny_config(**{'train.batch_size': 32, 'model.norm_rows': 3}))
+  with pytest.raises(ConfigError, match=r'config\.model\.norm_rows: 32 does not divide the 16 rows'):
     micro_batches.check(tiny_config(**{'train.batch_size': 32, 'train.accumulate': 2, 'model.norm_rows': 32}))

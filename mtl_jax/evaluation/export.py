@@ -12,6 +12,7 @@ import jax.export
 import jax.numpy as jnp
 
 import mtl_jax
+from mtl_jax.config import with_fields
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import exported_loader
 from mtl_jax.evaluation.step import predict_step
@@ -60,10 +61,8 @@ def program(model: TrainedModel) -> jax.export.Exported:
 
 def predictor(model: TrainedModel) -> Callable[[Any], dict[str, Any]]:
   """Images to predictions, with the weights as constants. What computes in `auto` does so in float32 everywhere."""
-  config = model.config.copy_and_resolve_references()
-  with config.unlocked():
-    config.model.dtype = _dtype(model)
-  network = multitask.from_config(config, model.tasks)
+  config = with_fields(model.config, model__dtype=_dtype(model))
+  network = multitask.from_config(config.model, model.tasks)
   variables, label_stats = jax.device_get((model.variables, model.label_stats))
   step = partial(predict_step, model=network, tasks=model.tasks)
 

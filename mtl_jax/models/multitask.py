@@ -89,37 +89,37 @@ class MultiTaskModel(nn.Module):
     return self.shared.penalty(params)
 
 
-def from_config(config: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
+def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
   """The model that `config.model` asks for, with a head for each task."""
-  sharing = choose(config.model.sharing, tuple(SHARING), field='config.model.sharing')
-  dtype = compute_dtype(config.model.dtype)
-  heads = {task.name: head_of(config, task) for task in tasks}
+  sharing = choose(settings.sharing, tuple(SHARING), field='config.model.sharing')
+  dtype = compute_dtype(settings.dtype)
+  heads = {task.name: head_of(settings, task) for task in tasks}
   spatial = any(HEADS[kind].spatial for kind in heads.values())
-  frozen_stages, backbone = cut(backbone_maker(config), config.model, spatial=spatial)
+  frozen_stages, backbone = cut(backbone_maker(settings), settings, spatial=spatial)
   shared = SHARING[sharing](
     backbone=backbone,
     tasks=tuple(task.name for task in tasks),
     spatial=spatial,
-    **check_options(sharing, config.model.sharing_options),
+    **check_options(sharing, settings.sharing_options),
   )
   return MultiTaskModel(
     shared=shared,
     outputs=tuple((task.name, task.num_outputs) for task in tasks),
-    head_features=config.model.head_features,
+    head_features=settings.head_features,
     head_kinds=FrozenDict(heads),
     dtype=dtype,
     frozen=frozen_stages,
   )
 
 
-def head_of(config: ConfigDict, task: Task) -> str:
+def head_of(settings: ConfigDict, task: Task) -> str:
   """A task's head: its own, or its group's, or that of all.
 
   Raises:
     ConfigError: for an unknown head, or one that gives coordinates where the task has none.
   """
-  own = next((name for name in (task.name, task.group) if name in config.model.heads), None)
-  kind, field = (config.model.heads[own], f'heads.{own}') if own else (config.model.head, 'head')
+  own = next((name for name in (task.name, task.group) if name in settings.heads), None)
+  kind, field = (settings.heads[own], f'heads.{own}') if own else (settings.head, 'head')
   choose(kind, tuple(HEADS), field=f'config.model.{field}')
   if HEADS[kind].spatial and not task.coordinates:
     raise ConfigError(
@@ -129,36 +129,34 @@ def head_of(config: ConfigDict, task: Task) -> str:
   return kind
 
 
-def backbone_from_config(config: ConfigDict) -> Backbone:
+def backbone_from_config(settings: ConfigDict) -> Backbone:
   """The backbone alone."""
-  return backbone_maker(config)()
+  return backbone_maker(settings)()
 
 
-def backbone_maker(config: ConfigDict) -> partial[Backbone]:
+def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   """Makes the backbone, a new one at each call.
 
   Raises:
     ConfigError: for an option that this backbone does not have.
   """
-  name = choose(config.model.backbone, tuple(BACKBONES), field='config.model.backbone')
+  name = choose(settings.backbone, tuple(BACKBONES), field='config.model.backbone')
   make = BACKBONES[name]
   plain = make()
   known = {field.name for field in dataclasses.fields(plain)}  # pyright: ignore[reportArgumentType]
   options = {}
   for option, untouched in BACKBONE_FIELDS.items():
-    value = config.model[option]
+    value = settings[option]
     if value == untouched:
       continue
     if option not in known:
       raise ConfigError(f'config.model.{option}: {name} has no such option; leave it at {untouched!r}')
     options[option] = value
-  if config.model.weights and 'stem' in known:
+  if settings.weights and 'stem' in known:
     options.setdefault('stem', 'imagenet')  # Weights are of the published network, whatever the image size.
-  if config.model.norm_rows and options.get('norm', plain.norm) != 'batch':
+  if settings.norm_rows and options.get('norm', plain.norm) != 'batch':
     raise ConfigError('config.model.norm_rows: only batch norm has statistics over rows; leave it at 0')
-  if config.model.norm_rows and config.train.batch_size % config.model.norm_rows:
-    raise ConfigError(f'config.model.norm_rows: {config.model.norm_rows} does not divide config.train.batch_size')
-  return partial(make, **options, dtype=compute_dtype(config.model.dtype))
+  return partial(make, **options, dtype=compute_dtype(settings.dtype))
 
 
 def compute_dtype(name: str) -> Any:

@@ -7,26 +7,26 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import choose
+from mtl_jax.config.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choose, either, options, several, whole
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import OBJECTIVES
 from mtl_jax.objectives.objective import Objective
 
 FIELD = 'config.objective.options'
-KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a name'}
+KINDS: dict[type, Kind] = {int: whole(-math.inf), float: NUMBER, bool: FLAG, str: TEXT}
 
 
-def task_weights(config: ConfigDict, names: Sequence[str]) -> list[float]:
+def task_weights(settings: ConfigDict, names: Sequence[str]) -> list[float]:
   """Each loss's weight: its own, or its group's, or 1."""
-  weights = config.objective.weights
+  weights = settings.weights
   return [float(weights.get(name, weights.get(name.split('/')[0], 1.0))) for name in names]
 
 
-def from_config(config: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
+def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
   """The objective that `config.objective` asks for.
 
   Args:
-    config: the whole configuration.
+    settings: `config.objective`.
     names: of the losses it balances.
     steps_per_epoch: for the methods that count epochs.
 
@@ -34,13 +34,13 @@ def from_config(config: ConfigDict, names: Sequence[str], *, steps_per_epoch: in
     ConfigError: for an unknown name or option, an option that has not one number for each loss, or settings that the
       method cannot serve.
   """
-  name = choose(config.objective.name, tuple(OBJECTIVES), field='config.objective.name')
-  for option, value in config.objective.options.items():
+  name = choose(settings.name, tuple(OBJECTIVES), field='config.objective.name')
+  for option, value in settings.options.items():
     if isinstance(value, tuple) and len(value) != len(names):
       listed = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
       raise ConfigError(f'{FIELD}.{option} has {len(value)} numbers for {len(names)} losses: {listed}')
-  given = {'weights': task_weights(config, names), 'steps_per_epoch': steps_per_epoch}
-  return build(name, OBJECTIVES[name], config.objective, given=given)
+  given = {'weights': task_weights(settings, names), 'steps_per_epoch': steps_per_epoch}
+  return build(name, OBJECTIVES[name], settings, given=given)
 
 
 def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, given: Mapping[str, Any]) -> Objective:
@@ -56,13 +56,9 @@ def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, gi
       with a method that has none at the parameters.
   """
   parameters = inspect.signature(make).parameters
-  options = {option: parameter for option, parameter in parameters.items() if option != 'weights'}
+  known = {option: _kind(parameter) for option, parameter in parameters.items() if option != 'weights'}
   arguments = {key: value for key, value in given.items() if key in parameters}
-  for option, value in settings.options.items():
-    if not options:
-      raise ConfigError(f'{FIELD}.{option}: the objective {name!r} has no options')
-    choose(option, tuple(options), field=f'{FIELD} of {name!r}')
-    arguments[option] = _checked(option, value, options[option])
+  arguments |= options(settings.options, known, field=FIELD, owner=name)
   try:
     objective = make(**arguments)
   except (ValueError, ConfigError) as error:
@@ -71,21 +67,12 @@ def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, gi
   return objective
 
 
-def _checked(option: str, value: Any, parameter: inspect.Parameter) -> Any:
-  """The value as the type of its default; a number for each loss where the parameter may be a sequence."""
-  wanted, several = type(parameter.default), 'Sequence' in str(parameter.annotation)
-  if wanted is int and isinstance(value, float) and value.is_integer():
-    value = int(value)
-  if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-    value = float(value)
-  numbers = value if several and isinstance(value, tuple) else (value,)
-  if numbers is not value and type(value) is not wanted and (wanted in KINDS or several):
-    kinds = [KINDS[wanted]] if wanted in KINDS else []
-    kinds += ['numbers with commas between, one for each loss'] if several else []
-    raise ConfigError(f'{FIELD}.{option} must be {" or ".join(kinds)}, not {value!r}')
-  if not all(math.isfinite(item) for item in numbers if isinstance(item, int | float)):
-    raise ConfigError(f'{FIELD}.{option} must be finite, not {value}')
-  return value
+def _kind(parameter: inspect.Parameter) -> Kind:
+  """The kind of the default; a number for each loss as well where the parameter may be a sequence."""
+  if 'Sequence' in str(parameter.annotation):
+    numbers = several(NUMBER, 'one number for each loss,')
+    return numbers if parameter.default is None else either(NUMBER, numbers)
+  return KINDS.get(type(parameter.default), OPTION)
 
 
 def _check_gram(name: str, objective: Objective, settings: ConfigDict) -> None:

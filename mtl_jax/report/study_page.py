@@ -179,9 +179,9 @@ def _section(study: Mapping[str, Any], side: Side, reference: Side, plots: Path)
       f"A verdict is a paired t-test over seeds, two-sided, with p-values adjusted over {len(found)} tasks by Holm's "
       f'method at {study["alpha"]}. The interval is of one task alone and also lets the test images vary, person by '
       'person. “No evidence” does not say that the two are equal: detectable is the smallest true difference that '
-      f'these seeds would have shown with {power["power"]:.0%} power, at the strictest step of the adjustment and had it been '
-      "the only test. The spread over the study's own seeds is taken for the true one, so with few seeds it is itself a "
-      'rough figure. ↑ higher is better, ↓ lower is better.',
+      f'these seeds would have shown with {power["power"]:.0%} power, at the strictest step of the adjustment and had '
+      "it been the only test. The spread over the study's own seeds is taken for the true one, so with few seeds it is "
+      'itself a rough figure. ↑ higher is better, ↓ lower is better.',
       'quiet',
     ),
     *(Text(f'{", ".join(names)}: {doubt}.', 'note') for doubt, names in _doubts(found).items()),

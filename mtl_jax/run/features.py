@@ -115,17 +115,18 @@ class FeatureCache:
       found[name] = derived.open_rows(folder, made_of)
     for name, (folder, made_of) in places.items():
       log.info('features: %s, %s of %s, in %s', name, made_of['shape'], made_of['dtype'], folder)
-    return found
+    return {name: images for name, images in found.items() if images is not None}
 
   def _place(self, split: Split, name: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a split's features, and all that they depend on."""
     rows = jax.eval_shape(self._compiled, self._frozen, jax.ShapeDtypeStruct(split.images.shape, split.images.dtype))
-    backbone = [self.config.model.backbone, str(multitask.backbone_maker(self.config).keywords)]
+    frozen: Any = self.model.frozen
+    backbone = [self.config.model.backbone, str(multitask.backbone_maker(self.config.model).keywords)]
     made_of = {
       'version': mtl_jax.__version__,
       'data': [self.checksum, name],
       'pixels': [list(split.images.shape[1:]), list(augment.MEAN), list(augment.STD)],
-      'stages': [*backbone, self.model.frozen.num_frozen, self.model.frozen.pooled],
+      'stages': [*backbone, frozen.num_frozen, frozen.pooled],
       'weights': self._weights_digest,
       'shape': list(rows.shape),
       'dtype': str(rows.dtype),

@@ -29,9 +29,9 @@ def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: i
   """The recipe of a config for these tasks; steps of an epoch matter to its steps, not to the state they change."""
   names = loss_terms.names(tasks, config.objective.grain)
   return Recipe(
-    model=multitask.from_config(config, tasks),
+    model=multitask.from_config(config.model, tasks),
     tx=optimizer.from_config(config),
-    objective=options.from_config(config, names, steps_per_epoch=steps_per_epoch),
+    objective=options.from_config(config.objective, names, steps_per_epoch=steps_per_epoch),
     ema_decay=config.optimizer.ema_decay,
   )
 
@@ -65,5 +65,7 @@ def state_maker(
 
 def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
   """The weights that the backbone starts from, if the config names a file; a run that resumes has them already."""
-  path = config.model.weights
-  return pretrained.load(Path(path), multitask.backbone_from_config(config), image_size=image_size) if path else None
+  if not config.model.weights:
+    return None
+  backbone = multitask.backbone_from_config(config.model)
+  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)

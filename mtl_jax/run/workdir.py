@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 import mtl_jax
 from mtl_jax import config as configs
 from mtl_jax import tasks
-from mtl_jax.configs import default
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
@@ -39,16 +38,6 @@ KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
 LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
 HOLDER = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
 SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
-
-# Fields that a resumed run may change freely: the batches, and so the bits of the run, stay the same.
-WITHOUT_EFFECT = tuple(
-  [f'config.data.{name}' for name in ('dir', 'dirs', 'mode', 'resident_share', 'feature_cache')]
-  + [f'config.train.{name}' for name in ('on_nonfinite', 'max_nonfinite', 'watchdog_secs')]
-  + [f'config.study.{name}' for name in ('arms', 'num_seeds', 'learning_rates', 'num_tuning_seeds')]
-  + [f'config.study.{name}' for name in ('num_resamples', 'replicas_at_once')]
-  + [f'config.affinity.{name}' for name in ('networks', 'transfer')]
-  + ['config.train.model_devices']  # As with other devices: the same steps, rounded in another order.
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +70,7 @@ class DataFacts:
   def selected(self, config: ConfigDict) -> tuple[Task, ...]:
     """The tasks that the config learns. ConfigError for one, or a weight or head of one, that is not in the data."""
     named = [f'{task.name}/{label}' for task in self.tasks for label in task.labels]
-    known = [*default.get_config().objective.weights, *(task.name for task in self.tasks), *named]
+    known = [*configs.get_config().objective.weights, *(task.name for task in self.tasks), *named]
     for field, group in (('objective.weights', config.objective.weights), ('model.heads', config.model.heads)):
       for name in group:
         configs.choose(name, known, field=f'config.{field}')
@@ -172,7 +161,7 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
   """Raises CheckpointError if another process was started with another configuration or other data than process 0."""
   fields = configs.to_json(config)
   first, checksum = processes.from_first('alike', [fields, facts.checksum])
-  if changed := _changed(first, fields):
+  if changed := list(configs.differences(first, fields, ignore=configs.RESUMABLE)):
     raise CheckpointError(f'the configuration is not that of process 0: {"; ".join(changed)}')
   if checksum != facts.checksum:
     raise CheckpointError(f'config.data: {config.data.dir or config.data.dirs} holds other data here than at process 0')
@@ -215,7 +204,8 @@ def check_resumable(
   path = workdir / 'config.json'
   if path.exists() and _keeps(workdir, holds) and not allow_config_change:
     old_config, old_facts = read(workdir)
-    if changed := _changed(configs.to_json(old_config), configs.to_json(config)):
+    old, new = configs.to_json(old_config), configs.to_json(config)
+    if changed := list(configs.differences(old, new, ignore=configs.RESUMABLE)):
       raise CheckpointError(
         f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
         'Take another --workdir, or go on with --allow_config_change'
@@ -227,11 +217,6 @@ def check_resumable(
 
 def _keeps(workdir: Path, folder: str) -> bool:
   return (workdir / folder).is_dir() and any((workdir / folder).iterdir())
-
-
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-  """The differences of two configurations that a run feels, a text each."""
-  return [field for field in configs.differences(old, new) if field.split(':')[0] not in WITHOUT_EFFECT]
 
 
 def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:

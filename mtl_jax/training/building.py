@@ -131,7 +131,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = splits.load(config, store, tasks)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))
-  settings = gradients.Settings.from_config(config, memory=memory.least_of_processes(memory.total_bytes()))
+  settings = gradients.Settings.from_config(config.objective, memory=memory.least_of_processes(memory.total_bytes()))
   rows = splits.rows_by_set(config, train)
   return Run(
     config=config,
@@ -145,7 +145,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
       make_order,
       sizes=train.parts or (len(train),),
       rows=rows,
-      groups=balance.groups(config, store),
+      groups=balance.groups(config.data, store, seed=config.train.seed),
     ),
     model=made.model,
     settings=settings,
@@ -159,7 +159,7 @@ def build(config: ConfigDict, store: DataSet) -> Run:
       accumulate=config.train.accumulate,
       sets=interleaved(rows),
       skip_nonfinite=config.train.on_nonfinite == 'skip',
-      coupling=matching.from_config(config, tasks=tasks, known=store.tasks, train=train, val=val),
+      coupling=matching.from_config(config.objective, tasks=tasks, known=store.tasks, train=train, val=val),
       **made._asdict(),
     ),
   )

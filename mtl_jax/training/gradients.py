@@ -40,9 +40,9 @@ class Settings:
   memory: int = 0
 
   @classmethod
-  def from_config(cls, config: ConfigDict, *, memory: int) -> 'Settings':
+  def from_config(cls, objective: ConfigDict, *, memory: int) -> 'Settings':
     names = [field.name for field in dataclasses.fields(cls) if field.name != 'memory']
-    return cls(**{name: config.objective[name] for name in names}, memory=memory)
+    return cls(**{name: objective[name] for name in names}, memory=memory)
 
 
 PLAIN = Settings()

@@ -305,7 +305,7 @@ def validation_values(
 ) -> tuple[float, dict[str, float]]:
   """The score that picks the best weights, and every metric by name, of an evaluation of the validation split."""
   metrics = evaluate.task_metrics(evaluation.predictions, val, tasks)
-  weights = options.task_weights(config, [task.name for task in tasks])
+  weights = options.task_weights(config.objective, [task.name for task in tasks])
   total = sum(weight * evaluation.losses[task.name] for weight, task in zip(weights, tasks, strict=True))
   values = {'val/loss': total} | {f'val/{name}/loss': loss for name, loss in evaluation.losses.items()}
   for task, found in metrics.items():

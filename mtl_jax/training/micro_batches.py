@@ -79,6 +79,6 @@ def check(config: ConfigDict) -> None:
     )
   if config.model.norm_rows and (rows // num) % config.model.norm_rows:
     raise ConfigError(
-      f'config.model.norm_rows: {config.model.norm_rows} does not divide a micro-batch of {rows // num} rows, which '
-      'config.train.accumulate makes'
+      f'config.model.norm_rows: {config.model.norm_rows} does not divide the {rows // num} rows that '
+      'config.train.batch_size and accumulate leave a micro-batch'
     )

@@ -19,15 +19,20 @@ DOMAIN = 'domain'
 log = logging.getLogger('mtl_jax')
 
 
-def groups(config: ConfigDict, data: DataSet) -> Int64[np.ndarray, ' n'] | None:
+def groups(settings: ConfigDict, data: DataSet, *, seed: int) -> Int64[np.ndarray, ' n'] | None:
   """The group of each row of the train split, -1 for none; None where rows are not to be balanced by groups.
 
   Groups are read from the data set, whatever tasks are learned, so that single-task runs see the joint one's batches.
 
+  Args:
+    settings: `config.data`.
+    data: the prepared set, or the mixture of several.
+    seed: of the run, by which labels are dropped.
+
   Raises:
     ConfigError: for a label that the data does not have, or that has no classes, or for no row with a group.
   """
-  by = config.data.balance
+  by = settings.balance
   if by in ('', DOMAIN):  # Domains are sets, and equal shares of sets are a matter of weights.
     return None
   rows = [part.split('train') for part in data.parts]
@@ -35,7 +40,7 @@ def groups(config: ConfigDict, data: DataSet) -> Int64[np.ndarray, ' n'] | None:
     own = [part.identity[range_.start : range_.stop] for part, range_ in zip(data.parts, rows, strict=True)]
     found = np.concatenate(own).astype(np.int64)
   else:
-    found = _classes(config, data)
+    found = _classes(settings, data, seed)
   if (found < 0).all():
     raise ConfigError(f'{FIELD}: no train row of {data.directory} has {by!r}; leave it empty')
   bounds = np.cumsum([0, *map(len, rows)])
@@ -44,15 +49,15 @@ def groups(config: ConfigDict, data: DataSet) -> Int64[np.ndarray, ' n'] | None:
   return found
 
 
-def _classes(config: ConfigDict, data: DataSet) -> Int64[np.ndarray, ' n']:
+def _classes(settings: ConfigDict, data: DataSet, seed: int) -> Int64[np.ndarray, ' n']:
   """The class of a label in each train row, -1 where it is missing or dropped."""
-  by, tasks = config.data.balance, {task.name: task for task in data.tasks}
+  by, tasks = settings.balance, {task.name: task for task in data.tasks}
   labels = [f'{task.name}/{label}' for task in data.tasks for label in task.labels]
   name, _, label = choose(by, [IDENTITY, DOMAIN, *labels], field=FIELD).partition('/')
   if not tasks[name].discrete:
     raise ConfigError(f'{FIELD}: {by!r} is of a {tasks[name].kind} task and has no classes to balance')
   split = mixture.load_split(data, 'train', [tasks[name].subset((label,), field=FIELD)])
-  kept = keep_labels.kept(config.data.keep_labels, list(tasks), example_ids=split.example_id, seed=config.train.seed)
+  kept = keep_labels.kept(settings.keep_labels, list(tasks), example_ids=split.example_id, seed=seed)
   present = split.mask[name][:, 0] & kept[name]
   return np.where(present, split.labels[name][:, 0], -1).astype(np.int64)
 

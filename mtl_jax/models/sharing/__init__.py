@@ -1,12 +1,10 @@
 """Ways of sharing a backbone between tasks: images to what each task's head reads."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_jax.config import choose
-from mtl_jax.errors import ConfigError
+from mtl_jax.config.kinds import TEXT, Kind, options, real, whole
 from mtl_jax.models.sharing.branch import Branch
 from mtl_jax.models.sharing.cross_stitch import CrossStitch
 from mtl_jax.models.sharing.dense import Dense
@@ -39,27 +37,16 @@ SHARING: dict[str, type[Sharing]] = {
 }
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+KINDS: dict[type, Kind] = {str: TEXT, int: whole(1), float: real(0)}
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
   """The options of a way, of its fields' types.
 
   Raises:
     ConfigError: for one that it has not, or whose value cannot be.
   """
   inherited = {field.name for field in dataclasses.fields(Sharing)}
-  known = {field.name: field.default for field in dataclasses.fields(SHARING[name]) if field.name not in inherited}
-  result = {}
-  for option, value in options.items():
-    where = f'config.model.sharing_options.{option}'
-    if not known:
-      raise ConfigError(f'{where}: {name} has no options')
-    default = known[choose(option, tuple(known), field='config.model.sharing_options')]
-    if isinstance(default, str):
-      wanted, right = 'text', isinstance(value, str)
-    elif isinstance(default, int):
-      wanted, right = 'a whole number from 1 on', type(value) is int and value >= 1
-    else:
-      wanted, right = 'a number from 0 on', type(value) in (int, float) and 0 <= value < math.inf
-    if not right:
-      raise ConfigError(f'{where} must be {wanted}, not {value!r}')
-    result[option] = value
-  return result
+  own = {field.name: field.default for field in dataclasses.fields(SHARING[name]) if field.name not in inherited}
+  known = {option: KINDS[type(default)] for option, default in own.items()}
+  return options(given, known, field='config.model.sharing_options', owner=name)

@@ -49,6 +49,7 @@ def imtl(learning_rate: float = 1e-3, at: str = 'parameters') -> Objective:
     at: where the gradients are taken, parameters or representation.
   """
   adam, directions = Adam(learning_rate), imtl_g().weighting
+  assert directions is not None  # It is a method on the Gram matrix.
 
   def weights(gram, state, *, losses, present, key):
     scales = jnp.exp(state.values)

@@ -187,14 +187,14 @@ class _Completed:
 
 
 def from_config(
-  config: ConfigDict, *, tasks: Sequence[Task], known: Sequence[Task], train: Split, val: Split | None
+  objective: ConfigDict, *, tasks: Sequence[Task], known: Sequence[Task], train: Split, val: Split | None
 ) -> Coupling | None:
   """Builds what `config.objective.matching` asks for, its tables counted; None where it asks for nothing.
 
   A run of one task of a relation alone has nothing to couple, and gets None too.
 
   Args:
-    config: the whole configuration.
+    objective: `config.objective`.
     tasks: of the run.
     known: of the data set.
     train: with the labels that the run keeps.
@@ -203,7 +203,7 @@ def from_config(
   Raises:
     ConfigError: for relations that cannot be read, or a table to be counted where no row has both labels.
   """
-  asked = config.objective.matching
+  asked = objective.matching
   choose(asked.divergence, tuple(losses.DIVERGENCES), field=f'{relations.FIELD.rpartition(".")[0]}.divergence')
   settings = Settings(**{field.name: asked[field.name] for field in dataclasses.fields(Settings)})
   read = [one for name in asked.relations for one in relations.read(name, known=known, tasks=tasks)]
@@ -215,7 +215,7 @@ def from_config(
     log.info('matching: no relation is between tasks of this run')
     return None
   for variable in (variable for one in read for variable in (one.source, *one.targets)):
-    if isinstance(variable, Binned) and not variable.spread and not config.objective.standardize:
+    if isinstance(variable, Binned) and not variable.spread and not objective.standardize:
       raise ConfigError(
         f'{relations.FIELD}: {variable.name} needs a spread where config.objective.standardize is false'
       )

@@ -1,0 +1,20 @@
+"""The configuration of a run: its fields, declared once in `fields`, and what follows from them."""
+
+from mtl_jax.config.check import validate
+from mtl_jax.config.fields import FIELDS, RESUMABLE, get_config
+from mtl_jax.config.kinds import choose
+from mtl_jax.config.load import apply_override, differences, from_json, load, to_json, with_fields
+
+__all__ = [
+  'FIELDS',
+  'RESUMABLE',
+  'apply_override',
+  'choose',
+  'differences',
+  'from_json',
+  'get_config',
+  'load',
+  'to_json',
+  'validate',
+  'with_fields',
+]
