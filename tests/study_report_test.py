@@ -228,7 +228,9 @@ def test_plots_lie_beside_the_page(grouped):
 def test_curves_are_means_over_seeds_with_their_deviation(grouped):
   directory, study, *_ = grouped
   kept = record.read(directory, study)
-  steps, mean, deviation = kept.curve('joint', 'val/landmarks/nme')
+  curve = kept.curve('joint', 'val/landmarks/nme')
+  assert curve is not None
+  steps, mean, deviation = curve
   assert steps.tolist() == [100.0 * (i + 1) for i in range(8)]
   np.testing.assert_allclose(mean, 0.809 + 0.01 * np.arange(10).mean())
   np.testing.assert_allclose(deviation, 0.01 * np.arange(10).std(ddof=1))
