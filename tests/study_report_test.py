@@ -16,10 +16,9 @@ from mtl_jax import cli
 from mtl_jax.configs import default
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
-from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.study import arms, bootstrap, overview, report, scores, summary, words
+from mtl_jax.study import arms, overview, report, scores, summary, words
 from mtl_jax.study.replicas import Replica, Result
 from mtl_jax.study.shelf import Shelf
 from mtl_jax.study.words import Finding
@@ -137,7 +136,7 @@ def scored(task, predictions, labels):
     labels,
     mask=np.ones(labels.shape, bool),
     source_size=np.tile([178, 218], (num, 1)),
-    resampling=bootstrap.draw(np.arange(num) // 2, num_resamples=50),
+    resampling=draws.draw(np.arange(num) // 2, num_resamples=50),
   )
 
 
@@ -165,11 +164,10 @@ def grouped(tmp_path_factory):
 
 
 def finding(name, verdict, *, delta=0.01, p=0.01, metric='macro_accuracy', doubt=None, seen=0.004):
-  higher_is_better = metric not in LOWER_IS_BETTER
   return Finding(
     name,
     metric,
-    higher_is_better,
+    higher_is_better(metric),
     arm={'mean': 0.9 + delta},
     reference={'mean': 0.9},
     delta=delta,

@@ -14,9 +14,9 @@ import numpy as np
 from mtl_jax.platform import atomic_write
 from mtl_jax.report import charts, curves, faces, template
 from mtl_jax.report.runs import Run, flat, load, numbers, series
-from mtl_jax.report.scoreboard import METRICS, MISSING, comparison, headlines, kinds_of, text
+from mtl_jax.report.scoreboard import MISSING, comparison, headlines, kinds_of, text
 from mtl_jax.run import goodput
-from mtl_jax.tasks import KINDS
+from mtl_jax.tasks import KINDS, METRICS
 
 # What the page says about a run's configuration, besides every field in which the runs differ.
 FIELDS = (
@@ -189,7 +189,7 @@ def _output_chart(runs: Sequence[Run], group: str, kind: str) -> dict[str, Any]:
   ]
   return {
     'group': group,
-    'metric': METRICS[metric][0],
+    'metric': METRICS[metric].phrase,
     'runs': list(scores),
     'baseline': KINDS[kind].baseline_name,
     'rows': rows,

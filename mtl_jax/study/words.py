@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.report.scoreboard import METRICS, MISSING
-from mtl_jax.study.scores import plain
+from mtl_jax.report.scoreboard import MISSING
 from mtl_jax.study.significance import HELPS, HURTS, NO_EVIDENCE, POWER
+from mtl_jax.tasks import find_metric
 
 NOT_TESTED = 'not tested'
 MAX_SPELT = 3  # With more tasks the sentence counts them and names a few.
@@ -247,8 +247,8 @@ def _seen(unsure: Sequence[Finding]) -> str:
 
 def named(metric: str) -> tuple[str, bool]:
   """A metric's name in a sentence, and whether it is shown in per cent."""
-  known = METRICS.get(metric) or METRICS.get(f'macro_{plain(metric)}')
-  return (known[0], known[2]) if known else (metric.replace('_', ' '), False)
+  known = find_metric(metric)
+  return (known.phrase, known.percent) if known else (metric.replace('_', ' '), False)
 
 
 def unit(metric: str) -> str:
