@@ -17,14 +17,16 @@ from mtl_jax.study import significance
 from mtl_jax.study.delta_m import delta_m
 from mtl_jax.study.scores import TaskScores, score_task
 from mtl_jax.study.summary import csv_rows, summarize
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, OrdinalTask, RegressionTask
 
 POINTS = ('lefteye', 'righteye', 'nose')
 ATTRIBUTES = BinaryTask('attributes', ('Bald', 'Smiling', 'Young'))
 LANDMARKS = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy'))
 AGE = RegressionTask('age', ('age',))
 POSE = CategoricalTask('pose', ('pose',), classes=('left', 'front', 'right', 'back'))
+DECADE = OrdinalTask('decade', ('decade',), classes=('young', 'middle', 'old'))
 TASKS = (ATTRIBUTES, LANDMARKS, AGE, POSE)
+RESAMPLED = (*TASKS, DECADE)
 NUM_IMAGES = 40
 
 
@@ -35,15 +37,18 @@ def split_of(task, seed=0, num=NUM_IMAGES):
   if task.kind == 'landmarks':
     labels = rng.uniform(0.2, 0.8, shape)
   else:
-    labels = rng.integers(0, {'binary': 2, 'categorical': 3, 'regression': 90}[task.kind], shape).astype(np.float64)
+    labels = rng.integers(0, {'binary': 2, 'categorical': 3, 'ordinal': 3, 'regression': 90}[task.kind], shape).astype(
+      np.float64
+    )
   return labels, rng.random(shape) < 0.8, rng.integers(50, 90, (num, 2))
 
 
 def predict(task, labels, seed):
   """Predictions that know something of the labels, on a coarse grid so that scores are tied."""
   rng = np.random.default_rng((7, seed))
-  if task.kind == 'categorical':
-    scores = rng.random((len(labels), task.num_outputs)) + 0.5 * (labels == np.arange(task.num_outputs))
+  if task.kind in ('categorical', 'ordinal'):
+    classes = np.arange(len(task.classes))
+    scores = rng.random((len(labels), len(classes))) + 0.5 * (labels == classes)
     return scores / scores.sum(-1, keepdims=True)
   noise = rng.normal(size=labels.shape)
   if task.kind == 'binary':
@@ -240,7 +245,7 @@ def test_detectable_difference_is_found_in_80_percent_of_simulated_studies(num_s
 # --- resampling -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('task', TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize('task', RESAMPLED, ids=lambda task: task.kind)
 @pytest.mark.parametrize('num', [1, 3, NUM_IMAGES])
 def test_unit_weights_give_the_metrics_themselves(task, num):
   for seed in range(5):
@@ -251,7 +256,7 @@ def test_unit_weights_give_the_metrics_themselves(task, num):
     assert_same_numbers(resample(task, predictions, labels, mask, source_size, unit), expected, 0)
 
 
-@pytest.mark.parametrize('task', TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize('task', RESAMPLED, ids=lambda task: task.kind)
 def test_weighted_metrics_equal_a_plain_bootstrap_over_people(task):
   labels, mask, source_size = split_of(task)
   predictions = predict(task, labels, 0)

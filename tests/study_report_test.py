@@ -16,13 +16,14 @@ from mtl_jax import cli
 from mtl_jax.configs import default
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
+from mtl_jax.metrics import draws
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.study import arms, overview, report, scores, summary, words
 from mtl_jax.study.replicas import Replica, Result
 from mtl_jax.study.shelf import Shelf
 from mtl_jax.study.words import Finding
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, higher_is_better
 
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
 LANDMARKS = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy'))

@@ -4,6 +4,7 @@ from mtl_jax.metrics.binary import binary
 from mtl_jax.metrics.categorical import categorical
 from mtl_jax.metrics.landmarks import landmarks
 from mtl_jax.metrics.metric import Metric
+from mtl_jax.metrics.ordinal import ordinal
 from mtl_jax.metrics.regression import regression
 
-__all__ = ['Metric', 'binary', 'categorical', 'landmarks', 'regression']
+__all__ = ['Metric', 'binary', 'categorical', 'landmarks', 'ordinal', 'regression']

@@ -12,6 +12,7 @@ from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks.binary import BinaryTask
 from mtl_jax.tasks.categorical import CategoricalTask
 from mtl_jax.tasks.landmarks import LandmarkTask
+from mtl_jax.tasks.ordinal import OrdinalTask
 from mtl_jax.tasks.regression import RegressionTask
 from mtl_jax.tasks.task import Geometry, LabelStats, Task
 
@@ -23,6 +24,7 @@ __all__ = [
   'Geometry',
   'LabelStats',
   'LandmarkTask',
+  'OrdinalTask',
   'RegressionTask',
   'Task',
   'find_metric',
@@ -32,7 +34,9 @@ __all__ = [
   'select',
 ]
 
-KINDS: dict[str, type[Task]] = {c.kind: c for c in (BinaryTask, LandmarkTask, RegressionTask, CategoricalTask)}
+KINDS: dict[str, type[Task]] = {
+  c.kind: c for c in (BinaryTask, LandmarkTask, OrdinalTask, RegressionTask, CategoricalTask)
+}
 METRICS: dict[str, Metric] = {metric.name: metric for kind in reversed(KINDS.values()) for metric in kind.measures}
 METRICS['loss'] = Metric('loss', 'loss', 'loss', higher_is_better=False)
 _MACRO = 'macro_'

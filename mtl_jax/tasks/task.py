@@ -75,6 +75,11 @@ class Task:
     return len(self.labels)
 
   @property
+  def prediction_shape(self) -> tuple[int, ...]:
+    """The shape of one example's prediction."""
+    return (self.num_outputs,)
+
+  @property
   def output_names(self) -> tuple[str, ...]:
     """What each output predicts."""
     return self.labels
@@ -124,7 +129,7 @@ class Task:
   def empty_stats(self) -> LabelStats:
     """Statistics of the right shapes, for a checkpoint to be restored into."""
     columns = np.zeros(len(self.labels), np.float32)
-    return LabelStats(columns, columns, np.zeros(self.num_outputs, np.float32))
+    return LabelStats(columns, columns, np.zeros(self.prediction_shape, np.float32))
 
   def constant_prediction(self, labels: np.ndarray, *, mask: np.ndarray) -> np.ndarray:
     """The prediction `[n]` to make without looking at the image: the mean label."""
