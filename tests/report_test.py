@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax import report
+from mtl_jax import metrics, report
 from mtl_jax.data.sources.source import Record
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import CheckpointError, DataError
-from mtl_jax.evaluation import metrics
 from mtl_jax.report import scoreboard
 from mtl_jax.report.faces import MAX_FACES
 from mtl_jax.run import goodput

@@ -15,11 +15,12 @@ from mtl_jax import cli
 from mtl_jax.configs import default
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
+from mtl_jax.metrics import draws
 from mtl_jax.report import findings
 from mtl_jax.report import study_page as report
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.study import arms, bootstrap, record, scores, summary
+from mtl_jax.study import arms, record, scores, summary
 from mtl_jax.study.replicas import Replica, Result
 from mtl_jax.study.result_store import ResultStore
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
@@ -136,7 +137,7 @@ def scored(task, predictions, labels):
     labels,
     mask=np.ones(labels.shape, bool),
     source_size=np.tile([178, 218], (num, 1)),
-    resampling=bootstrap.draw(np.arange(num) // 2, num_resamples=50),
+    resampling=draws.draw(np.arange(num) // 2, num_resamples=50),
   )
 
 

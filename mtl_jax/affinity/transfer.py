@@ -19,13 +19,13 @@ from mtl_jax.config import with_fields
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError
+from mtl_jax.metrics import draws
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.study import bootstrap
 
 log = logging.getLogger('mtl_jax')
 
@@ -64,7 +64,7 @@ class Transfer:
     difference = own[None] - self.loss  # [s, k, n]
     mean = difference.sum(2) / np.maximum(self.labels.sum(1), 1)
     apart = difference - mean[..., None] * self.labels[None]
-    people = bootstrap.clusters(self.identity)
+    people = draws.clusters(self.identity)
     by_person = np.zeros((*apart.shape[:2], people.max() + 1))
     for source in range(len(apart)):
       np.add.at(by_person[source].T, people, apart[source].T)

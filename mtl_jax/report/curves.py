@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from mtl_jax.report import charts, page
 from mtl_jax.report.page import Block, Chart, Charts, Heading, Side, Text
 from mtl_jax.report.runs import Run, numbers, series
-from mtl_jax.report.scoreboard import METRICS, kinds_of
-from mtl_jax.tasks import KINDS
+from mtl_jax.report.scoreboard import kinds_of
+from mtl_jax.tasks import KINDS, METRICS
 
 MAX_CURVE_TASKS = 6
 MAX_GRADIENT_PANELS = 12
@@ -35,7 +35,7 @@ def curve_charts(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
   for heading, key, metric in wanted:
     if not series(runs, key):
       continue
-    phrase, percent = (METRICS[metric][0], METRICS[metric][2]) if metric else ('', False)
+    phrase, percent = (METRICS[metric].phrase, METRICS[metric].percent) if metric else ('', False)
     panels.append(_panel(runs, f'{heading} {phrase}'.strip(), key, percent=percent))
   legend = [side for side, run in zip(sides, runs, strict=True) if run.log]
   return _section('Training curves', panels, legend, left_out=len(kinds) - len(shown))

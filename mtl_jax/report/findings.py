@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.report.scoreboard import METRICS, MISSING
-from mtl_jax.study.scores import plain
+from mtl_jax.report.scoreboard import MISSING
 from mtl_jax.study.significance import HELPS, HURTS
+from mtl_jax.tasks import find_metric
 
 NOT_TESTED = 'not tested'
 
@@ -145,8 +145,8 @@ def _finding(
 
 def named(metric: str) -> tuple[str, bool]:
   """A metric's name in a sentence, and whether it is shown in per cent."""
-  known = METRICS.get(metric) or METRICS.get(f'macro_{plain(metric)}')
-  return (known[0], known[2]) if known else (metric.replace('_', ' '), False)
+  known = find_metric(metric)
+  return (known.phrase, known.percent) if known else (metric.replace('_', ' '), False)
 
 
 def unit(metric: str) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from mtl_jax.report import charts, curves, faces, page
 from mtl_jax.report.page import Block, Card, Cards, Cell, Charts, Column, Fold, Heading, Pairs, Row, Side, Text, table
 from mtl_jax.report.runs import Run, load, numbers, series
-from mtl_jax.report.scoreboard import METRICS, MISSING, Table, comparison, headlines, kinds_of, text
+from mtl_jax.report.scoreboard import MISSING, Table, comparison, headlines, kinds_of, text
 from mtl_jax.run import goodput
 from mtl_jax.run.workdir import flat
-from mtl_jax.tasks import KINDS
+from mtl_jax.tasks import KINDS, METRICS
 
 MAX_VERDICTS = 6  # A page with more tasks counts them first.
 
@@ -79,7 +79,7 @@ def _metrics(scores: Table, sides: Sequence[Side]) -> list[Block]:
       Cell(row.cells[i], 'base' if not number else 'best' if best is not None and row.values[i] == best else '')
       for number, row in enumerate(scores.rows)
     ]
-    rows.append(Row(f'{METRICS[column.metric][0]} {column.arrow}', cells))
+    rows.append(Row(f'{METRICS[column.metric].phrase} {column.arrow}', cells))
   baseline = scores.rows[0].name
   keys = [Column(side.name, side=side if len(sides) > 1 else None) for side in sides]
   return [
@@ -201,7 +201,7 @@ def _output(runs: Sequence[Run], sides: Sequence[Side], group: str, kind: str) -
     )
     legend = [side for side in sides if side.name in scores]
     body += [Text(said), Charts(_gain_charts(outputs, scores, baseline, numbers=numbers(runs)), legend)]
-  label = f'{METRICS[metric][0]} of each of {group}'
+  label = f'{METRICS[metric].phrase} of each of {group}'
   each = (baseline, *scores.values())
   rows = [(name.replace('_', ' '), *(_output_text(values, name, metric) for values in each)) for name in outputs]
   one = table(label, [group, KINDS[kind].baseline_name, *scores], rows)

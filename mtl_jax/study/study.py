@@ -21,10 +21,11 @@ from mtl_jax.config import with_fields
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError, Interrupted
+from mtl_jax.metrics import draws
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
-from mtl_jax.study import arms, bootstrap, program, scores, summary
+from mtl_jax.study import arms, program, scores, summary
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
@@ -195,7 +196,7 @@ class Study:
     """The study's JSON, from the results of the replicas."""
     test = mixture.load_split(self.store, 'test', tasks)
     test.mask_all_corrupt()
-    resampling = bootstrap.draw(
+    resampling = draws.draw(
       mixture.identities(self.store, test.example_id), num_resamples=self.config.study.num_resamples
     )
     predictions = {name: self._predictions(arm, rates) for name, arm in self.arms.items()}
