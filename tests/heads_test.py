@@ -11,9 +11,8 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.models import heads, multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.heads import HEADS
-from mtl_jax.objectives import losses
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.tasks import BinaryTask, LandmarkTask, from_json
+from mtl_jax.tasks import BinaryTask, LandmarkTask, from_json, losses
 
 LANDMARKS = LandmarkTask('landmarks', tuple(f'p{i}_{axis}' for i in range(3) for axis in 'xy'))
 TASKS = (BinaryTask('attributes', ('Smiling', 'Male')), LANDMARKS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mtl_jax.objectives import losses
+from mtl_jax.tasks import losses
 
 SHAPE = (5, 3)
 values = hnp.arrays(np.float32, SHAPE, elements=st.floats(-20, 20, width=32))

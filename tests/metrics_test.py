@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
 
+from mtl_jax import metrics
 from mtl_jax.errors import DivergedError
-from mtl_jax.evaluation import metrics
 
 POINTS = ('lefteye', 'righteye', 'nose')
 # Tenths make ties likely, and 0.5 is the threshold itself.

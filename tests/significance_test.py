@@ -11,18 +11,22 @@ from sklearn.metrics import average_precision_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from mtl_jax.study import bootstrap, significance
+from mtl_jax.metrics import draws
+from mtl_jax.metrics.binary import average_precision
+from mtl_jax.study import significance
 from mtl_jax.study.delta_m import delta_m
 from mtl_jax.study.scores import TaskScores, score_task
 from mtl_jax.study.summary import csv_rows, summarize
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, OrdinalTask, RegressionTask
 
 POINTS = ('lefteye', 'righteye', 'nose')
 ATTRIBUTES = BinaryTask('attributes', ('Bald', 'Smiling', 'Young'))
 LANDMARKS = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy'))
 AGE = RegressionTask('age', ('age',))
 POSE = CategoricalTask('pose', ('pose',), classes=('left', 'front', 'right', 'back'))
+DECADE = OrdinalTask('decade', ('decade',), classes=('young', 'middle', 'old'))
 TASKS = (ATTRIBUTES, LANDMARKS, AGE, POSE)
+RESAMPLED = (*TASKS, DECADE)
 NUM_IMAGES = 40
 
 
@@ -33,15 +37,18 @@ def split_of(task, seed=0, num=NUM_IMAGES):
   if task.kind == 'landmarks':
     labels = rng.uniform(0.2, 0.8, shape)
   else:
-    labels = rng.integers(0, {'binary': 2, 'categorical': 3, 'regression': 90}[task.kind], shape).astype(np.float64)
+    labels = rng.integers(0, {'binary': 2, 'categorical': 3, 'ordinal': 3, 'regression': 90}[task.kind], shape).astype(
+      np.float64
+    )
   return labels, rng.random(shape) < 0.8, rng.integers(50, 90, (num, 2))
 
 
 def predict(task, labels, seed):
   """Predictions that know something of the labels, on a coarse grid so that scores are tied."""
   rng = np.random.default_rng((7, seed))
-  if task.kind == 'categorical':
-    scores = rng.random((len(labels), task.num_outputs)) + 0.5 * (labels == np.arange(task.num_outputs))
+  if task.kind in ('categorical', 'ordinal'):
+    classes = np.arange(len(task.classes))
+    scores = rng.random((len(labels), len(classes))) + 0.5 * (labels == classes)
     return scores / scores.sum(-1, keepdims=True)
   noise = rng.normal(size=labels.shape)
   if task.kind == 'binary':
@@ -50,19 +57,18 @@ def predict(task, labels, seed):
 
 
 def resample(task, predictions, labels, mask, source_size, resampling):
-  return bootstrap.resample(task, predictions, labels, mask=mask, source_size=source_size, resampling=resampling)
+  return task.metrics(predictions, labels, mask=mask, source_size=source_size, draws=resampling)
 
 
 def assert_same_numbers(found, expected, draw):
   """Every metric of `expected` (of task.metrics) is number `draw` of `found`, and None is NaN."""
-  skipped = {'num_labels', 'num_images', 'positive_rate', 'confusion'}
-  assert set(found) == set(expected) - skipped
+  assert set(found) == set(expected)
   for name, value in found.items():
     if name == 'per_output':
       assert list(value) == list(expected[name])
       for output, metrics in value.items():
         assert_same_numbers(metrics, expected[name][output], draw)
-    else:
+    elif isinstance(value, np.ndarray):
       reference = np.nan if expected[name] is None else expected[name]
       # Sums in another order, so float64's rounding and no more.
       np.testing.assert_allclose(value[draw], reference, rtol=1e-12, err_msg=name)
@@ -185,7 +191,7 @@ def test_interval_covers_the_truth_in_95_percent_of_simulated_studies():
   covered = {'both': 0, 'seeds alone': 0}
   for study in range(num_studies):
     arm, reference, identities = simulate_study(rng, truth)
-    resampling = bootstrap.draw(identities, num_resamples=200, seed=study)
+    resampling = draws.draw(identities, num_resamples=200, seed=study)
     total = resampling.sums(np.ones((len(identities), 1)))
     resampled = (resampling.sums(arm) / total).T, (resampling.sums(reference) / total).T
     sides = arm.mean(0), reference.mean(0)
@@ -204,7 +210,7 @@ def test_variance_over_images_leaves_out_what_the_spread_over_seeds_has():
   """Replicas whose errors have nothing in common add no variance over images; wholly common ones add all of it."""
   rng = np.random.default_rng(5)
   values = rng.normal(size=(4000, 8))
-  resampling = bootstrap.draw(np.full(4000, -1), num_resamples=1000)
+  resampling = draws.draw(np.full(4000, -1), num_resamples=1000)
   for shared in (False, True):
     deltas = np.repeat(values[:, :1], 8, axis=1) + 1e-3 * values if shared else values
     resampled = (resampling.sums(deltas) / 4000).T
@@ -239,23 +245,23 @@ def test_detectable_difference_is_found_in_80_percent_of_simulated_studies(num_s
 # --- resampling -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('task', TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize('task', RESAMPLED, ids=lambda task: task.kind)
 @pytest.mark.parametrize('num', [1, 3, NUM_IMAGES])
 def test_unit_weights_give_the_metrics_themselves(task, num):
   for seed in range(5):
     labels, mask, source_size = split_of(task, seed, num)
     predictions = predict(task, labels, seed)
-    unit = bootstrap.Resampling(np.arange(num), np.ones((num, 1)))
+    unit = draws.Draws(np.arange(num), np.ones((num, 1)))
     expected = task.metrics(predictions, labels, mask=mask, source_size=source_size)
     assert_same_numbers(resample(task, predictions, labels, mask, source_size, unit), expected, 0)
 
 
-@pytest.mark.parametrize('task', TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize('task', RESAMPLED, ids=lambda task: task.kind)
 def test_weighted_metrics_equal_a_plain_bootstrap_over_people(task):
   labels, mask, source_size = split_of(task)
   predictions = predict(task, labels, 0)
   identities = np.random.default_rng(8).integers(-1, 12, NUM_IMAGES)
-  resampling = bootstrap.draw(identities, num_resamples=30)
+  resampling = draws.draw(identities, num_resamples=30)
   found = resample(task, predictions, labels, mask, source_size, resampling)
   for draw in range(30):
     rows = np.repeat(np.arange(NUM_IMAGES), resampling.weights[resampling.clusters, draw].astype(int))
@@ -267,7 +273,7 @@ def test_labels_and_predictions_under_a_false_mask_do_not_count():
   for task in TASKS:
     labels, mask, source_size = split_of(task)
     predictions = predict(task, labels, 0)
-    resampling = bootstrap.draw(np.arange(NUM_IMAGES), num_resamples=4)
+    resampling = draws.draw(np.arange(NUM_IMAGES), num_resamples=4)
     main = resample(task, predictions, labels, mask, source_size, resampling)[task.main_metric]
     hidden = np.where(mask, labels, np.nan)
     wrong = predictions if task.kind == 'categorical' else np.where(mask, predictions, np.nan)
@@ -278,8 +284,8 @@ def test_average_precision_equals_scikit_learn_with_weights():
   rng = np.random.default_rng(9)
   for share, decimals in ((0.03, 1), (0.3, 1), (0.3, 9), (0.97, 2)):
     scores, true = np.round(rng.random(300), decimals), rng.random(300) < share
-    resampling = bootstrap.draw(rng.integers(0, 200, 300), num_resamples=300 if decimals == 1 else 20)
-    found = bootstrap.average_precision(scores, true, resampling=resampling)
+    resampling = draws.draw(rng.integers(0, 200, 300), num_resamples=300 if decimals == 1 else 20)
+    found = average_precision(scores, true, draws=resampling)
     weights = resampling.weights[resampling.clusters]
     expected = [average_precision_score(true, scores, sample_weight=column) for column in weights.T]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -287,14 +293,14 @@ def test_average_precision_equals_scikit_learn_with_weights():
 
 def test_a_persons_images_are_drawn_together_and_unknown_ones_alone():
   identities = np.array([7, -1, 7, 3, -1, 3, 3])
-  resampling = bootstrap.draw(identities, num_resamples=50)
+  resampling = draws.draw(identities, num_resamples=50)
   assert len(resampling.weights) == 4  # Two people and two images of nobody knows whom.
   drawn = resampling.weights[resampling.clusters]
   np.testing.assert_array_equal(drawn[0], drawn[2])
   np.testing.assert_array_equal(drawn[3], drawn[5])
   assert (drawn[1] != drawn[4]).any()
   assert (resampling.weights.sum(0) == 4).all()
-  np.testing.assert_array_equal(resampling.weights, bootstrap.draw(identities, num_resamples=50).weights)
+  np.testing.assert_array_equal(resampling.weights, draws.draw(identities, num_resamples=50).weights)
 
 
 # --- delta-m ----------------------------------------------------------------------------------------------------------
@@ -364,7 +370,7 @@ def test_delta_m_names_what_it_leaves_out():
 def study(arms=('single', 'joint'), num_seeds=4, **changes):
   """A study of all kinds of task; `changes` holds, for an arm, a function of (task, seed, predictions)."""
   identities = np.random.default_rng(10).integers(-1, 15, NUM_IMAGES)
-  resampling = bootstrap.draw(identities, num_resamples=40)
+  resampling = draws.draw(identities, num_resamples=40)
   tasks = {}
   for task in TASKS:
     labels, mask, source_size = split_of(task)

@@ -13,8 +13,8 @@ import pytest
 import mtl_jax
 from mtl_jax import objectives
 from mtl_jax.models import normalization
-from mtl_jax.objectives import losses
 from mtl_jax.platform import xla
+from mtl_jax.tasks import losses
 
 ROWS = 32_769  # One more than a power of two, where jax#39103 was seen.
 IN_PROCESS_OF_ITS_OWN = 'import mtl_jax, jax, jax.numpy as jnp\n'

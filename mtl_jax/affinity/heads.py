@@ -18,9 +18,8 @@ from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation.step import label_losses
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import losses
 from mtl_jax.run import optimizer
-from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.tasks import LabelStats, Task, losses
 
 STEPS_A_CALL = 50
 

@@ -19,13 +19,13 @@ from mtl_jax.config import with_fields
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError
+from mtl_jax.metrics import draws
 from mtl_jax.models import multitask
 from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.study import bootstrap
 
 log = logging.getLogger('mtl_jax')
 
@@ -64,7 +64,7 @@ class Transfer:
     difference = own[None] - self.loss  # [s, k, n]
     mean = difference.sum(2) / np.maximum(self.labels.sum(1), 1)
     apart = difference - mean[..., None] * self.labels[None]
-    people = bootstrap.clusters(self.identity)
+    people = draws.clusters(self.identity)
     by_person = np.zeros((*apart.shape[:2], people.max() + 1))
     for source in range(len(apart)):
       np.add.at(by_person[source].T, people, apart[source].T)
@@ -74,7 +74,7 @@ class Transfer:
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceShelf:
+class SourceStore:
   """A folder of finished sources, each a file."""
 
   directory: Path
@@ -106,16 +106,16 @@ def measure(config: ConfigDict, store: DataSet, directory: Path, *, stop: Callab
   """
   own = split_config(config, store)
   sources = Sources(own, store, directory, stop=stop)
-  shelf = SourceShelf(directory / 'transfer')
+  results = SourceStore(directory / 'transfer')
   names = [task.name for task in sources.tasks]
-  todo = [name for name in (*names, RANDOM) if not shelf.path(name).exists()]
+  todo = [name for name in (*names, RANDOM) if not results.path(name).exists()]
   log.info('transfer: %d sources of %d steps, %d done', len(names) + 1, own.train.steps, len(names) + 1 - len(todo))
   with bar(len(todo), description='transfer', unit='source') as progress:
     for name in todo:
       losses, seconds = sources.run(name if name != RANDOM else None)
-      shelf.put(name, losses, seconds=seconds)
+      results.put(name, losses, seconds=seconds)
       progress.update(1)
-  found = [shelf.get(name) for name in (*names, RANDOM)]
+  found = [results.get(name) for name in (*names, RANDOM)]
   val = sources.val
   return Transfer(
     loss=np.stack([losses for losses, _ in found]).astype(np.float64),

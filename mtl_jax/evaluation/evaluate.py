@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
-from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
 from mtl_jax.evaluation.step import eval_step
 from mtl_jax.platform import sharding
-from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.tasks import LabelStats, Task, higher_is_better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,4 +134,4 @@ def score(metric: str, *, total_loss: float, metrics: Mapping[str, Mapping[str, 
   if not isinstance(value, (int, float)):
     have = ', '.join(f'{t}/{m}' for t, values in metrics.items() for m, v in values.items() if isinstance(v, float))
     raise ConfigError(f'config.eval.metric: no metric {metric!r} on the validation split; there is loss, {have}')
-  return -float(value) if name in LOWER_IS_BETTER else float(value)
+  return float(value) if higher_is_better(name) else -float(value)

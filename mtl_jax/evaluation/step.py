@@ -8,8 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mtl_jax.data.input.augment import network_input
-from mtl_jax.objectives import losses
-from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.tasks import LabelStats, Task, losses
 
 
 def eval_step(

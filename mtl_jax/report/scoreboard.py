@@ -4,31 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
-from mtl_jax.tasks import KINDS
+from mtl_jax.tasks import KINDS, METRICS, higher_is_better
 
 BASELINE = 'majority class / mean face'
 MISSING = '—'
 UNDEFINED = 'n/a'
-
-# For each metric: its name in a sentence, its name in a table, whether it is shown in per cent.
-METRICS = {
-  'macro_accuracy': ('accuracy', 'accuracy', True),
-  'macro_balanced_accuracy': ('balanced accuracy', 'bal. acc.', True),
-  'macro_f1': ('F1', 'F1', True),
-  'macro_ap': ('average precision', 'AP', True),
-  'macro_precision': ('precision', 'precision', True),
-  'macro_recall': ('recall', 'recall', True),
-  'micro_f1': ('micro F1', 'micro F1', True),
-  'nme': ('NME', 'NME', True),
-  'failure_rate_8': ('images with NME > 8%', 'NME > 8%', True),
-  'failure_rate_10': ('images with NME > 10%', 'NME > 10%', True),
-  'mae': ('mean absolute error', 'MAE', False),
-  'mse': ('mean square error', 'MSE', False),
-  'rmse': ('root mean square error', 'RMSE', False),
-  'accuracy': ('accuracy', 'accuracy', True),
-  'balanced_accuracy': ('balanced accuracy', 'bal. acc.', True),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +20,11 @@ class Column:
 
   @property
   def label(self) -> str:
-    return METRICS[self.metric][1]
+    return METRICS[self.metric].label
 
   @property
   def higher_is_better(self) -> bool:
-    return self.metric not in LOWER_IS_BETTER
+    return higher_is_better(self.metric)
 
   @property
   def arrow(self) -> str:
@@ -126,7 +106,7 @@ def headlines(evals: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
     if joint and single:
       verdict = ' '.join(_verdict(column, name, single[0], scores) for name in joint)
     else:
-      phrase = METRICS[column.metric][0]
+      phrase = METRICS[column.metric].phrase
       scored = [cells[name] + (f' ({name})' if len(evals) > 1 else '') for name in joint + single]
       verdict = f'{phrase[0].upper()}{phrase[1:]} {", ".join(scored) or UNDEFINED}'
     cells[baselines[column.task]] = cells.pop(BASELINE, MISSING)
@@ -162,7 +142,7 @@ def _row(name: str, tasks: Mapping[str, Any], columns: Sequence[Column]) -> Row:
 def text(value: float | None, metric: str) -> str:
   if value is None:
     return UNDEFINED
-  return f'{100 * value:.2f}%' if METRICS[metric][2] else f'{value:.3g}'
+  return f'{100 * value:.2f}%' if METRICS[metric].percent else f'{value:.3g}'
 
 
 def _text_columns(table: Table, task: str) -> list[str]:
@@ -186,7 +166,7 @@ def _outcome(column: Column, ours: float, theirs: float) -> str:
 def _verdict(column: Column, joint: str, single: str, scores: Mapping[str, float]) -> str:
   """How a joint run did against the run of this task alone."""
   ours, theirs = scores[joint], scores[single]
-  phrase, _, percent = METRICS[column.metric]
+  phrase, percent = METRICS[column.metric].phrase, METRICS[column.metric].percent
   subject = 'Joint training' if joint == 'joint' else joint
   outcome = _outcome(column, ours, theirs)
   if outcome == 'same':

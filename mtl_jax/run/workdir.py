@@ -23,13 +23,12 @@ from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
 from mtl_jax.models.multitask import MultiTaskModel
-from mtl_jax.objectives import losses
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, processes, sharding
 from mtl_jax.platform.address import local_path
 from mtl_jax.run import checkpoint, recipe
 from mtl_jax.run.checkpoint import Checkpoints
-from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.tasks import LabelStats, Task, losses
 
 log = logging.getLogger('mtl_jax')
 
@@ -315,3 +314,11 @@ def _model_devices(config: ConfigDict) -> int:
   """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
   asked = config.train.model_devices
   return 1 if jax.local_device_count() % asked else asked
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested fields by their dotted names."""
+  fields: dict[str, Any] = {}
+  for key, value in config.items():
+    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return fields

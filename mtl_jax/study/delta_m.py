@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
-from mtl_jax.study.scores import Pair, plain
+from mtl_jax.study.scores import Pair
 from mtl_jax.study.significance import interval
-
-# As evaluation/metrics.py names them, without `macro_`. A task with none of them gives its main metric.
-METRICS = ('accuracy', 'balanced_accuracy', 'f1', 'ap', 'nme')
+from mtl_jax.tasks import find_metric, higher_is_better, plain
 
 
 def delta_m(
@@ -59,7 +56,9 @@ def delta_m(
 
 
 def _chosen(metrics: Mapping[str, Pair], main_metric: str) -> list[tuple[str, Pair]]:
-  listed = [(metric, pair) for metric, pair in metrics.items() if plain(metric) in METRICS]
+  """Those metrics of a task that Delta-m reads; its main metric where there are none."""
+  found = {metric: find_metric(metric) for metric in metrics}
+  listed = [(metric, metrics[metric]) for metric, declared in found.items() if declared and declared.in_delta_m]
   return listed or [(metric, pair) for metric, pair in metrics.items() if metric == main_metric]
 
 
@@ -113,7 +112,7 @@ def _people(
 
 def _percent(metric: str, arm: np.ndarray, reference: np.ndarray) -> np.ndarray:
   """One term of each seed, `[..., S]`; their mean is the term of the mean values."""
-  sign = 1 if plain(metric) in LOWER_IS_BETTER else -1
+  sign = -1 if higher_is_better(metric) else 1
   return 100 * sign * (arm - reference) / reference.mean(axis=-1, keepdims=True)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.study.bootstrap import Resampling, resample
-from mtl_jax.tasks import Task
+from mtl_jax.metrics.draws import Draws
+from mtl_jax.tasks import Task, plain
 
 # For each arm, for each seed in turn.
 Replicas = Mapping[str, Sequence[Mapping[str, Any] | None]]
@@ -88,7 +88,7 @@ def score_task(
   *,
   mask: np.ndarray,
   source_size: np.ndarray,
-  resampling: Resampling | None = None,
+  resampling: Draws | None = None,
 ) -> TaskScores:
   """Scores every replica's predictions of the test split, and its resamples if `resampling` is given.
 
@@ -99,7 +99,7 @@ def score_task(
     labels: `[n, k]`.
     mask: whether the label exists, `[n, k]`.
     source_size: width and height of the source images in pixels, `[n, 2]`.
-    resampling: the study's one `bootstrap.draw` of the test split's identities.
+    resampling: the study's one `draws.draw` of the test split's identities.
   """
   present = np.asarray(mask, bool).any(-1)
   finite = {
@@ -112,10 +112,9 @@ def score_task(
   }
   if resampling is None:
     return TaskScores(task.main_metric, scores)
-  same = {'mask': mask, 'source_size': source_size, 'resampling': resampling}
+  same = {'mask': mask, 'source_size': source_size, 'draws': resampling}
   resampled = {
-    arm: [None if p is None else resample(task, p, labels, **same) for p in replicas]
-    for arm, replicas in finite.items()
+    arm: [None if p is None else task.metrics(p, labels, **same) for p in replicas] for arm, replicas in finite.items()
   }
   columns: dict[str, list[int]] = {}
   for column, label in enumerate(task.labels):
@@ -123,11 +122,6 @@ def score_task(
       columns.setdefault(output, []).append(column)
   clusters = {output: resampling.num_clusters(mask[:, own]) for output, own in columns.items()}
   return TaskScores(task.main_metric, scores, resampled, resampling.num_clusters(mask), clusters)
-
-
-def plain(metric: str) -> str:
-  """`macro_f1` of a task and `f1` of one output are the same metric."""
-  return metric.removeprefix('macro_')
 
 
 def _main_of_output(main_metric: str, metrics: Mapping[str, Any]) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.evaluation.metrics import LOWER_IS_BETTER
 from mtl_jax.study import significance
 from mtl_jax.study.delta_m import delta_m
-from mtl_jax.study.scores import Pair, TaskScores, plain
+from mtl_jax.study.scores import Pair, TaskScores
+from mtl_jax.tasks import higher_is_better
 
 
 def summarize(tasks: Mapping[str, TaskScores], *, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -141,10 +141,10 @@ def _entry(
   found = significance.interval(*values, resampled=resampled, num_clusters=task.num_clusters)
   mean = float((values[0] - values[1]).mean()) if both.any() else None
   ci95 = [found.low, found.high] if found else None
-  higher_is_better = plain(metric) not in LOWER_IS_BETTER
+  upwards = higher_is_better(metric)
   p_value, p_adjusted = (_number(p) for p in p_values or (np.nan, np.nan))
   tested = p_values is not None
-  verdict = significance.verdict(mean, p_adjusted, higher_is_better=higher_is_better) if tested else None
+  verdict = significance.verdict(mean, p_adjusted, higher_is_better=upwards) if tested else None
   return {
     'delta': {
       'mean': mean,
@@ -157,7 +157,7 @@ def _entry(
     'verdict': verdict,
     'disagreement': None if verdict is None else significance.disagreement(verdict, ci95),
     'main': tested,
-    'higher_is_better': higher_is_better,
+    'higher_is_better': upwards,
   }
 
 

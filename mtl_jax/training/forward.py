@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Int64, Key
 
 from mtl_jax.evaluation.step import label_losses
 from mtl_jax.models.multitask import split
-from mtl_jax.objectives import loss_terms, losses
+from mtl_jax.objectives import loss_terms
 from mtl_jax.objectives.loss_terms import Entry
-from mtl_jax.tasks import LabelStats, Task
+from mtl_jax.tasks import LabelStats, Task, losses
 from mtl_jax.training import micro_batches
 
 Params = Mapping[str, Any]

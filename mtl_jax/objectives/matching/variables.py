@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from mtl_jax.objectives.losses import guard
+from mtl_jax.tasks.losses import guard
 
 Arrays = Mapping[str, Any]  # By task.
 LEAST = 1e-7  # Of a probability whose logarithm is taken.

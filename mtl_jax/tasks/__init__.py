@@ -1,0 +1,109 @@
+"""Tasks: a file a kind. Everything that differs between kinds is a method of the class there.
+
+To add a task, a data set's reader makes a value of one of these classes; to add a kind, write its file and list its
+class in `KINDS`. Its metrics are a file of `mtl_jax/metrics/`, or of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.metrics.metric import Metric
+from mtl_jax.tasks.binary import BinaryTask
+from mtl_jax.tasks.categorical import CategoricalTask
+from mtl_jax.tasks.landmarks import LandmarkTask
+from mtl_jax.tasks.ordinal import OrdinalTask
+from mtl_jax.tasks.regression import RegressionTask
+from mtl_jax.tasks.task import Geometry, LabelStats, Task
+
+__all__ = [
+  'KINDS',
+  'METRICS',
+  'BinaryTask',
+  'CategoricalTask',
+  'Geometry',
+  'LabelStats',
+  'LandmarkTask',
+  'OrdinalTask',
+  'RegressionTask',
+  'Task',
+  'find_metric',
+  'from_json',
+  'higher_is_better',
+  'plain',
+  'select',
+]
+
+KINDS: dict[str, type[Task]] = {
+  c.kind: c for c in (BinaryTask, LandmarkTask, OrdinalTask, RegressionTask, CategoricalTask)
+}
+METRICS: dict[str, Metric] = {metric.name: metric for kind in reversed(KINDS.values()) for metric in kind.measures}
+METRICS['loss'] = Metric('loss', 'loss', 'loss', higher_is_better=False)
+_MACRO = 'macro_'
+
+
+def plain(metric: str) -> str:
+  """`macro_f1` of a task and `f1` of one output are the same metric."""
+  return metric.removeprefix(_MACRO)
+
+
+def find_metric(name: str) -> Metric | None:
+  """The metric of a task, or of one output, by its name in the eval JSON; None for an unknown one."""
+  return METRICS.get(name) or METRICS.get(_MACRO + name)
+
+
+def higher_is_better(metric: str) -> bool:
+  """The direction of a metric by its name in the eval JSON; upwards for an unknown one."""
+  found = find_metric(metric)
+  return found is None or found.higher_is_better
+
+
+def from_json(value: dict[str, Any]) -> Task:
+  """The task that `Task.to_json` wrote."""
+  fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != 'kind'}
+  if value.get('kind') not in KINDS:
+    raise DataError(f'unknown kind of task {value.get("kind")!r}; this version knows {", ".join(KINDS)}')
+  return KINDS[value['kind']](**fields)
+
+
+def select(
+  available: Sequence[Task], names: str | Sequence[str], *, attributes: Sequence[str] = ()
+) -> tuple[Task, ...]:
+  """The tasks a config names, in that order.
+
+  Args:
+    available: the tasks a prepared set has labels for.
+    names: task names, as a tuple or separated by commas; `name/*` splits a task into one task per label, and
+      `name/label` takes one of them.
+    attributes: keeps only these labels of the task `attributes`; empty keeps all.
+
+  Raises:
+    ConfigError: for an unknown or repeated task or label.
+  """
+  by_name = {task.name: task for task in available}
+  if attributes and 'attributes' not in by_name:
+    raise ConfigError(f'config.data.attributes: this data set has no attributes; it has {", ".join(by_name)}')
+  if attributes:
+    by_name['attributes'] = by_name['attributes'].subset(attributes, field='config.data.attributes')
+  chosen: list[Task] = []
+  for name in _split_names(names):
+    group, _, label = name.partition('/')
+    if group not in by_name:
+      raise ConfigError(f'config.tasks: no task {group!r} in this data set; it has {", ".join(by_name)}')
+    task = by_name[group]
+    if not label:
+      chosen.append(task)
+    elif not task.splittable:
+      raise ConfigError(f'config.tasks: {name!r} cannot be had, since {group} is one task; name {group!r}')
+    else:
+      wanted = task.labels if label == '*' else (label,)
+      chosen.extend(task.subset((one,), field='config.tasks', name=f'{group}/{one}') for one in wanted)
+  repeated = [task.name for i, task in enumerate(chosen) if task.name in {t.name for t in chosen[:i]}]
+  if repeated or not chosen:
+    raise ConfigError(f'config.tasks: {repeated[0]!r} is named twice' if repeated else 'config.tasks: names no task')
+  return tuple(chosen)
+
+
+def _split_names(names: str | Sequence[str]) -> list[str]:
+  parts = names.split(',') if isinstance(names, str) else names
+  return [part.strip() for part in parts if part.strip()]

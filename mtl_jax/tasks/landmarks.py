@@ -1,0 +1,87 @@
+"""Tasks of points in the image."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.metrics.landmarks import METRICS, landmarks
+from mtl_jax.metrics.metric import Metric
+from mtl_jax.tasks import losses
+from mtl_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class LandmarkTask(Task):
+  """Points as x and y in turn, `<point>_x`, `<point>_y`, in [0, 1] of the stored image's width and height."""
+
+  coordinate_loss: str = 'squared'
+
+  kind: ClassVar[str] = 'landmarks'
+  measures: ClassVar[tuple[Metric, ...]] = METRICS
+  baseline_name: ClassVar[str] = 'mean face'
+  unit: ClassVar[str] = "fraction of the image's width (x) or height (y), from its upper left corner"
+  standardized: ClassVar[bool] = True
+  coordinates: ClassVar[bool] = True
+
+  @property
+  def points(self) -> tuple[str, ...]:
+    """Names of the points, half as many as labels."""
+    return tuple(label.removesuffix('_x') for label in self.labels[::2])
+
+  @property
+  def mirrored(self) -> tuple[int, ...]:
+    """For each label column, the column it comes from when the image is mirrored: left and right swap."""
+    swap = {'left': 'right', 'right': 'left'}
+    columns = []
+    for label in self.labels:
+      side = next((s for s in swap if label.startswith(s)), '')
+      partner = swap[side] + label.removeprefix(side) if side else label
+      columns.append(self.labels.index(partner))
+    return tuple(columns)
+
+  def loss(self, outputs, targets):
+    return losses.COORDINATE_LOSSES[self.coordinate_loss](outputs, targets)
+
+  def with_coordinate_loss(self, name):
+    return dataclasses.replace(self, coordinate_loss=name)
+
+  def to_json(self):
+    """How it is learned is the config's to say, not the data's."""
+    return {key: value for key, value in super().to_json().items() if key != 'coordinate_loss'}
+
+  def move(self, labels, mask, geometry):
+    points = labels.reshape(labels.shape[0], -1, 2)
+    points = (points - geometry.offset[:, None]) / geometry.scale[:, None]
+    if geometry.turn is not None:
+      points = 0.5 + jnp.einsum('bij,bpj->bpi', geometry.turn, points - 0.5)
+    points = jnp.where(geometry.flip[:, None, None], jnp.array([1.0, 0.0]) + jnp.array([-1.0, 1.0]) * points, points)
+    labels = points.reshape(labels.shape)
+    columns = jnp.array(self.mirrored)
+    labels = jnp.where(geometry.flip[:, None], labels[:, columns], labels)
+    mask = jnp.where(geometry.flip[:, None], mask[:, columns], mask)
+    # Only labels that exist can lie outside: what is under a False mask must not reach its point's other coordinate.
+    outside = (((labels < 0) | (labels > 1)) & mask).reshape(labels.shape[0], -1, 2).any(-1)
+    return labels, mask & ~jnp.repeat(outside, 2, axis=1)
+
+  def from_source(self, labels, *, width, height):
+    """Pixels to fractions; a point outside the image is no label."""
+    points = labels.reshape(-1, 2) / np.array([width, height], np.float32)
+    outside = ((points < 0) | (points > 1)).any(-1)
+    points[outside] = np.nan
+    return points.reshape(-1)
+
+  def metrics(self, predictions, labels, *, mask, source_size, draws=None):
+    return landmarks(predictions, labels, mask=mask, points=self.points, source_size=source_size, draws=draws)
+
+  def describe(self, predictions, *, width, height):
+    points = predictions.reshape(-1, 2) * np.array([width, height])
+    return {name: [float(x), float(y)] for name, (x, y) in zip(self.points, points, strict=True)}
+
+  def captions(self, described):
+    del described
+    return []
+
+  def marks(self, described):
+    return [(x, y) for x, y in described.values()]

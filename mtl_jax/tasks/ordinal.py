@@ -1,0 +1,99 @@
+"""Tasks of one choice among bins that have an order, such as ages by decade."""
+
+import dataclasses
+import itertools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.metrics.metric import Metric
+from mtl_jax.metrics.ordinal import METRICS, median, ordinal
+from mtl_jax.tasks.task import Task
+
+LEAST_GAP = 1e-3  # Between successive thresholds, in logits, so that no bin's likelihood is 0.
+
+
+@dataclasses.dataclass(frozen=True)
+class OrdinalTask(Task):
+  """One label, the number of a bin; with `edges`, a source states a number instead, and it falls into a bin.
+
+  Bin 0 lies below the first edge, the last bin from the last edge on.
+  """
+
+  classes: tuple[str, ...] = ()
+  edges: tuple[float, ...] = ()
+
+  kind: ClassVar[str] = 'ordinal'
+  measures: ClassVar[tuple[Metric, ...]] = METRICS
+  baseline_name: ClassVar[str] = 'share of each bin'
+  unit: ClassVar[str] = 'probability of the bin'
+  discrete: ClassVar[bool] = True
+
+  def __post_init__(self) -> None:
+    rising = all(a < b for a, b in itertools.pairwise(self.edges))
+    if self.edges and not (rising and len(self.edges) == len(self.classes) - 1):
+      raise ValueError(f'{len(self.classes)} bins need {len(self.classes) - 1} rising edges, not {self.edges}')
+
+  @property
+  def num_outputs(self) -> int:
+    return len(self.classes) - 1
+
+  @property
+  def prediction_shape(self):
+    return (len(self.classes),)
+
+  @property
+  def output_names(self):
+    return self.classes
+
+  def check(self, labels):
+    super().check(labels)
+    if not (self.edges or np.isnan(labels[0]) or labels[0] in range(len(self.classes))):
+      raise ValueError(f'{labels[0]:g} is no bin; they are 0 to {len(self.classes) - 1}')
+
+  def from_source(self, labels, *, width, height):
+    del width, height
+    if not self.edges:
+      return labels
+    return np.where(np.isnan(labels), np.nan, np.digitize(labels, self.edges)).astype(np.float32)
+
+  def loss(self, outputs, targets):
+    """Negative log-likelihood of the bin in nats under a cumulative logit link (McCullagh 1980, section 2)."""
+    above, gaps = _cumulative_logits(outputs)
+    # P(bin) = s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)), of the logits of reaching it and of going beyond.
+    first, last = jnp.zeros_like(above[:, :1]), jnp.zeros_like(above[:, :1])
+    likelihood = (
+      jnp.concatenate([first, jax.nn.log_sigmoid(above)], axis=1)
+      + jnp.concatenate([jax.nn.log_sigmoid(-above), last], axis=1)
+      + jnp.concatenate([first, jnp.log(-jnp.expm1(-gaps)), last], axis=1)
+    )
+    return -jnp.take_along_axis(likelihood, targets.astype(jnp.int32), axis=1)
+
+  def predict(self, outputs):
+    reached = jax.nn.sigmoid(_cumulative_logits(outputs)[0])
+    ends = jnp.ones_like(reached[:, :1]), jnp.zeros_like(reached[:, :1])
+    return -jnp.diff(jnp.concatenate([ends[0], reached, ends[1]], axis=1), axis=1)
+
+  def constant_prediction(self, labels, *, mask):
+    counts = np.bincount(labels[mask].astype(np.int64), minlength=len(self.classes))
+    return counts / counts.sum()
+
+  def metrics(self, predictions, labels, *, mask, source_size, draws=None):
+    del source_size
+    return ordinal(predictions, labels, mask=mask, names=self.classes, draws=draws)
+
+  def describe(self, predictions, *, width, height):
+    del width, height
+    return {name: float(p) for name, p in zip(self.classes, predictions, strict=True)}
+
+  def errors(self, predictions, labels):
+    """Distance of the median bin from the true one, in bins."""
+    return np.abs(median(predictions)[:, None] - labels)
+
+
+def _cumulative_logits(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Falling logits `[b, c - 1]` of reaching each bin but the first, and the gaps `[b, c - 2]` between them."""
+  gaps = jax.nn.softplus(outputs[:, 1:]) + LEAST_GAP
+  return outputs[:, :1] - jnp.concatenate([jnp.zeros_like(outputs[:, :1]), jnp.cumsum(gaps, axis=1)], axis=1), gaps

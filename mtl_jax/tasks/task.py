@@ -1,0 +1,186 @@
+"""The contract of tasks: a label's outputs, its loss, its metrics, and how it moves when the image does."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from mtl_jax.config import choose
+from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.metrics.draws import Draws
+from mtl_jax.metrics.metric import Metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """What was done to each image of a batch: `x' = (x - offset) / scale`, then turned, then mirrored where `flip`.
+
+  Coordinates are fractions of the image's width and height. `turn` multiplies what they are off the centre; None: not.
+  """
+
+  flip: Bool[Array, ' b']
+  offset: Float[Array, 'b 2']
+  scale: Float[Array, 'b 2']
+  turn: Float[Array, 'b 2 2'] | None = None
+
+
+class LabelStats(struct.PyTreeNode):
+  """What the train split says of a task's labels, kept with the model.
+
+  Attributes:
+    mean: `[k]`, subtracted from labels before the loss; 0 where labels are learned as they are.
+    std: `[k]`, the unit in which labels are learned; 1 likewise.
+    baseline: `[n]`, the constant prediction that the train split suggests: the mean face, the share of each class.
+  """
+
+  mean: Float[Array | np.ndarray, ' k']
+  std: Float[Array | np.ndarray, ' k']
+  baseline: Float[Array | np.ndarray, ' n']
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One thing to predict: `k = len(labels)` label columns from `num_outputs` network outputs.
+
+  The name's part before a `/` is the group, the array of a prepared set that the labels are read from.
+  """
+
+  name: str
+  labels: tuple[str, ...]
+
+  kind: ClassVar[str]
+  measures: ClassVar[tuple[Metric, ...]]  # Its metrics, the main one first.
+  main_metric: ClassVar[str]
+  shown: ClassVar[tuple[str, ...]]  # Names of those that reports have columns for.
+  baseline_name: ClassVar[str]  # What the constant prediction of `LabelStats` amounts to.
+  standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
+  splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
+  discrete: ClassVar[bool] = False  # Labels are numbers of classes, so that batches can be balanced by them.
+  coordinates: ClassVar[bool] = False  # Outputs are x and y of points in turn, which spatial heads can give.
+  unit: ClassVar[str] = ''  # Of the predictions, for those who get them as an array.
+
+  def __init_subclass__(cls) -> None:
+    cls.main_metric = cls.measures[0].name
+    cls.shown = tuple(metric.name for metric in cls.measures if metric.shown)
+
+  @property
+  def group(self) -> str:
+    return self.name.split('/')[0]
+
+  @property
+  def num_outputs(self) -> int:
+    return len(self.labels)
+
+  @property
+  def prediction_shape(self) -> tuple[int, ...]:
+    """The shape of one example's prediction."""
+    return (self.num_outputs,)
+
+  @property
+  def output_names(self) -> tuple[str, ...]:
+    """What each output predicts."""
+    return self.labels
+
+  def loss(self, outputs: Float[Array, 'b n'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
+    """The loss of each label."""
+    raise NotImplementedError
+
+  def predict(self, outputs: Float[Array, 'b n']) -> Float[Array, 'b n']:
+    """Outputs (already in the labels' own units) as predictions."""
+    return outputs
+
+  def move(
+    self, labels: Float[Array, 'b k'], mask: Bool[Array, 'b k'], geometry: Geometry
+  ) -> tuple[Float[Array, 'b k'], Bool[Array, 'b k']]:
+    """Labels and mask after the image was cropped and mirrored."""
+    del geometry
+    return labels, mask
+
+  def check(self, labels: np.ndarray) -> None:
+    """Raises ValueError for labels `[k]` that no source may state; NaN says that a label is missing."""
+    if np.isinf(labels).any():
+      raise ValueError('a label is infinite')
+
+  def from_source(self, labels: np.ndarray, *, width: int, height: int) -> np.ndarray:
+    """Labels `[k]` as a source states them, in the units of a prepared set; NaN says that a label is missing."""
+    del width, height
+    return labels
+
+  def stats(self, labels: np.ndarray, *, mask: np.ndarray, standardize: bool) -> LabelStats:
+    """Statistics of the train split's labels `[n, k]`, over those under a True mask.
+
+    Raises:
+      DataError: for a label that no example has.
+    """
+    for name, count in zip(self.labels, mask.sum(0), strict=True):
+      if not count:
+        raise DataError(f'no example of the train split has the label {name!r} of task {self.name!r}')
+    mean = np.mean(labels, axis=0, where=mask, dtype=np.float64)
+    std = np.std(labels, axis=0, where=mask, dtype=np.float64)
+    baseline = self.constant_prediction(labels, mask=mask)
+    if not (self.standardized and standardize):
+      mean, std = np.zeros_like(mean), np.ones_like(std)
+    std = np.where(std > 0, std, 1.0)
+    return LabelStats(*(np.asarray(value, np.float32) for value in (mean, std, baseline)))
+
+  def empty_stats(self) -> LabelStats:
+    """Statistics of the right shapes, for a checkpoint to be restored into."""
+    columns = np.zeros(len(self.labels), np.float32)
+    return LabelStats(columns, columns, np.zeros(self.prediction_shape, np.float32))
+
+  def constant_prediction(self, labels: np.ndarray, *, mask: np.ndarray) -> np.ndarray:
+    """The prediction `[n]` to make without looking at the image: the mean label."""
+    return np.asarray(np.mean(labels, axis=0, where=mask, dtype=np.float64))
+
+  def metrics(
+    self,
+    predictions: np.ndarray,
+    labels: np.ndarray,
+    *,
+    mask: np.ndarray,
+    source_size: np.ndarray,
+    draws: Draws | None = None,
+  ) -> dict[str, Any]:
+    """Metrics of a whole split, ready for JSON, or `[B]` of each with `draws`.
+
+    `source_size` holds width and height of the source images in pixels, `[n, 2]`.
+    """
+    raise NotImplementedError
+
+  def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each prediction `[n, outputs]` is off its label, `[n, k]`, in the label's unit."""
+    return np.abs(predictions - labels)
+
+  def describe(self, predictions: np.ndarray, *, width: int, height: int) -> dict[str, Any]:
+    """One example's predictions `[n]` by name; coordinates in pixels of an image of that size."""
+    del width, height
+    return {name: float(value) for name, value in zip(self.labels, predictions, strict=True)}
+
+  def captions(self, described: dict[str, Any]) -> list[str]:
+    """Lines of text for a picture, from what `describe` gave: here what is more likely than not."""
+    likely = sorted(((p, name) for name, p in described.items() if p >= 0.5), reverse=True)
+    return [f'{name.replace("_", " ")}  {p:.2f}' for p, name in likely]
+
+  def marks(self, described: dict[str, Any]) -> list[tuple[float, float]]:
+    """Points to mark in a picture, in its pixels, from what `describe` gave."""
+    del described
+    return []
+
+  def subset(self, labels: Sequence[str], *, field: str, name: str | None = None) -> 'Task':
+    """The same kind of task with only some of the labels; `field` of the config is to blame for a wrong one."""
+    for i, label in enumerate(labels):
+      choose(label, self.labels, field=field)
+      if label in labels[:i]:
+        raise ConfigError(f'{field}: {label!r} is named twice')
+    return dataclasses.replace(self, labels=tuple(labels), name=name or self.name)
+
+  def with_coordinate_loss(self, name: str) -> 'Task':
+    """The same task, learned by one of `losses.COORDINATE_LOSSES` if it is one of coordinates."""
+    del name
+    return self
+
+  def to_json(self) -> dict[str, Any]:
+    return {'kind': self.kind, **dataclasses.asdict(self)}
