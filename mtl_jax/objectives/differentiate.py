@@ -43,7 +43,9 @@ class Found(NamedTuple):
 class value_and_grad:  # Called like a function, as functools.partial is.
   """`step(shared, heads, state, *args, present=None, key=None) -> Found`, for an objective of any cost class.
 
-  `args` are passed on: the batch. In a loop, with an Optax optimizer `tx` over `params = (shared, heads)`:
+  `args` are passed on: the batch. `present` says which losses have a label in it: bool by name, `[K]` or `[parts, K]`;
+  None: all. An absent loss takes no part but is differentiated, so a mean over no labels must not divide by 0. `key` is
+  for methods that draw at random. In a loop, with an Optax optimizer `tx` over `params = (shared, heads)`:
 
       step = value_and_grad(losses_of, objectives.cagrad())
       state = step.init(shared, K)
