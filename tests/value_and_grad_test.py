@@ -73,6 +73,24 @@ def test_every_method_gives_what_its_rule_makes_of_the_gradients_of_the_shared_p
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.gradients))
 
 
+@pytest.mark.parametrize('name', OBJECTIVES)
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float64'])
+def test_gradients_and_states_keep_their_types_in_any_precision(name, dtype):
+  objective = OBJECTIVES[name]()
+  step = value_and_grad(partial(losses_of, parts=objective.parts), objective, represent=represent)
+
+  def one_step(params, batch):
+    state = step.init(params[0], 3)
+    found = step(*params, state, batch, key=KEY)
+    return found.gradients, state, step.after(*params, found.state, batch)
+
+  with jax.enable_x64(dtype == 'float64'):
+    params, batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), ((SHARED, HEADS), BATCH))
+    gradients, state, next_state = jax.eval_shape(one_step, params, batch)
+  assert jax.tree.map(lambda leaf: leaf.dtype, gradients) == jax.tree.map(lambda leaf: leaf.dtype, params)
+  assert jax.tree.map(lambda leaf: leaf.dtype, next_state) == jax.tree.map(lambda leaf: leaf.dtype, state)
+
+
 @pytest.mark.parametrize('name', ['nash_mtl', 'sdmgrad', 'moco', 'famo'])
 @pytest.mark.parametrize('chunk', [0, 1, 2])
 def test_a_representation_and_chunks_do_not_change_the_update(name, chunk):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives import passes
-from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.objective import Objective, typed
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.task_gradients import weighted_sum
 
@@ -109,7 +109,7 @@ class value_and_grad:  # Called like a function, as functools.partial is.
       return state
     z = passes.copies(represented(self, shared, args)[0], self.groups)
     (each, _), (named, _) = losses_in_parts(self, z, heads, args)
-    return self.objective.after(each[0], state, present=presence(present, named, each)[0])
+    return typed(self.objective.after(each[0], state, present=presence(present, named, each)[0]), state)
 
   def __call__(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None) -> Found:
     z, pull, moved = jax.vjp(lambda shared: represented(self, shared, args), shared, has_aux=True)

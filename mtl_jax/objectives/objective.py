@@ -89,8 +89,10 @@ class Objective:
       raise ValueError(f'present has shape {list(present.shape)} for {num} losses; give [{num}]')
     self._check_state(state, num, first)
     if self.needs == 'losses':
-      return self.rule(first, state, present=present, key=key)
-    return self.rule(first, state, losses=losses, present=present, key=key, at=at)
+      total, next_state = self.rule(first, state, present=present, key=key)
+      return total, typed(next_state, state)
+    combined, next_state = self.rule(first, state, losses=losses, present=present, key=key, at=at)
+    return typed(combined, first), typed(next_state, state)
 
   def _count(self, losses: Any) -> int:
     shape = getattr(losses, 'shape', None)
@@ -116,6 +118,13 @@ class Objective:
     found = jax.tree.map(jnp.shape, state)
     if found not in [jax.tree.map(jnp.shape, jax.eval_shape(lambda x=x: self.init(num, x))) for x in (like, None)]:
       raise ValueError(f'the state is not one of {num} losses with these gradients; make it by init({num}, parameters)')
+
+
+def typed(tree: Any, like: Any) -> Any:
+  """A tree with the types of another, whatever was computed in float32 or wider; as it is if that has other leaves."""
+  if jax.tree.structure(tree) != jax.tree.structure(like):
+    return tree
+  return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
 
 
 def of_losses(rule: Callable[..., Float[Array, '']]) -> Objective:

@@ -60,7 +60,7 @@ def through_heads(
     return join(by_group)[0], own
 
   def points(chunk: int = 0) -> Any:
-    one_hots, none = jnp.asarray(rounds(slices, parts=parts)), jax.tree.map(jnp.zeros_like, extra)
+    one_hots, none = jnp.asarray(rounds(slices, parts=parts), losses.dtype), jax.tree.map(jnp.zeros_like, extra)
     by_group = in_chunks(lambda one: back((one, none))[0], one_hots, chunk=chunk or len(one_hots))
 
     def of_losses(leaf: Array, own: slice) -> Array:

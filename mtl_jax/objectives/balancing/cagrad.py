@@ -59,7 +59,7 @@ def _worst_off(angles: Cosines, toward: Float[Array, ' k'], c: float) -> Float[A
   with Hessian C / t, above it and touching it: taking t anew at every step cannot overshoot but may be slow; the
   true Hessian is fast but may be lost where the root has its kink. Both run, and the better end is kept.
   """
-  matrix = angles.matrix + RIDGE * jnp.eye(len(toward))
+  matrix = angles.matrix + RIDGE * jnp.eye(len(toward), dtype=toward.dtype)
   normal, start = simplex(angles, jnp.ones_like(toward))
 
   def pull(b):
@@ -79,5 +79,5 @@ def _worst_off(angles: Cosines, toward: Float[Array, ' k'], c: float) -> Float[A
     slack = jnp.where(angles.live, gradient - (gradient @ b) * normal, 0)
     return b / t, jnp.abs(jnp.minimum(slack, b / t)).max()
 
-  ends, errors = jax.vmap(solve)(jnp.array([0.0, 1.0]))
+  ends, errors = jax.vmap(solve)(jnp.float32([0, 1]))
   return ends[jnp.argmin(errors)]

@@ -27,7 +27,7 @@ def fair_weights(
   """
   power = 1 / alpha
   live = angles.live
-  matrix = angles.matrix + RIDGE * jnp.eye(len(live))
+  matrix = angles.matrix + RIDGE * jnp.eye(len(live), dtype=angles.norms.dtype)
   logs = jnp.where(live, (power - 1) * jnp.log(angles.norms), 0)
   if log_priorities is not None:
     logs = logs + jnp.where(live, power * log_priorities, 0)
@@ -49,7 +49,7 @@ def fair_weights(
     factor = cho_factor(hessian / scale[:, None] / scale[None, :])
     relative = -cho_solve(factor, residual * b / scale) / scale
     longest = jnp.minimum(1, 0.95 / jnp.maximum(-relative.min(), 1e-6))
-    lengths = longest * jnp.linspace(1, 0, PARTS, endpoint=False)
+    lengths = longest * jnp.linspace(1, 0, PARTS, endpoint=False, dtype=b.dtype)
     slopes = jax.vmap(lambda t: (b * relative) @ (matrix @ (b + t * b * relative) - pulls(b + t * b * relative)))(
       lengths
     )

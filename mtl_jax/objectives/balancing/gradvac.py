@@ -47,7 +47,7 @@ def gradvac(beta: float = 0.5) -> GramWeighting:
       parts = parts.at[rows, j].add(jnp.where(active & (cosine < target), added, 0))
       return parts, targets.at[rows, j].add(jnp.where(active, beta * (cosine - targets[rows, j]), 0))
 
-    parts, targets = jax.lax.fori_loop(0, len(gram), visit, (jnp.eye(len(gram)), targets))
+    parts, targets = jax.lax.fori_loop(0, len(gram), visit, (jnp.eye(len(gram), dtype=gram.dtype), targets))
     return summed(parts, angles), targets
 
-  return stateful(lambda num_tasks: jnp.zeros((num_tasks, num_tasks)), rule)
+  return stateful(lambda num_tasks: jnp.zeros((num_tasks, num_tasks), jnp.float32), rule)

@@ -42,7 +42,7 @@ def nash_mtl(every_steps: int = 1) -> GramWeighting:
     raise ConfigError(f'nash_mtl: every_steps is {every_steps}; give 1 or more')
 
   def init(num_tasks):
-    return NashState(jnp.zeros(num_tasks), jnp.zeros(num_tasks, bool), jnp.zeros((), jnp.int32))
+    return NashState(jnp.zeros(num_tasks, jnp.float32), jnp.zeros(num_tasks, bool), jnp.zeros((), jnp.int32))
 
   def rule(gram, state, task):
     angles = cosines(gram, task.present)

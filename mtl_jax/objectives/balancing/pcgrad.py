@@ -28,7 +28,7 @@ def pcgrad() -> GramWeighting:
       inner = jnp.sum(parts * angles.matrix[j], axis=1)
       return parts.at[jnp.arange(len(j)), j].add(jnp.where(meets(angles.live, j) & (inner < 0), -inner, 0))
 
-    parts = jax.lax.fori_loop(0, len(gram), visit, jnp.eye(len(gram)))
+    parts = jax.lax.fori_loop(0, len(gram), visit, jnp.eye(len(gram), dtype=gram.dtype))
     return summed(parts, angles)
 
   return stateless(rule)

@@ -76,7 +76,7 @@ def cone_projection(
 ) -> Callable[[Float[Array, ' k']], Float[Array, ' k']]:
   """From weights u to the `v >= u` with the least `v' G v`: `sum_k u_k g_k` projected onto the cone."""
   trace = jnp.trace(gram)
-  scaled = gram / jnp.where(trace > 0, trace, 1) + regularization * jnp.eye(len(gram))
+  scaled = gram / jnp.where(trace > 0, trace, 1) + regularization * jnp.eye(len(gram), dtype=gram.dtype)
   units = jnp.sqrt(jnp.diagonal(scaled))
   matrix = keep(scaled / units[:, None] / units[None, :], present)
 

@@ -51,7 +51,7 @@ def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | 
   def after(losses, state, *, present):
     gain = jnp.where(present, state.log_losses - logarithms(losses, present), 0)
     _, pullback = jax.vjp(lambda values: guard.softmax(values, present), state.logits.values)
-    (gradient,) = pullback(gain)
+    (gradient,) = pullback(gain.astype(state.logits.values.dtype))
     return state._replace(logits=adam.step(state.logits, gradient, present=present))
 
   return Objective(init, update, after=after)
