@@ -121,6 +121,17 @@ def test_each_gradient_is_that_of_its_loss():
     assert_close(own[name], expected[name])
 
 
+@pytest.mark.parametrize('rows', [0, 8], ids=['whole batch', 'Gram matrix of some rows'])
+def test_weighted_heads_get_their_gradients_times_the_methods_weights(rows):
+  forward, params = setup(binary_tasks(3))
+  found = find(forward, params, on_gram(by_norm)(), Settings(heads='weighted', gram_rows=rows))
+  assert np.ptp(found.state.weights) > 0.01
+  for k, weight in enumerate(found.state.weights):
+    name = f'head_attributes_a{k}'
+    expected = jax.tree.map(lambda leaf, weight=weight: weight * leaf, plain(forward, params)[name])
+    assert_close(found.gradients[name], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize('chunk', [0, 1, 2, 3, 5, 100])
 def test_chunks_do_not_change_the_gradient(chunk):
   forward, params = setup(binary_tasks(5))

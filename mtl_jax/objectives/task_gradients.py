@@ -24,7 +24,7 @@ def gram(gradients: Any, others: Any = None) -> Float[Array, 'k k']:
     return jnp.matmul(left, right.T, precision='highest')  # By default accelerators round operands to 8 or 10 bits.
 
   others = gradients if others is None else others
-  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients, others)), jnp.float32(0))
+  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients, others)), jnp.zeros((), jnp.float32))
 
 
 def squares(gradients: Any) -> Float[Array, ' k']:
@@ -33,7 +33,7 @@ def squares(gradients: Any) -> Float[Array, ' k']:
   def of_leaf(leaf: Array) -> Array:
     return jnp.square(leaf.astype(jnp.float32)).reshape(len(leaf), -1).sum(1)
 
-  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients)), jnp.float32(0))
+  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients)), jnp.zeros((), jnp.float32))
 
 
 def weighted_sum(weights: Float[Array, ' k'], gradients: Any) -> Any:

@@ -55,4 +55,4 @@ def _excess(gradients: Any, squares: Any) -> Float[Array, ' k']:
   def of_leaf(g, s):
     return (jnp.square(g.astype(jnp.float32)) / jnp.sqrt(s + EPSILON)).reshape(len(g), -1).sum(1)
 
-  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients, squares)), jnp.float32(0))
+  return sum(jax.tree.leaves(jax.tree.map(of_leaf, gradients, squares)), jnp.zeros((), jnp.float32))
