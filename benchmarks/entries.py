@@ -41,7 +41,7 @@ from mtl_jax.platform import sharding
 ON_CPU = (Workload('resnet18', 128, 16, 'float32', width=32),)
 ON_ACCELERATOR = (Workload('resnet18', 128, 1024, 'bfloat16'), Workload('resnet50', 224, 256, 'bfloat16'))
 QUICK = (Workload('convnet', 8, 8, 'float32', width=4),)
-DISPATCHES = {'cpu': (1, 4), 'accelerator': (8, 1, 4, 32)}  # Steps of each, the default first. On CPUs they unroll.
+DISPATCHES = {'cpu': (1, 4), 'accelerator': (8, 1, 4, 32)}  # Steps of each, the default first.
 FETCHES = (20, 1)  # Steps from one fetch of metrics to the next; a run logs every 20.
 FLAGS = {
   'latency-hiding scheduler': '--xla_gpu_enable_latency_hiding_scheduler=true',

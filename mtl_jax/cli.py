@@ -265,41 +265,34 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-  from mtl_jax import config
+  from mtl_jax import config, report
   from mtl_jax.study import study
 
   found = study.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
   if processes.index() == 0:
+    report.rebuild(options.workdir)
     print(json.dumps(found, indent=2))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  from mtl_jax import config
+  from mtl_jax import config, report
   from mtl_jax.affinity import affinity
 
   found = affinity.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
+  report.rebuild(options.workdir)
   print(json.dumps(found, indent=2))
   return 0
 
 
 def _report(options: argparse.Namespace) -> int:
   from mtl_jax import report
-  from mtl_jax.affinity import report as affinity_report
-  from mtl_jax.study import report as study_report
 
-  out = options.workdir / 'report.html'
-  if study_report.is_study(options.workdir):
-    study_report.write_report(options.workdir, pictures=options.pictures)
-  elif affinity_report.is_affinity(options.workdir):
-    affinity_report.write_report(options.workdir)
-  else:
-    report.write_report(report.find_runs(options.workdir), out, title=options.workdir.name, pictures=options.pictures)
-  print(out)
+  print(report.rebuild(options.workdir, pictures=options.pictures))
   return 0
 
 

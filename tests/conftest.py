@@ -17,6 +17,7 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_DEVICES}=8'.strip()
 os.environ.setdefault('PJRT_NPROC', '32')  # Fewer threads than devices can deadlock a collective.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')  # Compiling takes most of a test's time, not running.
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'mtl_jax-xla-{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')

@@ -210,7 +210,7 @@ def test_streamed_features_give_the_bits_of_resident_ones(runs, frozen_config):
 
 
 def test_runs_beside_each_other_compute_once(runs, frozen_config, monkeypatch):
-  monkeypatch.setattr(FeatureCache, '_write', lambda *_: pytest.fail('computed again'))
+  monkeypatch.setattr(FeatureCache, '_computed', lambda *_: pytest.fail('computed again'))
   config = frozen_config('landmarks', **{'optimizer.learning_rate': 0.01})
   run, state = first_state(config)
   for frozen in (state, final_state(runs / 'joint')):  # A new run, and one that resumes.

@@ -129,15 +129,6 @@ def test_chunks_do_not_change_the_gradient(chunk):
   assert_close(found.gradients, expected.gradients)
 
 
-def test_a_loop_over_chunks_gives_what_chunks_written_out_give(monkeypatch):
-  forward, params = setup(binary_tasks(5))
-  expected = find(forward, params, on_gram(by_norm)(), Settings(chunk=2))
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  for chunk in (1, 2):
-    found = find(forward, params, on_gram(by_norm)(), Settings(chunk=chunk))
-    assert_close(found.gradients, expected.gradients)
-
-
 def test_automatic_chunks_fit_the_memory_and_are_about_equal(monkeypatch):
   pull = [jnp.zeros(1000, jnp.float32)]
   assert gradients.chunk_size(pull, 40, asked=0, memory=10**9) == 1  # On eight devices.

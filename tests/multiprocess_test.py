@@ -228,4 +228,3 @@ def test_two_processes_divide_the_replicas_of_a_study_and_go_on_when_one_was_kil
     for metric, found in metrics.items():
       for arm in ('single', 'joint'):
         assert_close(said(tmp_path, 0)['tasks'][task][metric][arm]['values'], found[arm]['values'])
-  assert (tmp_path / 'study' / 'report.html').exists()

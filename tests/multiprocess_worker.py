@@ -67,16 +67,16 @@ def study(place: Path) -> int:
 
 def kill_in_a_study(place: Path) -> int:
   """The last process is killed when it has finished a replica, while the others train theirs or wait for it."""
-  from mtl_jax.study.shelf import Shelf
+  from mtl_jax.study.result_store import ResultStore
 
-  put = Shelf.put
+  put = ResultStore.put
 
-  def put_and_die(self: Shelf, *arguments, **more) -> None:
+  def put_and_die(self: ResultStore, *arguments, **more) -> None:
     put(self, *arguments, **more)
     if processes.index() == processes.count() - 1:
       os.kill(os.getpid(), signal.SIGKILL)
 
-  Shelf.put = put_and_die
+  ResultStore.put = put_and_die
   return study(place)
 
 

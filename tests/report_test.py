@@ -118,19 +118,23 @@ def workdir(tmp_path, faces_dir):
 
 
 class Page(html.parser.HTMLParser):
-  """Checks that tags close in order, and gathers tags, attributes and text."""
+  """Checks that tags close in order, and gathers tags, attributes, text and the cells of tables."""
 
   VOID = frozenset({'meta', 'link', 'img', 'br', 'hr', 'input'})
 
   def __init__(self, text):
     super().__init__()
-    self.open, self.tags, self.attributes, self.text = [], [], [], ''
+    self.open, self.tags, self.attributes, self.text, self.rows = [], [], [], '', []
     self.feed(text)
     self.close()
     assert self.open == []
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
+    if tag == 'tr':
+      self.rows.append([])
+    elif tag in ('td', 'th'):
+      self.rows[-1].append('')
     self.attributes += attrs
     if tag not in self.VOID:
       self.open.append(tag)
@@ -144,6 +148,8 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     self.text += data
+    if {'td', 'th'} & set(self.open):
+      self.rows[-1][-1] += data
 
 
 def written(runs, tmp_path, **keywords):
@@ -241,8 +247,8 @@ def test_page_parses_and_refers_to_nothing_outside(workdir):
 def test_every_picture_has_a_text(workdir):
   _, page = written(report.find_runs(workdir), workdir, pictures=True)
   texts = [value for name, value in page.attributes if name in ('alt', 'aria-label')]
-  # Faces; bars; two tables of outputs; two losses and two validation metrics.
-  assert len(texts) == MAX_FACES + 1 + 2 + 4
+  # Faces; bars; tables of metrics, two of outputs, and of fields; two losses and two validation metrics.
+  assert len(texts) == MAX_FACES + 1 + 4 + 4
   assert any('3 true landmarks; joint off by' in value for value in texts)
   assert sum('2 true landmarks; joint off by' in value for value in texts) == 1
 

@@ -111,18 +111,16 @@ def test_processes_place_the_rows_of_their_own_devices_wherever_the_mesh_has_the
 # The compiled step.
 
 
-@pytest.fixture(scope='module', params=[True, False], ids=['unrolled', 'scanned'])
+@pytest.fixture(scope='module', params=[1, 2], ids=['one step', 'a loop'])
 def programs(request, tiny_config, store_dir) -> dict:
-  """The compiled program of each mode: one step unrolled, or two in a loop; the split is divided over the devices."""
+  """The compiled program of each mode: one step, or two in a loop; the split is divided over the devices."""
   found = {}
   for mode in ('resident', 'streamed'):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(sampler, 'LEAST_STRIPE', 4)
-      whole = building.repeat_fetching
-      patch.setattr(building, 'repeat_fetching', lambda step, fetch, **_: whole(step, fetch, unroll=request.param))  # noqa: B023
       run = building.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
       steps = run.compiled_steps
-    items = [run.input.read(run.order.positions(step)) for step in range(1 if request.param else 2)]
+    items = [run.input.read(run.order.positions(step)) for step in range(request.param)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
     lowered = steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
     found[mode] = lowered.compile()

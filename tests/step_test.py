@@ -116,13 +116,12 @@ def test_the_total_is_the_weighted_sum_of_the_tasks(parts):
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('unroll', [True, False])
-def test_several_steps_in_one_call_equal_single_steps(parts, unroll):
+def test_several_steps_in_one_call_equal_single_steps(parts):
   _, make_state, step = parts
   state = make_state()
   batches = [make_batch(index) for index in range(3)]
   stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
-  together, metrics = jax.jit(repeat(step, unroll=unroll))(state, stacked)
+  together, metrics = jax.jit(repeat(step))(state, stacked)
   compiled = jax.jit(step)
   for index, batch in enumerate(batches):
     state, single = compiled(state, batch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import config as configs
+from mtl_jax import report
 from mtl_jax.config import with_fields
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import evaluate
@@ -15,7 +16,7 @@ from mtl_jax.objectives import OBJECTIVES, options
 from mtl_jax.study import arms, study
 from mtl_jax.study.arms import TUNING_SEED, Arm
 from mtl_jax.study.replicas import Replica
-from mtl_jax.study.shelf import Shelf
+from mtl_jax.study.result_store import ResultStore
 from mtl_jax.tasks import BinaryTask
 
 RATES = (1e-3, 3e-3)
@@ -44,7 +45,9 @@ def test_the_json_holds_what_both_arms_scored_with_every_seed(finished):
     assert entry['delta']['ci95'][0] <= entry['delta']['mean'] <= entry['delta']['ci95'][1]
   assert set(found['cost']) == {'single', 'joint'}
   for arm, programs in (('single', ('attributes', 'landmarks')), ('joint', ('joint',))):
-    tried = [Shelf(directory / 'replicas').get(one, Replica(TUNING_SEED, rate)) for one in programs for rate in RATES]
+    tried = [
+      ResultStore(directory / 'replicas').get(one, Replica(TUNING_SEED, rate)) for one in programs for rate in RATES
+    ]
     assert found['cost'][arm]['tuning_seconds'] == pytest.approx(sum(result.seconds for result in tried))
   assert found['data']['splits']['test'] == found['data']['num_test']
   print(json.dumps(found['cost']), found['learning_rates'])
@@ -106,9 +109,9 @@ def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill
   monkeypatch.setattr(study.Study, 'program', lambda self, name: name)
   monkeypatch.setattr(study.Study, '_recipe', lambda self, name: name)
   kept, counted = [], []
-  shelf = SimpleNamespace(put=lambda name, result, made_by: kept.append(result))
+  results = SimpleNamespace(put=lambda name, result, made_by: kept.append(result))
   config = SimpleNamespace(study=SimpleNamespace(replicas_at_once=0))
-  one = study.Study(config, None, {}, Path(), shelf, None)
+  one = study.Study(config, None, {}, Path(), results, None)
   one._train_program('joint', [Replica(seed, 1e-3) for seed in range(11)], test=True, advance=counted.append)
   assert len(kept) == 11
   assert sum(counted) == 11 * steps
@@ -116,7 +119,7 @@ def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill
 
 def test_a_finished_study_has_a_page_with_its_curves(finished):
   directory, found = finished
-  page = (directory / 'report.html').read_text()
+  page = report.rebuild(directory).read_text()
   assert page.count('<figcaption>') >= 6  # Intervals of two metrics, two curves of each task.
   for task, metric in (('attributes', 'macro_accuracy'), ('landmarks', 'nme')):
     for arm in ('single', 'joint'):

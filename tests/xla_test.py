@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,19 @@ ROWS = 32_769  # One more than a power of two, where jax#39103 was seen.
 IN_PROCESS_OF_ITS_OWN = 'import mtl_jax, jax, jax.numpy as jnp\n'
 
 
+@pytest.fixture(scope='module', autouse=True)
+def as_users_compile() -> Iterator[None]:
+  """With all optimizations, which the rest of the suite does without."""
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', True)
+
+
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
   """In a new process on one device, with no flags but these."""
   return subprocess.run(
     [sys.executable, '-c', code],
-    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    env={**os.environ, 'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', **environment},
     capture_output=True,
     text=True,
     timeout=120,

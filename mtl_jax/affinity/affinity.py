@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mtl_jax.affinity import report, summary, transfer, watched
+from mtl_jax.affinity import summary, transfer, watched
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.objectives import loss_terms
@@ -25,7 +25,7 @@ log = logging.getLogger('mtl_jax')
 def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
   """Measures affinities, cosines and transfer, or what is left to measure, and writes the results.
 
-  `directory` gets `affinity.json`, `affinity.csv`, `report.html` and `plots/`; the joint run lies in `joint/`, its
+  `directory` gets `affinity.json` and `affinity.csv`; the joint run lies in `joint/`, its
   looks in `looks/`, and finished sources in `transfer/`.
 
   Returns:
@@ -53,7 +53,6 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     result = summary.summarize(names, looks, found, config=config) | workdir.provenance(store)
     workdir.write_json(directory / 'affinity.json', result)
     write_csv(directory / 'affinity.csv', result)
-    report.write_report(directory)
   return json.loads(json.dumps(result))
 
 

@@ -74,7 +74,7 @@ class Transfer:
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceShelf:
+class SourceStore:
   """A folder of finished sources, each a file."""
 
   directory: Path
@@ -106,16 +106,16 @@ def measure(config: ConfigDict, store: DataSet, directory: Path, *, stop: Callab
   """
   own = split_config(config, store)
   sources = Sources(own, store, directory, stop=stop)
-  shelf = SourceShelf(directory / 'transfer')
+  results = SourceStore(directory / 'transfer')
   names = [task.name for task in sources.tasks]
-  todo = [name for name in (*names, RANDOM) if not shelf.path(name).exists()]
+  todo = [name for name in (*names, RANDOM) if not results.path(name).exists()]
   log.info('transfer: %d sources of %d steps, %d done', len(names) + 1, own.train.steps, len(names) + 1 - len(todo))
   with bar(len(todo), description='transfer', unit='source') as progress:
     for name in todo:
       losses, seconds = sources.run(name if name != RANDOM else None)
-      shelf.put(name, losses, seconds=seconds)
+      results.put(name, losses, seconds=seconds)
       progress.update(1)
-  found = [shelf.get(name) for name in (*names, RANDOM)]
+  found = [results.get(name) for name in (*names, RANDOM)]
   val = sources.val
   return Transfer(
     loss=np.stack([losses for losses, _ in found]).astype(np.float64),

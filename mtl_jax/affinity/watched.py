@@ -57,7 +57,7 @@ class Looks(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LookShelf:
+class LookStore:
   """A folder of looks, each a file named by its step, so that a run that was killed keeps them."""
 
   directory: Path
@@ -85,14 +85,14 @@ def train(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fa
   Raises:
     UserError: as `loop.train`.
   """
-  shelf = LookShelf(directory / 'looks')
+  looks = LookStore(directory / 'looks')
   own = with_fields(config, train__log_every_steps=config.affinity.every_steps)
-  watch = partial(watched, shelf=shelf)
+  watch = partial(watched, looks=looks)
   loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', watch=watch)
-  return shelf.read()
+  return looks.read()
 
 
-def watched(run: Run, begun_at: int, *, shelf: LookShelf) -> Callable[..., Any]:
+def watched(run: Run, begun_at: int, *, looks: LookStore) -> Callable[..., Any]:
   """The run's compiled steps; before every n-th one the batch is looked at."""
   look, every, step = compile_look(run), run.config.affinity.every_steps, begun_at
 
@@ -102,7 +102,7 @@ def watched(run: Run, begun_at: int, *, shelf: LookShelf) -> Callable[..., Any]:
       jax.block_until_ready(state)  # So that what came before is not counted as the look's time.
       started = time.monotonic()
       found = jax.device_get(look(state, source, items))
-      shelf.put(step, found, seconds=time.monotonic() - started)
+      looks.put(step, found, seconds=time.monotonic() - started)
     step += jax.tree.leaves(items)[0].shape[0]
     return run.compiled_steps(state, source, items)
 

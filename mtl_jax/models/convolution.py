@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 # Forms for CPUs; benchmarks/results/README.md has what each gains. A map of up to so many pixels a side, after the
 # stride, and a 1x1 kernel are faster as one matrix product, depthwise kernels of up to so many as shifted products.
-PRODUCT_UP_TO, SHIFTED_UP_TO = 2, 3
+PRODUCT_UP_TO, SHIFTED_UP_TO = 2, 7
+CHANNELS_LAST = ('NHWC', 'HWIO', 'NHWC')
 
 # He et al. 2015, as torchvision draws it: fan-out, normal.
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -46,7 +47,7 @@ def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides
     padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
   native = partial(lax.conv_general_dilated, window_strides=strides, padding=padding, **kwargs)
   groups, size = kwargs.get('feature_group_count', 1), max(rhs.shape[:2])
-  form = native
+  form = partial(_canonical, tuple(strides), tuple(map(tuple, padding))) if groups == 1 else native
   if groups == lhs.shape[-1] == rhs.shape[-1] > 1 and size <= SHIFTED_UP_TO:
     form = partial(_shifted, strides=strides, padding=padding)
   elif groups == 1 and (size == 1 or max(lhs.shape[1:3]) <= PRODUCT_UP_TO * max(strides)):
@@ -60,6 +61,34 @@ def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides
 def _between_barriers(convolution, lhs, rhs):
   """The convolution of maps, and later of their gradients, that lie in memory."""
   return lax.optimization_barrier(convolution(lax.optimization_barrier(lhs), rhs))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _canonical(strides, padding, lhs, rhs):
+  """Convolution whose gradients are convolutions of channels-last maps too.
+
+  XLA:CPU brings others into that form where they stand outside loops, and is 6 to 50 times slower where it does not.
+  """
+  return lax.conv_general_dilated(lhs, rhs, strides, padding, dimension_numbers=CHANNELS_LAST)
+
+
+def _canonical_forward(strides, padding, lhs, rhs):
+  return _canonical(strides, padding, lhs, rhs), (lhs, rhs)
+
+
+def _canonical_backward(strides, padding, kept, gradient):
+  lhs, rhs = kept
+  convolve = partial(lax.conv_general_dilated, window_strides=(1, 1), dimension_numbers=CHANNELS_LAST)
+  sizes = list(zip(lhs.shape[1:3], rhs.shape[:2], gradient.shape[1:3], strides, padding, strict=True))
+  around = [(k - 1 - low, n + low - 1 - s * (out - 1)) for n, k, out, s, (low, _) in sizes]
+  to_lhs = convolve(gradient, rhs[::-1, ::-1].swapaxes(2, 3), padding=around, lhs_dilation=strides)
+  beyond = [(low, k + s * (out - 1) - n - low) for n, k, out, s, (low, _) in sizes]
+  maps, kernel = lhs.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
+  to_rhs = convolve(maps, kernel, padding=beyond, rhs_dilation=strides).transpose(1, 2, 0, 3)
+  return to_lhs, to_rhs
+
+
+_canonical.defvjp(_canonical_forward, _canonical_backward)
 
 
 def _product(lhs, rhs, strides, padding):

@@ -101,7 +101,7 @@ class UpsampledSoftArgmax(SoftArgmax):
 class Decoder(Head):
   """Logits `[b, 4 h, 4 w, c]` over the last maps `[b, h, w, f]`, made finer by two doublings with a convolution each.
 
-  As `UpsampledSoftArgmax`; the task enlarges them to its labels' size. Its convolutions are `hidden` features wide.
+  As `UpsampledSoftArgmax`; the task enlarges them to its labels' size. Its convolutions are a quarter of `hidden` wide.
   """
 
   dense: ClassVar[bool] = True
@@ -111,9 +111,10 @@ class Decoder(Head):
     maps = representation.maps
     assert maps is not None  # The model asks for maps where a head is dense.
     conv = partial(nn.Conv, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
-    maps = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(maps))
+    width = max(self.hidden // 4, 1)
+    maps = nn.relu(nn.Dense(width, dtype=self.dtype, name='hidden')(maps))
     for i in range(2):
-      maps = nn.relu(conv(self.hidden, (3, 3), padding=1, name=f'doubled{i}')(maps.repeat(2, 1).repeat(2, 2)))
+      maps = nn.relu(conv(width, (3, 3), padding=1, name=f'doubled{i}')(maps.repeat(2, 1).repeat(2, 2)))
     return nn.Dense(self.outputs, dtype=self.dtype, name='output')(maps).astype(jnp.float32)
 
 

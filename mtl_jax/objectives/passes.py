@@ -104,19 +104,11 @@ def rounds(slices: Mapping[Hashable, slice], *, parts: int) -> np.ndarray:
 
 
 def in_chunks(pass_one: Callable[[Any], Any], points: Any, *, chunk: int) -> Any:
-  """A backward pass from each of `n` points, leaves `[n, ...]`, so many side by side.
-
-  Written out chunk by chunk on CPU, where convolutions in a loop are 20 times slower; a loop elsewhere.
-  """
+  """A backward pass from each of `n` points, leaves `[n, ...]`, so many side by side."""
   num = count(points)
   if chunk >= num:
     return jax.vmap(pass_one)(points)
-  if jax.default_backend() != 'cpu':
-    return jax.lax.map(pass_one, points, batch_size=chunk) if chunk > 1 else jax.lax.map(pass_one, points)
-  pieces = [
-    jax.tree.map(lambda leaf, first=first: leaf[first : first + chunk], points) for first in range(0, num, chunk)
-  ]
-  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[jax.vmap(pass_one)(piece) for piece in pieces])
+  return jax.lax.map(pass_one, points, batch_size=chunk) if chunk > 1 else jax.lax.map(pass_one, points)
 
 
 def at_parameters(pull: Callable[[Any], tuple[Any]], points: Any, *, chunk: int) -> Any:

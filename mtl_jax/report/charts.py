@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
+
+from mtl_jax.report.findings import Finding, named
 
 # The light page's colours. Within a page CSS variables replace them, so that the same chart serves light and dark.
 RUN_COLOURS = ('#0072b2', '#d55e00', '#00875f', '#a8487f', '#8a7400', '#555d66')
@@ -20,6 +23,10 @@ FACE_COLOURS = ('#56b4e9', '#ff9a3d', '#2ad4a0', '#f0a6d0', '#f0e442', '#ffffff'
 
 WIDTH_INCHES = 4.6  # Narrow, so that the text stays readable when a phone shows the chart at its full width.
 MAX_POINTS = 300
+MARKERS = 'Dosv^p'
+INCHES_A_TASK = 0.14  # Room for its name; maps of many tasks are wider than others, and scroll on a phone.
+MAX_NUMBERS = 8  # Maps of up to so many tasks have their numbers written into them.
+FAINT = 0.3  # How strongly entries within noise are drawn.
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
@@ -182,3 +189,105 @@ def _cross(draw: ImageDraw.ImageDraw, x: float, y: float, *, upright: bool, fill
   strokes = ((0, reach), (reach, 0)) if upright else ((reach, reach), (reach, -reach))
   for dx, dy in strokes:
     draw.line((x - dx, y - dy, x + dx, y + dy), fill=fill, width=width)
+
+
+def intervals(by_arm: Mapping[str, Sequence[Finding]], *, numbers: Mapping[str, int], reference: str) -> Any:
+  """A figure with a row for each task of one metric: the mean difference, its 95% interval, and the seeds' differences.
+
+  Args:
+    by_arm: for each arm the findings of the same tasks, all of one metric.
+    numbers: of the arms, which give colours.
+    reference: the arm that the others are compared with.
+  """
+  from matplotlib.figure import Figure
+
+  first = next(iter(by_arm.values()))
+  names = [finding.name for finding in first]
+  metric, higher_is_better = first[0].metric, first[0].higher_is_better
+  label, percent = named(metric)
+  scale = 100 if percent else 1
+  height = 0.75 + len(names) * (0.1 + 0.14 * len(by_arm))
+  figure = Figure(figsize=(WIDTH_INCHES, height), layout='constrained')
+  axes = figure.add_subplot()
+  for place, (arm, found) in enumerate(by_arm.items()):
+    colour = RUN_COLOURS[numbers[arm] % len(RUN_COLOURS)]
+    for row, finding in enumerate(found):
+      y = row + (place - (len(by_arm) - 1) / 2) * 0.7 / len(by_arm)
+      seeds = scale * _seeds(finding)
+      axes.plot(seeds, np.full(len(seeds), y), 'o', color=colour, alpha=0.45, markersize=3.2, markeredgewidth=0)
+      if finding.ci95:
+        axes.plot(scale * np.array(finding.ci95), [y, y], color=colour, linewidth=1.8, solid_capstyle='butt')
+      if finding.delta is not None:
+        axes.plot(
+          scale * finding.delta,
+          y,
+          MARKERS[numbers[arm] % len(MARKERS)],
+          color=colour,
+          markersize=4.2,
+          markeredgewidth=0,
+        )
+  axes.axvline(0, color=INK, linewidth=1)
+  axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names], parse_math=False)
+  axes.set_ylim(len(names) - 0.5, -0.5)
+  axes.margins(x=0.08)
+  axes.xaxis.set_major_formatter(lambda value, _: f'{value:+g}'.replace('-', '\N{MINUS SIGN}') if value else '0')
+  side = 'right' if higher_is_better else 'left'
+  points = ', points' if percent else ''
+  axes.set_xlabel(f'{label} less that of {reference}{points} ({side} is better)', parse_math=False)
+  quiet_axes(axes, grid='x')
+  axes.spines['left'].set_visible(False)
+  return figure
+
+
+def _seeds(finding: Finding) -> np.ndarray:
+  """Each seed's difference, of those that both arms have."""
+  pairs = zip(finding.arm['values'], finding.reference['values'], strict=True)
+  return np.array([arm - reference for arm, reference in pairs if arm is not None and reference is not None])
+
+
+def heat_map(
+  values: Float[np.ndarray, 'k k'], names: Sequence[str], *, above: Bool[np.ndarray, 'k k'], label: str
+) -> Any:
+  """A figure with a row for each source and a column for each target; those within noise are faint, the diagonal empty.
+
+  Args:
+    values: NaN leaves a gap.
+    names: of the tasks, in the order of rows and columns.
+    above: which entries are above noise.
+    label: of the colours.
+  """
+  from matplotlib import ticker
+  from matplotlib.figure import Figure
+
+  size = len(names)
+  off = ~np.eye(size, dtype=bool)
+  shown = np.where(off, values, np.nan)
+  limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
+  short = [name.partition('/')[2] or name for name in names]
+  side = max(WIDTH_INCHES, 1.4 + INCHES_A_TASK * size)
+  figure = Figure(figsize=(side, side * 1.02), layout='constrained')
+  axes = figure.add_subplot()
+  alpha = np.where(above, 1.0, FAINT)
+  image = axes.imshow(shown, cmap='RdBu', vmin=-limit, vmax=limit, alpha=alpha, interpolation='nearest')
+  text = {'fontsize': float(np.clip(100 / size, 6.5, 8.5)), 'color': INK, 'parse_math': False}
+  labels = [name.replace('_', ' ') for name in short]
+  axes.set_xticks(range(size), labels, rotation=90, **text)
+  axes.set_yticks(range(size), labels, **text)
+  axes.tick_params(length=0, pad=1.5)
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+  if size <= MAX_NUMBERS:
+    for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):
+      dark = above[row, column] and abs(shown[row, column]) > 0.6 * limit
+      number = f'{shown[row, column]:.2g}'.replace('-', '\N{MINUS SIGN}')
+      axes.text(column, row, number, ha='center', va='center', fontsize=7, color='white' if dark else '#333333')
+  axes.set_xlabel('target', fontsize=8.5, color=INK)
+  axes.set_ylabel('source', fontsize=8.5, color=INK)
+  bar = figure.colorbar(image, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
+  bar.locator = ticker.MaxNLocator(4, symmetric=True)
+  bar.formatter = ticker.FormatStrFormatter('%g')
+  bar.update_ticks()
+  bar.set_label(label, fontsize=8.5, color=INK)
+  bar.ax.tick_params(labelsize=7, colors=INK)
+  bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+  return figure

@@ -1,9 +1,9 @@
 """Charts of what runs logged: losses and metrics over steps, and what their task gradients looked like."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from mtl_jax.report import charts, template
+from mtl_jax.report import charts, page
+from mtl_jax.report.page import Block, Chart, Charts, Heading, Side, Text
 from mtl_jax.report.runs import Run, numbers, series
 from mtl_jax.report.scoreboard import kinds_of
 from mtl_jax.tasks import KINDS, METRICS
@@ -20,8 +20,8 @@ GRADIENTS = {
 }
 
 
-def curve_charts(runs: Sequence[Run]) -> dict[str, Any]:
-  """Training loss and validation metric of each task over steps, and the tasks left out for their number."""
+def curve_charts(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
+  """Training loss and validation metric of each task over steps, of the first tasks."""
   kinds = kinds_of(run.evaluation for run in runs)
   shown = list(kinds)[:MAX_CURVE_TASKS]
   panels = []
@@ -37,10 +37,11 @@ def curve_charts(runs: Sequence[Run]) -> dict[str, Any]:
       continue
     phrase, percent = (METRICS[metric].phrase, METRICS[metric].percent) if metric else ('', False)
     panels.append(_panel(runs, f'{heading} {phrase}'.strip(), key, percent=percent))
-  return {'runs': [run.name for run in runs if run.log], 'panels': panels, 'left_out': len(kinds) - len(shown)}
+  legend = [side for side, run in zip(sides, runs, strict=True) if run.log]
+  return _section('Training curves', panels, legend, left_out=len(kinds) - len(shown))
 
 
-def gradient_charts(runs: Sequence[Run]) -> dict[str, Any]:
+def gradient_charts(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
   """Conflicts, cosines, weights and norms of task gradients over steps, of runs that logged them."""
   logged = dict.fromkeys(key for run in runs for line in run.log for key in line)
   wanted = [
@@ -49,11 +50,25 @@ def gradient_charts(runs: Sequence[Run]) -> dict[str, Any]:
     for name in (key.removeprefix(f'train/{kind}') for key in logged if key.startswith(f'train/{kind}'))
   ]
   panels = [_panel(runs, heading, key) for heading, key in wanted[:MAX_GRADIENT_PANELS]]
-  return {'panels': panels, 'left_out': len(wanted) - len(panels)}
+  note = (
+    "Means over the steps between log lines. A weight is what the objective gave the loss's gradient; a pair conflicts "
+    'where its cosine is below 0.'
+  )
+  return _section('Gradients of the losses', panels, sides, left_out=len(wanted) - len(panels), note=note)
 
 
-def _panel(runs: Sequence[Run], heading: str, key: str, *, percent: bool = False) -> dict[str, Any]:
+def _section(
+  heading: str, panels: Sequence[Chart], legend: Sequence[Side], *, left_out: int, note: str = ''
+) -> list[Block]:
+  """The charts under their heading, if there are any."""
+  if not panels:
+    return []
+  body: list[Block] = [Heading(heading), *([Text(note, 'quiet')] if note else []), Charts(panels, legend)]
+  return [*body, Text(f"{left_out} more are in the runs' metrics.jsonl.", 'quiet')] if left_out > 0 else body
+
+
+def _panel(runs: Sequence[Run], heading: str, key: str, *, percent: bool = False) -> Chart:
   found = series(runs, key)
   ends = ', '.join(f'{name} ends at {values[-1]:.4g}' for name, (_, values) in found.items())
   figure = charts.curves(found, run_numbers=numbers(runs), percent=percent)
-  return {'heading': heading, 'svg': template.drawing(figure), 'alt': f'{heading} over training steps: {ends}.'}
+  return page.chart(heading, figure, f'{heading} over training steps: {ends}.')

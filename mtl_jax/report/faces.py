@@ -9,19 +9,21 @@ from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import npz
 from mtl_jax.report import charts
-from mtl_jax.report.runs import Run, flat
+from mtl_jax.report.page import Block, Heading, Picture, Pictures, Text
+from mtl_jax.report.runs import Run
 from mtl_jax.report.scoreboard import kinds_of
+from mtl_jax.run.workdir import flat
 
 MAX_FACES = 12
 
 
-def sheet(runs: Sequence[Run]) -> dict[str, Any] | None:
+def sheet(runs: Sequence[Run]) -> list[Block]:
   """Test faces at even distances through the split, with the landmarks of every run that predicts them."""
   kinds = kinds_of(run.evaluation for run in runs)
   task = next((task for task, kind in kinds.items() if kind == 'landmarks'), None)
   having = [(number, run) for number, run in enumerate(runs) if task in run.evaluation['tasks']]
   if task is None or not having or not flat(having[0][1].config).get('data.dir'):  # A mixture's images lie apart.
-    return None
+    return []
   images = _images(having[0][1])
   predictions = {number: _predictions(run, task) for number, run in having}
   first = next(iter(predictions.values()))
@@ -38,13 +40,13 @@ def sheet(runs: Sequence[Run]) -> dict[str, Any] | None:
       for number, p in points.items()
     )
     alt = f'Test face {row} with {np.isfinite(true).all(-1).sum()} true landmarks; {distances} on average.'
-    drawn.append({'uri': charts.face(images[row], true, points), 'alt': alt, 'row': row})
-  return {
-    'task': task,
-    'sheet': drawn,
-    'runs': [number for number, _ in having],
-    'folder': _data_dir(having[0][1]),
-  }
+    drawn.append(Picture(charts.face(images[row], true, points), alt))
+  marks = ', '.join(f'{"x+"[i % 2]} where {run.name} puts it' for i, (_, run) in enumerate(having))
+  said = (
+    f'A ring where the landmark is, {marks}. Faces are taken at even distances through the test split, not chosen. '
+    f'Source: {_data_dir(having[0][1])}'
+  )
+  return [Heading('Test faces'), Text(said), Pictures(drawn)]
 
 
 def _data_dir(run: Run) -> str:

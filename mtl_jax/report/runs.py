@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,3 @@ def series(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndar
 def numbers(runs: Sequence[Run]) -> dict[str, int]:
   """Each run's number, which decides its colour."""
   return {run.name: number for number, run in enumerate(runs)}
-
-
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested fields by their dotted names."""
-  fields: dict[str, Any] = {}
-  for key, value in config.items():
-    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return fields

@@ -87,7 +87,7 @@ class Program:
       batch = resident.take_rows(source, positions, shapes=shapes)
       return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
-    return repeat(step, unroll=self.run.unrolled)(state, positions)
+    return repeat(step)(state, positions)
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""

@@ -12,7 +12,7 @@ from mtl_jax.run import workdir
 from mtl_jax.study import arms
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.replicas import Replica, Result
-from mtl_jax.study.shelf import Shelf
+from mtl_jax.study.result_store import ResultStore
 from mtl_jax.tasks import Task
 
 
@@ -21,7 +21,7 @@ class Record:
   """A finished study's configuration and its replicas.
 
   Attributes:
-    tested: for each arm and program the replicas on the shelf, by the study's seeds.
+    tested: for each arm and program the results of the replicas, by the study's seeds.
     tuning: for each program the replicas that its learning rate was chosen by, by rate.
   """
 
@@ -69,12 +69,12 @@ def read(directory: Path, study: Mapping[str, Any]) -> Record:
   config, facts = workdir.read(directory)
   tasks = facts.selected(config)
   sides = {name: arm for name, arm in arms.from_config(config, tasks).items() if name in study['arms']}
-  shelf, rates = Shelf(directory / 'replicas'), study['learning_rates']
+  results, rates = ResultStore(directory / 'replicas'), study['learning_rates']
   programs = list(dict.fromkeys(name for arm in sides.values() for name in arm.programs if name in rates))
   grid = sorted(set(config.study.learning_rates))
   tested = {
     name: {
-      program: _found(shelf, program, [Replica(seed, rates[program]) for seed in _seeds(config, arm, study)])
+      program: _found(results, program, [Replica(seed, rates[program]) for seed in _seeds(config, arm, study)])
       for program in arm.programs
       if program in rates
     }
@@ -82,7 +82,7 @@ def read(directory: Path, study: Mapping[str, Any]) -> Record:
   }
   tuning_seeds = arms.tuning_seeds(config)
   tuning = {
-    program: {rate: _found(shelf, program, [Replica(seed, rate) for seed in tuning_seeds]) for rate in grid}
+    program: {rate: _found(results, program, [Replica(seed, rate) for seed in tuning_seeds]) for rate in grid}
     for program in programs
   }
   return Record(config, tasks, sides, tested, tuning if len(grid) > 1 else {})
@@ -93,9 +93,9 @@ def _seeds(config: ConfigDict, arm: Arm, study: Mapping[str, Any]) -> range:
   return range(first, first + len(study['seeds']))
 
 
-def _found(shelf: Shelf, program: str, wanted: Sequence[Replica]) -> list[Result]:
+def _found(results: ResultStore, program: str, wanted: Sequence[Replica]) -> list[Result]:
   return [
-    dataclasses.replace(shelf.get(program, replica), predictions={})
+    dataclasses.replace(results.get(program, replica), predictions={})
     for replica in wanted
-    if shelf.has(program, replica)
+    if results.has(program, replica)
   ]

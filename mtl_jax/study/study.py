@@ -25,11 +25,11 @@ from mtl_jax.metrics import draws
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
-from mtl_jax.study import arms, program, report, scores, summary
+from mtl_jax.study import arms, program, scores, summary
 from mtl_jax.study.arms import Arm
 from mtl_jax.study.program import Program
 from mtl_jax.study.replicas import Replica, Trainer
-from mtl_jax.study.shelf import Shelf, recipe
+from mtl_jax.study.result_store import ResultStore, recipe
 from mtl_jax.tasks import Task
 from mtl_jax.training.interrupt import Interruption
 
@@ -37,7 +37,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
-  """Runs the study, or what is left of it, and writes `study.json`, `study.csv` and `report.html`.
+  """Runs the study, or what is left of it, and writes `study.json` and `study.csv`.
 
   Returns:
     The study's JSON; of several processes in the first alone, which compares what all have trained.
@@ -54,13 +54,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     raise ConfigError('config.eval.patience: a study trains every replica to its end; set it to 0')
   with workdir.lock(directory), Interruption() as interruption:
     workdir.check_alike(config, facts)
-    shelf = Shelf(directory / 'replicas')
+    results = ResultStore(directory / 'replicas')
     workdir.check_kind(directory, 'replicas')
     workdir.check_resumable(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
     workdir.begin(directory, config, facts)
     if config.study.match == 'compute':
       sides = matched(sides, store, directory)
-    study = Study(config, store, sides, directory, shelf, interruption)
+    study = Study(config, store, sides, directory, results, interruption)
     rates = study.choose_rates()
     study.train(rates)
     if processes.index():
@@ -68,7 +68,6 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
     result = study.compare(tasks, rates)
     workdir.write_json(directory / 'study.json', result)
     write_csv(directory / 'study.csv', result)
-    report.write_report(directory)
   return result
 
 
@@ -80,7 +79,7 @@ class Study:
   store: DataSet
   arms: Mapping[str, Arm]
   directory: Path
-  shelf: Shelf
+  results: ResultStore
   interruption: Interruption
   built: dict[str, Program] = dataclasses.field(default_factory=dict)  # Each is built once: it reads data and weights.
 
@@ -116,12 +115,12 @@ class Study:
     """Training time of the replicas that the program's learning rate was chosen by; 0 where there was no choice."""
     grid = self._grid()
     tried = [Replica(seed, rate) for rate in grid for seed in self._tuning_seeds()] if len(grid) > 1 else []
-    return sum(self.shelf.get(program, one).seconds for one in tried)
+    return sum(self.results.get(program, one).seconds for one in tried)
 
   def _best_rate(self, program: str, grid: Sequence[float], seeds: Sequence[int]) -> float:
     means: dict[float, float] = {}
     for rate in grid:
-      found = [self.shelf.get(program, Replica(seed, rate)) for seed in seeds]
+      found = [self.results.get(program, Replica(seed, rate)) for seed in seeds]
       reached = [result.score for result in found if result.score is not None and not result.diverged_at]
       if len(reached) == len(found):
         means[rate] = float(np.mean(reached))
@@ -141,7 +140,7 @@ class Study:
     self._train({name: list(dict.fromkeys(those)) for name, those in wanted.items()}, test=True, title='training')
 
   def _train(self, wanted: Mapping[str, Sequence[Replica]], *, test: bool, title: str) -> None:
-    """Trains what is not on the shelf yet; each of several processes trains its share on its own devices."""
+    """Trains what has no result yet; each of several processes trains its share on its own devices."""
     left = self._share(wanted, title)
     total = sum(len(those) * self.programs[name].train.steps for name, those in left.items())
     with bar(total, description=title, unit='step', enabled=processes.index() == 0) as progress:
@@ -154,8 +153,8 @@ class Study:
     left = []
     for name, those in wanted.items():
       made_by = self._recipe(name)
-      left += [(name, i) for i, one in enumerate(those) if not self.shelf.has(name, one, made_by)]
-    left = processes.from_first('left', left)  # Before one of them has put its first on the shelf.
+      left += [(name, i) for i, one in enumerate(those) if not self.results.has(name, one, made_by)]
+    left = processes.from_first('left', left)  # Before one of them has put its first result.
     count = sum(map(len, wanted.values()))
     done = f', of which {count - len(left)} are done' if count > len(left) else ''
     log.info('%s: %d replicas of %d programs%s', title, count, len(wanted), done)
@@ -180,7 +179,7 @@ class Study:
       for result in trainer.run(padded, test=test, stop=self._stop, advance=own)[: len(chunk)]:
         if result.diverged_at:
           log.warning('warning: %s with %s diverged at step %d', name, result.replica, result.diverged_at)
-        self.shelf.put(name, result, made_by=self._recipe(name))
+        self.results.put(name, result, made_by=self._recipe(name))
 
   def _stop(self) -> None:
     if self.interruption.requested_anywhere():
@@ -194,7 +193,7 @@ class Study:
     return self.built[name]
 
   def compare(self, tasks: Sequence[Task], rates: Mapping[str, float]) -> dict[str, Any]:
-    """The study's JSON, from the replicas on the shelf."""
+    """The study's JSON, from the results of the replicas."""
     test = mixture.load_split(self.store, 'test', tasks)
     test.mask_all_corrupt()
     resampling = draws.draw(
@@ -226,7 +225,7 @@ class Study:
       {
         task: values
         for name in arm.programs
-        for task, values in self.shelf.get(name, Replica(seed, rates[name])).predictions.items()
+        for task, values in self.results.get(name, Replica(seed, rates[name])).predictions.items()
       }
       for seed in self.seeds(arm)
     ]
@@ -245,7 +244,7 @@ class Study:
           'latency_ms': program.latency_ms(programs),
         }
       seconds = sum(
-        float(np.mean([self.shelf.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
+        float(np.mean([self.results.get(one, Replica(seed, rates[one])).seconds for seed in self.seeds(arm)]))
         for one in arm.programs
       )
       tuning = sum(map(self._tuning_seconds, arm.programs))

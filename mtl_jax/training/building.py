@@ -73,20 +73,12 @@ class Run:
     return Augmentation(**self.config.data.augment)
 
   @property
-  def unrolled(self) -> bool:
-    """True where steps are compiled one after another, not in a loop: on a CPU a loop makes convolutions slow.
-
-    Features `[n, f]` meet none.
-    """
-    return jax.default_backend() == 'cpu' and len(self.train.images.shape) > 2
-
-  @property
   def steps_per_dispatch(self) -> int:
     """The steps of a full dispatch: what the config asks for, or what suits the device and the split."""
     asked = self.config.train.steps_per_dispatch
-    if asked or self.unrolled:
-      return asked or 1
-    return 8 if 'image' in self.train.inputs else steps_between_looks(self.config)
+    if asked or 'image' not in self.train.inputs:
+      return asked or steps_between_looks(self.config)
+    return 1 if jax.default_backend() == 'cpu' else 8  # Long steps: a signal is heard between dispatches.
 
   def dispatches(self, looks: Sequence[int], step: int = 0) -> Iterator[tuple[int, int]]:
     """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.
@@ -114,7 +106,7 @@ class Run:
     """Several steps in one call, of a state, the input's source and stacked items, jitted on the mesh."""
     state = sharding.of_state(self.mesh, self.make_state)
     return jax.jit(
-      repeat_fetching(self.one_step, self.input.fetch, unroll=self.unrolled),
+      repeat_fetching(self.one_step, self.input.fetch),
       donate_argnums=0,
       compiler_options=xla.step_options(),
       in_shardings=(state, sharding.by_rows(self.mesh), sharding.by_rows(self.mesh, axis=1)),

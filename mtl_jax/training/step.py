@@ -1,6 +1,7 @@
 """The training step: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -156,8 +157,6 @@ def moving_average(average: Any, variables: Any, *, step: Int32[Array, ''], deca
 def repeat_fetching(
   step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
   fetch: Callable[[Any, Any], Any],
-  *,
-  unroll: bool,
 ) -> Callable:
   """Like `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
 
@@ -165,25 +164,11 @@ def repeat_fetching(
   """
 
   def steps(state: TrainState, source: Any, items: Any) -> tuple[TrainState, Metrics]:
-    return repeat(lambda state, item: step(state, fetch(source, item)), unroll=unroll)(state, items)
+    return repeat(lambda state, item: step(state, fetch(source, item)))(state, items)
 
   return steps
 
 
-def repeat(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], *, unroll: bool) -> Callable:
-  """The step over batches stacked along a new first axis, in one call; metrics come stacked as well.
-
-  `unroll` writes the steps out one after another instead of looping: inside a loop XLA's CPU convolutions are 20
-  times slower, and `lax.scan(unroll=True)` leaves a loop of one turn.
-  """
-
-  def steps(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
-    if not unroll:
-      return jax.lax.scan(step, state, batches)
-    stacked = []
-    for index in range(jax.tree.leaves(batches)[0].shape[0]):
-      state, metrics = step(state, jax.tree.map(lambda leaf: leaf[index], batches))  # noqa: B023
-      stacked.append(metrics)
-    return state, jax.tree.map(lambda *values: jnp.stack(values), *stacked)
-
-  return steps
+def repeat(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]) -> Callable:
+  """The step over batches stacked along a new first axis, in one call; metrics come stacked as well."""
+  return partial(jax.lax.scan, step)

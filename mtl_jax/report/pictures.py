@@ -2,49 +2,58 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.report import charts
+from mtl_jax.report.page import Block, Heading, Picture, Pictures, Text
 from mtl_jax.study.record import Record
-from mtl_jax.study.shelf import Shelf
+from mtl_jax.study.result_store import ResultStore
 from mtl_jax.tasks import Task
 
 MAX_TASKS = 6
 MAX_FACES = 8  # Of each task.
 
 
-def worst(directory: Path, record: Record, *, arms: Sequence[str]) -> list[dict[str, Any]]:
+def worst(directory: Path, record: Record, *, arms: Sequence[str]) -> list[Block]:
   """For each of the first tasks the test images with the greatest errors of `arms[1]`, errors averaged over seeds.
 
   Raises:
     UserError: where the prepared set is no longer where the study found it, or a replica's file is damaged.
   """
   test = mixture.load_split(mixture.open_data(record.config.data), 'test', record.tasks)
-  found = {task.name: _predictions(directory, record, task, arms) for task in record.tasks[:MAX_TASKS]}
-  return [
-    {'task': task.name, 'faces': _faces(task, found[task.name], test)}
-    for task in record.tasks[:MAX_TASKS]
-    if arms[1] in found[task.name]
+  order = (arms[1], arms[0], *arms[2:])
+  marks = ', '.join(f'{"x+"[i % 2]} where {arm} does' for i, arm in enumerate(order))
+  body: list[Block] = [
+    Heading('Worst test errors'),
+    Text(
+      f'The test images that {arms[1]} gets most wrong, errors averaged over seeds. A ring is where a landmark is; '
+      f'predictions are means over seeds, {marks}. They are chosen for being wrong and say nothing of how often that '
+      'happens.'
+    ),
   ]
+  for task in record.tasks[:MAX_TASKS]:
+    found = _predictions(directory, record, task, arms)
+    if arms[1] in found:
+      body += [Heading(task.name, 3), Pictures(_faces(task, found, test))]
+  return body
 
 
 def _predictions(directory: Path, record: Record, task: Task, arms: Sequence[str]) -> dict[str, np.ndarray]:
   """Of each arm that has any, compared one first, the predictions `[S, n, outputs]` of every seed that came through."""
-  shelf = Shelf(directory / 'replicas')
+  results = ResultStore(directory / 'replicas')
   found = {}
   for arm in dict.fromkeys((arms[1], *arms)):
-    kept = [shelf.get(program, one.replica) for program, those in record.tested[arm].items() for one in those]
+    kept = [results.get(program, one.replica) for program, those in record.tested[arm].items() for one in those]
     values = [result.predictions[task.name] for result in kept if task.name in result.predictions]
     if values:
       found[arm] = np.stack(values)
   return found
 
 
-def _faces(task: Task, predictions: Mapping[str, np.ndarray], test: Split) -> list[dict[str, Any]]:
+def _faces(task: Task, predictions: Mapping[str, np.ndarray], test: Split) -> list[Picture]:
   """Pictures with captions. Labels that stand each for itself are judged by the worst of them, others by their mean."""
   labels, mask = test.labels[task.name], test.mask[task.name]
   errors = {
@@ -63,7 +72,7 @@ def _faces(task: Task, predictions: Mapping[str, np.ndarray], test: Split) -> li
     caption = _caption(task, own, truth)
     position = np.array([row])
     image = test.read(position)['image'][0]
-    faces.append({'uri': charts.face(image, _marks(task, truth), points), 'caption': caption, 'row': int(row)})
+    faces.append(Picture(charts.face(image, _marks(task, truth), points), f'Test image {row}. {caption}', caption))
   return faces
 
 

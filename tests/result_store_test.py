@@ -7,7 +7,7 @@ from mtl_jax.config import with_fields
 from mtl_jax.configs import default
 from mtl_jax.errors import CheckpointError
 from mtl_jax.study.replicas import Replica, Result
-from mtl_jax.study.shelf import Shelf, recipe
+from mtl_jax.study.result_store import ResultStore, recipe
 
 CONFIG = default.get_config().lock()
 RESULT = Result(Replica(3, 1e-3), -0.5, 20, {'step': [10.0, 20.0]}, {'landmarks': np.eye(3)}, 2.5, 0)
@@ -34,22 +34,22 @@ def test_what_does_not_change_a_replica_leaves_its_recipe(fields):
 
 
 def test_a_result_comes_back_and_is_done_for_its_own_recipe_alone(tmp_path):
-  shelf = Shelf(tmp_path)
-  shelf.put('attributes/Male', RESULT, made_by='one')
-  found = shelf.get('attributes/Male', RESULT.replica)
+  results = ResultStore(tmp_path)
+  results.put('attributes/Male', RESULT, made_by='one')
+  found = results.get('attributes/Male', RESULT.replica)
   np.testing.assert_array_equal(found.predictions.pop('landmarks'), np.eye(3))
   assert (found.score, found.best_step, found.history, found.seconds) == (-0.5, 20, RESULT.history, 2.5)
-  assert shelf.has('attributes/Male', RESULT.replica)
-  assert shelf.has('attributes/Male', RESULT.replica, 'one')
-  assert not shelf.has('attributes/Male', RESULT.replica, 'another')
-  assert not shelf.has('attributes/Male', Replica(4, 1e-3), 'one')
+  assert results.has('attributes/Male', RESULT.replica)
+  assert results.has('attributes/Male', RESULT.replica, 'one')
+  assert not results.has('attributes/Male', RESULT.replica, 'another')
+  assert not results.has('attributes/Male', Replica(4, 1e-3), 'one')
 
 
 def test_a_result_that_was_cut_short_says_what_to_do(tmp_path):
-  shelf = Shelf(tmp_path)
-  shelf.put('joint', RESULT, made_by='one')
-  path = shelf.path('joint', RESULT.replica)
+  results = ResultStore(tmp_path)
+  results.put('joint', RESULT, made_by='one')
+  path = results.path('joint', RESULT.replica)
   path.write_bytes(path.read_bytes()[:200])
-  for ask in (lambda: shelf.get('joint', RESULT.replica), lambda: shelf.has('joint', RESULT.replica, 'one')):
+  for ask in (lambda: results.get('joint', RESULT.replica), lambda: results.has('joint', RESULT.replica, 'one')):
     with pytest.raises(CheckpointError, match='remove it, and it is run again'):
       ask()

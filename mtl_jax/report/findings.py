@@ -1,23 +1,16 @@
-"""What a study found, task by task, in words and in figures with their units; nothing here claims more than a test did.
-
-"No evidence" is not "equal": it is always said with how small a difference the study could have seen.
-"""
+"""Reads a study's JSON as findings, one a metric and task, with figures as text in their units."""
 
 import collections
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.report.scoreboard import MISSING
-from mtl_jax.study.significance import HELPS, HURTS, NO_EVIDENCE, POWER
+from mtl_jax.study.significance import HELPS, HURTS
 from mtl_jax.tasks import find_metric
 
 NOT_TESTED = 'not tested'
-MAX_SPELT = 3  # With more tasks the sentence counts them and names a few.
-MAX_NAMED = 4
-SUBJECTS = {'joint': 'joint training', 'single': 'training alone'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +72,6 @@ class Finding:
     if self.ci95 is None:
       return MISSING
     return ' to '.join(signed(end, self.metric, self.decimals) for end in self.ci95)
-
-  def details(self) -> str:
-    """The figures behind a verdict."""
-    parts = [
-      f'{self.label} {level(self.arm["mean"], self.metric)} against {level(self.reference["mean"], self.metric)}',
-      self.difference(),
-    ]
-    if self.ci95:
-      parts.append(f'95% interval {self.interval()}')
-    if self.p_adjusted is not None:
-      parts.append(f'adjusted p {p_text(self.p_adjusted)}')
-    return ', '.join(parts)
 
 
 def findings(study: Mapping[str, Any], arm: str) -> list[Finding]:
@@ -162,89 +143,6 @@ def _finding(
   )
 
 
-def sentence(found: Sequence[Finding], *, arm: str, reference: str, num_seeds: int) -> str:
-  """The verdict on an arm, in a sentence.
-
-  Args:
-    found: the main metric of each task.
-    arm: its name.
-    reference: that of the arm it is compared with.
-    num_seeds: of the study.
-  """
-  by_verdict = {verdict: [f for f in found if f.verdict == verdict] for verdict in (HELPS, HURTS, NO_EVIDENCE)}
-  untested = [f for f in found if f.verdict == NOT_TESTED]
-  subject, against = _called(arm), _called(reference)
-  if (arm, reference) != ('joint', 'single'):
-    subject = f'compared with {against}, {subject}'
-  spell = _spelt if len(found) <= MAX_SPELT else _counted
-  if len(untested) == len(found):
-    return _untold(found, num_seeds, subject)
-  clauses = [f'{verdict} {spell(by_verdict[verdict], len(found))}' for verdict in (HELPS, HURTS) if by_verdict[verdict]]
-  if clauses:
-    clauses[0] = f'{subject} {clauses[0]}'
-  if by_verdict[NO_EVIDENCE]:
-    unsure = f'there is no evidence either way for {spell(by_verdict[NO_EVIDENCE], len(found))}'
-    clauses.append(unsure if clauses else f'it is open whether {subject} helps or hurts: {unsure}')
-  if untested:
-    clauses.append(f'{_counted(untested, len(found))} could not be tested')
-  text = ' and '.join([', '.join(clauses[:-1]), clauses[-1]] if len(clauses) > 1 else clauses)
-  seen = _seen(by_verdict[NO_EVIDENCE])
-  return text[0].upper() + text[1:] + (f'; {seen}' if seen else '') + '.'
-
-
-def _called(arm: str) -> str:
-  return SUBJECTS.get(arm, f'the arm {arm}')
-
-
-def _untold(found: Sequence[Finding], num_seeds: int, subject: str) -> str:
-  """The sentence of a study in which no test could be made."""
-  seeds = 'one seed' if num_seeds == 1 else f'{num_seeds} seeds, too few of which came through,'
-  figures = '; '.join(f'{f.name} {f.details()}' for f in found) if len(found) <= MAX_SPELT else ''
-  return (
-    f'With {seeds} nothing was tested: it is open whether {subject} helps or hurts{f" ({figures})" * bool(figures)}.'
-  )
-
-
-def _spelt(found: Sequence[Finding], total: int) -> str:
-  """Every task with its figures."""
-  del total
-  return ' and '.join(f'{f.name} ({f.details()}{_doubt(f)})' for f in found)
-
-
-def _doubt(finding: Finding) -> str:
-  return f'; {finding.disagreement}' if finding.disagreement and finding.verdict in (HELPS, HURTS) else ''
-
-
-def _counted(found: Sequence[Finding], total: int) -> str:
-  """How many tasks, and their names where they are few or were found to differ, the surest first."""
-  ranked = sorted(found, key=lambda f: 1.0 if f.p_value is None else f.p_value)
-  inside = []
-  if len(found) <= MAX_NAMED or found[0].verdict in (HELPS, HURTS):
-    more = f' and {len(found) - MAX_NAMED} more' if len(found) > MAX_NAMED else ''
-    inside.append(', '.join(f.name for f in ranked[:MAX_NAMED]) + more)
-  if doubted := sum(bool(_doubt(f)) for f in found):
-    inside.append(f'{doubted} of them with a reservation that stands below')
-  return f'{len(found)} of {total} tasks' + (f' ({"; ".join(inside)})' if inside else '')
-
-
-def _seen(unsure: Sequence[Finding]) -> str:
-  """How small a difference would have been seen in the tasks without evidence, the median of each metric."""
-  sizes: dict[str, list[float]] = collections.defaultdict(list)
-  for finding in unsure:
-    if finding.detectable is not None:
-      sizes[finding.metric].append(finding.detectable)
-  said = []
-  for metric, known in sizes.items():
-    which = f' (the median of {len(known)} tasks)' if len(known) > 1 else ''
-    said.append(f'{size(statistics.median(known), metric)} in {named(metric)[0]}{which}')
-  if not said:
-    return ''
-  sizes_said = ' and '.join(said)
-  pairs = sorted({f.num_pairs for f in unsure})
-  seeds = f'{pairs[0]} to {pairs[-1]}' if len(pairs) > 1 else pairs[0]
-  return f'with these {seeds} seeds a difference of about {sizes_said} would have been seen with {POWER:.0%} power'
-
-
 def named(metric: str) -> tuple[str, bool]:
   """A metric's name in a sentence, and whether it is shown in per cent."""
   known = find_metric(metric)
@@ -286,4 +184,4 @@ def size(value: float | None, metric: str) -> str:
 def p_text(p_value: float | None) -> str:
   if p_value is None:
     return MISSING
-  return '< 0.001' if p_value < 0.001 else f'= {p_value:.2g}' if p_value < 0.995 else '= 1'
+  return '< 0.001' if p_value < 0.001 else f'{p_value:.2g}'
