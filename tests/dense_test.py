@@ -48,7 +48,7 @@ def test_a_map_moves_as_the_image_does():
   seen = jnp.where(geometry.flip[:, None, None], jnp.array([0, 2, 1])[labels['parsing']], labels['parsing'])
   plain = moved.max(-1) > 0.75  # Elsewhere two colours are blended.
   agree = (moved.argmax(-1) == seen - 1)[plain & mask['parsing']]
-  assert agree.size > 500
+  assert agree.size > 16 * 38 / 2  # Half of the coloured pixels.
   assert agree.all()
   assert bool(geometry.flip.any())
   assert not bool(geometry.flip.all())
@@ -145,7 +145,7 @@ def test_faces_are_parsed_beside_attributes_and_landmarks(tmp_path, capsys):
     'model.backbone': 'convnet', 'model.width': 8, 'model.head_features': 16, 'optimizer.warmup_steps': 2,
   }  # fmt: skip
   flags = [f'--config.{name}={value}' for name, value in overrides.items()]
-  assert cli.main(['train', '--config', 'celeba_joint', '--workdir', str(tmp_path / 'run'), *flags]) == 0
+  assert cli.main(['train', '--config', 'demo', '--workdir', str(tmp_path / 'run'), *flags]) == 0
   assert cli.main(['eval', '--workdir', str(tmp_path / 'run')]) == 0
   found = json.loads((tmp_path / 'run/eval/test.json').read_text())
   assert set(found['tasks']) == {'attributes', 'landmarks', 'parsing'}
