@@ -53,12 +53,8 @@ def test_metrics_count_how_many_bins_off_the_median_is():
   predictions = np.array([[0.6, 0.4, 0, 0], [0.3, 0.1, 0.1, 0.5], [0.0, 0.0, 0.1, 0.9], [0.25, 0.25, 0.25, 0.25]])
   labels, mask = np.array([[0.0], [0.0], [2.0], [3.0]]), np.array([[True], [True], [True], [False]])
   found = AGE.metrics(predictions, labels, mask=mask, source_size=np.ones((4, 2)))
-  assert found["bin_mae"] == 1.0
-  assert [found[name] for name in ("exact_bin", "within_one_bin")] == pytest.approx([1 / 3, 2 / 3])
-    1.0,
-    pytest.approx(1 / 3),
-    pytest.approx(2 / 3),
-  )
+  assert found['bin_mae'] == 1.0
+  assert [found[name] for name in ('exact_bin', 'within_one_bin')] == pytest.approx([1 / 3, 2 / 3])
   assert found['per_output']['young'] == {'bin_mae': None, 'exact_bin': None, 'within_one_bin': None, 'num_labels': 0}
 
 
