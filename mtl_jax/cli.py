@@ -131,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   prepare.add_argument('--num', type=int, default=4000, help='faces to draw (synthetic)')
   prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
+  prepare.add_argument(
+    '--parsing', action='store_true', help='a task more: the part of the face that each pixel shows (synthetic)'
+  )
 
   train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint', several=True)
   _add_config(train)
@@ -227,6 +230,7 @@ def _prepare(options: argparse.Namespace) -> int:
       seed=options.seed,
       crop_margin=options.crop_margin,
       encoding=options.encoding,
+      parsing=options.parsing,
       log=logging.getLogger('mtl_jax').info,
     )
   return 0

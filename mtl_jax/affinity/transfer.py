@@ -130,7 +130,8 @@ def split_config(config: ConfigDict, store: DataSet) -> ConfigDict:
   """The configuration with every loss as a task of its own, and as many steps as a source is trained."""
   tasks = DataFacts.of(store).selected(config)
   for task in tasks:
-    if HEADS[multitask.head_of(config.model, task)].spatial:
+    head = HEADS[multitask.head_of(config.model, task)]
+    if head.spatial or head.dense:
       raise ConfigError(
         f'config.model.head of {task.name} reads maps, and transfer keeps pooled features; choose another head, or '
         '--config.affinity.transfer=false'

@@ -42,11 +42,15 @@ def prepare(
   log: Callable[[str], None],
   crop_margin: float | None = None,
   encoding: str = 'decoded',
+  parsing: bool = False,
 ) -> dict[str, Any]:
   """Prepares a set by name; those in DRAWN draw `num` faces from `seed`, the others are read from `source`.
 
   `tfds:NAME` is a set that TFDS has prepared in its data_dir `source`, or in its default one where that is None. A name
   that ends in `.py` is a file that opens a set of the user's own.
+
+  `parsing`, for `synthetic` alone, adds the task of that name: the part of the face that each pixel shows. Pictures and
+  other labels stay as they are.
 
   `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` see `store_writer.prepare`.
 
@@ -60,10 +64,13 @@ def prepare(
     choose(name, (*READERS, *DRAWN, 'tfds:NAME', 'FILE.py'), field='prepare')
   if crop_margin is not None and name != 'mtfl':
     raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
+  if parsing and name != synthetic.NAME:
+    raise DataError(f'prepare {name}: --parsing is for synthetic only; leave it out')
   if name in DRAWN:
     if source is not None:
       raise DataError(f'prepare {name} draws its own faces; leave out --source')
-    return _prepare_synthetic(name, out, image_size=image_size, num=num, seed=seed, encoding=encoding, log=log)
+    size = {'image_size': image_size, 'encoding': encoding}
+    return _prepare_synthetic(name, out, num=num, seed=seed, parsing=parsing, log=log, **size)
   if source is None and not name.startswith(TFDS):
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
   try:
@@ -83,7 +90,7 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
 
 
 def _prepare_synthetic(
-  name: str, out: Path, *, image_size: tuple[int, int], num: int, seed: int, encoding: str, log: Callable[[str], None]
+  name: str, out: Path, *, num: int, seed: int, parsing: bool, log: Callable[[str], None], **size: Any
 ) -> dict[str, Any]:
   """Draws faces into `out/source`: in CelebA's layout, to be read as CelebA, or with expressions."""
 
@@ -91,7 +98,8 @@ def _prepare_synthetic(
     with bar(num, description='draw faces', unit='image') as progress:
       if name == expressions.NAME:
         return expressions.draw(folder / 'source', num=num, seed=seed, progress=progress.update)
-      synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update)
-    return open_celeba(folder / 'source')
+      synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update, parsing=parsing)
+    source = open_celeba(folder / 'source')
+    return synthetic.with_parsing(source, folder / 'source') if parsing else source
 
-  return store_writer.prepare(draw, out, image_size=image_size, encoding=encoding, log=log)
+  return store_writer.prepare(draw, out, log=log, **size)

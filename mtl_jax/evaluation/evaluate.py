@@ -98,7 +98,7 @@ def baseline_metrics(
   """Scores the train split's constant predictions: the majority class, the mean face."""
   constant = {
     task.name: np.broadcast_to(
-      np.asarray(label_stats[task.name].baseline), (len(split), len(label_stats[task.name].baseline))
+      np.asarray(label_stats[task.name].baseline), (len(split), *label_stats[task.name].baseline.shape)
     )
     for task in tasks
   }

@@ -103,7 +103,13 @@ def describe(model: TrainedModel, exported: jax.export.Exported) -> dict[str, An
 def describe_outputs(task: Task, dtype: Any) -> dict[str, Any]:
   """A task's array: its columns in order, and their unit."""
   names = list(task.output_names)
-  return {'kind': task.kind, 'dtype': str(dtype), 'shape': ['b', len(names)], 'names': names, 'unit': task.unit}
+  return {
+    'kind': task.kind,
+    'dtype': str(dtype),
+    'shape': ['b', *task.prediction_shape],
+    'names': names,
+    'unit': task.unit,
+  }
 
 
 def _dtype(model: TrainedModel) -> str:

@@ -46,28 +46,30 @@ def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -
       except DataError as error:
         log.error('mtl-jax: error: %s', error)
         refused += 1
-    for file, result in _predict_batch(model, compiled, readable, batch_size=batch_size):
+    for file, result, overlays in _predict_batch(model, compiled, readable, batch_size=batch_size):
       print(json.dumps({'file': str(file), **result}), flush=True)
       if out is not None:
         name = _free_name(file.stem, drawn)
-        draw(file, result, model).save(out / f'{name}.png')
+        draw(file, result, model, overlays=overlays).save(out / f'{name}.png')
   return refused
 
 
 def _predict_batch(
   model: TrainedModel, compiled: Any, readable: Sequence[tuple[Path, np.ndarray, tuple[int, int]]], *, batch_size: int
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-  """Each file with `{task: {name: value}}`; the batch is filled up to its size, so there is one program."""
+) -> Iterator[tuple[Path, dict[str, Any], list[np.ndarray]]]:
+  """Each file with `{task: {name: value}}` and what to lay over its picture.
+
+  The batch is filled up to its size, so there is one program.
+  """
   if not readable:
     return
   images = np.zeros((batch_size, *model.facts.image_size, 3), np.uint8)
   images[: len(readable)] = [pixels for _, pixels, _ in readable]
   predictions = jax.device_get(compiled(model.variables, model.label_stats, images)[1])
   for row, (file, _, (width, height)) in enumerate(readable):
-    yield (
-      file,
-      {task.name: task.describe(predictions[task.name][row], width=width, height=height) for task in model.tasks},
-    )
+    own = {task: predictions[task.name][row] for task in model.tasks}
+    overlays = [overlay for task, values in own.items() if (overlay := task.overlay(values)) is not None]
+    yield file, {task.name: task.describe(v, width=width, height=height) for task, v in own.items()}, overlays
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -80,12 +82,17 @@ def _free_name(stem: str, taken: set[str]) -> str:
   return name
 
 
-def draw(file: Path, result: dict[str, dict[str, Any]], model: TrainedModel) -> Image.Image:
-  """The picture with its landmarks, and beside it what else is predicted."""
+def draw(
+  file: Path, result: dict[str, dict[str, Any]], model: TrainedModel, *, overlays: Sequence[np.ndarray] = ()
+) -> Image.Image:
+  """The picture with its landmarks and maps, and beside it what else is predicted."""
   with Image.open(file) as opened:
     picture = ImageOps.exif_transpose(opened).convert('RGB')
   scale = max(1.0, 400 / picture.height)
   picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+  for overlay in overlays:
+    mask = Image.fromarray(overlay).resize(picture.size, Image.Resampling.NEAREST)
+    picture = Image.alpha_composite(picture.convert('RGBA'), mask).convert('RGB')
   lines = [line for task in model.tasks for line in task.captions(result[task.name])]
   for task in model.tasks:
     _draw_points(picture, [(x * scale, y * scale) for x, y in task.marks(result[task.name])])

@@ -26,8 +26,9 @@ class Head(nn.Module):
   dtype: Any
 
   spatial: ClassVar[bool] = False  # Reads maps, and gives x and y of points in turn: for tasks of coordinates.
+  dense: ClassVar[bool] = False  # Reads maps, and gives a map of logits: for dense tasks.
 
-  def __call__(self, representation: Representation) -> Float[Array, 'b n']:
+  def __call__(self, representation: Representation) -> Float[Array, 'b ... n']:
     raise NotImplementedError
 
 
@@ -97,6 +98,26 @@ class UpsampledSoftArgmax(SoftArgmax):
   doublings: ClassVar[int] = 3
 
 
+class Decoder(Head):
+  """Logits `[b, 4 h, 4 w, c]` over the last maps `[b, h, w, f]`, made finer by two doublings with a convolution each.
+
+  As `UpsampledSoftArgmax`; the task enlarges them to its labels' size. Its convolutions are a quarter of `hidden` wide.
+  """
+
+  dense: ClassVar[bool] = True
+
+  @nn.compact
+  def __call__(self, representation):
+    maps = representation.maps
+    assert maps is not None  # The model asks for maps where a head is dense.
+    conv = partial(nn.Conv, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+    width = max(self.hidden // 4, 1)
+    maps = nn.relu(nn.Dense(width, dtype=self.dtype, name='hidden')(maps))
+    for i in range(2):
+      maps = nn.relu(conv(width, (3, 3), padding=1, name=f'doubled{i}')(maps.repeat(2, 1).repeat(2, 2)))
+    return nn.Dense(self.outputs, dtype=self.dtype, name='output')(maps).astype(jnp.float32)
+
+
 def expected_places(heat: Float[Array, 'b h w p']) -> Float[Array, 'b p 2']:
   """`(x, y)` of the mean pixel centre under a softmax over places, as fractions of width and height."""
   batch, height, width, points = heat.shape
@@ -112,4 +133,5 @@ HEADS: dict[str, type[Head]] = {
   'per_output': PerOutput,
   'soft_argmax': SoftArgmax,
   'upsampled_soft_argmax': UpsampledSoftArgmax,
+  'decoder': Decoder,
 }

@@ -94,7 +94,7 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
   sharing = choose(settings.sharing, tuple(SHARING), field='config.model.sharing')
   dtype = compute_dtype(settings.dtype)
   heads = {task.name: head_of(settings, task) for task in tasks}
-  spatial = any(HEADS[kind].spatial for kind in heads.values())
+  spatial = any(HEADS[kind].spatial or HEADS[kind].dense for kind in heads.values())
   frozen_stages, backbone = cut(backbone_maker(settings), settings, spatial=spatial)
   shared = SHARING[sharing](
     backbone=backbone,
@@ -113,14 +113,19 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
 
 
 def head_of(settings: ConfigDict, task: Task) -> str:
-  """A task's head: its own, or its group's, or that of all.
+  """A task's head: its own, or its group's, or that of all; a dense task has a decoder where none is named for it.
 
   Raises:
     ConfigError: for an unknown head, or one that gives coordinates where the task has none.
   """
   own = next((name for name in (task.name, task.group) if name in settings.heads), None)
+  if task.dense and not own:
+    return 'decoder'
   kind, field = (settings.heads[own], f'heads.{own}') if own else (settings.head, 'head')
   choose(kind, tuple(HEADS), field=f'config.model.{field}')
+  if HEADS[kind].dense != task.dense:
+    gives = 'a map' if HEADS[kind].dense else 'no map'
+    raise ConfigError(f'config.model.{field}: {kind} gives {gives}, but {task.name} is of kind {task.kind}')
   if HEADS[kind].spatial and not task.coordinates:
     raise ConfigError(
       f'config.model.{field}: {kind} gives coordinates, and {task.name} has none; '

@@ -55,10 +55,11 @@ def reduce(
   """
   columns, whole = {}, {}
   for name in dict.fromkeys(entry.task for entry in entries):
-    chosen = mask[name]
+    flat = mask[name].shape[0], -1
+    chosen = mask[name].reshape(flat)
     chosen = chosen[None] if part is None else chosen & (part == jnp.arange(parts)[:, None])[:, :, None]  # [p, b, n]
-    factors = 1 if weights is None else weights[name]
-    totals = jnp.where(chosen, factors * per_label[name], 0).sum(1)
+    factors = 1 if weights is None else weights[name].reshape(flat)
+    totals = jnp.where(chosen, factors * per_label[name].reshape(flat), 0).sum(1)
     counts = chosen.sum(1) if weights is None else jnp.where(chosen, factors, 0).sum(1)
     columns[name] = totals / jnp.where(counts > 0, counts, 1), counts > 0
     total, count = totals.sum(1), counts.sum(1)

@@ -57,9 +57,10 @@ def _faces(task: Task, predictions: Mapping[str, np.ndarray], test: Split) -> li
   """Pictures with captions. Labels that stand each for itself are judged by the worst of them, others by their mean."""
   labels, mask = test.labels[task.name], test.mask[task.name]
   errors = {
-    arm: np.where(mask, np.mean([task.errors(one, labels) for one in values], axis=0), np.nan)
+    arm: np.where(mask, np.mean([task.errors(one, labels) for one in values], axis=0), np.nan).reshape(len(mask), -1)
     for arm, values in predictions.items()
   }
+  labels, mask = labels.reshape(len(labels), -1), mask.reshape(len(mask), -1)
   labelled = np.flatnonzero(mask.any(-1))
   first = next(iter(errors.values()))[labelled]
   judged = np.nanmax(first, axis=-1) if task.splittable else np.nanmean(first, axis=-1)
@@ -77,7 +78,7 @@ def _faces(task: Task, predictions: Mapping[str, np.ndarray], test: Split) -> li
 
 def _marks(task: Task, values: np.ndarray) -> np.ndarray:
   """The points `[p, 2]` that a task's values say, as fractions of the image; none for most tasks."""
-  if len(values) != task.num_outputs:  # A label that is no prediction, such as the number of a class.
+  if task.dense or len(values) != task.num_outputs:  # A label that is no prediction, such as the number of a class.
     return np.zeros((0, 2))
   return np.array(task.marks(task.describe(values, width=1, height=1))).reshape(-1, 2)
 

@@ -81,7 +81,7 @@ class Program:
   def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
     one_step = partial(self.run.one_step, tx=self.tx(learning_rate), seed=seed, skip_nonfinite=False)
-    shapes = resident.input_shapes(self.run.train)
+    shapes = resident.row_shapes(self.run.train)
 
     def step(state: TrainState, positions: Array) -> Any:
       batch = resident.take_rows(source, positions, shapes=shapes)

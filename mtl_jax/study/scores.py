@@ -101,7 +101,7 @@ def score_task(
     source_size: width and height of the source images in pixels, `[n, 2]`.
     resampling: the study's one `draws.draw` of the test split's identities.
   """
-  present = np.asarray(mask, bool).any(-1)
+  present = np.asarray(mask, bool).reshape(len(mask), -1).any(-1)
   finite = {
     arm: [p if p is not None and np.isfinite(p[present]).all() else None for p in replicas]
     for arm, replicas in predictions.items()

@@ -11,6 +11,7 @@ from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks.binary import BinaryTask
 from mtl_jax.tasks.categorical import CategoricalTask
+from mtl_jax.tasks.dense import DenseTask
 from mtl_jax.tasks.landmarks import LandmarkTask
 from mtl_jax.tasks.ordinal import OrdinalTask
 from mtl_jax.tasks.regression import RegressionTask
@@ -21,6 +22,7 @@ __all__ = [
   'METRICS',
   'BinaryTask',
   'CategoricalTask',
+  'DenseTask',
   'Geometry',
   'LabelStats',
   'LandmarkTask',
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 KINDS: dict[str, type[Task]] = {
-  c.kind: c for c in (BinaryTask, LandmarkTask, OrdinalTask, RegressionTask, CategoricalTask)
+  c.kind: c for c in (BinaryTask, LandmarkTask, OrdinalTask, DenseTask, RegressionTask, CategoricalTask)
 }
 METRICS: dict[str, Metric] = {metric.name: metric for kind in reversed(KINDS.values()) for metric in kind.measures}
 METRICS['loss'] = Metric('loss', 'loss', 'loss', higher_is_better=False)

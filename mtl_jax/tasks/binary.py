@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import jax
+import numpy as np
 
 from mtl_jax.metrics.binary import METRICS, binary
 from mtl_jax.metrics.metric import Metric

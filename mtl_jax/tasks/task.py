@@ -45,6 +45,9 @@ class LabelStats(struct.PyTreeNode):
 class Task:
   """One thing to predict: `k = len(labels)` label columns from `num_outputs` network outputs.
 
+  A label and its mask have the shape `label_shape`, `[k]` or, of a dense task, `[h, w]`: where a method says `b k` or
+  `n k`, labels, masks and losses of a dense task are `b h w`.
+
   The name's part before a `/` is the group, the array of a prepared set that the labels are read from.
   """
 
@@ -59,6 +62,8 @@ class Task:
   standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
   discrete: ClassVar[bool] = False  # Labels are numbers of classes, so that batches can be balanced by them.
+  dense: ClassVar[bool] = False  # A label a pixel, learned by heads that give a map.
+  label_dtype: ClassVar[type[np.generic]] = np.float32  # In a prepared set and a batch.
   coordinates: ClassVar[bool] = False  # Outputs are x and y of points in turn, which spatial heads can give.
   unit: ClassVar[str] = ''  # Of the predictions, for those who get them as an array.
 
@@ -73,6 +78,11 @@ class Task:
   @property
   def num_outputs(self) -> int:
     return len(self.labels)
+
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    """The shape of one example's label, and of its mask."""
+    return (len(self.labels),)
 
   @property
   def prediction_shape(self) -> tuple[int, ...]:
@@ -103,6 +113,11 @@ class Task:
     """Raises ValueError for labels `[k]` that no source may state; NaN says that a label is missing."""
     if np.isinf(labels).any():
       raise ValueError('a label is infinite')
+
+  def at_size(self, height: int, width: int) -> 'Task':
+    """The same task in a prepared set whose images have that size in pixels."""
+    del height, width
+    return self
 
   def from_source(self, labels: np.ndarray, *, width: int, height: int) -> np.ndarray:
     """Labels `[k]` as a source states them, in the units of a prepared set; NaN says that a label is missing."""
@@ -163,6 +178,11 @@ class Task:
     """Lines of text for a picture, from what `describe` gave: here what is more likely than not."""
     likely = sorted(((p, name) for name, p in described.items() if p >= 0.5), reverse=True)
     return [f'{name.replace("_", " ")}  {p:.2f}' for p, name in likely]
+
+  def overlay(self, predictions: np.ndarray) -> np.ndarray | None:
+    """A picture to lay over the image, RGBA uint8 `[h, w, 4]`, from one example's predictions; None: nothing."""
+    del predictions
+    return None
 
   def marks(self, described: dict[str, Any]) -> list[tuple[float, float]]:
     """Points to mark in a picture, in its pixels, from what `describe` gave."""

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from mtl_jax.config import choose
 from mtl_jax.data.input.permutation import mixed
-from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.input.pipeline import Split, by_rows
 from mtl_jax.errors import ConfigError
 from mtl_jax.tasks import Task
 
@@ -49,7 +49,7 @@ def apply(split: Split, rule: str, *, tasks: Sequence[Task], groups: Sequence[st
   if not rule:
     return split
   keep = kept(rule, groups, example_ids=split.example_id, seed=seed)
-  mask = {task.name: split.mask[task.name] & keep[task.group][:, None] for task in tasks}
+  mask = {task.name: split.mask[task.name] & by_rows(keep[task.group], split.mask[task.name]) for task in tasks}
   for task in tasks:
     if split.mask[task.name].any() and not mask[task.name].any():
       raise ConfigError(f'{FIELD}: {rule!r} leaves no label of task {task.name!r}; keep some, or do not learn it')

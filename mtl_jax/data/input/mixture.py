@@ -196,6 +196,8 @@ def _renamed_task(name: str, columns: Mapping[str, Label], store: Store) -> Task
 
 def _stack(arrays: Mapping[str, np.ndarray], columns: Mapping[str, Label], store: Store, task: Task) -> np.ndarray:
   """The columns `[n, k]` of a renamed task from the arrays of the set's own tasks."""
+  if task.dense:
+    return arrays[columns[task.labels[0]][0]]
   own = {task.name: task.labels for task in store.tasks}
   taken = [arrays[name][:, own[name].index(label)] for name, label in (columns[label] for label in task.labels)]
   return np.stack(taken, axis=1)

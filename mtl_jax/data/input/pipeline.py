@@ -54,8 +54,8 @@ class Split:
 
   Attributes:
     images: uint8 `[n, h, w, 3]`, read when asked for; or features of them, floats `[n, ...]`.
-    labels: for each task float32 `[n, k]`.
-    mask: for each task bool `[n, k]`, False where there is no label, and where the image was found corrupt.
+    labels: for each task float32 `[n, k]`, or uint8 `[n, h, w]` of a dense one.
+    mask: for each task bool of the same shape, False where there is no label, and where the image was found corrupt.
     example_id: int32 `[n]`, the row number in the store.
     source_size: int32 `[n, 2]`, width and height of the source images in pixels.
     parts: the number of examples of each set of a mixture; empty for one set.
@@ -79,13 +79,13 @@ class Split:
   def read(self, positions: Int64[np.ndarray, ' b']) -> Batch:
     """The examples at these positions; position -1 is padding: a row that is masked throughout."""
     rows = np.maximum(positions, 0)
-    present = (positions >= 0)[:, None]
+    present = positions >= 0
     inputs = {name: values.take(rows) for name, values in self.inputs.items()}
     self.mask_corrupt(rows)
     return {
       **inputs,
       'labels': {name: values[rows] for name, values in self.labels.items()},
-      'mask': {name: values[rows] & present for name, values in self.mask.items()},
+      'mask': {name: values[rows] & by_rows(present, values) for name, values in self.mask.items()},
       'example_id': np.where(positions >= 0, self.example_id[rows], -1).astype(np.int32),
     }
 
@@ -168,15 +168,22 @@ def load_split(
     lacking = [label for label in task.labels if label not in have]
     if lacking and not (partial_ok if have else missing_ok):
       raise DataError(f'{store.directory} has no label {lacking[0]!r} of task {task.group!r}')
-    labels[task.name] = np.zeros((len(rows), len(task.labels)), np.float32)
-    mask[task.name] = np.zeros((len(rows), len(task.labels)), bool)
-    if have:
+    labels[task.name] = np.zeros((len(rows), *task.label_shape), task.label_dtype)
+    mask[task.name] = np.zeros((len(rows), *task.label_shape), bool)
+    if have and task.dense:
+      labels[task.name], mask[task.name] = store.labels[task.group][part], store.mask[task.group][part].copy()
+    elif have:
       here = [column for column, label in enumerate(task.labels) if label in have]
       there = [have.index(task.labels[column]) for column in here]
       labels[task.name][:, here] = store.labels[task.group][part][:, there]
       mask[task.name][:, here] = store.mask[task.group][part][:, there]
   example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
   return Split(store.images.part(rows), labels, mask, example_id, np.asarray(store.source_size[part]))
+
+
+def by_rows(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+  """A value for each row, `[n]`, in a shape that broadcasts to an array of rows, `[n, ...]`."""
+  return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.ndarray, ' b']]:

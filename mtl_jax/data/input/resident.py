@@ -95,9 +95,9 @@ def _arrays(split: Split) -> Source:
   return {**split.inputs, 'labels': split.labels, 'mask': split.mask, 'example_id': split.example_id}
 
 
-def input_shapes(split: Split) -> dict[str, tuple[int, ...]]:
-  """Of one example's inputs, by name: on a device they lie flat."""
-  return {name: values.shape[1:] for name, values in split.inputs.items()}
+def row_shapes(split: Split) -> dict[str, Any]:
+  """Shapes of one example's arrays, in a tree as theirs: on a device they lie flat."""
+  return jax.tree.map(lambda values: values.shape[1:], _arrays(split))
 
 
 def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Input:
@@ -110,7 +110,7 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
     reason=reason,
     place=partial(place, split, rows, mesh),
     read=_reader(rows, mesh, num_examples=len(split)),
-    fetch=partial(gather, mesh=mesh, shapes=input_shapes(split)),
+    fetch=partial(gather, mesh=mesh, shapes=row_shapes(split)),
   )
 
 
@@ -158,13 +158,13 @@ def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
   return placed | jax.tree.map(put, source)
 
 
-def take_rows(source: Source, numbers: Int32[Array, ' b'], *, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
-  """These rows of a source that lies on one device, inputs in their shapes."""
-  batch = jax.tree.map(lambda values: values.at[numbers].get(mode='promise_in_bounds'), source)
-  return batch | {name: batch[name].reshape(-1, *shape) for name, shape in shapes.items()}
+def take_rows(source: Source, numbers: Int32[Array, ' b'], *, shapes: Mapping[str, Any]) -> Batch:
+  """These rows of a source that lies on one device, in their shapes."""
+  take = lambda values, shape: values.at[numbers].get(mode='promise_in_bounds').reshape(-1, *shape)  # noqa: E731
+  return jax.tree.map(take, source, shapes)
 
 
-def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
+def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, shapes: Mapping[str, Any]) -> Batch:
   """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
 
   Each device takes its rows from its own memory, so nothing travels between devices.

@@ -24,7 +24,8 @@ class Record:
     image: an image file in any format that Pillow reads, or a function that gives the bytes of one: called once, when
       they are needed, from one of several threads.
     labels: for each task `[k]` float32 as the source states them (landmarks in pixels of the source image, or of its
-      crop); NaN is a missing label, and a task that is absent has none.
+      crop); NaN is a missing label, and a task that is absent has none. A dense task's is a map of the source
+      image's size, or of its crop's. In its place a function that gives it may stand, called as that of the image.
     identity: the number of the person, -1 where the source does not say.
     crop: left, top, right and bottom, in pixels of the upright source image, of the part to keep instead of the
       whole; it may reach past the edges, where it is black. The reader shifts landmarks by its left and top.
@@ -33,7 +34,7 @@ class Record:
   name: str
   split: str
   image: Path | Callable[[], bytes]
-  labels: Mapping[str, np.ndarray]
+  labels: Mapping[str, np.ndarray | Callable[[], np.ndarray]]
   identity: int = -1
   crop: tuple[int, int, int, int] | None = None
 
@@ -67,7 +68,7 @@ class ListedImages:
     images: the folder below which the images lie.
     image_names: the path of each image below that folder, all different.
     splits: each image's split.
-    labels: for each task float32 `[n, k]`, as in `Record`.
+    labels: for each task float32 `[n, k]`, or `n` functions, as in `Record`.
     identity: the number of the person, -1 where unknown, int32 `[n]`; None where it is known of none.
     crops: the part of some images, by name, that is kept, as in `Record`.
     options: how the set was read, in JSON's types.
@@ -79,7 +80,7 @@ class ListedImages:
   images: Path
   image_names: list[str]
   splits: list[str]
-  labels: dict[str, np.ndarray]
+  labels: dict[str, Any]
   identity: np.ndarray | None = None
   crops: Mapping[str, tuple[int, int, int, int]] = dataclasses.field(default_factory=dict)
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

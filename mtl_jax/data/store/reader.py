@@ -6,7 +6,7 @@
     DIR/offsets.npy         int64 [n + 1], where in images.bin each begins, and where the last one ends, in bytes
     DIR/crc32.npy           uint32 [n], of the bytes of each image in its file
     DIR/labels/<task>.npy   float32 [n, k], 0 where the label is missing
-    DIR/mask/<task>.npy     bool [n, k], False where the label is missing
+    DIR/mask/<task>.npy     bool [n, k], False where the label is missing; a dense task's labels are uint8 [n, h, w]
     DIR/source_size.npy     int32 [n, 2], width and height of the source image, or of the part kept, in pixels
     DIR/identity.npy        int32 [n], the number of the person, -1 where unknown
     DIR/names.txt           the image's name in its source, one a line
@@ -50,8 +50,8 @@ class Store:
     tasks: the tasks that it has labels for.
     splits: the rows of each split; some may be empty.
     images: uint8 `[n, h, w, 3]`, read when asked for.
-    labels: for each task float32 `[n, k]`, 0 where missing.
-    mask: for each task bool `[n, k]`, False where missing.
+    labels: for each task float32 `[n, k]`, or uint8 `[n, h, w]`, 0 where missing.
+    mask: for each task bool of the same shape, False where missing.
     source_size: width and height of the source images, or of the parts kept, in pixels, int32 `[n, 2]`.
     identity: the number of the person, -1 where unknown, int32 `[n]`.
     names: the images' names in their source.
@@ -153,8 +153,8 @@ def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
   if schema.get('encoding') == 'jpeg':
     kinds['offsets.npy'] = ((rows + 1,), np.int64)
   for task in tasks:
-    kinds[f'labels/{task.name}.npy'] = ((rows, len(task.labels)), np.float32)
-    kinds[f'mask/{task.name}.npy'] = ((rows, len(task.labels)), np.bool_)
+    kinds[f'labels/{task.name}.npy'] = ((rows, *task.label_shape), task.label_dtype)
+    kinds[f'mask/{task.name}.npy'] = ((rows, *task.label_shape), np.bool_)
   return kinds
 
 

@@ -61,7 +61,8 @@ def prepare(
   with new_folder(out) as folder:
     opened = source(folder) if callable(source) else source
     schema = _write(opened, folder, image_size=image_size, encoding=encoding, workers=workers or _WORKERS, log=log)
-    paths = (ENCODINGS[encoding], *array_kinds(schema, opened.tasks), 'names.txt')
+    tasks = [task.at_size(*image_size) for task in opened.tasks]
+    paths = (ENCODINGS[encoding], *array_kinds(schema, tasks), 'names.txt')
     write_schema(folder, schema, paths)
   return schema
 
@@ -73,26 +74,27 @@ def _write(
   for note in getattr(source, 'notes', ()):
     log(note)
   records, splits = _ordered(source)
+  tasks = [task.at_size(*image_size) for task in source.tasks]
   schema = {
     'version': VERSION,
     'source': source.name,
     'options': dict(getattr(source, 'options', {})),
     'image_size': list(image_size),
     'encoding': encoding,
-    'tasks': [task.to_json() for task in source.tasks],
+    'tasks': [task.to_json() for task in tasks],
     'splits': splits,
     'num_examples': len(records),
   }
   for kind in ('labels', 'mask'):
     (folder / kind).mkdir(parents=True)
-  arrays = {path: np.zeros(shape, dtype) for path, (shape, dtype) in array_kinds(schema, source.tasks).items()}
-  outside = {task.name: np.zeros(len(records), np.int32) for task in source.tasks}
+  arrays = {path: np.zeros(shape, dtype) for path, (shape, dtype) in array_kinds(schema, tasks).items()}
+  outside = {task.name: np.zeros(len(records), np.int32) for task in tasks}
   as_they_were = np.zeros(len(records), bool)
 
   def read_row(row: int) -> bytes:
     record = records[row]
     content, size, as_they_were[row] = _image_bytes(record, image_size, encoding)
-    _fill_row(row, record, arrays, outside, tasks=source.tasks, size=size)
+    _fill_row(row, record, arrays, outside, tasks=tasks, size=size)
     return content
 
   _write_images(folder, read_row, schema, arrays, workers=workers)
@@ -101,7 +103,7 @@ def _write(
     np.save(content, array)
     (folder / path).write_bytes(content.getbuffer())
   (folder / 'names.txt').write_text(''.join(f'{record.name}\n' for record in records), 'utf-8', newline='\n')
-  masks = {task.name: arrays[f'mask/{task.name}.npy'] for task in source.tasks}
+  masks = {task.name: arrays[f'mask/{task.name}.npy'] for task in tasks}
   schema['counts'] = {
     'kept': len(records),
     'refused': 0,  # A bad row stops everything.
@@ -109,11 +111,14 @@ def _write(
     'outside': {name: int(num.sum()) for name, num in outside.items()},
     'as_they_were': int(as_they_were.sum()),  # Of --encoding jpeg, images whose bytes are those of the source.
   }
-  _log_counts(schema, {name: records[num.argmax()].name for name, num in outside.items()}, log)
+  num_labels = {name: mask.size for name, mask in masks.items()}
+  _log_counts(schema, num_labels, {name: records[num.argmax()].name for name, num in outside.items()}, log)
   return schema
 
 
-def _log_counts(schema: Schema, first_outside: dict[str, str], log: Callable[[str], None]) -> None:
+def _log_counts(
+  schema: Schema, num_labels: dict[str, int], first_outside: dict[str, str], log: Callable[[str], None]
+) -> None:
   height, width = schema['image_size']
   counts, num_examples = schema['counts'], schema['num_examples']
   sizes = ', '.join(f'{split} {end - begin}' for split, (begin, end) in schema['splits'].items())
@@ -122,7 +127,7 @@ def _log_counts(schema: Schema, first_outside: dict[str, str], log: Callable[[st
     log(f'JPEGs of quality {JPEG_QUALITY}, and {counts["as_they_were"]} with the bytes of the source')
   for task in schema['tasks']:
     name = task['name']
-    log(f'{name}: {num_examples * len(task["labels"])} labels, of which {counts["masked"][name]} are masked')
+    log(f'{name}: {num_labels[name]} labels, of which {counts["masked"][name]} are masked')
     if counts['outside'][name]:
       where = f'outside their image and are masked, first in {first_outside[name]}'
       log(f'warning: {name}: {counts["outside"][name]} labels lie {where}')
@@ -168,18 +173,19 @@ def _fill_row(
   for task in tasks:
     if task.name not in record.labels:
       continue
-    stated = np.array(record.labels[task.name], np.float32)
-    if stated.shape != (len(task.labels),):
+    value = record.labels[task.name]
+    stated = np.array(value() if callable(value) else value, np.float32)
+    if not task.dense and stated.shape != task.label_shape:
       raise DataError(f'{record.name}: {task.name} has {stated.size} labels, not {len(task.labels)}')
     try:
       task.check(stated)
+      labels = task.from_source(stated, width=size[0], height=size[1])
     except ValueError as error:
       raise DataError(f'{record.name}: {task.name}: {error}; correct the source') from error
-    labels = task.from_source(stated, width=size[0], height=size[1])
     missing = np.isnan(labels)
     arrays[f'labels/{task.name}.npy'][row] = np.where(missing, 0, labels)
     arrays[f'mask/{task.name}.npy'][row] = ~missing
-    outside[task.name][row] = (missing & ~np.isnan(stated)).sum()
+    outside[task.name][row] = 0 if task.dense else (missing & ~np.isnan(stated)).sum()
 
 
 def _image_bytes(record: Record, size: tuple[int, int], encoding: str) -> tuple[bytes, tuple[int, int], bool]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT = 178, 218
+PARTS = ('background', 'skin', 'hair', 'eyes', 'brows', 'nose', 'mouth', 'glasses', 'hat')
 OVERSAMPLING = 2
 EYES = 1.0  # The eyes' distance from the middle, which defines the unit.
 NOSE_TIP = (0.0, 1.25)
@@ -123,12 +124,18 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
 
 
 class Canvas:
-  """A picture under way, drawn in face units; it knows the sitter's colours."""
+  """A picture under way, drawn in face units; it knows the sitter's colours.
 
-  def __init__(self, sitter: Sitter):
+  With `parsing` each shape is drawn into `parts`, too, as the number of what it is of, which `part` names.
+  """
+
+  def __init__(self, sitter: Sitter, *, parsing: bool = False):
     self.sitter = sitter
+    self.part = PARTS[0]
     self.image = Image.new('RGB', (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING))
     self.pen = ImageDraw.Draw(self.image)
+    self.parts = Image.new('L', self.image.size)
+    self.part_pen = ImageDraw.Draw(self.parts) if parsing else None
     self.pixel = sitter.scale * OVERSAMPLING  # A face unit on the oversampled picture.
     self.outline = _outline(sitter)
     self.edge = float(self.outline[:, 0].max())
@@ -142,14 +149,20 @@ class Canvas:
     return (pixels * OVERSAMPLING + (OVERSAMPLING - 1) / 2).ravel().tolist()  # Pixels' centres have whole coordinates.
 
   def polygon(self, points, colour, *, lift: float = 0.0, flat: bool = False) -> None:
-    self.pen.polygon(self._pixels(points, lift, flat), fill=colour)
+    pixels = self._pixels(points, lift, flat)
+    self.pen.polygon(pixels, fill=colour)
+    if self.part_pen:
+      self.part_pen.polygon(pixels, fill=PARTS.index(self.part))
 
   def line(self, points, colour, width: float, *, lift: float = 0.0, flat: bool = False) -> None:
     """An open line; its width is in face units."""
-    self.pen.line(self._pixels(points, lift, flat), fill=colour, width=max(1, round(width * self.pixel)))
+    pixels, wide = self._pixels(points, lift, flat), max(1, round(width * self.pixel))
+    self.pen.line(pixels, fill=colour, width=wide)
+    if self.part_pen:
+      self.part_pen.line(pixels, fill=PARTS.index(self.part), width=wide)
 
   def blob(self, x: float, y: float, radius_x: float, radius_y: float, colour, opacity: float) -> None:
-    """A spot that fades towards its rim."""
+    """A spot that fades towards its rim; light on what is there, and no part of its own."""
     size = max(2, round(2 * radius_x * self.pixel)), max(2, round(2 * radius_y * self.pixel))
     mask = _BLOB.resize(size).point([round(opacity * value) for value in range(256)])
     left, top = self._pixels([(x, y)], 0.0, False)

@@ -1,6 +1,8 @@
 """A sitter becomes a picture: the parts of the face are drawn from back to front, then lit and photographed."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -25,24 +27,40 @@ _ACROSS = np.linspace(-1, 1, 9)
 
 def draw(sitter: Sitter, rng: np.random.Generator) -> np.ndarray:
   """The picture, uint8 `[218, 178, 3]`; `rng` decides the background, what hides the face, the light and the noise."""
+  return draw_with_parts(sitter, rng, parsing=False)[0]
+
+
+def draw_with_parts(sitter: Sitter, rng: np.random.Generator, *, parsing: bool = True) -> tuple[np.ndarray, np.ndarray]:
+  """The picture, and with `parsing` the part that each pixel shows, numbers of `PARTS`, uint8 `[218, 178]`.
+
+  The part is that of what is drawn last, whether or not the camera blurs it. Clothes, jewels and boxes before the face
+  are background, beards are hair, and a hand is skin.
+  """
   behind, before, light = rng.spawn(3)  # Apart, so that a trait changes what shows it and not the noise.
-  canvas = Canvas(sitter)
+  canvas = Canvas(sitter, parsing=parsing)
   _draw_background(canvas, behind)
-  _draw_long_hair(canvas)
+  _of(canvas, 'hair', _draw_long_hair)
   _draw_body(canvas, behind)
-  _draw_head(canvas)
-  _draw_skin(canvas)
-  _draw_beard(canvas)
-  _draw_eyes(canvas)
-  _draw_nose(canvas)
-  _draw_mouth(canvas)
-  _draw_moustache(canvas)
-  _draw_hair(canvas)
-  _draw_hat(canvas, behind)
-  _draw_jewels(canvas)
-  _draw_glasses(canvas, before)
-  _draw_occluders(canvas, before)
-  return _photograph(canvas.image, sitter, light)
+  _of(canvas, 'skin', _draw_head)
+  _of(canvas, 'skin', _draw_skin)
+  _of(canvas, 'hair', _draw_beard)
+  _of(canvas, 'eyes', _draw_eyes)
+  _of(canvas, 'nose', _draw_nose)
+  _of(canvas, 'mouth', _draw_mouth)
+  _of(canvas, 'hair', _draw_moustache)
+  _of(canvas, 'hair', _draw_hair)
+  _of(canvas, 'hat', _draw_hat, behind)
+  _of(canvas, 'background', _draw_jewels)
+  _of(canvas, 'glasses', _draw_glasses, before)
+  _of(canvas, 'background', _draw_occluders, before)
+  parts = np.asarray(canvas.parts)[OVERSAMPLING // 2 :: OVERSAMPLING, OVERSAMPLING // 2 :: OVERSAMPLING]
+  return _photograph(canvas.image, sitter, light), parts
+
+
+def _of(canvas: Canvas, part: str, draw_shapes: Callable[..., None], *arguments: Any) -> None:
+  """Draws shapes of a part."""
+  canvas.part = part
+  draw_shapes(canvas, *arguments)
 
 
 def _draw_background(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -78,7 +96,9 @@ def _draw_body(canvas: Canvas, rng: np.random.Generator) -> None:
   sitter = canvas.sitter
   cloth, tie, shirt = (tuple(colour) for colour in rng.integers(40, 215, (3, 3)).tolist())
   neck = 0.85 + 0.3 * sitter.amount('Male') + 0.2 * sitter.amount('Chubby')
+  canvas.part = 'skin'
   canvas.polygon([(-neck, 1.5), (neck, 1.5), (neck + 0.1, 4.4), (-neck - 0.1, 4.4)], canvas.shade, flat=True)
+  canvas.part = 'background'
   canvas.polygon(
     [(-4.5, 6), (-3.6, 4.3), (-neck, 3.55), (0, 4.3), (neck, 3.55), (3.6, 4.3), (4.5, 6)], cloth, flat=True
   )
@@ -134,7 +154,9 @@ def _draw_beard(canvas: Canvas) -> None:
   stubble = sitter.amount('5_o_Clock_Shadow')
   if stubble > 0.1:
     colour = mix(canvas.skin, mix(canvas.hair, (52, 56, 66), 0.7), 0.5 * stubble)
+    canvas.part = 'skin'  # Seen through the stubble.
     canvas.polygon(np.concatenate([jaw, [(-1.15, 1.55), (0, 1.5), (1.15, 1.55)]]), colour, flat=True)
+    canvas.part = 'hair'
   strap = 1 - sitter.amount('No_Beard')
   if strap > 0.3:
     canvas.polygon(np.concatenate([jaw, jaw[::-1] * (0.88, 0.93 - 0.05 * strap)]), _beard(canvas, strap), flat=True)
@@ -173,17 +195,19 @@ def _draw_eyes(canvas: Canvas) -> None:
   iris = ((70, 44, 26), (70, 110, 150), (80, 112, 72), (40, 28, 22))[int(sitter.shape['eye_colour'] * 10) % 4]
   for sign in (-1, 1):
     at = (sign * EYES, 0.0)
+    canvas.part = 'skin'
     if makeup > 0.1:
       canvas.polygon(lid * (1.15, 1.6) + at + (0, -0.04), mix(canvas.skin, shadow, 0.85 * makeup))
     if bags > 0.1:
       under = np.stack([_ACROSS * 0.46, 0.33 + 0.17 * (1 - _ACROSS**2)], 1) + at
       canvas.line(under, mix(canvas.skin, (70, 34, 60), 0.7 * bags), 0.06 + 0.1 * bags)
+    canvas.part = 'eyes'
     canvas.polygon(eye + at, (240, 238, 236))
     canvas.polygon(ellipse(at[0], 0, 0.19, min(0.19, height)), iris)
     canvas.polygon(ellipse(at[0], 0, 0.08, min(0.08, height)), (12, 10, 10))
     canvas.line(lid + at, mix(canvas.shade, (16, 10, 12), 0.3 + 0.7 * makeup), 0.06 + 0.09 * makeup)
-    _draw_brow(canvas, sign)
-    _draw_wrinkles(canvas, sign)
+    _of(canvas, 'brows', _draw_brow, sign)
+    _of(canvas, 'skin', _draw_wrinkles, sign)
 
 
 def _draw_wrinkles(canvas: Canvas, sign: int) -> None:
@@ -336,10 +360,12 @@ def _draw_occluders(canvas: Canvas, rng: np.random.Generator) -> None:
     box = rng.normal(size=2) * 0.3 + np.array([(-1, -0.8), (1, -0.8), (1, 0.8), (-1, 0.8)]) * (0.4 + 0.5 * reach)
     canvas.polygon(box + spot, colour, flat=True)
   elif what < 0.18:
+    canvas.part = 'skin'
     for x, y in (spot + np.array([(0.36 * finger - 0.5, -0.1 * finger) for finger in range(4)])).tolist():
       canvas.polygon(ellipse(x, y, 0.2, 0.8), canvas.skin, flat=True)
       canvas.polygon(ellipse(x + 0.15, y, 0.04, 0.7), canvas.shade, flat=True)
   elif what < 0.30:
+    canvas.part = 'hair'
     starts, ends = rng.uniform(-1.6, 1.6, (2, 7))
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
       canvas.line([(start, -2.2), ((start + end) / 2 + 0.3, 0), (end + angle, 2.2)], canvas.hair, 0.06, flat=True)

@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mtl_jax.data.sources.source import ListedImages
 from mtl_jax.data.synthetic import canvas, drawing, people
+from mtl_jax.data.synthetic.canvas import PARTS
 from mtl_jax.data.synthetic.people import ATTRIBUTES, VISIBLE
 from mtl_jax.errors import DataError
+from mtl_jax.tasks import DenseTask
 
 __all__ = ['ATTRIBUTES', 'NAME', 'VISIBLE', 'Face', 'face', 'write']
 
 NAME = 'synthetic'
+PARSING = 'parsing'  # The folder of the maps of parts.
 _PARTITION = {'train': 0, 'val': 1, 'test': 2}
 _LANDMARKS = 'lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y'
 _DETAIL = 100  # The picture's own stream of random numbers, apart from those of the people.
@@ -42,6 +46,7 @@ class Face:
       viewer's.
     identity: the person's number, from 1.
     split: 'train', 'val' or 'test'; the same for all pictures of a person.
+    parsing: the part that each pixel shows, uint8 `[218, 178]`; None where it was not asked for.
   """
 
   image: np.ndarray
@@ -49,6 +54,7 @@ class Face:
   landmarks: np.ndarray
   identity: int
   split: str
+  parsing: np.ndarray | None = None
 
   @property
   def row(self) -> tuple[np.ndarray, np.ndarray, int, str]:
@@ -59,16 +65,18 @@ class Face:
 Draw = Callable[..., Any]  # (index, *, seed) -> something with an `image` and a `row` of all else.
 
 
-def face(index: int, *, seed: int) -> Face:
+def face(index: int, *, seed: int, parsing: bool = False) -> Face:
   """Picture `index` (from 0) of `seed`, with its labels."""
   sitter = people.sitter_of(index, seed=seed)
   identity, split = people.identity_of(index, seed=seed)
+  image, parts = drawing.draw_with_parts(sitter, np.random.default_rng([seed, _DETAIL, index]), parsing=parsing)
   return Face(
-    image=drawing.draw(sitter, np.random.default_rng([seed, _DETAIL, index])),
+    image=image,
     attributes=people.labels_of(sitter, index, seed=seed),
     landmarks=canvas.landmarks(sitter),
     identity=identity,
     split=split,
+    parsing=parts if parsing else None,
   )
 
 
@@ -79,6 +87,7 @@ def write(
   seed: int,
   workers: int | None = None,
   progress: Callable[[int], object] | None = None,
+  parsing: bool = False,
 ) -> None:
   """Writes `num` faces to `out` in CelebA's layout: img_align_celeba/, Anno/ and Eval/.
 
@@ -91,6 +100,7 @@ def write(
     workers: processes; by default one a core. They are spawned, so a script that calls this needs the usual
       `if __name__ == '__main__':`.
     progress: called with the number of pictures done since its last call.
+    parsing: also writes the parts of each face, to PARSING.
 
   Raises:
     DataError: `num`, `seed` or `workers` is out of range, the processes could not be started, or `out` cannot be
@@ -102,7 +112,11 @@ def write(
   images = out / 'img_align_celeba'
   try:
     images.mkdir(parents=True, exist_ok=True)
-    rows = write_images(images, face, num=num, seed=seed, workers=workers, progress=progress)
+    if parsing:
+      (out / PARSING).mkdir(exist_ok=True)
+    rows = write_images(
+      images, functools.partial(face, parsing=parsing), num=num, seed=seed, workers=workers, progress=progress
+    )
     _write_lists(out, rows)
   except OSError as error:
     raise DataError(f'{error.filename or out}: {error.strerror}; free the disk or choose another folder') from error
@@ -131,6 +145,22 @@ def file_name(index: int) -> str:
   return f'{index + 1:06d}.jpg'
 
 
+def map_name(name: str) -> str:
+  """The file name of the map of parts that belongs to a picture."""
+  return f'{Path(name).stem}.png'
+
+
+def with_parsing(source: ListedImages, folder: Path) -> ListedImages:
+  """Adds the task of parsing, from the maps that `write` has written into `folder`."""
+  task = DenseTask('parsing', ('parsing',), classes=PARTS)
+  maps = [functools.partial(_read_map, folder / PARSING / map_name(name)) for name in source.image_names]
+  return dataclasses.replace(source, tasks=(*source.tasks, task), labels={**source.labels, task.name: maps})
+
+
+def _read_map(path: Path) -> np.ndarray:
+  return np.asarray(Image.open(path))
+
+
 def _draw_chunk(indices: range, *, images: Path, draw: Draw, seed: int) -> list[Any]:
   """Writes the pictures `indices` to `images`; returns their rows."""
   rows = []
@@ -139,6 +169,8 @@ def _draw_chunk(indices: range, *, images: Path, draw: Draw, seed: int) -> list[
     encoded = io.BytesIO()
     Image.fromarray(drawn.image).save(encoded, 'JPEG', quality=90)
     (images / file_name(index)).write_bytes(encoded.getvalue())
+    if getattr(drawn, 'parsing', None) is not None:
+      Image.fromarray(drawn.parsing).save(images.parent / PARSING / map_name(file_name(index)))
     rows.append(drawn.row)
   return rows
 
