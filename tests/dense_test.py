@@ -1,6 +1,7 @@
 """Dense tasks: maps move with the image, unlabelled pixels count nowhere, and faces are parsed beside other tasks."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from mtl_jax import cli, tasks
-from mtl_jax.configs import default
+from mtl_jax.configs import default, demo
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.prepare import prepare
@@ -23,6 +24,7 @@ from mtl_jax.models import multitask
 from mtl_jax.tasks import DenseTask, Geometry
 
 SIZE = (8, 12)
+DEMO = str(Path(demo.__file__))
 PARSING = DenseTask('parsing', ('parsing',), classes=('around', 'left', 'right'), mirrored=(0, 2, 1), size=SIZE)
 
 
@@ -145,7 +147,7 @@ def test_faces_are_parsed_beside_attributes_and_landmarks(tmp_path, capsys):
     'model.backbone': 'convnet', 'model.width': 8, 'model.head_features': 16, 'optimizer.warmup_steps': 2,
   }  # fmt: skip
   flags = [f'--config.{name}={value}' for name, value in overrides.items()]
-  assert cli.main(['train', '--config', 'demo', '--workdir', str(tmp_path / 'run'), *flags]) == 0
+  assert cli.main(['train', '--config', DEMO, '--workdir', str(tmp_path / 'run'), *flags]) == 0
   assert cli.main(['eval', '--workdir', str(tmp_path / 'run')]) == 0
   found = json.loads((tmp_path / 'run/eval/test.json').read_text())
   assert set(found['tasks']) == {'attributes', 'landmarks', 'parsing'}

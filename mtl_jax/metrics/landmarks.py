@@ -48,7 +48,7 @@ def landmarks(
   """
   errors, present, distances, counted = _errors(predictions, labels, mask=mask, points=points, source_size=source_size)
   draws = draws or whole(len(predictions))
-  has_nme, nme = counted.any(-1), np.zeros(len(errors))
+  has_nme, nme = np.asarray(counted.any(-1)), np.zeros(len(errors))
   nme[has_nme] = distances[has_nme].sum(-1, where=counted[has_nme]) / counted[has_nme].sum(-1)
   mse = draws.mean(np.square(errors), present)
   return draws.result(

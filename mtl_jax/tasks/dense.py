@@ -66,7 +66,8 @@ class DenseTask(Task):
     if labels.shape != (height, width):
       raise ValueError(f'the map has shape {labels.shape}, the image {(height, width)}')
     stated = Image.fromarray(np.where(np.isnan(labels), _MISSING, labels).astype(np.uint8))
-    resized = np.asarray(stated.resize(self.size[::-1], Image.Resampling.NEAREST), np.float32)
+    rows, columns = self.size
+    resized = np.asarray(stated.resize((columns, rows), Image.Resampling.NEAREST), np.float32)
     return np.where(resized == _MISSING, np.nan, resized)
 
   def stats(self, labels, *, mask, standardize):
