@@ -22,6 +22,6 @@ def get_config() -> ConfigDict:
   config.optimizer.ema_decay = 0.98
   config.eval.every_steps = 100
   config.study.num_seeds = 10
-  config.study.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2)
+  config.study.learning_rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
   config.study.num_tuning_seeds = 2
   return config
