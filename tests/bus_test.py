@@ -212,7 +212,7 @@ def test_strangers_at_the_port_do_not_disturb_a_run():
 FORGED = """
 import sys
 from jax._src.lib import _jax
-client = _jax.get_distributed_runtime_client(f'127.0.0.1:{sys.argv[1]}', 1, init_timeout=5, heartbeat_timeout=10)
+client = _jax.get_distributed_runtime_client(f'127.0.0.1:{sys.argv[1]}', 1, init_timeout=30, heartbeat_timeout=10)
 client.connect()
 number = client.key_value_increment('mtl_jax/news/count', 1)
 client.key_value_set(f'mtl_jax/news/{number}', sys.argv[2])
@@ -225,7 +225,7 @@ client.key_value_set(f'mtl_jax/news/{number}', sys.argv[2])
 )
 def test_news_that_no_process_has_sent_end_a_run_with_a_code_that_is_not_0(news):
   """Whoever speaks the coordinator's protocol can end a run: the port belongs behind a firewall."""
-  processes = Processes('wait', [(0, 2, 60), (1, 2, 60)])
+  processes = Processes('idle', [(0, 2, 60), (1, 2, 60)])
   processes.wait_for('waits')
   subprocess.run([sys.executable, '-c', FORGED, str(processes.port), news], capture_output=True, timeout=60)
   assert all(codes(processes.end()))

@@ -84,6 +84,7 @@ def harm(how: str) -> None:
   if how == 'watchdog':
     processes.leave(4, 'nothing was completed')
   os.kill(os.getpid(), getattr(signal, how))
+  time.sleep(30)  # Python hears a signal between two steps of its own, not inside the call that follows.
 
 
 def end() -> int:
@@ -99,9 +100,15 @@ def wait() -> int:
   return 0
 
 
+def idle() -> int:
+  say('waits')
+  time.sleep(100)
+  return 0
+
+
 if __name__ == '__main__':
   story, port, num, process, timeout = sys.argv[1:6]
-  stories = {'gather': gather, 'stop': stop, 'end': end, 'wait': wait}
+  stories = {'gather': gather, 'stop': stop, 'end': end, 'wait': wait, 'idle': idle}
   name, *rest = story.split('-')
   act = partial(wait_in, *rest) if name == 'harm' else stories[name]
   cli._set_up_logging()

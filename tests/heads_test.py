@@ -32,7 +32,7 @@ def with_heads(config, head: str = 'mlp', **of_tasks: str):
 def test_outputs_and_parameters_are_float32(kind, dtype):
   head = HEADS[kind](6, 8, dtype)
   outputs, variables = jax.eval_shape(lambda: head.init_with_output(jax.random.key(0), READ))
-  assert outputs.shape == (4, 6)
+  assert outputs.shape == ((4, 8, 12, 6) if HEADS[kind].dense else (4, 6))  # Maps of 2 x 3, doubled twice.
   assert {leaf.dtype for leaf in jax.tree.leaves((outputs, variables))} == {jnp.dtype('float32')}
 
 
