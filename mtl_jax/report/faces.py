@@ -59,7 +59,7 @@ def _images(run: Run) -> Any:
 
 
 def _predictions(run: Run, task: str) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """For each row of the prepared set its prediction, label and mask `[2 p]`."""
+  """Prediction, label and mask `[2 p]` of each row of the prepared set."""
   path = run.folder / 'eval' / 'test.npz'
   make = f'mtl-jax eval --workdir {run.folder} --predictions {path}'
   if not path.exists():

@@ -47,7 +47,7 @@ class Finding:
 
   @property
   def direction(self) -> str:
-    """What the interval by itself says: `better`, `worse` or `includes 0`, empty where there is none."""
+    """The interval by itself: `better`, `worse` or `includes 0`, empty where there is none."""
     if self.ci95 is None:
       return ''
     if self.ci95[0] <= 0 <= self.ci95[1]:
@@ -56,7 +56,7 @@ class Finding:
 
   @property
   def sure(self) -> bool:
-    """Whether the test found a difference, or, where nothing was tested, whether the interval excludes 0."""
+    """True if the test found a difference, or, where nothing was tested, if the interval excludes 0."""
     return self.verdict in (HELPS, HURTS) if self.verdict else self.direction in ('better', 'worse')
 
   @property
@@ -150,7 +150,7 @@ def named(metric: str) -> tuple[str, bool]:
 
 
 def unit(metric: str) -> str:
-  """Of a difference."""
+  """The unit of a difference."""
   return ' points' if named(metric)[1] else ''
 
 

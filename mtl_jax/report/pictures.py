@@ -18,7 +18,7 @@ MAX_FACES = 8  # Of each task.
 
 
 def worst(directory: Path, record: Record, *, arms: Sequence[str]) -> list[Block]:
-  """For each of the first tasks the test images with the greatest errors of `arms[1]`, errors averaged over seeds.
+  """Pictures of the test images with the greatest errors of `arms[1]`, for each of the first tasks.
 
   Raises:
     UserError: where the prepared set is no longer where the study found it, or a replica's file is damaged.
@@ -42,7 +42,7 @@ def worst(directory: Path, record: Record, *, arms: Sequence[str]) -> list[Block
 
 
 def _predictions(directory: Path, record: Record, task: Task, arms: Sequence[str]) -> dict[str, np.ndarray]:
-  """Of each arm that has any, compared one first, the predictions `[S, n, outputs]` of every seed that came through."""
+  """Predictions `[S, n, outputs]` of every seed that came through, of each arm that has any, the compared one first."""
   results = ResultStore(directory / 'replicas')
   found = {}
   for arm in dict.fromkeys((arms[1], *arms)):

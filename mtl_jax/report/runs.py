@@ -87,7 +87,7 @@ def read_json(path: Path, *, make: str, keys: Iterable[str] = ()) -> dict[str, A
 
 
 def series(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """For each run that logged the key, steps and values `[m]`."""
+  """Steps and values `[m]` of each run that logged the key."""
   found = {}
   for run in runs:
     points = [(line['step'], line[key]) for line in run.log if isinstance(line.get(key), int | float)]

@@ -178,7 +178,7 @@ def _device() -> str:
 
 
 def _outputs(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
-  """For each group of tasks the metric of every output by run: a table, and bars where a majority class exists."""
+  """The metric of every output by run, for each group of tasks: a table, and bars where a majority class exists."""
   kinds = kinds_of(run.evaluation for run in runs)
   groups = dict.fromkeys((task.split('/')[0], kind) for task, kind in kinds.items() if kind in ('binary', 'landmarks'))
   return [block for group, kind in groups for block in _output(runs, sides, group, kind)]

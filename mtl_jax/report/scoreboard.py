@@ -33,7 +33,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What one run scored: a value per column, None where it has none, and the same as text."""
+  """Scores of one run: a value per column, None where it has none, and the same as text."""
 
   name: str
   values: tuple[float | None, ...]
@@ -88,7 +88,7 @@ def text_table(evals: Mapping[str, dict[str, Any]], *, width: int = 110) -> str:
 
 
 def headlines(evals: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
-  """What the main metric of each task says, as `task`, `outcome`, `verdict`, `detail` and `caution`.
+  """Headlines from the main metric of each task: `task`, `outcome`, `verdict`, `detail` and `caution`.
 
   Joint means a run of several tasks, single-task one that has only this task. The outcome is what the first joint run
   is against the single-task run, `better`, `worse` or `same`, and empty where there are not both.
@@ -164,7 +164,7 @@ def _outcome(column: Column, ours: float, theirs: float) -> str:
 
 
 def _verdict(column: Column, joint: str, single: str, scores: Mapping[str, float]) -> str:
-  """How a joint run did against the run of this task alone."""
+  """A sentence on a joint run against the run of this task alone."""
   ours, theirs = scores[joint], scores[single]
   phrase, percent = METRICS[column.metric].phrase, METRICS[column.metric].percent
   subject = 'Joint training' if joint == 'joint' else joint

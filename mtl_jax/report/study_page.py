@@ -120,7 +120,7 @@ def overview(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _loss(finding: Finding) -> float | None:
-  """By how many per cent of the reference the arm is worse."""
+  """Per cent of the reference by which the arm is worse."""
   level = finding.reference['mean']
   if finding.delta is None or not level:
     return None
@@ -389,7 +389,7 @@ def _with_ratio(value: float | None, reference: float | None) -> str:
 
 
 def _rates(study: Mapping[str, Any], kept: Record) -> list[Block]:
-  """For each model the learning rate it was given, and what was tried."""
+  """The learning rate that each model was given, and those tried."""
   rows = [
     (program, f'{rate:g}' + ', end of the grid' * _at_edge(kept, program, rate), '; '.join(_tried(kept, program)))
     for program, rate in study['learning_rates'].items()

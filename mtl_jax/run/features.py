@@ -141,7 +141,7 @@ class FeatureCache:
 
   @functools.cached_property
   def _weights_digest(self) -> str:
-    """Over the names, shapes and values of the frozen variables."""
+    """Digest over the names, shapes and values of the frozen variables."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(jax.device_get(self._frozen)):
       digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
@@ -179,7 +179,7 @@ class FeatureCache:
 
 
 def _opened(folder: Path, made_of: dict[str, Any]) -> Images | None:
-  """What is kept there; None where nothing is, or, with a line in the log, where it is damaged."""
+  """Opens what is kept there; None where nothing is, or, with a line in the log, where it is damaged."""
   try:
     return derived.open_rows(folder, made_of) if folder.exists() else None
   except (DataError, OSError, ValueError, LookupError, TypeError) as error:
@@ -188,5 +188,5 @@ def _opened(folder: Path, made_of: dict[str, Any]) -> Images | None:
 
 
 def _own() -> str:
-  """What ends the names of this process's files: each process keeps its own copy."""
+  """Suffix of the names of this process's files: each process keeps its own copy."""
   return f'-{jax.process_index()}' if jax.process_index() else ''

@@ -56,7 +56,7 @@ def delta_m(
 
 
 def _chosen(metrics: Mapping[str, Pair], main_metric: str) -> list[tuple[str, Pair]]:
-  """Those metrics of a task that Delta-m reads; its main metric where there are none."""
+  """The metrics of a task that Delta-m reads; its main metric where there are none."""
   found = {metric: find_metric(metric) for metric in metrics}
   listed = [(metric, metrics[metric]) for metric, declared in found.items() if declared and declared.in_delta_m]
   return listed or [(metric, pair) for metric, pair in metrics.items() if metric == main_metric]

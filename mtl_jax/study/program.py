@@ -57,12 +57,12 @@ class Program:
 
   @property
   def network(self) -> MultiTaskModel:
-    """What a replica trains: the run's model, or what follows its frozen stages."""
+    """The network that a replica trains: the run's model, or what follows its frozen stages."""
     return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
 
   @property
   def input_shape(self) -> tuple[int, ...]:
-    """Of what the network reads of one example."""
+    """Shape of the network's input of one example."""
     return self.run.train.images.shape[1:]
 
   def order(self, seed: int) -> Order:

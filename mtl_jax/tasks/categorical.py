@@ -60,7 +60,7 @@ class CategoricalTask(Task):
     return categorical(predictions, labels, mask=mask, names=self.classes, draws=draws)
 
   def errors(self, predictions, labels):
-    """What the true class lacks of probability 1."""
+    """One minus the probability of the true class."""
     return 1 - np.take_along_axis(predictions, labels.astype(np.int64), axis=-1)
 
   def describe(self, predictions, *, width, height):

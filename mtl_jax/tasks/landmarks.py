@@ -32,7 +32,7 @@ class LandmarkTask(Task):
 
   @property
   def mirrored(self) -> tuple[int, ...]:
-    """For each label column, the column it comes from when the image is mirrored: left and right swap."""
+    """The column that each label column comes from when the image is mirrored: left and right swap."""
     swap = {'left': 'right', 'right': 'left'}
     columns = []
     for label in self.labels:
@@ -48,7 +48,7 @@ class LandmarkTask(Task):
     return dataclasses.replace(self, coordinate_loss=name)
 
   def to_json(self):
-    """How it is learned is the config's to say, not the data's."""
+    """JSON without the loss: how the task is learned is the config's to say, not the data's."""
     return {key: value for key, value in super().to_json().items() if key != 'coordinate_loss'}
 
   def move(self, labels, mask, geometry):

@@ -16,7 +16,7 @@ from mtl_jax.metrics.metric import Metric
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """What was done to each image of a batch: `x' = (x - offset) / scale`, then turned, then mirrored where `flip`.
+  """The change of each image of a batch: `x' = (x - offset) / scale`, then turned, then mirrored where `flip`.
 
   Coordinates are fractions of the image's width and height. `turn` multiplies what they are off the centre; None: not.
   """
@@ -28,7 +28,7 @@ class Geometry:
 
 
 class LabelStats(struct.PyTreeNode):
-  """What the train split says of a task's labels, kept with the model.
+  """Statistics of a task's labels in the train split, kept with the model.
 
   Attributes:
     mean: `[k]`, subtracted from labels before the loss; 0 where labels are learned as they are.
@@ -91,7 +91,7 @@ class Task:
 
   @property
   def output_names(self) -> tuple[str, ...]:
-    """What each output predicts."""
+    """Names of the outputs."""
     return self.labels
 
   def loss(self, outputs: Float[Array, 'b n'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
@@ -166,7 +166,7 @@ class Task:
     raise NotImplementedError
 
   def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How far each prediction `[n, outputs]` is off its label, `[n, k]`, in the label's unit."""
+    """Distance of each prediction `[n, outputs]` from its label, `[n, k]`, in the label's unit."""
     return np.abs(predictions - labels)
 
   def describe(self, predictions: np.ndarray, *, width: int, height: int) -> dict[str, Any]:

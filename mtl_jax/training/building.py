@@ -60,7 +60,7 @@ class Run:
 
   @cached_property
   def order(self) -> Order:
-    """Of the run's own seed."""
+    """The order of the run's own seed."""
     return self.make_order(self.config.train.seed)
 
   @cached_property

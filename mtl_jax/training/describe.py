@@ -1,4 +1,4 @@
-"""What will be trained on what, in the log."""
+"""Describes in the log what will be trained on what."""
 
 import logging
 

@@ -47,7 +47,7 @@ def load(
 
 
 def rows_by_set(config: ConfigDict, split: Split) -> tuple[int, ...]:
-  """How many rows of each set of the train split every global batch holds; of one set, all."""
+  """The number of rows of each set of the train split in every global batch; of one set, all."""
   sizes = split.parts or (len(split),)
   equal = (1,) * len(sizes) if config.data.balance == balance.DOMAIN else ()
   return rows_a_batch(tuple(config.data.weights) or equal or sizes, config.train.batch_size)

@@ -73,7 +73,7 @@ class Split:
 
   @property
   def inputs(self) -> dict[str, Rows]:
-    """What a network reads of each example, by its name in a batch: `image`, or the `features` that stand for it."""
+    """The network's input of each example, by its name in a batch: `image`, or the `features` that stand for it."""
     return {'image' if self.images.dtype == np.uint8 else 'features': self.images}
 
   def read(self, positions: Int64[np.ndarray, ' b']) -> Batch:

@@ -35,7 +35,7 @@ def pcgrad() -> GramWeighting:
 
 
 def random_orders(key: Key[Array, ''], num_tasks: int) -> Int[Array, 'k k']:
-  """For each task an order of all tasks, each equally likely."""
+  """Draws an order of all tasks for each task, each equally likely."""
   return jnp.argsort(jax.random.uniform(guard.drawn_with(key), (num_tasks, num_tasks)), axis=1)
 
 

@@ -30,7 +30,7 @@ Labels = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """As `config.objective.matching`, which says what the fields mean, without what tables are made of."""
+  """The fields of `config.objective.matching`, which says what they mean, without those that tables are made of."""
 
   distribution: float = 0.0
   soft_co_annotation: float = 0.0

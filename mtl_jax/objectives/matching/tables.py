@@ -42,5 +42,5 @@ def relevance(table: Float[np.ndarray, 'e c'], prior: Float[np.ndarray, ' e']) -
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-  """In nats, over the last axis."""
+  """Entropy in nats, over the last axis."""
   return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
