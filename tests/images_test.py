@@ -18,8 +18,8 @@ from mtl_jax.data.input import mixture, resident
 from mtl_jax.data.input.pipeline import Split, load_split, streamed_input
 from mtl_jax.data.input.sampler import make_order
 from mtl_jax.data.prepare import prepare
+from mtl_jax.data.source import Record
 from mtl_jax.data.sources.image_file import decode
-from mtl_jax.data.sources.source import Record
 from mtl_jax.data.store import images
 from mtl_jax.data.store.reader import Store, open_store
 from mtl_jax.data.store.writer import prepare as prepare_source

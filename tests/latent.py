@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtl_jax.data.sources.source import Record
+from mtl_jax.data.source import Record
 from mtl_jax.tasks import BinaryTask
 
 GROUPS = (('first_a', 'first_b'), ('second_a', 'second_b'), ('rival',))

@@ -14,7 +14,7 @@ from mtl_jax.configs import default
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import open_mixture, parse_renames
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.sources.source import Record
+from mtl_jax.data.source import Record
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.data.store.writer import prepare as prepare_source
 from mtl_jax.errors import ConfigError, DataError, Interrupted

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mtl_jax import metrics, report
-from mtl_jax.data.sources.source import Record
+from mtl_jax.data.source import Record
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import CheckpointError, DataError
 from mtl_jax.report import scoreboard

@@ -10,8 +10,8 @@ from celeba_layout import write_celeba
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mtl_jax.data.source import SPLITS
 from mtl_jax.data.sources.celeba import open_celeba
-from mtl_jax.data.sources.source import SPLITS
 from mtl_jax.data.store.reader import Store, checksum, open_store
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import DataError

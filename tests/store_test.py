@@ -16,9 +16,9 @@ import pytest
 from celeba_layout import write_celeba
 from PIL import Image
 
+from mtl_jax.data.source import Record
 from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.data.sources.image_file import decode
-from mtl_jax.data.sources.source import Record
 from mtl_jax.data.store import reader as store
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.data.store.writer import prepare

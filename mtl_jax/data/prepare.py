@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.config import choose
+from mtl_jax.data.source import Source
 from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.data.sources.cub import open_cub
 from mtl_jax.data.sources.mtfl import open_mtfl
 from mtl_jax.data.sources.own import open_own
-from mtl_jax.data.sources.source import Source
 from mtl_jax.data.sources.tfds import open_tfds
 from mtl_jax.data.sources.utkface import open_utkface
 from mtl_jax.data.store import writer as store_writer

@@ -17,7 +17,7 @@ from mtl_jax.config import choose
 from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.concatenation import Concatenation
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.sources.source import SPLITS, landmark_task
+from mtl_jax.data.source import SPLITS, landmark_task
 from mtl_jax.data.store import cache as sets
 from mtl_jax.data.store.reader import Store
 from mtl_jax.errors import ConfigError, DataError

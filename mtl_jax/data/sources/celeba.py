@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.sources.source import SPLITS, ListedImages, landmark_task
+from mtl_jax.data.source import SPLITS, ListedImages, landmark_task
 from mtl_jax.data.sources.text_table import (
   PIXELS,
   Cell,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.sources.source import ListedImages, content_digest, tenth_of
+from mtl_jax.data.source import ListedImages, content_digest, tenth_of
 from mtl_jax.data.sources.text_table import PIXELS, Cell, Table, is_count, read_rows, refuse_line, rows_apart_by_blanks
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, CategoricalTask, Task

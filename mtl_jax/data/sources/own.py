@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.config import choose
-from mtl_jax.data.sources.source import Record, Source
+from mtl_jax.data.source import Record, Source
 from mtl_jax.errors import DataError
 from mtl_jax.platform import user_file
 from mtl_jax.tasks import Task
@@ -87,7 +87,7 @@ def open_own(path: Path, directory: Path) -> CheckedSource:
   source = user_file.call(path, FUNCTION, Path(directory), raises=DataError)
   missing = [part for part in ('name', 'tasks', 'records') if not hasattr(source, part)]
   if missing:
-    raise DataError(f'{path}: what {FUNCTION} gives has no {missing[0]}; see Source in mtl_jax/data/sources/source.py')
+    raise DataError(f'{path}: what {FUNCTION} gives has no {missing[0]}; see Source in mtl_jax/data/source.py')
   with user_file.blamed(path, raises=DataError):
     name, tasks = str(source.name), tuple(source.tasks)
     notes, options = tuple(getattr(source, 'notes', ())), dict(getattr(source, 'options', {}))

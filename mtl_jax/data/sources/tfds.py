@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.sources.source import Record, landmark_task
+from mtl_jax.data.source import Record, landmark_task
 from mtl_jax.errors import DataError, one_line
 from mtl_jax.tasks import BinaryTask, Task
 

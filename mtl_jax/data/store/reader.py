@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mtl_jax.data.sources.source import SPLITS
+from mtl_jax.data.source import SPLITS
 from mtl_jax.data.store.images import ENCODINGS, Images, Records
 from mtl_jax.errors import DataError, one_line
 from mtl_jax.tasks import Task, from_json

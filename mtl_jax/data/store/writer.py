@@ -16,8 +16,8 @@ import simplejpeg
 from jaxtyping import Int64, UInt32
 from PIL import Image
 
+from mtl_jax.data.source import SPLITS, Record, Source
 from mtl_jax.data.sources.image_file import decode
-from mtl_jax.data.sources.source import SPLITS, Record, Source
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.sources.source import SPLITS, ListedImages
+from mtl_jax.data.source import SPLITS, ListedImages
 from mtl_jax.data.synthetic import canvas, drawing, people
 from mtl_jax.data.synthetic import source as synthetic
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, Task

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtl_jax.data.sources.source import ListedImages
+from mtl_jax.data.source import ListedImages
 from mtl_jax.data.synthetic import canvas, drawing, people
 from mtl_jax.data.synthetic.canvas import PARTS
 from mtl_jax.data.synthetic.people import ATTRIBUTES, VISIBLE
