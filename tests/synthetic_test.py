@@ -24,8 +24,8 @@ def draws():
   sitters = [people.sitter_of(index, seed=7) for index in range(4000)]
   labels = np.array([people.labels_of(sitter, index, seed=7) for index, sitter in enumerate(sitters)])
   landmarks = np.array([canvas.landmarks(sitter) for sitter in sitters])
-  people = [people.identity_of(index, seed=7) for index in range(4000)]
-  return labels, landmarks, people
+  identities = [people.identity_of(index, seed=7) for index in range(4000)]
+  return labels, landmarks, identities
 
 
 @pytest.fixture(scope='module')

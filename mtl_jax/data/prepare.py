@@ -18,6 +18,7 @@ from mtl_jax.data.sources.utkface import open_utkface
 from mtl_jax.data.store import writer as store_writer
 from mtl_jax.data.synthetic import expressions
 from mtl_jax.data.synthetic import source as synthetic
+from mtl_jax.data.synthetic.parsing import with_parsing
 from mtl_jax.errors import DataError, one_line
 from mtl_jax.platform.progress_bar import bar
 
@@ -100,6 +101,6 @@ def _prepare_synthetic(
         return expressions.draw(folder / 'source', num=num, seed=seed, progress=progress.update)
       synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update, parsing=parsing)
     source = open_celeba(folder / 'source')
-    return synthetic.with_parsing(source, folder / 'source') if parsing else source
+    return with_parsing(source, folder / 'source') if parsing else source
 
   return store_writer.prepare(draw, out, log=log, **size)

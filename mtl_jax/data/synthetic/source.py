@@ -17,12 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtl_jax.data.source import ListedImages
 from mtl_jax.data.synthetic import canvas, drawing, people
-from mtl_jax.data.synthetic.canvas import PARTS
 from mtl_jax.data.synthetic.people import ATTRIBUTES, VISIBLE
 from mtl_jax.errors import DataError
-from mtl_jax.tasks import DenseTask
 
 __all__ = ['ATTRIBUTES', 'NAME', 'VISIBLE', 'Face', 'face', 'write']
 
@@ -148,17 +145,6 @@ def file_name(index: int) -> str:
 def map_name(name: str) -> str:
   """The file name of the map of parts that belongs to a picture."""
   return f'{Path(name).stem}.png'
-
-
-def with_parsing(source: ListedImages, folder: Path) -> ListedImages:
-  """Adds the task of parsing, from the maps that `write` has written into `folder`."""
-  task = DenseTask('parsing', ('parsing',), classes=PARTS)
-  maps = [functools.partial(_read_map, folder / PARSING / map_name(name)) for name in source.image_names]
-  return dataclasses.replace(source, tasks=(*source.tasks, task), labels={**source.labels, task.name: maps})
-
-
-def _read_map(path: Path) -> np.ndarray:
-  return np.asarray(Image.open(path))
 
 
 def _draw_chunk(indices: range, *, images: Path, draw: Draw, seed: int) -> list[Any]:
