@@ -1,4 +1,4 @@
-"""The task of parsing a synthetic face: the part of it that each pixel shows. Drawing itself needs no task, and no JAX."""
+"""The task of parsing a synthetic face: the part of it that each pixel shows. Drawing itself needs no task, no JAX."""
 
 import dataclasses
 import functools
