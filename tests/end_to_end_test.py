@@ -38,7 +38,11 @@ def demo_dir(tmp_path_factory):
     'table = mtl_jax.demo.run(workdir, num_faces=1600, base=end_to_end_test.reduced())\n'
     "(workdir / 'table.txt').write_text(table)"
   )
-  subprocess.run([sys.executable, '-c', code], env=small_runs.one_device(), check=True)
+  environment = {
+    **small_runs.one_device(),
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
+  }  # It takes its time to run, not to compile.
+  subprocess.run([sys.executable, '-c', code], env=environment, check=True)
   return workdir
 
 
