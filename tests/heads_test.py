@@ -82,7 +82,7 @@ def test_heat_maps_learn_where_a_dot_is(kind, rate):
   tx = optax.adam(rate)
   params = head.init(jax.random.key(1), read)
 
-  @jax.jit  # Step by step: convolutions in a scan are slow on a CPU.
+  @jax.jit
   def step(params, state):
     loss, gradient = jax.value_and_grad(lambda p: losses.squared_error(head.apply(p, read), targets).mean())(params)
     updates, state = tx.update(gradient, state)

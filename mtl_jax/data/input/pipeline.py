@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int64, Shaped
 from mtl_jax.data.store.reader import Store
 from mtl_jax.errors import DataError
 from mtl_jax.platform import processes
+from mtl_jax.platform.ahead import Item, Result, in_order
 from mtl_jax.tasks import Task
 
 Batch = dict[str, Any]  # The inputs by name, labels, mask, example_id: see `Split.read`.
@@ -193,24 +194,10 @@ def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.nd
     yield np.where(positions < num_examples, positions, -1)
 
 
-Item = TypeVar('Item')
-Result = TypeVar('Result')
-
-
 def prefetch(make: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
   """`make(item)` for each item in order, up to `depth` of them made ahead in two threads.
 
   While one ends, gathering labels and handing its arrays to the devices, the other keeps the decoding threads busy.
   """
   with ThreadPoolExecutor(max_workers=2, thread_name_prefix='input') as executor:
-    pending = []
-    try:
-      for item in items:
-        pending.append(executor.submit(make, item))
-        if len(pending) > depth:
-          yield pending.pop(0).result()
-      while pending:
-        yield pending.pop(0).result()
-    finally:
-      for future in pending:
-        future.cancel()
+    yield from in_order(executor, make, items, depth=depth)

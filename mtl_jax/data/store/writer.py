@@ -1,12 +1,11 @@
 """Writes a source into the folder of a prepared set, whole or not at all; `store.py` says what lies there."""
 
-import collections
 import errno
 import io
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ from mtl_jax.data.sources.image_file import decode
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
+from mtl_jax.platform.ahead import in_order
 from mtl_jax.platform.atomic_dir import new_folder, sync
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.tasks import Task
@@ -234,19 +234,8 @@ def _write_images(
       shape = (num, *schema['image_size'], 3)
       np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
       file.flush()
-    contents = _ahead(pool, read_row, num, depth=8 * workers)
+    contents = in_order(pool, read_row, range(num), depth=8 * workers)
     append_rows(file, contents, arrays['crc32.npy'], offsets=offsets, advance=progress.update)
-
-
-def _ahead(pool: futures.Executor, read_row: Callable[[int], bytes], num: int, *, depth: int) -> Iterator[bytes]:
-  """Each row in order; few are in memory at a time."""
-  window: collections.deque[futures.Future[bytes]] = collections.deque()
-  for row in range(num):
-    if len(window) == depth:
-      yield window.popleft().result()
-    window.append(pool.submit(read_row, row))
-  while window:
-    yield window.popleft().result()
 
 
 def append_rows(
