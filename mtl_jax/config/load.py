@@ -1,6 +1,7 @@
 """Configurations from a Python file with `--config.a.b=v` overrides, to JSON and back, and differences of two."""
 
 import json
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def _from_file(source: str | Path) -> ConfigDict:
   if str(source) in presets():
     path = _PRESETS / f'{source}.py'
   elif not path.is_file():
-    what = 'file' if path.suffix == '.py' else 'preset'
+    what = 'preset' if re.fullmatch(r'\w+', str(source)) else 'file'
     raise ConfigError(f'--config: no {what} {source}; {nearest(path.stem, presets())}')
   config = user_file.call(path, 'get_config', raises=ConfigError, blame='--config: ')
   if not isinstance(config, ConfigDict):
