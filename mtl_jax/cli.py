@@ -268,34 +268,34 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-  from mtl_jax import config, report
-  from mtl_jax.study import study
+  from mtl_jax import config, reports
+  from mtl_jax.studies import study
 
   found = study.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
   if processes.index() == 0:
-    report.rebuild(options.workdir)
+    reports.rebuild(options.workdir)
     print(json.dumps(found, indent=2))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  from mtl_jax import config, report
-  from mtl_jax.affinity import affinity
+  from mtl_jax import config, reports
+  from mtl_jax.affinities import affinity
 
   found = affinity.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
-  report.rebuild(options.workdir)
+  reports.rebuild(options.workdir)
   print(json.dumps(found, indent=2))
   return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-  from mtl_jax import report
+  from mtl_jax import reports
 
-  print(report.rebuild(options.workdir, pictures=options.pictures))
+  print(reports.rebuild(options.workdir, pictures=options.pictures))
   return 0
 
 
