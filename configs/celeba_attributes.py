@@ -1,10 +1,5 @@
 """CelebA's attributes alone: the single-task side of celeba_joint, everything else the same."""
 
-import celeba_joint
-from ml_collections import ConfigDict
+from mtl_jax.configs.celeba_attributes import get_config
 
-
-def get_config() -> ConfigDict:
-  config = celeba_joint.get_config()
-  config.tasks = 'attributes'
-  return config
+__all__ = ['get_config']

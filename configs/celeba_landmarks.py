@@ -1,10 +1,5 @@
 """CelebA's landmarks alone: the single-task side of celeba_joint, everything else the same."""
 
-import celeba_joint
-from ml_collections import ConfigDict
+from mtl_jax.configs.celeba_landmarks import get_config
 
-
-def get_config() -> ConfigDict:
-  config = celeba_joint.get_config()
-  config.tasks = 'landmarks'
-  return config
+__all__ = ['get_config']

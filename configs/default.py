@@ -1,4 +1,4 @@
-"""The default configuration; it lies in the package so that an installed `mtl-jax` finds it anywhere."""
+"""The default configuration, which others start from; mtl_jax/config/fields.py has every field with its meaning."""
 
 from mtl_jax.configs.default import get_config
 

@@ -186,7 +186,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
   """Flags of verbs that train what a configuration says, and go on where they stopped; its fields end their help."""
   parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, help_lines()
   parser.add_argument(
-    '--config', type=local_path, metavar='FILE.py', required=True, help=f'override with {CONFIG_PREFIX}a.b=VALUE'
+    '--config',
+    metavar='FILE.py',
+    required=True,
+    help=f'or the name of a preset; override with {CONFIG_PREFIX}a.b=VALUE',
   )
   parser.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
   parser.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')

@@ -281,3 +281,23 @@ def test_differences_name_each_field_that_changed():
     'config.train.steps: 10000 -> 5',
   ]
   assert not list(configs.differences(configs.to_json(old), configs.to_json(old)))
+
+
+@pytest.mark.parametrize('name', configs.presets())
+def test_a_preset_is_loaded_by_its_name_and_is_what_its_file_gives(name):
+  assert configs.load(name).to_dict() == configs.load(FILES[0].parent / f'{name}.py').to_dict()
+
+
+def test_an_unknown_preset_is_told_with_the_nearest():
+  assert "did you mean 'celeba_joint'" in refusal(configs.load, 'celeba_jont')
+
+
+def test_values_from_python_are_checked_and_converted_as_overrides_are_and_the_source_stays():
+  source = default.get_config()
+  config = configs.load(
+    source, {'train.steps': 7, 'data.dirs': ['a', 'b'], 'optimizer.learning_rate': 1, 'tasks': 'age'}
+  )
+  assert (config.train.steps, config.data.dirs, config.optimizer.learning_rate) == (7, ('a', 'b'), 1.0)
+  assert source.train.steps == 10_000
+  for name, value in {'train.steps': -4, 'optimizer.name': 'lyon', 'train': 1}.items():
+    assert f'config.{name}' in refusal(configs.load, source, {name: value})

@@ -3,7 +3,7 @@
 from mtl_jax.config.check import validate
 from mtl_jax.config.fields import FIELDS, RESUMABLE, get_config
 from mtl_jax.config.kinds import choose
-from mtl_jax.config.load import apply_override, differences, from_json, load, to_json, with_fields
+from mtl_jax.config.load import apply_override, differences, from_json, load, presets, to_json, with_fields
 
 __all__ = [
   'FIELDS',
@@ -14,6 +14,7 @@ __all__ = [
   'from_json',
   'get_config',
   'load',
+  'presets',
   'to_json',
   'validate',
   'with_fields',

@@ -1,7 +1,8 @@
 """Configurations from a Python file with `--config.a.b=v` overrides, to JSON and back, and differences of two."""
 
 import json
-from collections.abc import Container, Iterator, Sequence
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +10,69 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config.check import check_fields, child, validate
 from mtl_jax.config.fields import DEFAULTS, TREE, Tree
-from mtl_jax.config.kinds import OPTION, Kind
+from mtl_jax.config.kinds import OPTION, Kind, nearest, require
 from mtl_jax.errors import ConfigError
 from mtl_jax.platform import user_file
+from mtl_jax.platform.address import local_path
 
+_PRESETS = Path(__file__).parent.parent / 'configs'
 # Where one of these is missing or empty a configuration is not old but spoilt.
 ESSENTIAL = ('tasks', 'data', 'model', 'objective', 'optimizer', 'train')
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> ConfigDict:
-  """The configuration of a file's `get_config()`, with overrides `a.b=value` applied, locked and checked."""
-  if not path.is_file():
-    raise ConfigError(f'--config: no file {path}; variants lie in the folder configs/')
-  config = user_file.call(path, 'get_config', raises=ConfigError, blame='--config: ')
-  if not isinstance(config, ConfigDict):
-    raise ConfigError(f'--config: get_config() of {path} gave {type(config).__name__}, not a ConfigDict')
+def load(source: str | Path | ConfigDict, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ConfigDict:
+  """Loads a configuration, applies the overrides to a copy of it, checks and locks it.
+
+  Args:
+    source: the name of a preset (see `presets`), a Python file with a `get_config()`, or a configuration.
+    overrides: texts `a.b=value`, as on the command line, or values by the fields' names.
+
+  Raises:
+    ConfigError: for a source that there is not, and for a field that is unknown, ill-typed or out of range.
+  """
+  config = source.copy_and_resolve_references() if isinstance(source, ConfigDict) else _from_file(source)
+  config.unlock()
   check_fields(config)
-  for override in overrides:
-    apply_override(config, override)
+  for override in overrides.items() if isinstance(overrides, Mapping) else map(_parted, overrides):
+    set_field(config, *override)
   if isinstance(config.tasks, tuple):  # One way to write them, so that resuming sees no difference.
     config.tasks = ','.join(config.tasks)
   validate(config)
   return config.lock()
 
 
+def presets() -> tuple[str, ...]:
+  """The names of the configurations that come with the package."""
+  return tuple(sorted(path.stem for path in _PRESETS.glob('*.py') if path.stem != '__init__'))
+
+
+def _from_file(source: str | Path) -> ConfigDict:
+  path = local_path(str(source)).expanduser()
+  if str(source) in presets():
+    path = _PRESETS / f'{source}.py'
+  elif not path.is_file():
+    what = 'preset' if re.fullmatch(r'\w+', str(source)) else 'file'
+    raise ConfigError(f'--config: no {what} {source}; {nearest(path.stem, presets())}')
+  config = user_file.call(path, 'get_config', raises=ConfigError, blame='--config: ')
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f'--config: get_config() of {path} gave {type(config).__name__}, not a ConfigDict')
+  return config
+
+
 def apply_override(config: ConfigDict, override: str) -> None:
-  """Sets one field from text `a.b=value`, read as the field is declared; ConfigError if it cannot be."""
+  """Sets one field from text `a.b=value`; ConfigError if it cannot be."""
+  set_field(config, *_parted(override))
+
+
+def _parted(override: str) -> tuple[str, str]:
   name, equals, text = override.partition('=')
   if not equals:
     raise ConfigError(f'config.{name} has no value; write --config.{name}=VALUE')
+  return name, text
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+  """Sets the field `a.b`; text is read as the field is declared. ConfigError for a field or value that cannot be."""
   node, where, parent = TREE, 'config', config
   *groups, leaf = name.split('.')
   for part in (*groups, leaf):
@@ -46,9 +81,10 @@ def apply_override(config: ConfigDict, override: str) -> None:
     fields = f'; set one of its fields: {", ".join(node)}' if isinstance(node, dict) else ''
     raise ConfigError(f'{where} is a group{fields}')
   try:
-    value = node.read(text)
+    value = node.read(value) if isinstance(value, str) else node.convert(_lists_to_tuples(value))
   except (ValueError, KeyError):
-    raise ConfigError(f'{where} must be {node.words}, not {text!r}') from None
+    raise ConfigError(f'{where} must be {node.words}, not {value!r}') from None
+  require(value, node, field=where)
   for group in groups:
     parent = parent[group]
   with parent.unlocked():
