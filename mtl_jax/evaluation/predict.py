@@ -1,5 +1,6 @@
 """Predictions for image files: one JSON line an image, and drawings of them."""
 
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mtl_jax.data.sources.image_file import decode, read_upright
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation.step import predict_step
+from mtl_jax.platform import atomic_write
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
 
@@ -50,7 +52,9 @@ def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -
       print(json.dumps({'file': str(file), **result}), flush=True)
       if out is not None:
         name = _free_name(file.stem, drawn)
-        draw(file, result, model, overlays=overlays).save(out / f'{name}.png')
+        content = io.BytesIO()
+        draw(file, result, model, overlays=overlays).save(content, 'PNG')
+        atomic_write.write(out / f'{name}.png', content.getvalue())
   return refused
 
 

@@ -11,11 +11,11 @@ from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import address, atomic_write
 
 
-def write(path: Path, **arrays: Any) -> None:
-  """Writes the file; its folder is made if need be."""
+def write(path: Path, *, root: Path | None = None, **arrays: Any) -> None:
+  """Writes the file; see `atomic_write` for `root`."""
   content = io.BytesIO()
   np.savez(content, allow_pickle=False, **arrays)
-  atomic_write.write(path, content.getvalue())
+  atomic_write.write(path, content.getvalue(), root=root)
 
 
 def read(path: Path, *, names: Sequence[str], advice: str, only: bool = False) -> dict[str, np.ndarray]:
