@@ -82,7 +82,7 @@ def evaluate_workdir(
     except (OSError, UserError) as error:  # The work is done, and the result still comes back.
       log.warning('warning: %s could not be kept: %s', directory / 'eval' / f'{name}.json', one_line(error))
     if predictions:
-      npz.write(predictions, **evaluate.dump(result, part))
+      npz.write(predictions, evaluate.dump(result, part))
   return found
 
 

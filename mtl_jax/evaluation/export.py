@@ -44,7 +44,7 @@ def export(directory: Path, out: Path, *, step: int | None = None) -> None:
     raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
   model = workdir.restore(directory, step=step)
   exported = program(model)
-  program_bytes = exported.serialize()
+  program_bytes = bytes(exported.serialize())
   atomic_write.write(out / FILES['program'], program_bytes)
   workdir.write_json(out / FILES['description'], describe(model, exported))
   atomic_write.write(out / FILES['loader'], Path(exported_loader.__file__).read_bytes())

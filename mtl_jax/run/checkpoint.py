@@ -133,7 +133,7 @@ class Checkpoints:
     if data and self._data and _meaning(data) != _meaning(self._data):
       raise CheckpointError(f'{place}: has learned other tasks, labels or classes than the configuration and data name')
     with self._one_line('be restored', advice=ANOTHER):
-      saved = _shapes(ocp.StandardCheckpointHandler().metadata(place / 'state').tree)
+      saved = _shapes(ocp.StandardCheckpointHandler().metadata(place / 'state').tree)  # pyright: ignore
       wanted = _shapes(like)
       if different := [name for name in sorted(saved | wanted, reverse=True) if saved.get(name) != wanted.get(name)]:
         shapes = (shapes.get(different[0], 'not there') for shapes in (saved, wanted))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args
+from typing import Annotated, Any, TypedDict, TypeVar, cast
 
 import jax
 import msgspec
@@ -21,8 +21,7 @@ log = logging.getLogger('mtl_jax')
 FILE = 'goodput.json'  # In the workdir: the step, and `spent` until then.
 # step: the host waits for the devices, or gives them work; input: it waits for the next batch; restart: a run that was
 # begun before starts again, and what it had done since its last checkpoint; rest: the first start, and logging.
-Heading = Literal['step', 'compile', 'input', 'eval', 'save', 'restart', 'rest']
-HEADINGS: tuple[Heading, ...] = get_args(Heading)
+HEADINGS = ('step', 'compile', 'input', 'eval', 'save', 'restart', 'rest')
 WRITE_EVERY_SECS = 1.0
 UPLOAD_EVERY_SECS = 30.0  # Of a workdir in a bucket.
 
@@ -104,7 +103,7 @@ class Goodput:
     if written is not None:
       later = sum(written['spent'].values()) - sum(before.values())
       if written['step'] <= step and later > 0:  # The end of a save, and of the process.
-        before = dict[str, float](written['spent'])
+        before = written['spent']
       else:
         before['restart'] = before.get('restart', 0.0) + max(later, 0.0)
     if before:
@@ -148,14 +147,14 @@ class Accounts(TypedDict):
   """The content of goodput.json."""
 
   step: Annotated[int, msgspec.Meta(ge=0)]
-  spent: dict[Heading, float]
+  spent: dict[str, float]
 
 
 def read(directory: Path) -> Accounts | None:
   """Reads what `write` wrote; None if there is none, or it is not as it was written."""
   try:
     written = json_file.read(directory / FILE, Accounts, advice='it is written anew')
-    return written if len(written['spent']) == len(HEADINGS) and sum(written['spent'].values()) >= 0 else None
+    return written if set(written['spent']) == set(HEADINGS) and sum(written['spent'].values()) >= 0 else None
   except CheckpointError:
     return None
 

@@ -55,7 +55,7 @@ class ResultStore:
     facts['made_by'] = made_by
     arrays = {f'predictions/{name}': values for name, values in result.predictions.items()}
     path, root = self.path(program, result.replica), self.directory.parent
-    npz.write(path, root=root, facts=np.array(json.dumps(facts)), **arrays)
+    npz.write(path, {'facts': np.array(json.dumps(facts)), **arrays}, root=root)
 
   def get(self, program: str, replica: Replica) -> Result:
     """A result that was put.
