@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.source import SPLITS, ListedImages
+from mtl_jax.data.source import POINTS, SPLITS, ListedImages, landmark_task
 from mtl_jax.data.synthetic import canvas, drawing, people
 from mtl_jax.data.synthetic import source as synthetic
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, Task
+from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
 
 NAME = 'synthetic:expressions'
 EXPRESSIONS = ('neutral', 'happy', 'sad', 'fear', 'anger', 'surprise', 'disgust')
@@ -42,9 +42,7 @@ TASKS: tuple[Task, ...] = (
   CategoricalTask('expression', ('expression',), classes=EXPRESSIONS),
   BinaryTask('action_units', UNITS),
   BinaryTask('attributes', UNRELATED),
-  LandmarkTask(
-    'landmarks', tuple(f'{p}_{a}' for p in ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth') for a in 'xy')
-  ),
+  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
 )
 # Attributes that would show an expression are held at what a face at rest has.
 _AT_REST = {'Smiling': -1.2, 'Mouth_Slightly_Open': -1.2, 'High_Cheekbones': -1.2, 'Narrow_Eyes': -1.0}
@@ -106,8 +104,7 @@ def draw(images: Path, *, num: int, seed: int, progress: Callable[[int], Any] | 
     name=NAME,
     tasks=TASKS,
     notes=(),
-    images=images,
-    image_names=[synthetic.file_name(index) for index in range(num)],
+    images={name: images / name for name in map(synthetic.file_name, range(num))},
     splits=list(splits),
     labels={task.name: np.stack([row[task.name] for row in labels]) for task in TASKS},
     identity=np.array(identities, np.int32),
