@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 
 from mtl_jax.errors import DataError, one_line
 
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # Others may run programs, as EPS does.
+# All that is read. Pillow knows many more by their content, whatever a file is called, and for some starts programs.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
 _BITS, _PHOTOMETRIC = 258, 262  # Tags of TIFF: bits a sample; 1 where 0 is black.
 
 
