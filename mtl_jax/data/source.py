@@ -117,12 +117,13 @@ def checked(record: Any, tasks: Sequence[Task], *, source: str) -> Record:
   identity = _whole(record.identity)
   in_range = identity is not None and -1 <= identity <= MAX_IDENTITY
   refuse_unless(in_range, f'identity must be a whole number from -1 to {MAX_IDENTITY}, not {record.identity!r:.60}')
-  crop = None
-  if record.crop is not None:
-    is_crop = isinstance(record.crop, Sequence | np.ndarray) and len(record.crop) == 4
-    crop = tuple(_whole(side) for side in record.crop) if is_crop else (None,)
-    refuse_unless(None not in crop, f'a crop is left, top, right, bottom in whole pixels, not {record.crop!r:.60}')
-    refuse_unless(crop[0] < crop[2] and crop[1] < crop[3], f'the crop {record.crop!r:.60} is empty')
+  crop = record.crop
+  if crop is not None:
+    sides = [_whole(side) for side in crop] if isinstance(crop, Sequence | np.ndarray) else []
+    is_crop = len(sides) == 4 and None not in sides
+    refuse_unless(is_crop, f'a crop is left, top, right, bottom in whole pixels, not {crop!r:.60}')
+    refuse_unless(crop[0] < crop[2] and crop[1] < crop[3], f'the crop {crop!r:.60} is empty')
+    crop = tuple(sides)
   image = Path(record.image) if isinstance(record.image, str) else record.image
   return dataclasses.replace(record, image=image, identity=identity, crop=crop)
 
