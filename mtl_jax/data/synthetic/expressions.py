@@ -93,11 +93,13 @@ def face(index: int, *, seed: int) -> Face:
   )
 
 
-def draw(images: Path, *, num: int, seed: int, progress: Callable[[int], Any] | None = None) -> ListedImages:
+def draw(
+  images: Path, *, num: int, seed: int, workers: int = 1, progress: Callable[[int], Any] | None = None
+) -> ListedImages:
   """Draws `num` faces into a new folder, and returns them as a source."""
   images.mkdir(parents=True)
   labels, identities, splits = zip(
-    *synthetic.write_images(images, face, num=num, seed=seed, progress=progress), strict=True
+    *synthetic.write_images(images, face, num=num, seed=seed, workers=workers, progress=progress), strict=True
   )
   assert set(splits) <= set(SPLITS)
   return ListedImages(
