@@ -4,13 +4,10 @@ To add a task, a data set's reader makes a value of one of these classes; to add
 class in `KINDS`. Its metrics are a file of `mtl_jax/metrics/`, or of its own.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
-from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.errors import ConfigError, DataError, one_line
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks.binary import BinaryTask
 from mtl_jax.tasks.categorical import CategoricalTask
@@ -64,13 +61,15 @@ def higher_is_better(metric: str) -> bool:
 
 
 def from_json(value: dict[str, Any]) -> Task:
-  """The task that `Task.to_json` wrote. Raises DataError or ValueError for what is none."""
-  if value.get('kind') not in KINDS:
-    raise DataError(f'unknown kind of task {value.get("kind")!r}; this version knows {", ".join(KINDS)}')
-  kind = KINDS[value['kind']]
-  if unknown := value.keys() - {'kind', *(field.name for field in dataclasses.fields(kind))}:
-    raise DataError(f'a {kind.kind} task has no field {min(unknown)!r}')
-  return msgspec.convert({field: each for field, each in value.items() if field != 'kind'}, kind)
+  """The task that `Task.to_json` wrote. Raises DataError for any other value."""
+  kind = value.get('kind') if isinstance(value, dict) else None
+  if not (isinstance(kind, str) and kind in KINDS):
+    raise DataError(f'unknown kind of task {kind!r:.60}; this version knows {", ".join(KINDS)}')
+  fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != 'kind'}
+  try:
+    return KINDS[kind](**fields)
+  except (TypeError, ValueError) as error:
+    raise DataError(f'no task is {value!r:.60}: {one_line(error)}') from error
 
 
 def select(
