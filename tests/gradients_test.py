@@ -50,7 +50,7 @@ def by_norm() -> GramWeighting:
   """Every gradient brought to norm 1: the least method whose weights depend on the Gram matrix."""
 
   def weights(gram, state, *, losses, present, key, unit=1.0):
-    norms = jnp.sqrt(jnp.diagonal(gram))
+    norms = unit * jnp.sqrt(jnp.diagonal(gram))
     return jnp.where(present & (norms > 0), 1 / jnp.where(norms > 0, norms, 1), 0), state
 
   return GramWeighting(lambda num_tasks: (), weights)
