@@ -16,13 +16,13 @@ from mtl_jax.configs import default
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
 from mtl_jax.metrics import draws
-from mtl_jax.report import findings
-from mtl_jax.report import study_page as report
+from mtl_jax.reports import findings
+from mtl_jax.reports import study_page as report
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.study import arms, record, scores, summary
-from mtl_jax.study.replicas import Replica, Result
-from mtl_jax.study.result_store import ResultStore
+from mtl_jax.studies import arms, record, scores, summary
+from mtl_jax.studies.replicas import Replica, Result
+from mtl_jax.studies.result_store import ResultStore
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
 
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
@@ -296,7 +296,7 @@ def test_other_kinds_of_task_make_a_page(tmp_path):
 
 def test_hostile_names_are_only_text(tmp_path):
   name = '<script>alert("x")</script>$\\frac{'
-  made(tmp_path, (BinaryTask('<i>&', (name, 'b')), LANDMARKS))
+  made(tmp_path, (BinaryTask('faces', (name, '<i>&')), LANDMARKS))
   text, page = written(tmp_path)
   assert page.tags.count('script') == 1
   assert 'i' not in page.tags

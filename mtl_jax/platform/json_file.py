@@ -1,0 +1,83 @@
+"""Reads JSON against a schema: what a file holds is what its reader expects, or one line says what is wrong where."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from mtl_jax.errors import CheckpointError, UserError, one_line
+
+Schema = TypeVar('Schema')
+
+MAX_BYTES = 2**26  # No file of ours comes near; a larger one would fill the memory.
+Fields = dict[str, Any]  # The schema of an object whose fields are checked elsewhere.
+
+
+def read(path: Path, schema: type[Schema], *, advice: str, raises: type[UserError] = CheckpointError) -> Schema:
+  """The content of a file, local or in a bucket.
+
+  Args:
+    path: of the file.
+    schema: the type it must have, such as a TypedDict or a dataclass, with `msgspec.Meta` for ranges. Fields that it
+      does not name are ignored. Numbers are finite: JSON has no NaN.
+    advice: what to do where it is missing or wrong; ends the message.
+    raises: the kind of error to raise.
+
+  Raises:
+    UserError: of that kind, for a file that is missing, cannot be read, is no JSON or is not of the schema.
+  """
+  if not path.exists():
+    raise raises(f'{path} is missing; {advice}')
+  return parse(_content(path, advice, raises), schema, place=path, advice=advice, raises=raises)
+
+
+def parse(
+  content: bytes | str,
+  schema: type[Schema],
+  *,
+  place: Path | str,
+  advice: str,
+  raises: type[UserError] = CheckpointError,
+) -> Schema:
+  """`read` of content that is at hand, such as text kept inside another file; messages call it `place`."""
+  return _one_line(lambda: msgspec.json.decode(content, type=schema), place, advice, raises)
+
+
+def convert(
+  value: Any, schema: type[Schema], *, place: Path | str, advice: str, raises: type[UserError] = CheckpointError
+) -> Schema:
+  """A value that was decoded as `Fields`, as another schema; for readers that look at a field first."""
+  return _one_line(lambda: msgspec.convert(value, schema), place, advice, raises)
+
+
+def lines(path: Path, schema: type[Schema]) -> list[Schema]:
+  """The lines of a JSONL file that are of the schema; others, as the last when a kill cut it short, are left out."""
+  found = []
+  for line in path.read_bytes().splitlines() if path.is_file() else []:
+    try:
+      found.append(msgspec.json.decode(line, type=schema))
+    except (ValueError, RecursionError):
+      continue
+  return found
+
+
+def _content(path: Path, advice: str, raises: type[UserError]) -> bytes:
+  try:
+    if not path.is_file():  # Opening a pipe would wait.
+      raise OSError('it is no file')
+    with path.open('rb') as file:
+      content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+      raise OSError(f'it has more than {MAX_BYTES} bytes')
+    return content
+  except OSError as error:
+    raise raises(f'{path} cannot be read: {error.strerror or error}; {advice}') from error
+
+
+def _one_line(decode: Callable[[], Schema], place: Path | str, advice: str, raises: type[UserError]) -> Schema:
+  try:
+    return decode()
+  except (ValueError, RecursionError) as error:  # Of msgspec, and of bytes that are not UTF-8.
+    said = 'it is nested too deeply' if isinstance(error, RecursionError) else one_line(error).replace('`$.', '`')[:200]
+    raise raises(f'{place} is not as it was written: {said}; {advice}') from error
