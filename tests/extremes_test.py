@@ -10,7 +10,7 @@ import pytest
 from mtl_jax import config as configs
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import OBJECTIVES, aggregate, options
-from mtl_jax.objectives.declared import declared
+from mtl_jax.objectives.declared import declared, with_ranges
 from mtl_jax.objectives.task_gradients import gram, norms
 from mtl_jax.objectives.weighting.learned import FARTHEST
 
@@ -46,12 +46,14 @@ def test_only_these_numbers_may_be_any():
   assert open_ended == {('famo', 'least_loss'), ('pbi', 'reference'), ('pivrg', 'scores')}
 
 
-def test_an_option_without_a_range_cannot_be_declared():
+def test_an_objective_with_an_option_without_a_range_cannot_be_built_in():
   def careless(rate: float = 1.0):
     return rate
 
+  with pytest.raises(TypeError, match='careless is not declared'):
+    with_ranges(careless)
   with pytest.raises(TypeError, match='careless: rate has no range'):
-    declared(careless)
+    with_ranges(declared(careless))
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.kinds import NUMBER, Kind, choice, either, real, require, several, whole
+from mtl_jax.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choice, either, real, require, several, whole
 
+PLAIN: dict[type, Kind] = {int: whole(-math.inf), float: NUMBER, bool: FLAG, str: TEXT}  # Of options without a range.
 Maker = TypeVar('Maker', bound=Callable[..., Any])
 
 
@@ -41,18 +43,20 @@ ShareOrEach = Annotated[float | Sequence[float], either(real(0, 1), _for_each(re
 Point = Annotated[str, choice('parameters', 'representation')]
 
 
-def declared(make: Maker) -> Maker:
-  """A maker of objectives that checks its options; `make.options` holds the kind of each, by name.
+def kinds_of(make: Callable[..., Any]) -> dict[str, Kind]:
+  """The kind of each option of a maker: as annotated, else that of its default, without a range."""
+  if hasattr(make, 'options'):
+    return make.options  # pyright: ignore[reportFunctionMemberAccess]
+  found = {}
+  for name, parameter in inspect.signature(make).parameters.items():
+    kinds = [each for each in getattr(parameter.annotation, '__metadata__', ()) if isinstance(each, Kind)]
+    found[name] = kinds[0] if kinds else PLAIN.get(type(parameter.default), OPTION)
+  return found
 
-  Raises:
-    TypeError: on definition, for an option without a kind: write `rate: AtLeast0`, or `Annotated[float, real(0, 5)]`.
-  """
-  signature, kinds = inspect.signature(make), {}
-  for name, parameter in signature.parameters.items():
-    found = [each for each in getattr(parameter.annotation, '__metadata__', ()) if isinstance(each, Kind)]
-    if not found:
-      raise TypeError(f'{make.__name__}: {name} has no range; annotate it as objectives/declared.py says')
-    kinds[name] = found[0]
+
+def declared(make: Maker) -> Maker:
+  """A maker of objectives that checks its options, whose kinds are `make.options`, by name."""
+  signature, kinds = inspect.signature(make), kinds_of(make)
 
   @functools.wraps(make)
   def checked(*args: Any, **options: Any) -> Any:
@@ -67,6 +71,21 @@ def declared(make: Maker) -> Maker:
 
   checked.options = kinds  # pyright: ignore[reportAttributeAccessIssue]
   return checked  # pyright: ignore[reportReturnType]
+
+
+def with_ranges(*makers: Maker) -> dict[str, Maker]:
+  """Makers of objectives by name.
+
+  Raises:
+    TypeError: for one that is not declared, or has an option without a range: write `rate: AtLeast0` or the like.
+  """
+  for make in makers:
+    if not hasattr(make, 'options'):
+      raise TypeError(f'{make.__name__} is not declared; see objectives/declared.py')
+    for name, kind in make.options.items():  # pyright: ignore[reportFunctionMemberAccess]
+      if kind in (*PLAIN.values(), OPTION):
+        raise TypeError(f'{make.__name__}: {name} has no range; annotate it as objectives/declared.py does')
+  return {make.__name__: make for make in makers}
 
 
 def _plain(value: Any) -> Any:

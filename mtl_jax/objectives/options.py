@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
+from mtl_jax.config import parts
 from mtl_jax.errors import ConfigError
-from mtl_jax.kinds import choose, options
+from mtl_jax.kinds import options
 from mtl_jax.objectives import OBJECTIVES
+from mtl_jax.objectives.declared import kinds_of
 from mtl_jax.objectives.objective import Objective
 
 FIELD = 'config.objective.options'
@@ -30,11 +32,11 @@ def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: 
     ConfigError: for an unknown name or option, one out of its range or without a number for each loss, for settings of
       the Gram matrix with a method that has none at the parameters, and for weighted heads with one without weights.
   """
-  name = choose(settings.name, tuple(OBJECTIVES), field='config.objective.name')
-  make = OBJECTIVES[name]
+  name, make = settings.name, parts.find(settings.name, OBJECTIVES, field='config.objective.name')
+  kinds = kinds_of(make)
   given = {'weights': task_weights(settings, names), 'steps_per_epoch': steps_per_epoch}
-  arguments = {key: value for key, value in given.items() if key in make.options}
-  known = {option: kind for option, kind in make.options.items() if option != 'weights'}
+  arguments = {key: value for key, value in given.items() if key in kinds}
+  known = {option: kind for option, kind in kinds.items() if option != 'weights'}
   arguments |= options(settings.options, known, field=FIELD, owner=name)
   for option, value in settings.options.items():
     if isinstance(value, tuple) and len(value) != len(names):
@@ -42,8 +44,10 @@ def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: 
       raise ConfigError(f'{FIELD}.{option} has {len(value)} numbers for {len(names)} losses: {listed}')
   try:
     objective = make(**arguments)
-  except ConfigError as error:
-    raise ConfigError(f'{FIELD} of {error}') from None
+  except (ValueError, ConfigError) as error:
+    raise ConfigError(f'{FIELD} of {name!r}: {error}') from None
+  if not isinstance(objective, Objective):
+    raise ConfigError(f'config.objective.name: {name} gave {type(objective).__name__}, not an Objective')
   for field, plain in (('gram_every_steps', 1), ('gram_rows', 0)):
     if settings[field] != plain and (objective.weighting is None or objective.needs != 'parameters'):
       raise ConfigError(
