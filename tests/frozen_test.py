@@ -124,7 +124,7 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
   for freeze in ('', 'backbone'):
     config = frozen_config(**RESNET, **{'model.freeze': freeze, 'data.mode': 'streamed'})
     run = building.build(config, open_store(Path(config.data.dir)))
-    batch = run.train.read(run.order.positions(0))
+    batch = run.train.read(run.sampler.indices(0))
     analysis: Any = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()
     flops[freeze] = analysis['flops']
   assert flops['backbone'] < 0.45 * flops['']

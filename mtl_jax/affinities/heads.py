@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation.step import label_losses
 from mtl_jax.models.backbone import Representation
@@ -36,8 +36,10 @@ class HeadTrainer:
     self._steps = jax.jit(self._several_steps, donate_argnums=(0, 1))
     self._losses = jax.jit(self._label_losses)
 
-  def train(self, features: Float[np.ndarray, 'n f'], train: Split, order: Order, *, stop: Callable[[], None]) -> Any:
-    """The heads' parameters after `train.steps` steps, on the batches that the order gives.
+  def train(
+    self, features: Float[np.ndarray, 'n f'], train: Split, sampler: Sampler, *, stop: Callable[[], None]
+  ) -> Any:
+    """The heads' parameters after `train.steps` steps, on the batches that the sampler gives.
 
     Raises:
       DivergedError: where a loss is not finite.
@@ -49,7 +51,7 @@ class HeadTrainer:
     for first in range(0, self.config.train.steps, STEPS_A_CALL):
       stop()
       steps = range(first, min(first + STEPS_A_CALL, self.config.train.steps))
-      positions = np.stack([order.positions(step) for step in steps]).astype(np.int32)
+      positions = np.stack([sampler.indices(step) for step in steps]).astype(np.int32)
       params, state, totals = self._steps(params, state, kept, labels, mask, positions)
       if not np.isfinite(totals).all():
         raise DivergedError(

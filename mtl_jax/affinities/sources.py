@@ -60,7 +60,7 @@ class Sources:
       labels, mask = self.train.labels[task.name], self.train.mask[task.name]
       state = program.train(state, labels, mask, name=source, stop=self._stop)
     train, val = (program.features(state, split) for split in (program.run.train, program.val))
-    params = self._heads.train(train, self.train, program.run.order, stop=self._stop)
+    params = self._heads.train(train, self.train, program.run.sampler, stop=self._stop)
     return self._heads.losses(params, val, self.val), time.monotonic() - started
 
   def _program(self, task: Task) -> 'Program':
@@ -130,7 +130,7 @@ class Program:
     variables = state.variables
     for step in range(SETTLING_STEPS):
       stop()
-      variables = self._settled(variables, self.run.train.read(self.run.order.positions(step)))
+      variables = self._settled(variables, self.run.train.read(self.run.sampler.indices(step)))
     return state.replace(variables=variables, average=None)
 
   def features(self, state: TrainState, split: Split) -> Float[np.ndarray, 'n f']:

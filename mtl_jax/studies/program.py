@@ -18,7 +18,7 @@ from mtl_jax.data.input import mixture, resident
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
@@ -65,9 +65,9 @@ class Program:
     """Shape of the network's input of one example."""
     return self.run.train.images.shape[1:]
 
-  def order(self, seed: int) -> Order:
-    """The order in which a replica of that seed sees the examples."""
-    return self.run.make_order(seed)
+  def sampler(self, seed: int) -> Sampler:
+    """The sampler of a replica of that seed."""
+    return self.run.make_sampler(seed)
 
   def tx(self, learning_rate: Any) -> optax.GradientTransformation:
     """The optimizer at a peak learning rate, which may be a traced value."""
