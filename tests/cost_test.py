@@ -1,5 +1,7 @@
 """What a model costs, as a run tells it before it begins."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -17,7 +19,7 @@ def test_flops_are_those_of_the_convolutions_and_little_more():
   # A 3x3 convolution has 62 of 64 columns with three taps and two with two: 190 / 192 of the products each way.
   first = 2 * (3 * 64 - 2) ** 2 * 3 * 16
   second = 2 * (3 * 32 - 2) ** 2 * 16 * 32
-  found = cost.forward_flops(model, variables, (64, 64))
+  found = cost.flops(partial(model.apply, train=False), variables, (64, 64, 3))
   assert found == pytest.approx(first + second, rel=0.05)
   assert found > first + second  # ReLU and pooling come on top.
 

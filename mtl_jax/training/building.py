@@ -19,7 +19,7 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Input, Split
 from mtl_jax.data.input.sampler import Sampler, interleaved, make_sampler
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.objectives import matching
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.run import optimizer, recipe, workdir
@@ -53,7 +53,7 @@ class Run:
   val: Split | None
   label_stats: Mapping[str, LabelStats]
   make_sampler: Callable[[int], Sampler]
-  model: MultiTaskModel
+  model: Network
   settings: gradients.Settings
   make_state: Callable[..., TrainState]
   one_step: Callable[..., tuple[TrainState, Metrics]]
