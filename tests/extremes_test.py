@@ -102,8 +102,9 @@ def modo(rows, gamma=1e-3, rho=0.1):
 def sdmgrad(rows, lam=0.3, rate=0.5, momentum=0.5):
   product, w = rows[0] @ rows[1].T, np.full(3, 1 / 3)
   product = product / (np.sqrt(np.maximum(np.diagonal(product), 0)).mean() ** 2 + 1e-8)
+  velocity = np.zeros(3)
   for step in range(40):  # Of two updates.
-    velocity = (momentum * velocity if step % 20 else 0) + product @ (w + lam / 3)
+    velocity = momentum * velocity * (step % 20 > 0) + product @ (w + lam / 3)
     w = projected(w - rate * velocity)
   return (w + lam / 3) / (1 + lam) @ rows[2]
 
