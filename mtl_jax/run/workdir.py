@@ -23,7 +23,7 @@ from mtl_jax import tasks
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import CheckpointError, LauncherError, UserError
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
 from mtl_jax.platform.address import local_path
@@ -288,7 +288,7 @@ class TrainedModel:
 
   config: ConfigDict
   facts: DataFacts
-  model: MultiTaskModel
+  model: Network
   mesh: Mesh
   step: int
   variables: Mapping[str, Any]
