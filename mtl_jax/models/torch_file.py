@@ -114,6 +114,9 @@ class TensorUnpickler(pickle._Unpickler):
   """
 
   dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for (code,) in OPCODES}
+  stack: list[Any]  # As the machine has them.
+  memo: dict[int, Any]
+  pop_mark: Callable[[], list[Any]]
 
   def __init__(self, file: io.BytesIO):
     super().__init__(file)
