@@ -50,8 +50,10 @@ def test_a_variant_is_the_joint_model_with_its_fields_set():
   ],
 )
 def test_a_variant_that_cannot_be_names_itself_or_its_field(variants, message):
-  with pytest.raises(ConfigError, match=message):
-    arms.from_config(with_variants(**variants), TASKS)
+  config = with_variants(**variants)
+  for named in (config.study.arms, ('single', 'joint')):  # One that is not compared is looked at, too.
+    with pytest.raises(ConfigError, match=message):
+      arms.from_config(with_fields(config, study__arms=named), TASKS)
 
 
 @pytest.mark.parametrize('names', [(), ('single',), ('joint', 'joint')])

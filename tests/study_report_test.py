@@ -96,7 +96,7 @@ def made(
       for rate in grid:
         results.put(program, Result(Replica(arms.TUNING_SEED, rate), -rate, 800, {}, {}, 2.0, 0), made_by='')
   study = summary.summarize(
-    {task.name: scored(task, predictions, labels(task)) for task in chosen},
+    [one for task in chosen for one in scored(task, predictions, labels(task))],
     arms=list(compared),
     seeds=list(range(num_seeds)),
   ) | {

@@ -83,8 +83,7 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
   if config.train.seed > largest:
     raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')
-  found: dict[str, Arm] = {}
+  made = {name: variant(config, name) for name in variants}  # A wrong one is an error, named as an arm or not.
   for name in config.study.arms:
     choose(name, (*ARMS, *variants), field='config.study.arms')
-    found[name] = variant(config, name) if name in variants else ARMS[name](config, tasks)
-  return found
+  return {name: made[name] if name in made else ARMS[name](config, tasks) for name in config.study.arms}

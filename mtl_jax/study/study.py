@@ -200,13 +200,13 @@ class Study:
       mixture.identities(self.store, test.example_id), num_resamples=self.config.study.num_resamples
     )
     predictions = {name: self._predictions(arm, rates) for name, arm in self.arms.items()}
-    found = {}
+    found = []
     for task in tasks:
       own = {name: [by_task.get(task.name) for by_task in of_arm] for name, of_arm in predictions.items()}
       for name, replicas_of_arm in own.items():
         if all(one is None for one in replicas_of_arm):
           raise DivergedError(f'every replica of {name} that learns {task.name} diverged; lower the learning rate')
-      found[task.name] = scores.score_task(
+      found += scores.score_task(
         task,
         own,
         test.labels[task.name],
@@ -288,7 +288,7 @@ def matched(sides: Mapping[str, Arm], store: DataSet, directory: Path) -> dict[s
 
 def write_csv(path: Path, study: Mapping[str, Any]) -> None:
   """A row for each task, metric and arm."""
-  rows = summary.csv_rows(study)
+  rows = list(summary.csv_rows(study))
   content = io.StringIO(newline='')
   writer = csv.DictWriter(content, list(rows[0]))
   writer.writeheader()
