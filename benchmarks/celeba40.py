@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax import config as configs
-from mtl_jax.study import study
+from mtl_jax.studies import study
 
 PROTOCOL = Path(__file__).parent.parent / 'configs' / 'celeba40_protocol.py'
 # Delta-m on F1 in per cent, from the tables of FAMO, FairGrad, GO4Align and LDC-MTL (which trains at 1e-3, falling).

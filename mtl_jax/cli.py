@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax.config.describe import help_lines
-from mtl_jax.errors import UserError, memory_in_one_line, one_line
+from mtl_jax.errors import UserError, memory_in_one_line, one_line, printable
 from mtl_jax.platform import launcher, processes
 from mtl_jax.platform.address import absolute, local_path, workdir
 from mtl_jax.training import interrupt
@@ -22,6 +22,7 @@ from mtl_jax.training import interrupt
 DEMO_WORKDIR = 'mtl_jax_demo'
 WORKDIR = 'a folder, or one in a bucket of Google: gs://BUCKET/RUN'
 CONFIG_PREFIX = '--config.'
+IN_ASCII = str.maketrans({'—': '-', '↑': '^', '↓': 'v', '≤': '<=', '\N{MINUS SIGN}': '-'})  # What our tables hold.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,17 +50,26 @@ def _main(arguments: Sequence[str] | None) -> int:
       heartbeat_secs=options.heartbeat,
     )
   except UserError as error:
-    print(f'mtl-jax: error: {error}', file=sys.stderr)
+    _show(f'mtl-jax: error: {printable(str(error))}', sys.stderr)
     return error.exit_code
   except BrokenPipeError:  # The reader of our output has left, as `head` does.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except OSError as error:  # A disk that is full, a folder that may not be written.
-    print(f'mtl-jax: error: {one_line(error)}', file=sys.stderr)
+    _show(f'mtl-jax: error: {printable(one_line(error))}', sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('mtl-jax: interrupted; the same command starts again', file=sys.stderr)
     return 75
+
+
+def _show(text: str | Path, stream: TextIO | None = None) -> None:
+  """Prints what may hold foreign names: they cannot steer the terminal, and need not be in its encoding."""
+  stream = stream or sys.stdout
+  encoding = stream.encoding or 'utf-8'
+  shown = printable(str(text), keep='' if isinstance(text, Path) else '\n')
+  plain = shown.translate(IN_ASCII if not encoding.lower().startswith('utf') else {})
+  print(plain.encode(encoding, 'backslashreplace').decode(encoding), file=stream)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -215,7 +225,7 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
 def _demo(options: argparse.Namespace) -> int:
   from mtl_jax import demo
 
-  print(demo.run(options.workdir))
+  _show(demo.run(options.workdir))
   return 0
 
 
@@ -268,34 +278,34 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-  from mtl_jax import config, report
-  from mtl_jax.study import study
+  from mtl_jax import config, reports
+  from mtl_jax.studies import study
 
   found = study.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
   if processes.index() == 0:
-    report.rebuild(options.workdir)
+    reports.rebuild(options.workdir)
     print(json.dumps(found, indent=2))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  from mtl_jax import config, report
-  from mtl_jax.affinity import affinity
+  from mtl_jax import config, reports
+  from mtl_jax.affinities import affinity
 
   found = affinity.run(
     config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
   )
-  report.rebuild(options.workdir)
+  reports.rebuild(options.workdir)
   print(json.dumps(found, indent=2))
   return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-  from mtl_jax import report
+  from mtl_jax import reports
 
-  print(report.rebuild(options.workdir, pictures=options.pictures))
+  _show(reports.rebuild(options.workdir, pictures=options.pictures))
   return 0
 
 
@@ -303,7 +313,7 @@ def _export(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation import export
 
   export.export(options.workdir, options.out, step=options.step)
-  print(options.out)
+  _show(options.out)
   return 0
 
 
@@ -311,7 +321,7 @@ def _doctor(options: argparse.Namespace) -> int:
   del options
   from mtl_jax import doctor
 
-  print(doctor.describe())
+  _show(doctor.describe())
   return 0
 
 
@@ -319,7 +329,7 @@ class _BarAwareHandler(logging.Handler):
   """Log lines on stderr, above a progress bar if there is one."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    tqdm.write(self.format(record), file=sys.stderr)
+    tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 def _set_up_logging() -> None:

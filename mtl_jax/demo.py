@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtl_jax import report
+from mtl_jax import reports
 from mtl_jax.configs import demo
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.store import cache as sets
@@ -47,6 +47,6 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
     evaluations[name] = evaluate_workdir(workdir / name, predictions=predictions)
     runs[name] = workdir / name
   page = workdir / 'report.html'
-  report.write_report(runs, page, title='mtl_jax demo: drawn faces', pictures=True)
+  reports.write_report(runs, page, title='mtl_jax demo: drawn faces', pictures=True)
   log.info('3/3 wrote %s', page)
-  return report.text_table(evaluations)
+  return reports.text_table(evaluations)

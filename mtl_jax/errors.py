@@ -1,6 +1,7 @@
 """The exceptions a user can cause or meet; the command line turns each into one line and an exit code."""
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,17 @@ from contextlib import contextmanager
 def one_line(error: BaseException) -> str:
   """An exception's text with its line breaks and runs of blanks as single blanks."""
   return ' '.join(str(error).split())
+
+
+def printable(text: str, *, keep: str = '') -> str:
+  r"""Text of foreign files and names that a terminal only shows: what would steer it is escaped, such as `\x1b`.
+
+  Args:
+    text: any text.
+    keep: control characters that stay, such as line breaks of our own tables.
+  """
+  steers = {c for c in set(text) - set(keep) if unicodedata.category(c)[0] == 'C' or c in '\u2028\u2029'}
+  return ''.join(c.encode('unicode_escape').decode() if c in steers else c for c in text) if steers else text
 
 
 @contextmanager

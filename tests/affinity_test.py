@@ -11,8 +11,8 @@ import latent
 import numpy as np
 import pytest
 
-from mtl_jax import cli, report
-from mtl_jax.affinity import affinity, transfer, watched
+from mtl_jax import cli, reports
+from mtl_jax.affinities import affinity, transfer, watched
 from mtl_jax.config import to_json, with_fields
 from mtl_jax.configs import default
 from mtl_jax.data.prepare import prepare
@@ -139,7 +139,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_matrices(finished, config, tmp_
     assert stopped.value.exit_code == 75
     assert len(waiting) == remaining
     with pytest.raises(CheckpointError, match=r'affinity\.json; make it with'):
-      report.rebuild(tmp_path)
+      reports.rebuild(tmp_path)
   assert not (tmp_path / 'transfer' / 'attributes_rival.npz').exists()
   again, once = affinity.run(config, tmp_path), finished[1]
   for kind in ('affinity', 'cosine', 'transfer'):

@@ -5,7 +5,7 @@ import pytest
 from mtl_jax.config import with_fields
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
-from mtl_jax.study import arms, program
+from mtl_jax.studies import arms, program
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 
 TASKS = (BinaryTask('attributes', ('Smiling',)), LandmarkTask('landmarks', ('nose_x', 'nose_y')))

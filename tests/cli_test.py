@@ -1,15 +1,21 @@
 """Every wrong use of the command line is told in one line that names what is wrong, with exit code 2."""
 
+import io
 import json
 import shutil
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mtl_jax.cli import main
 from mtl_jax.data.prepare import prepare
+from mtl_jax.errors import printable
 
 CONFIG = Path(__file__).parent.parent / 'configs' / 'default.py'
 TINY = {
@@ -315,6 +321,67 @@ def test_a_place_for_drawings_that_is_a_file_is_refused(refused, trained_dir, fa
   assert f'--out: cannot make the folder {tmp_path / "file"}' in refused(
     'predict', '--workdir', trained_dir, faces[0], '--out', tmp_path / 'file'
   )
+
+
+# Foreign text and files.
+
+
+def test_names_never_steer_the_terminal(capfd, trained_dir, tmp_path):
+  place = tmp_path / 'a\x1b[31m\x9b2J\u202e\nmtl-jax: fine'
+  for verb in ('eval', 'report'):
+    assert main([verb, '--workdir', str(place)]) == 2
+  place.mkdir()
+  Image.new('RGB', (8, 8)).save(place / 'b.png')
+  (place / 'c\x1b[31m.png').write_text('no image')
+  arguments = ['predict', '--workdir', str(trained_dir), str(place / 'b.png'), str(place / 'c\x1b[31m.png')]
+  assert main([*arguments, '--out', str(place / 'drawn')]) == 2
+  assert main(['export', '--workdir', str(trained_dir), '--out', str(place / 'exported')]) == 0
+  for text in capfd.readouterr():
+    assert r'a\x1b[31m' in text or r'a\u001b[31m' in text  # JSON has an escape of its own.
+    assert text.replace('\n', '').isprintable()
+    assert not any(line.startswith('mtl-jax: fine') for line in text.splitlines())
+
+
+@given(st.text())
+def test_what_is_printed_of_any_text_is_printable_and_once_only(text):
+  shown = printable(text)
+  assert not any(unicodedata.category(c) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp') for c in shown)
+  assert printable(shown) == shown
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'utf-8'])
+def test_tables_are_printed_on_a_terminal_of_any_encoding(monkeypatch, tmp_path, encoding):
+  text = 'Straße — ≤ 1 off ↑\n  100%'
+  content = io.BytesIO()
+  monkeypatch.setattr('mtl_jax.demo.run', lambda workdir: text)
+  monkeypatch.setattr('sys.stdout', io.TextIOWrapper(content, encoding=encoding, write_through=True))
+  assert main(['demo', '--workdir', str(tmp_path)]) == 0
+  shown = content.getvalue().decode(encoding)
+  assert shown == {
+    'ascii': 'Stra\\xdfe - <= 1 off ^\n  100%\n', 'latin-1': 'Straße - <= 1 off ^\n  100%\n', 'utf-8': f'{text}\n'
+  }[encoding]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason='paths are followed without an error there')
+def test_links_that_lead_to_each_other_are_named(refused, trained_dir, faces, tmp_path):
+  (tmp_path / 'a').symlink_to(tmp_path / 'b')
+  (tmp_path / 'b').symlink_to(tmp_path / 'a')
+  loop = tmp_path / 'a'
+  for arguments in (
+    ['predict', '--workdir', trained_dir, faces[0], '--out', loop],
+    ['prepare', 'synthetic', '--num', 4, '--out', loop],
+    ['export', '--workdir', trained_dir, '--out', loop / 'x'],
+    ['eval', '--workdir', loop],
+    ['eval', '--workdir', trained_dir, '--data', loop],
+  ):
+    assert str(loop) in refused(*arguments)
+
+
+def test_an_eval_that_cannot_be_kept_is_printed(capsys, run_copy, said):
+  (run_copy / 'eval').write_text('a file where the folder should be')
+  assert main(['eval', '--workdir', str(run_copy)]) == 0
+  assert set(json.loads(capsys.readouterr().out)['tasks']) == {'attributes', 'landmarks'}
+  assert [line for line in said if str(run_copy / 'eval' / 'test.json') in line]
 
 
 # Preparing and the rest.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtl_jax.affinity import grouping, noise
+from mtl_jax.affinities import grouping, noise
 
 
 def test_divisions_are_all_there_are_each_once():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.affinity import look, watched
+from mtl_jax.affinities import look, watched
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.objectives import loss_terms

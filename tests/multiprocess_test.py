@@ -212,7 +212,7 @@ def test_four_processes_train_and_evaluate_from_the_command_line(alone, config, 
 
 @pytest.mark.slow
 def test_two_processes_divide_the_replicas_of_a_study_and_go_on_when_one_was_killed(config, tmp_path):
-  from mtl_jax.study import study
+  from mtl_jax.studies import study
 
   (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(config)))
   ended = story(2, 'killed_study', tmp_path)

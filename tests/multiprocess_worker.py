@@ -58,7 +58,7 @@ def go_on_and_evaluate(place: Path) -> int:
 
 def study(place: Path) -> int:
   """The study of the config."""
-  from mtl_jax.study import study as studies
+  from mtl_jax.studies import study as studies
 
   found = studies.run(read_config(place), place / 'study')
   (place / f'said-{processes.index()}.json').write_text(json.dumps(found))
@@ -67,7 +67,7 @@ def study(place: Path) -> int:
 
 def kill_in_a_study(place: Path) -> int:
   """The last process is killed when it has finished a replica, while the others train theirs or wait for it."""
-  from mtl_jax.study.result_store import ResultStore
+  from mtl_jax.studies.result_store import ResultStore
 
   put = ResultStore.put
 

@@ -7,9 +7,9 @@ import pytest
 
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import DivergedError
-from mtl_jax.study import program as programs
-from mtl_jax.study import replicas
-from mtl_jax.study.replicas import Replica
+from mtl_jax.studies import program as programs
+from mtl_jax.studies import replicas
+from mtl_jax.studies.replicas import Replica
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax import metrics, report
+from mtl_jax import metrics, reports
 from mtl_jax.data.source import Record
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import CheckpointError, DataError
-from mtl_jax.report import scoreboard
-from mtl_jax.report.faces import MAX_FACES
+from mtl_jax.reports import scoreboard
+from mtl_jax.reports.faces import MAX_FACES
 from mtl_jax.run import goodput
 from mtl_jax.tasks import BinaryTask
 
@@ -154,14 +154,14 @@ class Page(html.parser.HTMLParser):
 
 def written(runs, tmp_path, **keywords):
   out = tmp_path / 'out' / 'report.html'
-  report.write_report(runs, out, **{'title': 'A report', **keywords})
+  reports.write_report(runs, out, **{'title': 'A report', **keywords})
   text = out.read_text('utf-8')
   return text, Page(text)
 
 
 def test_table_puts_the_baseline_first_and_a_dash_for_a_task_that_a_run_lacks():
   evals = {'joint': evaluation(('attributes', 'landmarks'), seed=1), 'alone': evaluation(('landmarks',), seed=2)}
-  table = report.comparison(evals)
+  table = reports.comparison(evals)
   assert [(column.task, column.metric) for column in table.columns] == [
     ('attributes', 'macro_accuracy'),
     ('attributes', 'macro_balanced_accuracy'),
@@ -189,7 +189,7 @@ def test_table_knows_split_tasks_and_other_kinds():
     'attributes/Smiling': evaluation(('attributes',))['tasks']['attributes'],
     'unheard_of': {'something': 1.0},
   }
-  table = report.comparison({'run': {'tasks': tasks}})
+  table = reports.comparison({'run': {'tasks': tasks}})
   assert list(dict.fromkeys(column.task for column in table.columns)) == ['attributes/Smiling', 'age', 'pose']
   assert set(table.rows[0].cells) == {'—'}
   assert table.rows[1].cells[4:] == ('5.25', '7.5', '50.00%', '40.00%')
@@ -198,13 +198,13 @@ def test_table_knows_split_tasks_and_other_kinds():
 def test_text_table_is_aligned_and_fits_a_terminal():
   tasks = ('attributes', 'landmarks')
   evals = {'joint': evaluation(tasks, seed=1), 'landmarks': evaluation(('landmarks',), seed=2)}
-  lines = report.text_table(evals).splitlines()
+  lines = reports.text_table(evals).splitlines()
   assert len(lines) == 5
   assert max(map(len, lines)) <= 110
   assert len({len(line) for line in lines[1:]}) == 1
   assert lines[2].startswith('majority class / mean face')
   wide = {'joint': {'tasks': {f'attributes/{i}': evals['joint']['tasks']['attributes'] for i in range(9)}}}
-  lines = report.text_table(wide).splitlines()
+  lines = reports.text_table(wide).splitlines()
   assert max(map(len, lines)) <= 110
   assert sum(line.count('attributes/') for line in lines) == 9
 
@@ -229,7 +229,7 @@ def test_headlines_are_computed_from_the_figures():
 
 
 def test_page_parses_and_refers_to_nothing_outside(workdir):
-  text, page = written(report.find_runs(workdir), workdir, pictures=True)
+  text, page = written(reports.find_runs(workdir), workdir, pictures=True)
   references = [value for name, value in page.attributes if name in ('src', 'href', 'xlink:href', 'action', 'data')]
   assert references
   assert all(value.startswith(('data:image/jpeg;base64,', '#')) for value in references)
@@ -245,7 +245,7 @@ def test_page_parses_and_refers_to_nothing_outside(workdir):
 
 
 def test_every_picture_has_a_text(workdir):
-  _, page = written(report.find_runs(workdir), workdir, pictures=True)
+  _, page = written(reports.find_runs(workdir), workdir, pictures=True)
   texts = [value for name, value in page.attributes if name in ('alt', 'aria-label')]
   # Faces; bars; tables of metrics, two of outputs, and of fields; two losses and two validation metrics.
   assert len(texts) == MAX_FACES + 1 + 4 + 4
@@ -258,7 +258,7 @@ def test_page_without_pictures_needs_no_predictions_and_no_data(workdir):
   for name in ('joint', 'landmarks'):
     (workdir / name / 'eval' / 'test.npz').unlink()
   (workdir / 'joint' / 'metrics.jsonl').unlink()
-  text, page = written(report.find_runs(workdir), workdir)
+  text, page = written(reports.find_runs(workdir), workdir)
   assert 'img' not in page.tags
   assert 'data:' not in text
 
@@ -267,7 +267,7 @@ def test_the_page_says_what_the_time_of_a_run_went_into(workdir):
   spent = dict.fromkeys(goodput.HEADINGS, 0.0) | {'step': 75.0, 'compile': 20.0, 'eval': 5.0}
   (workdir / 'joint' / 'goodput.json').write_text(json.dumps({'step': 20, 'spent': spent}))
   (workdir / 'landmarks' / 'goodput.json').write_text('{"step": 20, "sp')
-  _, page = written(report.find_runs(workdir), workdir)
+  _, page = written(reports.find_runs(workdir), workdir)
   assert '75.0 % of 100.0 s: step 75.0 s, compile 20.0 s, input 0.0 s, eval 5.0 s' in page.text
   assert page.text.count('% of 100.0 s') == 1
 
@@ -275,19 +275,19 @@ def test_the_page_says_what_the_time_of_a_run_went_into(workdir):
 def test_runs_that_are_not_evaluated_are_left_out_and_said(workdir, said):
   (workdir / 'study').mkdir()
   (workdir / 'study' / 'config.json').write_text('{}')
-  assert set(report.find_runs(workdir)) == {'joint', 'attributes', 'landmarks'}
+  assert set(reports.find_runs(workdir)) == {'joint', 'attributes', 'landmarks'}
   assert said == [f'warning: {workdir / "study"} is left out: it has no eval/test.json']
   for name in ('joint', 'attributes', 'landmarks'):
     shutil.rmtree(workdir / name / 'eval')
   with pytest.raises(CheckpointError, match='is evaluated; do it with `mtl-jax eval --workdir'):
-    report.find_runs(workdir)
+    reports.find_runs(workdir)
 
 
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut short'])
 def test_predictions_that_were_cut_short_say_how_to_make_them_again(workdir, content):
   (workdir / 'joint' / 'eval' / 'test.npz').write_bytes(content)
   with pytest.raises(CheckpointError, match='make it again with `mtl-jax eval'):
-    written(report.find_runs(workdir), workdir, pictures=True)
+    written(reports.find_runs(workdir), workdir, pictures=True)
 
 
 def test_one_run_makes_a_page_without_comparison(workdir):
@@ -300,7 +300,7 @@ def test_one_run_makes_a_page_without_comparison(workdir):
 def test_runs_of_unlike_budgets_are_pointed_out(tmp_path):
   write_run(tmp_path / 'joint', ('attributes', 'landmarks'))
   write_run(tmp_path / 'attributes', ('attributes',), steps=40)
-  _, page = written(report.find_runs(tmp_path), tmp_path)
+  _, page = written(reports.find_runs(tmp_path), tmp_path)
   assert 'differ in more than their tasks (train.steps)' in page.text
 
 
@@ -325,7 +325,7 @@ def test_split_tasks_make_one_chart_and_a_count(tmp_path):
     folder = write_run(tmp_path / run, ('attributes',))
     chosen = {name: tasks[name] for name in names}
     (folder / 'eval' / 'test.json').write_text(json.dumps({'tasks': chosen, 'baseline': chosen}))
-  _, page = written(report.find_runs(tmp_path), tmp_path)
+  _, page = written(reports.find_runs(tmp_path), tmp_path)
   assert 'better on 0, worse on 0 and the same on 1 of the 1 tasks' in page.text
   assert page.text.count('attributes, one by one') == 1
 
@@ -334,7 +334,7 @@ def test_split_tasks_make_one_chart_and_a_count(tmp_path):
 def test_a_missing_file_is_named_with_the_command_that_makes_it(workdir, missing):
   (workdir / 'joint' / missing).unlink()
   with pytest.raises(CheckpointError) as caught:
-    written(report.find_runs(workdir / 'joint'), workdir, pictures=True)
+    written(reports.find_runs(workdir / 'joint'), workdir, pictures=True)
   message = str(caught.value)
   assert str(workdir / 'joint' / missing) in message
   assert f'mtl-jax eval --workdir {workdir / "joint"}' in message
@@ -346,29 +346,29 @@ def test_a_damaged_evaluation_is_named(workdir, content):
   path = workdir / 'joint' / 'eval' / 'test.json'
   path.write_text(content)
   with pytest.raises(CheckpointError, match=re.escape(str(path))):
-    written(report.find_runs(workdir), workdir)
+    written(reports.find_runs(workdir), workdir)
 
 
 def test_missing_pictures_are_named_with_the_way_out(workdir):
   shutil.rmtree(workdir / 'data')
   with pytest.raises(DataError, match=r'data: no such folder of a prepared set; make one with: mtl-jax prepare'):
-    written(report.find_runs(workdir), workdir, pictures=True)
+    written(reports.find_runs(workdir), workdir, pictures=True)
 
 
 def test_find_runs_lists_joint_first(workdir):
-  assert list(report.find_runs(workdir)) == ['joint', 'attributes', 'landmarks']
-  assert report.find_runs(workdir / 'landmarks') == {'landmarks': workdir / 'landmarks'}
+  assert list(reports.find_runs(workdir)) == ['joint', 'attributes', 'landmarks']
+  assert reports.find_runs(workdir / 'landmarks') == {'landmarks': workdir / 'landmarks'}
   with pytest.raises(CheckpointError, match='mtl-jax train'):
-    report.find_runs(workdir / 'data')
+    reports.find_runs(workdir / 'data')
 
 
 def test_logged_gradients_are_drawn_and_what_is_not_logged_is_not(workdir):
-  _, page = written(report.find_runs(workdir), workdir)
+  _, page = written(reports.find_runs(workdir), workdir)
   assert 'Gradients of the losses' not in page.text
   logged = {'conflicting_pairs': 0.5, 'cosine/attributes~landmarks': -0.1, 'weight/landmarks': 0.3}
   lines = [json.dumps({'step': step, **{f'train/{key}': value for key, value in logged.items()}}) for step in (1, 2)]
   (workdir / 'joint' / 'metrics.jsonl').write_text('\n'.join(lines))
-  _, page = written(report.find_runs(workdir), workdir)
+  _, page = written(reports.find_runs(workdir), workdir)
   for heading in ('gradients conflict', 'Cosine: attributes and landmarks', 'Weight: landmarks'):
     assert heading in page.text
   assert 'Gradient norm' not in page.text

@@ -6,8 +6,8 @@ import pytest
 from mtl_jax.config import with_fields
 from mtl_jax.configs import default
 from mtl_jax.errors import CheckpointError
-from mtl_jax.study.replicas import Replica, Result
-from mtl_jax.study.result_store import ResultStore, recipe
+from mtl_jax.studies.replicas import Replica, Result
+from mtl_jax.studies.result_store import ResultStore, recipe
 
 CONFIG = default.get_config().lock()
 RESULT = Result(Replica(3, 1e-3), -0.5, 20, {'step': [10.0, 20.0]}, {'landmarks': np.eye(3)}, 2.5, 0)

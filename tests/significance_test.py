@@ -13,10 +13,10 @@ from statsmodels.stats.power import TTestPower
 
 from mtl_jax.metrics import draws
 from mtl_jax.metrics.binary import average_precision
-from mtl_jax.study import significance
-from mtl_jax.study.delta_m import delta_m
-from mtl_jax.study.scores import Scores, score_task
-from mtl_jax.study.summary import csv_rows, summarize
+from mtl_jax.studies import significance
+from mtl_jax.studies.delta_m import delta_m
+from mtl_jax.studies.scores import Scores, score_task
+from mtl_jax.studies.summary import csv_rows, summarize
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, OrdinalTask, RegressionTask
 
 POINTS = ('lefteye', 'righteye', 'nose')

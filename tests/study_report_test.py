@@ -16,13 +16,13 @@ from mtl_jax.configs import default
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import CheckpointError
 from mtl_jax.metrics import draws
-from mtl_jax.report import findings
-from mtl_jax.report import study_page as report
+from mtl_jax.reports import findings
+from mtl_jax.reports import study_page as report
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.study import arms, record, scores, summary
-from mtl_jax.study.replicas import Replica, Result
-from mtl_jax.study.result_store import ResultStore
+from mtl_jax.studies import arms, record, scores, summary
+from mtl_jax.studies.replicas import Replica, Result
+from mtl_jax.studies.result_store import ResultStore
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
 
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')

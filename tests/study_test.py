@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from mtl_jax import config as configs
-from mtl_jax import report
+from mtl_jax import reports
 from mtl_jax.config import with_fields
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import OBJECTIVES, options
-from mtl_jax.study import arms, study
-from mtl_jax.study.arms import TUNING_SEED, Arm
-from mtl_jax.study.replicas import Replica
-from mtl_jax.study.result_store import ResultStore
+from mtl_jax.studies import arms, study
+from mtl_jax.studies.arms import TUNING_SEED, Arm
+from mtl_jax.studies.replicas import Replica
+from mtl_jax.studies.result_store import ResultStore
 from mtl_jax.tasks import BinaryTask
 
 RATES = (1e-3, 3e-3)
@@ -119,7 +119,7 @@ def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill
 
 def test_a_finished_study_has_a_page_with_its_curves(finished):
   directory, found = finished
-  page = report.rebuild(directory).read_text()
+  page = reports.rebuild(directory).read_text()
   assert page.count('<figcaption>') >= 6  # Intervals of two metrics, two curves of each task.
   for task, metric in (('attributes', 'macro_accuracy'), ('landmarks', 'nme')):
     for arm in ('single', 'joint'):

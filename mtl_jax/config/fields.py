@@ -204,7 +204,7 @@ _DECLARED = (
 
   Field('checkpoint.every_steps', 1_000, COUNT, 'Steps between saves for resuming; the best one is kept too.'),
 
-  Field('study.arms', ('single', 'joint'), NAMES, 'What is compared, reference first: study/arms.py.', resumable=True),
+  Field('study.arms', ('single', 'joint'), NAMES, 'Compared, reference first: studies/arms.py.', resumable=True),
   Field('study.variants', {}, Open(TEXT),
     'More arms: the joint model with some fields set, by name, as `objective.name=uncertainty train.batch_size=64`.'),
   Field('study.num_seeds', 5, whole(1, 100_000),

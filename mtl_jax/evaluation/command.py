@@ -10,7 +10,7 @@ from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.store import cache as sets
-from mtl_jax.errors import DataError
+from mtl_jax.errors import BucketError, DataError, one_line
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
@@ -30,7 +30,7 @@ def evaluate_workdir(
   step: int | None = None,
   predictions: Path | None = None,
 ) -> dict[str, Any]:
-  """Evaluates a run's best checkpoint and writes `eval/<split>.json`.
+  """Evaluates a run's best checkpoint and writes `eval/<split>.json`, or warns that it cannot be written.
 
   Args:
     directory: the run's working directory.
@@ -77,7 +77,10 @@ def evaluate_workdir(
   }
   if jax.process_index() == 0:
     name = f'{address.name(data)}-{split}' if data else split
-    workdir.write_json(directory / 'eval' / f'{name}.json', found)
+    try:
+      workdir.write_json(directory / 'eval' / f'{name}.json', found)
+    except (OSError, BucketError) as error:  # The work is done, and the result still comes back.
+      log.warning('warning: %s could not be kept: %s', directory / 'eval' / f'{name}.json', one_line(error))
     if predictions:
       npz.write(predictions, **evaluate.dump(result, part))
   return found

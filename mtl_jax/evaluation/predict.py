@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from mtl_jax.data.sources.image_file import decode
+from mtl_jax.data.sources.image_file import decode, read_upright
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.run import workdir
@@ -86,8 +86,7 @@ def draw(
   file: Path, result: dict[str, dict[str, Any]], model: TrainedModel, *, overlays: Sequence[np.ndarray] = ()
 ) -> Image.Image:
   """The picture with its landmarks and maps, and beside it what else is predicted."""
-  with Image.open(file) as opened:
-    picture = ImageOps.exif_transpose(opened).convert('RGB')
+  picture = read_upright(file)
   scale = max(1.0, 400 / picture.height)
   picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
   for overlay in overlays:

@@ -22,13 +22,13 @@ def local_path(text: str) -> Path:
   """A place that must be local. Raises BucketError for an address."""
   if is_address(text):
     raise BucketError(f'{text}: only --workdir and prepared sets may lie in a bucket; name a local path')
-  return Path(text)
+  return _without_circle(text)
 
 
 def workdir(text: str) -> Path:
   """A run's folder: a local path, or one in gs://, read and written where it is. BucketError for any other store."""
   if not is_address(text):
-    return Path(text)
+    return _without_circle(text)
   address = absolute(text)
   if not address.startswith('gs://'):
     raise BucketError(
@@ -44,6 +44,15 @@ def workdir(text: str) -> Path:
   return cast(Path, epath.Path(address))
 
 
+def _without_circle(place: Path | str) -> Path:
+  """A local path. Raises UserError for one of symbolic links that lead to each other."""
+  try:
+    Path(place).resolve()
+  except (RuntimeError, OSError) as error:  # The first before Python 3.13.
+    raise UserError(f'{place}: cannot be followed: {one_line(error)}') from error
+  return Path(place)
+
+
 def is_local(place: Path) -> bool:
   """True of paths in a file system: renames, locks, and folders that are there without a file."""
   return not str(place).startswith('gs://')
@@ -52,7 +61,7 @@ def is_local(place: Path) -> bool:
 def absolute(place: Path | str) -> str:
   """The place as it is found from any folder. Raises BucketError for an address that names no bucket."""
   if not is_address(place):
-    return str(Path(place).resolve())
+    return str(_without_circle(place).resolve())
   scheme, _, rest = str(place).partition('://')
   if any(part in ('', '.', '..') for part in rest.rstrip('/').split('/')):
     raise BucketError(f'{place}: names no bucket')

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mtl_jax.errors import Interrupted, LauncherError, UserError, one_line
+from mtl_jax.errors import Interrupted, LauncherError, UserError, one_line, printable
 from mtl_jax.platform.launcher import Place
 
 if TYPE_CHECKING:
@@ -229,4 +229,4 @@ def _end_with_another(news: dict[str, Any]) -> None:
 def _say(text: str) -> None:
   """Writes a line at once, so that the lines of processes with one terminal do not mix."""
   with suppress(OSError):  # Nobody reads it any more.
-    sys.stderr.write(f'mtl-jax: error: {text}\n')
+    sys.stderr.write(f'mtl-jax: error: {printable(text)}\n')

@@ -5,6 +5,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from mtl_jax.errors import printable
+
 
 class _Lines:
   """A text stream on which each redrawn bar is a line of its own, for logs that are files."""
@@ -29,7 +31,7 @@ def bar(
   return tqdm(
     total=total,
     initial=initial,
-    desc=description,
+    desc=printable(description),
     unit=unit,
     unit_scale=unit_scale,
     disable=not enabled,

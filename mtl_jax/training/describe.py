@@ -19,7 +19,8 @@ def describe(run: Run, progress: TrainProgress) -> None:
   height, width = run.store.image_size
   variables = jax.eval_shape(run.make_state).variables
   learned, frozen = (cost.num_parameters(variables.get(kind, {})) / 1e6 for kind in ('params', 'frozen'))
-  log.info('parameters:\n%s', cost.parameter_table(variables['params']))
+  for line in ['parameters:', *cost.parameter_table(variables['params']).splitlines()]:
+    log.info(line)
   log.info(
     '%s: %s, %s, %s an image forward, %dx%d, tasks %s; '
     '%d train and %d validation examples; %d %s device(s), %d process(es)',

@@ -8,6 +8,9 @@ from PIL import Image, ImageOps
 
 from mtl_jax.errors import DataError, one_line
 
+# All that is read. Pillow knows many more by their content, whatever a file is called, and for some starts programs.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
+
 
 def decode(
   image: Path | BinaryIO,
@@ -19,7 +22,7 @@ def decode(
   """Reads an image file, turned upright by its EXIF note, as RGB squashed to a size by an antialiased filter.
 
   Args:
-    image: a file, or one opened, in any format that Pillow reads.
+    image: a file, or one opened, in one of FORMATS.
     size: height and width of the result in pixels.
     crop: left, top, right and bottom, in pixels of the upright image, of the part to read instead of the whole;
       black where it reaches past the edges.
@@ -32,13 +35,9 @@ def decode(
     DataError: for a file that is missing, truncated, no image, or absurdly large.
   """
   try:
-    with Image.open(image) as opened:
-      picture = ImageOps.exif_transpose(opened)
-      if picture.mode.startswith('I;16'):  # Pillow would clip at 255 rather than scale.
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-      picture = picture.convert('RGB')
-      picture = picture.crop(crop) if crop else picture
-      pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    picture = read_upright(image)
+    picture = picture.crop(crop) if crop else picture
+    pixels = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
   except FileNotFoundError as error:
     raise DataError(f'{image}: no such image; check the path') from error
   except MemoryError:
@@ -47,3 +46,18 @@ def decode(
     name = str(image) if isinstance(image, Path) else getattr(image, 'name', name)
     raise DataError(f'{name}: is no readable image ({one_line(error)}); fetch it again, or leave it out') from error
   return pixels, picture.size
+
+
+def read_upright(image: Path | BinaryIO) -> Image.Image:
+  """The picture in an image file, turned upright by its EXIF note, in RGB; 16 bits a channel become 8.
+
+  Raises:
+    ValueError: for pixels of 32 bits, which say nothing of the values of black and white; else what Pillow raises.
+  """
+  with Image.open(image, formats=FORMATS) as opened:
+    picture, sixteen = ImageOps.exif_transpose(opened), opened.mode.startswith('I;16') or opened.format == 'PPM'
+    if picture.mode.startswith('I') and sixteen:  # Pillow would clip at 255 rather than scale.
+      return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert('RGB')
+    if picture.mode in ('I', 'F'):
+      raise ValueError('its pixels have 32 bits; save it with 8 or 16')
+    return picture.convert('RGB')

@@ -21,4 +21,4 @@ def with_parsing(source: ListedImages, folder: Path) -> ListedImages:
 
 
 def _read_map(path: Path) -> np.ndarray:
-  return np.asarray(Image.open(path))
+  return np.asarray(Image.open(path, formats=['PNG']))

@@ -9,10 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.run import workdir
-from mtl_jax.study import arms
-from mtl_jax.study.arms import Arm
-from mtl_jax.study.replicas import Replica, Result
-from mtl_jax.study.result_store import ResultStore
+from mtl_jax.studies import arms
+from mtl_jax.studies.arms import Arm
+from mtl_jax.studies.replicas import Replica, Result
+from mtl_jax.studies.result_store import ResultStore
 from mtl_jax.tasks import Task
 
 

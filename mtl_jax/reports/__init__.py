@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from mtl_jax.report import affinity_page, study_page
-from mtl_jax.report.runs import find_runs
-from mtl_jax.report.runs_page import write_report
-from mtl_jax.report.scoreboard import comparison, headlines, text_table
+from mtl_jax.reports import affinity_page, study_page
+from mtl_jax.reports.runs import find_runs
+from mtl_jax.reports.runs_page import write_report
+from mtl_jax.reports.scoreboard import comparison, headlines, text_table
 
 __all__ = ['comparison', 'find_runs', 'headlines', 'rebuild', 'text_table', 'write_report']
 

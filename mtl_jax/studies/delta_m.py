@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.study.scores import Pair, Scores
-from mtl_jax.study.significance import interval
+from mtl_jax.studies.scores import Pair, Scores
+from mtl_jax.studies.significance import interval
 from mtl_jax.tasks import find_metric, higher_is_better, plain
 
 

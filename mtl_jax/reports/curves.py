@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from mtl_jax.report import charts, page
-from mtl_jax.report.page import Block, Chart, Charts, Heading, Side, Text
-from mtl_jax.report.runs import Run, numbers, series
-from mtl_jax.report.scoreboard import kinds_of
+from mtl_jax.reports import charts, page
+from mtl_jax.reports.page import Block, Chart, Charts, Heading, Side, Text
+from mtl_jax.reports.runs import Run, numbers, series
+from mtl_jax.reports.scoreboard import kinds_of
 from mtl_jax.tasks import KINDS, METRICS
 
 MAX_CURVE_TASKS = 6

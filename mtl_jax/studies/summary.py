@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.study import significance
-from mtl_jax.study.delta_m import delta_m
-from mtl_jax.study.scores import Scores
+from mtl_jax.studies import significance
+from mtl_jax.studies.delta_m import delta_m
+from mtl_jax.studies.scores import Scores
 from mtl_jax.tasks import higher_is_better
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
-from mtl_jax.report.findings import Finding, named
+from mtl_jax.reports.findings import Finding, named
 
 # The light page's colours. Within a page CSS variables replace them, so that the same chart serves light and dark.
 RUN_COLOURS = ('#0072b2', '#d55e00', '#00875f', '#a8487f', '#8a7400', '#555d66')

@@ -13,7 +13,7 @@ from mtl_jax import config as configs
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import npz
 from mtl_jax.run import workdir
-from mtl_jax.study.replicas import Replica, Result
+from mtl_jax.studies.replicas import Replica, Result
 
 ADVICE = 'remove it, and it is run again'
 NOT_IN_RECIPE = ('study.', 'affinity.', 'train.seed', 'optimizer.learning_rate')  # The last two are a replica's own.

@@ -7,10 +7,10 @@ import numpy as np
 
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.report import charts
-from mtl_jax.report.page import Block, Heading, Picture, Pictures, Text
-from mtl_jax.study.record import Record
-from mtl_jax.study.result_store import ResultStore
+from mtl_jax.reports import charts
+from mtl_jax.reports.page import Block, Heading, Picture, Pictures, Text
+from mtl_jax.studies.record import Record
+from mtl_jax.studies.result_store import ResultStore
 from mtl_jax.tasks import Task
 
 MAX_TASKS = 6

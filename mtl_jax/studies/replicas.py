@@ -22,7 +22,7 @@ from mtl_jax.data.input.sampler import Order
 from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import memory, sharding, xla
-from mtl_jax.study.program import Program
+from mtl_jax.studies.program import Program
 from mtl_jax.training import loop
 
 log = logging.getLogger('mtl_jax')

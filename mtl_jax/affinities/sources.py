@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from mtl_jax.affinity.heads import HeadTrainer
+from mtl_jax.affinities.heads import HeadTrainer
 from mtl_jax.config import with_fields
 from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.mixture import DataSet

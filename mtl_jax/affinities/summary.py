@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from mtl_jax.affinity import grouping, noise, watched
-from mtl_jax.affinity.transfer import Transfer
-from mtl_jax.affinity.watched import Looks
+from mtl_jax.affinities import grouping, noise, watched
+from mtl_jax.affinities.transfer import Transfer
+from mtl_jax.affinities.watched import Looks
 
 NUM_RESAMPLES = 50  # Of the looks, for how sure a group is.
 RESAMPLE_STARTS = 10  # Of the search for each of these.

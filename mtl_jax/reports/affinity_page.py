@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.platform import address
-from mtl_jax.report import charts, page
-from mtl_jax.report.page import Block, Card, Cards, Charts, Fold, Heading, Pairs, Text, folded, table
-from mtl_jax.report.runs import read_json
-from mtl_jax.report.scoreboard import MISSING
+from mtl_jax.reports import charts, page
+from mtl_jax.reports.page import Block, Card, Cards, Charts, Fold, Heading, Pairs, Text, folded, table
+from mtl_jax.reports.runs import read_json
+from mtl_jax.reports.scoreboard import MISSING
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import flat
 

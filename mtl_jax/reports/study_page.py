@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.platform import address
-from mtl_jax.report import charts, findings, page
-from mtl_jax.report.findings import Finding, named
-from mtl_jax.report.page import Block, Cell, Charts, Column, Fold, Heading, Pairs, Row, Side, Text, folded, table
-from mtl_jax.report.pictures import worst
-from mtl_jax.report.runs import read_json
-from mtl_jax.report.scoreboard import MISSING
+from mtl_jax.reports import charts, findings, page
+from mtl_jax.reports.findings import Finding, named
+from mtl_jax.reports.page import Block, Cell, Charts, Column, Fold, Heading, Pairs, Row, Side, Text, folded, table
+from mtl_jax.reports.pictures import worst
+from mtl_jax.reports.runs import read_json
+from mtl_jax.reports.scoreboard import MISSING
 from mtl_jax.run.workdir import flat
-from mtl_jax.study import arms, record, significance
-from mtl_jax.study.record import Record
+from mtl_jax.studies import arms, record, significance
+from mtl_jax.studies.record import Record
 
 KEYS = ('arms', 'tasks', 'seeds', 'power', 'learning_rates')  # Of a file that is whole.
 MAX_OPEN_PANELS = 8  # More curves than these are folded away.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.report.scoreboard import MISSING
-from mtl_jax.study.significance import HELPS, HURTS
+from mtl_jax.reports.scoreboard import MISSING
+from mtl_jax.studies.significance import HELPS, HURTS
 from mtl_jax.tasks import find_metric
 
 NOT_TESTED = 'not tested'

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mtl_jax.affinity import summary, transfer, watched
+from mtl_jax.affinities import summary, transfer, watched
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.objectives import loss_terms

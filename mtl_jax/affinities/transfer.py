@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from mtl_jax.affinity.sources import Sources
+from mtl_jax.affinities.sources import Sources
 from mtl_jax.config import with_fields
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet

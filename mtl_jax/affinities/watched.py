@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
-from mtl_jax.affinity.look import Look, compile_look
+from mtl_jax.affinities.look import Look, compile_look
 from mtl_jax.config import with_fields
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import npz

@@ -25,11 +25,11 @@ from mtl_jax.metrics import draws
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
-from mtl_jax.study import arms, program, scores, summary
-from mtl_jax.study.arms import Arm
-from mtl_jax.study.program import Program
-from mtl_jax.study.replicas import Replica, Trainer
-from mtl_jax.study.result_store import ResultStore, recipe
+from mtl_jax.studies import arms, program, scores, summary
+from mtl_jax.studies.arms import Arm
+from mtl_jax.studies.program import Program
+from mtl_jax.studies.replicas import Replica, Trainer
+from mtl_jax.studies.result_store import ResultStore, recipe
 from mtl_jax.tasks import Task
 from mtl_jax.training.interrupt import Interruption
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mtl_jax.platform import atomic_write
-from mtl_jax.report import charts
-from mtl_jax.report.scoreboard import MISSING
+from mtl_jax.reports import charts
+from mtl_jax.reports.scoreboard import MISSING
 
 # The configuration's fields that a page shows first.
 FIELDS = (
@@ -210,7 +210,7 @@ def write(path: Path, body: Sequence[Block], *, title: str, subtitle: str) -> No
   import jinja2
 
   environment = jinja2.Environment(
-    loader=jinja2.PackageLoader('mtl_jax.report', '.'),
+    loader=jinja2.PackageLoader('mtl_jax.reports', '.'),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
