@@ -44,7 +44,8 @@ class Scores:
 
   def resampled_pair(self, arm: str, reference: str, seeds: Bool[np.ndarray, ' S']) -> Pair | None:
     """Resampled values of both arms at these seeds, `[B, S']` each."""
-    return self.resampled and (self.resampled[arm][..., seeds], self.resampled[reference][..., seeds])
+    found = self.resampled
+    return None if found is None else (found[arm][..., seeds], found[reference][..., seeds])
 
 
 def score_task(
@@ -73,7 +74,7 @@ def score_task(
   found: dict[str, list[tuple[dict[str, Any], dict[str, Any]] | None]] = {}  # Plain and resampled metrics.
   for arm, replicas in predictions.items():
     finite = [p if p is not None and np.isfinite(p[present]).all() else None for p in replicas]
-    rest = {'mask': mask, 'source_size': source_size}
+    rest: dict[str, Any] = {'mask': mask, 'source_size': source_size}
     found[arm] = [
       None if p is None else (task.metrics(p, labels, **rest), task.metrics(p, labels, **rest, draws=resampling))
       for p in finite
