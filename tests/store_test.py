@@ -195,7 +195,7 @@ def test_a_crop_is_read_from_the_upright_image_and_is_black_beyond_it(tmp_path):
 @pytest.mark.parametrize('crop', [(2, 0, 2, 4), (0, 4, 4, 2)])
 def test_an_empty_crop_is_refused(tmp_path, crop):
   record = dataclasses.replace(one_record(tmp_path / 'x'), crop=crop)
-  assert "of 'a.png' is empty" in refusal(prepare, OneTask([record]), tmp_path / 'set', image_size=SIZE, log=print)
+  assert "'a.png': the crop" in refusal(prepare, OneTask([record]), tmp_path / 'set', image_size=SIZE, log=print)
 
 
 @pytest.mark.parametrize('kept', [0, 40, 0.5, 0.95])

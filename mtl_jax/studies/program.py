@@ -21,7 +21,7 @@ from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.platform import sharding
 from mtl_jax.run import optimizer, recipe
 from mtl_jax.run.features import FeatureCache
@@ -60,7 +60,7 @@ class Program:
     return self.run.val
 
   @property
-  def network(self) -> MultiTaskModel:
+  def network(self) -> Network:
     """The network that a replica trains: the run's model, or what follows its frozen stages."""
     return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
 
@@ -97,7 +97,7 @@ class Program:
     The latter are 0 where XLA does not count them.
     """
     variables = jax.eval_shape(self.run.make_state).variables
-    flops = cost.forward_flops(self.run.model, variables, self.run.store.image_size) or 0.0
+    flops = cost.flops(self.run.model.outputs, variables, (*self.run.store.image_size, 3)) or 0.0
     return {
       'params': cost.num_parameters([variables['params'], variables.get('frozen', {})]),
       'flops_per_image': flops,
@@ -105,7 +105,7 @@ class Program:
 
   def flops_trained(self) -> float:
     """Floating-point operations a run, of the part that is trained, from features where those are kept; 0: unknown."""
-    per_image = cost.flops(self.network, self.shapes().variables, self.run.train.images.shape[1:]) or 0.0
+    per_image = cost.flops(self.network.outputs, self.shapes().variables, self.run.train.images.shape[1:]) or 0.0
     return per_image * self.config.train.batch_size * self.config.train.steps
 
 

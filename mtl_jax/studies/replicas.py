@@ -105,14 +105,14 @@ class Trainer:
     fill = max(size - len(replicas), -len(replicas) % program.mesh.devices.size)
     filled = [*replicas, *[replicas[-1]] * fill]
     numbers = jax.tree.map(lambda *each: np.array(each), *map(vars, filled))
-    orders = [program.run.make_order(replica.seed) for replica in filled]
+    samplers = [program.run.make_sampler(replica.seed) for replica in filled]
     state = self._init(numbers, program.weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
     results, unlogged = [Result() for _ in filled], []
     started = time.monotonic()
     for first, num in program.run.dispatches((config.eval.every_steps,)):
       stop()
-      positions = np.array([[order.positions(first + i) for i in range(num)] for order in orders], np.int32)
+      positions = np.array([[sampler.indices(first + i) for i in range(num)] for sampler in samplers], np.int32)
       state, metrics = self.steps(state, numbers, positions, self._source)
       unlogged.append(metrics)
       sharding.hold_back(unlogged)

@@ -7,7 +7,7 @@ class in `KINDS`. Its metrics are a file of `mtl_jax/metrics/`, or of its own.
 from collections.abc import Sequence
 from typing import Any
 
-from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.errors import ConfigError, DataError, one_line
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks.binary import BinaryTask
 from mtl_jax.tasks.categorical import CategoricalTask
@@ -61,11 +61,15 @@ def higher_is_better(metric: str) -> bool:
 
 
 def from_json(value: dict[str, Any]) -> Task:
-  """The task that `Task.to_json` wrote."""
+  """The task that `Task.to_json` wrote. Raises DataError for any other value."""
+  kind = value.get('kind') if isinstance(value, dict) else None
+  if not (isinstance(kind, str) and kind in KINDS):
+    raise DataError(f'unknown kind of task {kind!r:.60}; this version knows {", ".join(KINDS)}')
   fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != 'kind'}
-  if value.get('kind') not in KINDS:
-    raise DataError(f'unknown kind of task {value.get("kind")!r}; this version knows {", ".join(KINDS)}')
-  return KINDS[value['kind']](**fields)
+  try:
+    return KINDS[kind](**fields)
+  except (TypeError, ValueError) as error:
+    raise DataError(f'no task is {value!r:.60}: {one_line(error)}') from error
 
 
 def select(

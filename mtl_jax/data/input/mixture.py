@@ -179,19 +179,24 @@ def rename(store: Store, renames: Renames) -> Store:
 def _renamed_task(name: str, columns: Mapping[str, Label], store: Store) -> Task:
   """The task of that name that the set's labels make."""
   by_name = {task.name: task for task in store.tasks}
-  made = [dataclasses.replace(by_name[task], name=name, labels=tuple(columns)) for task, _ in columns.values()]
-  for task, (old, label) in zip(made, columns.values(), strict=True):
-    if task != made[0]:
+  first = by_name[next(iter(columns.values()))[0]]
+  for task, label in columns.values():
+    if _facts(by_name[task]) != _facts(first):
       raise ConfigError(
-        f'{FIELD}: {old}/{label} of {store.directory} is {task.kind} and cannot join {name}, which is {made[0].kind}'
+        f'{FIELD}: {task}/{label} of {store.directory} is {by_name[task].kind} and cannot join {name}, which is '
+        f'{first.kind}'
       )
-  if isinstance(made[0], LandmarkTask):
-    try:
-      landmark = landmark_task(made[0].labels)
-    except ValueError as error:
-      raise ConfigError(f'{FIELD}: {name} of {store.directory}: {error}') from error
-    return dataclasses.replace(landmark, name=name)
-  return made[0]
+  try:
+    if isinstance(first, LandmarkTask):
+      return landmark_task(tuple(columns), name=name)
+    return dataclasses.replace(first, name=name, labels=tuple(columns))
+  except ValueError as error:
+    raise ConfigError(f'{FIELD}: {name} of {store.directory}: {error}') from error
+
+
+def _facts(task: Task) -> dict[str, Any]:
+  """The kind of a task and all else but its name and labels."""
+  return {**task.to_json(), 'name': '', 'labels': ()}
 
 
 def _stack(arrays: Mapping[str, np.ndarray], columns: Mapping[str, Label], store: Store, task: Task) -> np.ndarray:
@@ -208,13 +213,16 @@ def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
   merged: dict[str, Task] = {}
   for part in parts:
     for task in part.tasks:
-      first = merged.setdefault(task.name, task)
-      if dataclasses.replace(task, labels=first.labels) != first:
+      first = merged.get(task.name, task)
+      if _facts(task) != _facts(first):
         raise DataError(
           f'{part.directory}: its task {task.name!r} is {task.kind}, that of the sets before it {first.kind}, or of '
           f'other classes; leave one of them out, or mend {FIELD}'
         )
-      merged[task.name] = dataclasses.replace(first, labels=tuple(dict.fromkeys((*first.labels, *task.labels))))
+      try:
+        merged[task.name] = dataclasses.replace(first, labels=tuple(dict.fromkeys((*first.labels, *task.labels))))
+      except ValueError as error:
+        raise DataError(f'{part.directory}: {error}, those of other sets among them; mend {FIELD}') from error
   return tuple(merged.values())
 
 

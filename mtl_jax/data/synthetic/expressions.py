@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.source import SPLITS, ListedImages
+from mtl_jax.data.source import POINTS, SPLITS, ListedImages, landmark_task
 from mtl_jax.data.synthetic import canvas, drawing, people
 from mtl_jax.data.synthetic import source as synthetic
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, Task
+from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
 
 NAME = 'synthetic:expressions'
 EXPRESSIONS = ('neutral', 'happy', 'sad', 'fear', 'anger', 'surprise', 'disgust')
@@ -42,9 +42,7 @@ TASKS: tuple[Task, ...] = (
   CategoricalTask('expression', ('expression',), classes=EXPRESSIONS),
   BinaryTask('action_units', UNITS),
   BinaryTask('attributes', UNRELATED),
-  LandmarkTask(
-    'landmarks', tuple(f'{p}_{a}' for p in ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth') for a in 'xy')
-  ),
+  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
 )
 # Attributes that would show an expression are held at what a face at rest has.
 _AT_REST = {'Smiling': -1.2, 'Mouth_Slightly_Open': -1.2, 'High_Cheekbones': -1.2, 'Narrow_Eyes': -1.0}
@@ -95,19 +93,20 @@ def face(index: int, *, seed: int) -> Face:
   )
 
 
-def draw(images: Path, *, num: int, seed: int, progress: Callable[[int], Any] | None = None) -> ListedImages:
+def draw(
+  images: Path, *, num: int, seed: int, workers: int = 1, progress: Callable[[int], Any] | None = None
+) -> ListedImages:
   """Draws `num` faces into a new folder, and returns them as a source."""
   images.mkdir(parents=True)
   labels, identities, splits = zip(
-    *synthetic.write_images(images, face, num=num, seed=seed, progress=progress), strict=True
+    *synthetic.write_images(images, face, num=num, seed=seed, workers=workers, progress=progress), strict=True
   )
   assert set(splits) <= set(SPLITS)
   return ListedImages(
     name=NAME,
     tasks=TASKS,
     notes=(),
-    images=images,
-    image_names=[synthetic.file_name(index) for index in range(num)],
+    images={name: images / name for name in map(synthetic.file_name, range(num))},
     splits=list(splits),
     labels={task.name: np.stack([row[task.name] for row in labels]) for task in TASKS},
     identity=np.array(identities, np.int32),
