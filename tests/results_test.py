@@ -40,7 +40,7 @@ def test_what_does_not_change_a_replica_leaves_its_recipe(fields):
 
 @pytest.fixture
 def store(tmp_path):
-  results = ResultStore(tmp_path)
+  results = ResultStore(tmp_path / 'replicas')
   results.put('attributes/Male', REPLICA, RESULT, {'landmarks': np.eye(3)})
   return results
 
@@ -59,7 +59,7 @@ def test_a_result_comes_back_and_is_done_for_its_own_recipe_alone(store):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_bytes_in_a_results_place_give_one_line_that_names_it(data, tmp_path_factory):
-  results = ResultStore(tmp_path_factory.mktemp('results'))
+  results = ResultStore(tmp_path_factory.mktemp('study') / 'replicas')
   results.put('joint', REPLICA, RESULT, {'landmarks': np.eye(3)})
   path = results.path('joint', REPLICA)
   whole = path.read_bytes()
@@ -88,7 +88,7 @@ def refusal(read):
 )
 def test_facts_of_another_schema_name_the_file(store, facts):
   path = store.path('joint', REPLICA)
-  npz.write(path, facts=np.array(facts))
+  npz.write(path, {'facts': np.array(facts)}, root=store.directory)
   with pytest.raises(CheckpointError, match=r'seed3\.npz.*run again'):
     store.get('joint', REPLICA)
 

@@ -77,9 +77,9 @@ class ResultStore:
 
   def put(self, program: str, replica: Replica, result: Result, predictions: Predictions) -> None:
     """Writes a result, whole or not at all."""
-    facts = np.array(json.dumps(_finite(vars(result)), allow_nan=False))
     arrays = {f'predictions/{name}': values for name, values in predictions.items()}
-    npz.write(self.path(program, replica), facts=facts, **arrays)
+    arrays['facts'] = np.array(json.dumps(_finite(vars(result)), allow_nan=False))
+    npz.write(self.path(program, replica), arrays, root=self.directory.parent)
 
   def get(self, program: str, replica: Replica) -> Result:
     """A result that was put."""
