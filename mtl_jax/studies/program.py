@@ -97,11 +97,9 @@ class Program:
     The latter are 0 where XLA does not count them.
     """
     variables = jax.eval_shape(self.run.make_state).variables
-    flops = cost.flops(self.run.model.outputs, variables, (*self.run.store.image_size, 3)) or 0.0
-    return {
-      'params': cost.num_parameters([variables['params'], variables.get('frozen', {})]),
-      'flops_per_image': flops,
-    }
+    params = cost.num_parameters([variables['params'], variables.get('frozen', {})])
+    flops = cost.flops(self.run.model.outputs, variables, (*self.run.store.image_size, 3))
+    return {'params': params, 'flops_per_image': flops or 0.0}
 
   def flops_trained(self) -> float:
     """Floating-point operations a run, of the part that is trained, from features where those are kept; 0: unknown."""
