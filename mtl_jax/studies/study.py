@@ -116,8 +116,8 @@ class Study:
     """The learning rate of each program: of the grid, the best on validation over the tuning seeds."""
     grid = arms.tuning(self.config)
     if not grid:
-      (rate,) = set(self.config.study.learning_rates) or {float(self.config.optimizer.learning_rate)}
-      return dict.fromkeys(self.programs, rate)
+      (rate,) = set(self.config.study.learning_rates) or {self.config.optimizer.learning_rate}
+      return dict.fromkeys(self.programs, float(rate))
     tried = [one for those in grid.values() for one in those]
     self.train(dict.fromkeys(self.programs, tried), test=False, title='choosing learning rates')
     chosen = {name: self._best_rate(name, grid) for name in self.programs} if processes.index() == 0 else None
