@@ -39,7 +39,7 @@ def open_rows(directory: Path, made_of: dict[str, Any]) -> Images:
   crc32, path = np.load(directory / 'crc32.npy'), directory / 'rows.bin'
   records = Records(path, shape=tuple(shape), dtype=dtype, offsets=offsets, crc32=crc32, names=range(num))
   records.corrupt = dict.fromkeys(schema['corrupt'], 'its image is corrupt')
-  return Images(records, range(num))
+  return Images(((records, range(num)),))
 
 
 def write_rows(

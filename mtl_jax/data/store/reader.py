@@ -49,7 +49,7 @@ class Store:
     image_size: height and width of the stored images in pixels.
     tasks: the tasks that it has labels for.
     splits: the rows of each split; some may be empty.
-    images: uint8 `[n, h, w, 3]`, read when asked for.
+    records: the images, uint8 `[n, h, w, 3]`, read when asked for.
     labels: for each task float32 `[n, k]`, or uint8 `[n, h, w]`, 0 where missing.
     mask: for each task bool of the same shape, False where missing.
     source_size: width and height of the source images, or of the parts kept, in pixels, int32 `[n, 2]`.
@@ -63,7 +63,7 @@ class Store:
   image_size: tuple[int, int]
   tasks: tuple[Task, ...]
   splits: dict[str, range]
-  images: Images
+  records: Records
   labels: dict[str, np.ndarray]
   mask: dict[str, np.ndarray]
   source_size: np.ndarray
@@ -76,6 +76,11 @@ class Store:
   def parts(self) -> 'tuple[Store, ...]':
     """The one set that this is; a `Mixture` has several."""
     return (self,)
+
+  @property
+  def images(self) -> Images:
+    """All images, uint8 `[n, h, w, 3]`."""
+    return Images(((self.records, range(len(self.records))),))
 
   @property
   def split_sizes(self) -> dict[str, int]:
@@ -133,7 +138,7 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     image_size=(height, width),
     tasks=tasks,
     splits=splits,
-    images=Images(records, range(len(records))),
+    records=records,
     labels={task.name: arrays[f'labels/{task.name}.npy'] for task in tasks},
     mask={task.name: arrays[f'mask/{task.name}.npy'] for task in tasks},
     source_size=arrays['source_size.npy'],
