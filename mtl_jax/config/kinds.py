@@ -118,6 +118,7 @@ FLAGS = {'true': True, '1': True, 'false': False, '0': False}
 FLAG = Kind('true or false', lambda value: isinstance(value, bool), lambda text: FLAGS[text.lower()])
 NUMBER = real(-math.inf)
 TEXT = text('.*', 'text')
+PART = text('.*', 'a name, or FILE.py:NAME')  # See `parts`.
 NAMES = several(TEXT, 'names')
 # Names in one text; a tuple of them in a file becomes that when it is loaded.
 TASKS = dataclasses.replace(either(TEXT, NAMES), words=NAMES.words, read=lambda text: ','.join(NAMES.read(text)))

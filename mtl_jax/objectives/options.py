@@ -7,7 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choose, either, options, several, whole
+from mtl_jax.config import parts
+from mtl_jax.config.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, either, options, several, whole
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import OBJECTIVES
 from mtl_jax.objectives.objective import Objective
@@ -34,13 +35,13 @@ def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: 
     ConfigError: for an unknown name or option, an option that has not one number for each loss, or settings that the
       method cannot serve.
   """
-  name = choose(settings.name, tuple(OBJECTIVES), field='config.objective.name')
+  name, make = settings.name, parts.find(settings.name, OBJECTIVES, field='config.objective.name')
   for option, value in settings.options.items():
     if isinstance(value, tuple) and len(value) != len(names):
       listed = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
       raise ConfigError(f'{FIELD}.{option} has {len(value)} numbers for {len(names)} losses: {listed}')
   given = {'weights': task_weights(settings, names), 'steps_per_epoch': steps_per_epoch}
-  return build(name, OBJECTIVES[name], settings, given=given)
+  return build(name, make, settings, given=given)
 
 
 def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, given: Mapping[str, Any]) -> Objective:
@@ -63,6 +64,8 @@ def build(name: str, make: Callable[..., Objective], settings: ConfigDict, *, gi
     objective = make(**arguments)
   except (ValueError, ConfigError) as error:
     raise ConfigError(f'{FIELD} of {name!r}: {error}') from None
+  if not isinstance(objective, Objective):
+    raise ConfigError(f'config.objective.name: {name} gave {type(objective).__name__}, not an Objective')
   _check_gram(name, objective, settings)
   if settings.heads == 'weighted' and objective.needs != 'losses' and not hasattr(objective.init(1), 'weights'):
     raise ConfigError(f'config.objective.heads=weighted is for methods with a weight for each loss; {name!r} has none')
