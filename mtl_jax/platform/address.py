@@ -50,8 +50,8 @@ def _without_circle(place: Path | str) -> Path:
   Raises:
     UserError: for one of symbolic links that lead to each other.
   """
-  path = Path(os.path.expanduser(place))  # `Path.expanduser` raises for a user who is not known.
   try:
+    path = Path(place).expanduser()
     path.resolve()
   except (RuntimeError, OSError, ValueError) as error:  # The first before Python 3.13.
     raise UserError(f'{place}: cannot be followed: {one_line(error)}') from error
