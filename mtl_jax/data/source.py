@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from mtl_jax.config import choose
-from mtl_jax.config.kinds import shown
 from mtl_jax.errors import DataError, one_line
+from mtl_jax.kinds import shown
 from mtl_jax.tasks import LandmarkTask, Task
 
 SPLITS = ('train', 'val', 'test')

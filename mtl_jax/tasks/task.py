@@ -10,8 +10,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from mtl_jax.config import choose
-from mtl_jax.config.kinds import shown
 from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.kinds import shown
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.metrics.metric import Metric
 

@@ -26,10 +26,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from mtl_jax.config.kinds import shown
 from mtl_jax.data.source import SPLITS
 from mtl_jax.data.store.images import ENCODINGS, Images, Records
 from mtl_jax.errors import DataError, one_line
+from mtl_jax.kinds import shown
 from mtl_jax.platform import json_file
 from mtl_jax.tasks import Task, from_json
 

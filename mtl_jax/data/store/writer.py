@@ -15,12 +15,12 @@ import simplejpeg
 from jaxtyping import Int64, UInt32
 from PIL import Image
 
-from mtl_jax.config.kinds import shown
 from mtl_jax.data.source import SPLITS, Record, Source, checked, stated_labels
 from mtl_jax.data.sources.image_file import decode
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
+from mtl_jax.kinds import shown
 from mtl_jax.platform.ahead import in_order
 from mtl_jax.platform.atomic_dir import new_folder, sync
 from mtl_jax.platform.progress_bar import bar
