@@ -10,9 +10,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from mtl_jax.config import choose
 from mtl_jax.errors import DataError, one_line
-from mtl_jax.kinds import shown
+from mtl_jax.kinds import nearest, shown
 from mtl_jax.tasks import LandmarkTask, Task
 
 SPLITS = ('train', 'val', 'test')
@@ -113,8 +112,9 @@ def checked(record: Any, tasks: Sequence[Task], *, source: str) -> Record:
   is_image = isinstance(record.image, str | Path) or callable(record.image)
   refuse_unless(is_image, 'the image must be a Path, or a function that gives its bytes')
   refuse_unless(isinstance(record.labels, Mapping), 'labels must be a dictionary by task')
+  known = [task.name for task in tasks]
   for name in record.labels:
-    choose(name, [task.name for task in tasks], field=f'{source}: {record.name!r}: labels')
+    refuse_unless(name in known, f'labels: no choice {shown(name)}; {nearest(str(name), known)}')
   identity = _whole(record.identity)
   in_range = identity is not None and -1 <= identity <= MAX_IDENTITY
   refuse_unless(in_range, f'identity must be a whole number from -1 to {MAX_IDENTITY}, not {shown(record.identity)}')

@@ -66,6 +66,7 @@ class Records:
     self._lock = threading.Lock()
     # Not mapped: pages of a mapped file count as this process's memory, and one cut short while mapped kills it.
     self._file = os.open(path, os.O_RDONLY)
+    self._num_bytes = os.fstat(self._file).st_size
     weakref.finalize(self, os.close, self._file)
 
   def __len__(self) -> int:
@@ -88,6 +89,8 @@ class Records:
 
   def _read(self, row: int, out: Shaped[np.ndarray, '...']) -> None:
     begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
+    if not 0 <= begin <= end <= self._num_bytes:
+      raise ValueError('it lies outside of the file')
     slot: Any = out if self._jpeg else out.reshape(-1).view(np.uint8)
     content = os.pread(self._file, end - begin, begin) if self._jpeg else slot
     num_bytes = len(content) if self._jpeg else os.preadv(self._file, [slot], begin)

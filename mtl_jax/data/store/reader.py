@@ -189,19 +189,18 @@ def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
 
 def _splits(header: Header) -> dict[str, range]:
   """The rows of each split: one after another, as they lie."""
-  splits = {name: header.splits[name] for name in SPLITS if name in header.splits}
-  begins, ends = zip(*splits.values(), strict=True) if len(splits) == len(SPLITS) else ((), ())
-  if begins != (0, *ends[:-1]) or ends[-1] != header.num_examples or sorted(ends) != list(ends):
+  bounds = [header.splits.get(name, (-1, -1)) for name in SPLITS]
+  corners = [0, *(end for _, end in bounds)]
+  if [begin for begin, _ in bounds] != corners[:-1] or corners != sorted(corners) or corners[-1] != header.num_examples:
     raise DataError(f'its splits are {shown(header.splits)} of {header.num_examples} rows')
-  return {name: range(*bounds) for name, bounds in splits.items()}
+  return {name: range(*bound) for name, bound in zip(SPLITS, bounds, strict=True)}
 
 
 def _offsets(path: Path, header: Header) -> np.ndarray:
   """Offsets of each image in images.npy, and the end of the last one."""
-  mapped: Any = np.load(path, mmap_mode='r')
-  shape = (header.num_examples, *header.image_size, 3)
-  if mapped.shape != shape or mapped.dtype != np.uint8 or not mapped.flags.c_contiguous:
-    raise ValueError(f'{path.name} is {mapped.dtype} {mapped.shape}')
+  mapped: Any = load_array(path, (header.num_examples, *header.image_size, 3), np.uint8, mmap_mode='r')
+  if not mapped.flags.c_contiguous:
+    raise DataError(f'{path}: its rows do not lie one after another; {AGAIN}')
   return mapped.offset + np.arange(len(mapped) + 1, dtype=np.int64) * (mapped.nbytes // len(mapped))
 
 
@@ -242,10 +241,12 @@ def check_files(directory: Path, files: dict[str, dict[str, Any]], names: Sequen
     raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
 
 
-def load_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+def load_array(
+  path: Path, shape: tuple[int, ...], dtype: type[np.generic], *, mmap_mode: Literal['r'] | None = None
+) -> np.ndarray:
   """An array of a file. Raises DataError for another shape or type, or no array."""
   try:
-    array = np.load(path, allow_pickle=False)
+    array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
   except Exception as error:  # NumPy's readers raise half a dozen kinds.
     raise DataError(f'{path}: is no array ({one_line(error)}); {AGAIN}') from error
   if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
