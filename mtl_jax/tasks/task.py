@@ -210,6 +210,21 @@ class Task:
     except ValueError as error:
       raise ConfigError(f'{field}: {error}') from error
 
+  def numbers_of(self, other: 'Task') -> list[int]:
+    """This task's number of each class of the same task in another set; empty where labels are no classes.
+
+    Raises:
+      ValueError: where the other's labels mean something else.
+    """
+    if other.kind != self.kind:
+      raise ValueError(f'is {other.kind}, not {self.kind}')
+    own, theirs = (getattr(task, 'classes', ()) for task in (self, other))
+    if sorted(own) != sorted(theirs):
+      raise ValueError(f'has the classes {", ".join(theirs)}, not {", ".join(own)}')
+    if getattr(self, 'edges', ()) != getattr(other, 'edges', ()):
+      raise ValueError('has bins with other edges')
+    return [own.index(name) for name in theirs]
+
   def with_coordinate_loss(self, name: str) -> 'Task':
     """The same task, learned by one of `losses.COORDINATE_LOSSES` if it is one of coordinates."""
     del name
