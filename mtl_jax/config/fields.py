@@ -49,7 +49,7 @@ _DECLARED = (
   Field('data.dir', '', TEXT, 'Folder of a prepared set (`mtl-jax prepare`).', resumable=True),
   Field('data.dirs', (), NAMES,
     'Or folders of several prepared sets, whose images are of one size: each batch then holds rows of '
-    'each.', resumable=True),
+    'each. Names with commas stand in quotes.', resumable=True),
   Field('data.weights', (), several(POSITIVE, 'numbers above 0'),
     'The share of each of data.dirs in a batch, in any unit; empty: in proportion to their train splits.'),
   Field('data.rename', (), NAMES,

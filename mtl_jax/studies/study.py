@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtl_jax import config as configs
 from mtl_jax.config import with_fields
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
@@ -41,6 +42,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   Raises:
     UserError: for bad input, an arm none of whose replicas came through, or a request to stop.
   """
+  config = configs.load(config)
   store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   facts = workdir.DataFacts.of(store)
