@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.kinds import shown
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.metrics.metric import Metric
 
@@ -71,7 +72,7 @@ class Task:
   def __post_init__(self) -> None:
     """Raises ValueError for a task that cannot be."""
     if not (isinstance(self.name, str) and self.group.isidentifier()):
-      raise ValueError(f'the task {self.name!r:.60} must be named by letters, digits and _')
+      raise ValueError(f'the task {shown(self.name)} must be named by letters, digits and _')
     require_names(self.labels, f'the labels of task {self.name!r}')
 
   def __init_subclass__(cls) -> None:
@@ -236,10 +237,10 @@ class Task:
 def require_names(names: Any, what: str, *, least: int = 1, most: float = math.inf) -> None:
   """Raises ValueError, which says what they are, for anything but a tuple of so many different names."""
   if not (isinstance(names, tuple) and all(isinstance(name, str) and name.isprintable() and name for name in names)):
-    raise ValueError(f'{what} must be a tuple of names, not {names!r:.60}')
+    raise ValueError(f'{what} must be a tuple of names, not {shown(names)}')
   if len(set(names)) < len(names) or not least <= len(names) <= most:
     number = f'at least {least}' if most == math.inf else f'{least}' if most == least else f'{least} to {most:g}'
-    raise ValueError(f'{what} must be different names, {number}, not {names!r:.60}')
+    raise ValueError(f'{what} must be different names, {number}, not {shown(names)}')
 
 
 def require_classes(task: Any, *, most: float = math.inf) -> None:
@@ -255,5 +256,5 @@ def require_classes(task: Any, *, most: float = math.inf) -> None:
   ):
     raise ValueError(
       f'mirrored of task {task.name!r} must give for each class, 0 to {len(numbers) - 1}, the one that it becomes, '
-      f'which becomes it, not {mirrored!r:.60}'
+      f'which becomes it, not {shown(mirrored)}'
     )
