@@ -171,7 +171,7 @@ def flat_optimizer(bench: Bench) -> list[Row]:
 
 def remat(bench: Bench) -> list[Row]:
   """Rematerialisation."""
-  if not hasattr(bench.workload.model.shared.backbone, 'remat'):
+  if not hasattr(bench.workload.model.module.shared.backbone, 'remat'):
     return bench.not_measured('remat', 'this network has none')
   return bench.against('remat', {'on': bench.steps(changed(bench.workload, Remat))})
 

@@ -14,7 +14,7 @@ from workload import Workload, check_losses, config, make_rows
 
 from mtl_jax.data.input import resident
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import make_order
+from mtl_jax.data.input.sampler import make_sampler
 from mtl_jax.platform import sharding
 from mtl_jax.training import gradients, loop
 from mtl_jax.training.building import Run
@@ -62,7 +62,7 @@ def make_run(workload: Workload, split: Split, *, mode: str) -> Run:
     train=split,
     val=None,
     label_stats=workload.label_stats,
-    make_order=partial(make_order, sizes=(len(split),), rows=(workload.batch,)),
+    make_sampler=partial(make_sampler, sizes=(len(split),), rows=(workload.batch,)),
     model=workload.model,
     settings=gradients.PLAIN,
     make_state=workload.make_state,
@@ -75,7 +75,7 @@ def random_on_devices(workload: Workload, run: Run) -> dict[str, Any]:
 
   Images are drawn some thousand at a time, since random bits take several times their size while they are made.
   """
-  rows = resident.rows_of_devices(run.order, run.mesh)
+  rows = resident.rows_of_devices(run.sampler, run.mesh)
   most, by_rows = max(map(len, rows)), sharding.by_rows(run.mesh)
   chunk = max(n for n in range(1, 4097) if most % n == 0)
   numbers = workload.size**2 * 3

@@ -14,7 +14,7 @@ from workload import OPTIMIZER, Steps, Workload, config
 
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation, network_input
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState
 
@@ -40,9 +40,9 @@ class Remat(Workload):
     return super()._trained | {'model': rematerialised(self.model)}
 
 
-def rematerialised(model: MultiTaskModel) -> MultiTaskModel:
-  shared: Any = model.shared
-  return model.clone(shared=shared.clone(backbone=shared.backbone.clone(remat=True)))
+def rematerialised(model: Network) -> Network:
+  shared: Any = model.module.shared
+  return Network(model.module.clone(shared=shared.clone(backbone=shared.backbone.clone(remat=True))))
 
 
 class Flat(Workload):

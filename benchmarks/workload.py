@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models import convnet, mobilenet, resnet
 from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives.weighting.fixed import fixed
 from mtl_jax.platform import sharding, xla
@@ -90,13 +91,13 @@ class Workload:
     return f'{self.network}, batch {self.batch}, {self.dtype}'
 
   @cached_property
-  def model(self) -> MultiTaskModel:
+  def model(self) -> Network:
     dtype = jnp.dtype(self.dtype)
     width = {'width': self.width} if self.width else {}
     backbone = BACKBONES[self.backbone](dtype=dtype, norm_rows=self.norm_rows, **width)
     names = tuple(task.name for task in self.tasks)
     outputs = tuple((task.name, task.num_outputs) for task in self.tasks)
-    return MultiTaskModel(Hard(backbone, names), outputs, dtype=dtype)
+    return Network(MultiTaskModel(Hard(backbone, names), outputs, dtype=dtype))
 
   @property
   def _trained(self) -> dict[str, Any]:

@@ -247,10 +247,8 @@ def test_what_is_changed_for_an_entry_is_changed_in_the_step(rooms):
   import workload
 
   net = workload.Workload('resnet18', 32, 8, 'float32', width=4)
-  blocks = [
-    variants.changed(net, kind).one_step.keywords['model'].shared.backbone for kind in (type(net), variants.Remat)
-  ]
-  assert [one.remat for one in blocks] == [False, True]
+  models = [variants.changed(net, kind).one_step.keywords['model'] for kind in (type(net), variants.Remat)]
+  assert [model.module.shared.backbone.remat for model in models] == [False, True]
   plain = workload.Workload('convnet', 8, 8, 'float32', width=4)
   mesh = sharding.make_mesh(jax.devices()[:1])
   given = []

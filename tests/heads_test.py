@@ -100,7 +100,7 @@ def test_heat_maps_learn_where_a_dot_is(kind, rate):
 
 
 def test_each_task_can_have_a_head_of_its_own(tiny_config):
-  model = multitask.from_config(with_heads(tiny_config(), 'linear', landmarks='soft_argmax').model, TASKS)
+  model = multitask.from_config(with_heads(tiny_config(), 'linear', landmarks='soft_argmax').model, TASKS).module
   images = jnp.zeros((2, 16, 16, 3))
   outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
   assert set(variables['params']['head_attributes']) == {'output'}

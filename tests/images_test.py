@@ -16,7 +16,7 @@ from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.data.input import mixture, resident
 from mtl_jax.data.input.pipeline import Split, load_split, streamed_input
-from mtl_jax.data.input.sampler import make_order
+from mtl_jax.data.input.sampler import make_sampler
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.source import Record
 from mtl_jax.data.sources.image_file import decode
@@ -209,9 +209,9 @@ def test_images_are_indexed_like_an_array(stores, encoding):
 @pytest.mark.parametrize('step', [0, 2**33])
 def test_a_resident_batch_is_the_streamed_one_bit_for_bit(stores, encoding, step):
   split, mesh = train_split(open_store(stores[encoding])), sharding.make_mesh()
-  order = make_order(3, sizes=(len(split),), rows=(16,))
+  order = make_sampler(3, sizes=(len(split),), rows=(16,))
   way = resident.resident_input(split, resident.rows_of_devices(order, mesh), mesh, reason='')
-  positions = order.positions(step)
+  positions = order.indices(step)
   found = jax.jit(way.fetch)(way.place(), jax.device_put(way.read(positions), sharding.by_rows(mesh)))
   expected = split.read(positions)
   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -247,11 +247,11 @@ def test_memory_stays_flat_while_streaming(tmp_path):
   for first in range(0, 64, 8):  # Starts the threads.
     split.read(np.arange(first, first + 8))
   before = resident_kilobytes()
-  order = make_order(0, sizes=(250,), rows=(8,))
+  order = make_sampler(0, sizes=(250,), rows=(8,))
   tracemalloc.start()
   try:
     for step in range(3 * 250 // 8):
-      split.read(order.positions(step))
+      split.read(order.indices(step))
     current, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()

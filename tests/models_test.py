@@ -77,7 +77,7 @@ def test_the_auto_stem_depends_on_the_image_size(side, kernel):
 
 
 def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
-  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}).model, TASKS)
+  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}).model, TASKS).module
   for train in (False, True):
     variables, found = shapes(model, train=train)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, found))} == {jnp.dtype('float32')}
@@ -86,8 +86,8 @@ def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
 
 
 def test_a_single_task_model_is_the_joint_one_with_one_head(tiny_config):
-  joint, _ = shapes(multitask.from_config(tiny_config().model, TASKS))
-  single, _ = shapes(multitask.from_config(tiny_config().model, TASKS[1:2]))
+  joint, _ = shapes(multitask.from_config(tiny_config().model, TASKS).module)
+  single, _ = shapes(multitask.from_config(tiny_config().model, TASKS[1:2]).module)
   assert set(single['params']) == {'shared', 'head_landmarks'}
   for name, params in single['params'].items():
     assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, joint['params'][name])

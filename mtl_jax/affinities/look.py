@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
-from mtl_jax.models.multitask import split
+from mtl_jax.models.network import split
 from mtl_jax.objectives import loss_terms, passes
 from mtl_jax.platform import sharding
 from mtl_jax.run.state import TrainState
@@ -52,7 +52,7 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
     memory: bytes of a device, 0 where it is not known.
   """
   shared, heads = split(params)
-  representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
+  representation, pull, _ = jax.vjp(forward.encode, shared, has_aux=True)
   found = gradients.through_heads(forward, representation, heads)
   points = found.points()
   num = passes.count(points)

@@ -106,7 +106,7 @@ class Model:
     return jax.tree.map(lambda *each: np.concatenate(each), *parts)
 
   def _representation(self, variables: Mapping[str, Any], images: Array) -> Any:
-    found: Any = self.trained.model.apply(variables, network_input(images), train=False, method='represent')
+    found, _ = self.trained.model.encode(variables, network_input(images), train=False)
     if isinstance(found, Representation):
       return found.features
     return {task: each.features for task, each in found.items()}

@@ -26,7 +26,7 @@ from mtl_jax.data.store import derived
 from mtl_jax.data.store.images import Images
 from mtl_jax.errors import DataError, Interrupted
 from mtl_jax.models import multitask
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.platform import address, file_lock, processes, sharding
 from mtl_jax.platform.progress_bar import bar
 
@@ -50,7 +50,7 @@ class FeatureCache:
   """
 
   config: ConfigDict
-  model: MultiTaskModel
+  model: Network
   variables: Mapping[str, Any]
   checksum: str
   mesh: Mesh
@@ -151,7 +151,7 @@ class FeatureCache:
   @functools.cached_property
   def _compiled(self) -> Callable[[Any, Any], jax.Array]:
     def outputs(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-      return self.model.frozen.apply(variables, network_input(images), train=False)  # pyright: ignore
+      return self.model.encode_frozen(variables, network_input(images))
 
     return jax.jit(outputs, out_shardings=sharding.replicated(self.mesh))
 

@@ -22,7 +22,7 @@ from mtl_jax import tasks
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, processes, sharding
 from mtl_jax.platform.address import local_path
@@ -278,7 +278,7 @@ class TrainedModel:
   config: ConfigDict
   facts: DataFacts
   tasks: tuple[Task, ...]
-  model: MultiTaskModel
+  model: Network
   mesh: Mesh
   step: int
   variables: Mapping[str, Any]

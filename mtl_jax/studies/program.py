@@ -18,11 +18,11 @@ from mtl_jax.data.input import mixture, resident
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.platform import sharding
 from mtl_jax.run import optimizer, recipe
 from mtl_jax.run.features import FeatureCache
@@ -56,7 +56,7 @@ class Program:
     return self.run.config
 
   @property
-  def network(self) -> MultiTaskModel:
+  def network(self) -> Network:
     """The network that a replica trains: the run's model, or what follows its frozen stages."""
     return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
 
@@ -65,9 +65,9 @@ class Program:
     """Shape of the network's input of one example."""
     return self.run.train.images.shape[1:]
 
-  def order(self, seed: int) -> Order:
-    """The order in which a replica of that seed sees the examples."""
-    return self.run.make_order(seed)
+  def sampler(self, seed: int) -> Sampler:
+    """The sampler of a replica of that seed."""
+    return self.run.make_sampler(seed)
 
   def tx(self, learning_rate: Any) -> optax.GradientTransformation:
     """The optimizer at a peak learning rate, which may be a traced value."""
@@ -104,11 +104,11 @@ class Program:
 
   def flops_per_image(self) -> float:
     """Floating-point operations from an image to all predictions; 0 where XLA does not count them."""
-    return cost.forward_flops(self.run.model, self._variables(), self.run.store.image_size) or 0.0
+    return cost.flops(self.run.model.outputs, self._variables(), (*self.run.store.image_size, 3)) or 0.0
 
   def flops_trained(self) -> float:
     """The same of the part that is trained, from features where those are kept."""
-    return cost.flops(self.network, self.shapes().variables, self.input_shape) or 0.0
+    return cost.flops(self.network.outputs, self.shapes().variables, self.input_shape) or 0.0
 
   def _variables(self) -> Mapping[str, Any]:
     return jax.eval_shape(self.run.make_state).variables

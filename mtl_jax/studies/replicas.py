@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from mtl_jax.data.input import pipeline, resident
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import memory, sharding, xla
@@ -83,9 +83,9 @@ def over_replicas(
   return mapped
 
 
-def _positions(order: Order, step: int, size: int) -> np.ndarray:
+def _positions(sampler: Sampler, step: int, size: int) -> np.ndarray:
   """Positions `[size, b]` of the examples of some steps."""
-  return np.stack([order.positions(step + i) for i in range(size)]).astype(np.int32)
+  return np.stack([sampler.indices(step + i) for i in range(size)]).astype(np.int32)
 
 
 class Trainer:
@@ -128,7 +128,7 @@ class Trainer:
     """The compiled program of a dispatch of so many replicas, to look for collectives in."""
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
     state = jax.eval_shape(self._init, seeds, rates, self.program.weights)
-    positions = np.stack([_positions(self.program.order(0), 0, 1)] * width)
+    positions = np.stack([_positions(self.program.sampler(0), 0, 1)] * width)
     return self._steps.lower(state, seeds, rates, positions, self._source).compile().as_text() or ''
 
   def _bytes_a_replica(self) -> int:
@@ -142,7 +142,7 @@ class Trainer:
     seeds, rates = np.arange(width, dtype=np.int32), np.zeros(width, np.float32)
     state = self._init(seeds, rates, self.program.weights)
     _, size = next(self.program.run.dispatches(self._looks))
-    positions = np.stack([_positions(self.program.order(0), 0, size)] * width)
+    positions = np.stack([_positions(self.program.sampler(0), 0, size)] * width)
     seconds = []
     for _ in range(3):
       started = time.perf_counter()
@@ -167,7 +167,7 @@ class Trainer:
     best = jax.tree.map(jnp.copy, state.eval_variables)
     chunk = _Scores(len(replicas))
     unlogged: list[Any] = []
-    orders = [program.order(replica.seed) for replica in replicas]
+    orders = [program.sampler(replica.seed) for replica in replicas]
     started = time.monotonic()
     for step, size in program.run.dispatches(self._looks):
       stop()

@@ -265,7 +265,7 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
     numbers = [nonfinite.batch_number(first + i, passed_over) for i in range(size)]
-    read = run.input.read(np.stack([run.order.positions(number)[local] for number in numbers]))
+    read = run.input.read(np.stack([run.sampler.indices(number)[local] for number in numbers]))
     return size, sharding.to_global(read, rows)
 
   config = run.config
@@ -277,7 +277,7 @@ def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgres
   """Means of the metrics of all steps since the last log line that were finite. NonFiniteStep as `finite_steps`."""
 
   def examples(step: int) -> np.ndarray:
-    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, progress.passed_over))]
+    return run.train.example_id[run.sampler.indices(nonfinite.batch_number(step - 1, progress.passed_over))]
 
   fetched = jax.device_get(dispatched)
   values = {name: np.concatenate([metrics[name] for metrics in fetched]) for name in fetched[0]}
