@@ -12,29 +12,36 @@ from mtl_jax.errors import ConfigError, one_line
 from mtl_jax.platform import user_file
 
 
-def find(name: str, known: Mapping[str, Any], *, field: str) -> Any:
+def find(name: str, known: Mapping[str, Any], *, field: str, base: type | None = None) -> Any:
   """The part that a field names.
 
   Args:
     name: of a built-in part, or `FILE.py:NAME` or `package.module:NAME` for a function or class of one's own.
     known: the built-in parts.
     field: the field, for errors.
+    base: the class of which one's own must be a subclass, if it must be.
 
   Raises:
     ConfigError: for a name or file that there is not, or a file that fails.
   """
   if not is_own(name):
     return known[choose(name, tuple(known), field=field)]
-  place, _, part = name.rpartition(':')
-  if (path := own_file(name)) is not None:
-    if not path.is_file():
-      raise ConfigError(f'{field}: no file {path}')
-    return _load(path, part, hashlib.sha256(path.read_bytes()).hexdigest(), field)
-  try:
-    found = getattr(importlib.import_module(place), part)
-  except Exception as error:
-    raise ConfigError(f'{field}: {name} cannot be imported: {type(error).__name__}: {one_line(error)}') from error
+  found = _own(name, field)
+  if base and not (isinstance(found, type) and issubclass(found, base)):
+    raise ConfigError(f'{field}: {name} must be a subclass of {base.__module__}.{base.__name__}')
   return found
+
+
+def _own(name: str, field: str) -> Any:
+  place, _, part = name.rpartition(':')
+  if (path := own_file(name)) is None:
+    try:
+      return getattr(importlib.import_module(place), part)
+    except Exception as error:
+      raise ConfigError(f'{field}: {name} cannot be imported: {type(error).__name__}: {one_line(error)}') from error
+  if not path.is_file():
+    raise ConfigError(f'{field}: no file {path}')
+  return _load(path, part, hashlib.sha256(path.read_bytes()).hexdigest(), field)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Weights of one of our models for another: by name and shape, whatever is frozen, shared in another way, or new."""
 
 import logging
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from mtl_jax.errors import DataError
+from mtl_jax.models import pretrained
 from mtl_jax.models.pretrained import FIELD, listed
 
 log = logging.getLogger('mtl_jax')
+
+OWN = 'own'  # The key of weights of ours, where a backbone's have their collections.
 
 Path = tuple[str, ...]
 
@@ -19,6 +23,14 @@ Path = tuple[str, ...]
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
   """A model's arrays by names that do not depend on what is frozen: `params/backbone/conv1/kernel`."""
   return {'/'.join(_plain(path)): leaf for path, leaf in traverse_util.flatten_dict(variables).items()}
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """The arrays of a `.safetensors` file of ours, by the names of `flatten`; none for a file of other names."""
+  if path.suffix != '.safetensors':
+    return {}
+  found = pretrained.read(path)
+  return {name: tensor.read() for name, tensor in found.items()} if any(n.startswith('params/') for n in found) else {}
 
 
 def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +43,7 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
     weights: as `flatten` gives them.
 
   Raises:
-    DataError: if none of them fits.
+    DataError: if none of the encoder fits.
   """
   flat = traverse_util.flatten_dict(variables)
   taken, new, result = set(), [], {}
@@ -43,7 +55,7 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
       new.append(name)
     else:
       taken.add(found)
-  if not taken:
+  if not any('/backbone' in name for name in taken):
     raise DataError(f'{FIELD} holds nothing of this model; is it of another backbone or width?')
   log.info(
     'weights: %d of %d arrays are taken; new here: %s; left over there: %s',

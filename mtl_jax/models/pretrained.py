@@ -44,7 +44,7 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
   if getattr(backbone, 'norm', None) != (published := getattr(type(backbone), 'norm', None)):
     raise ConfigError(f'config.model.norm: pretrained weights of {_title(backbone)} are of {published} norm; '
                       'leave it at auto')  # fmt: skip
-  found = {_modern(backbone, name): tensor for name, tensor in _read(path).items()}
+  found = {_modern(backbone, name): tensor for name, tensor in read(path).items()}
   wanted = expected(backbone, image_size)
   names = {key: torchvision_name(backbone, key) for key in wanted}
   _check(path, backbone, found, {names[key]: key for key in wanted})
@@ -56,7 +56,7 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
       raise DataError(f'{path}: {names[key]} of {_title(backbone)} has shape {shapes}')
     loaded[key] = np.asarray(tensor, np.float32)
   unused = sorted(name for name in found.keys() - names.values() if not name.endswith('num_batches_tracked'))
-  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, _listed(unused))
+  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, listed(unused))
   return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(loaded)
 
 
@@ -99,7 +99,8 @@ def _fits(tree: Any, loaded: Any) -> bool:
   return same and all(new.shape in (old.shape, old.shape[1:]) for old, new in pairs)
 
 
-def _read(path: Path) -> dict[str, StoredTensor]:
+def read(path: Path) -> dict[str, StoredTensor]:
+  """The tensors of a file by their names there; each is read when it is asked for."""
   if not path.is_file():
     raise DataError(f'{FIELD}: no file {path}')
   if path.suffix != '.safetensors':
@@ -150,10 +151,11 @@ def _check(path: Path, backbone: Backbone, found: Mapping[str, StoredTensor], wa
       f'{_title(backbone)}, and {len(others)} others, such as {", ".join(others[:2])}'
     )
   if missing:
-    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {_listed(missing)}')
+    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {listed(missing)}')
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+  """The first few of some names, for a message."""
   more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
   return (', '.join(names[:LISTED]) or 'none') + more
 

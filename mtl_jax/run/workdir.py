@@ -170,7 +170,7 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   """A copy whose data and weights are found from any folder."""
   config = config.copy_and_resolve_references()
   if config.model.weights:
-    config.model.weights = str(local_path(config.model.weights).resolve())
+    config.model.weights = address.absolute(config.model.weights)
   config.data.update(mixture.absolute_dirs(config.data))
   if config.data.feature_cache not in ('', 'none'):
     config.data.feature_cache = str(local_path(config.data.feature_cache).resolve())

@@ -7,15 +7,13 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from safetensors.numpy import load_file
 
 from mtl_jax.models import multitask, own_weights, pretrained
+from mtl_jax.models.own_weights import OWN
 from mtl_jax.platform import address
 from mtl_jax.run import workdir
 
 log = logging.getLogger('mtl_jax')
-
-OWN = 'own'  # The one key of weights of ours, beside the collections of those of a backbone.
 
 
 def load(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
@@ -29,7 +27,7 @@ def load(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | No
     return None
   if multitask.is_weights_file(place):
     path = Path(place)
-    if path.suffix == '.safetensors' and path.is_file() and (own := _own_file(path)):
+    if own := own_weights.read(path):
       return {OWN: own}
     return pretrained.load(path, multitask.backbone_from_config(config.model), image_size=image_size)
   found = re.fullmatch(r'(.*?)(?:@(\d+))?', place)
