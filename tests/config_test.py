@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mtl_jax import config as configs
+from mtl_jax import kinds
 from mtl_jax.cli import main
-from mtl_jax.config import FIELDS, describe, kinds
+from mtl_jax.config import FIELDS, describe
 from mtl_jax.config.fields import Field
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError

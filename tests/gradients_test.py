@@ -40,7 +40,7 @@ KEY = jax.random.key(0)
 def equal() -> GramWeighting:
   """The plain sum, as a method on the Gram matrix."""
 
-  def weights(gram, state, *, losses, present, key):
+  def weights(gram, state, *, losses, present, key, unit=1.0):
     return present.astype(jnp.float32), state
 
   return GramWeighting(lambda num_tasks: (), weights)
@@ -49,8 +49,8 @@ def equal() -> GramWeighting:
 def by_norm() -> GramWeighting:
   """Every gradient brought to norm 1: the least method whose weights depend on the Gram matrix."""
 
-  def weights(gram, state, *, losses, present, key):
-    norms = jnp.sqrt(jnp.diagonal(gram))
+  def weights(gram, state, *, losses, present, key, unit=1.0):
+    norms = unit * jnp.sqrt(jnp.diagonal(gram))
     return jnp.where(present & (norms > 0), 1 / jnp.where(norms > 0, norms, 1), 0), state
 
   return GramWeighting(lambda num_tasks: (), weights)

@@ -68,7 +68,7 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
   return Look(
     before=found.losses.mean(0),
     after=passes.at_parameters(ahead, points, chunk=side_by_side),
-    gram=passes.gram_at_parameters(pull, points, chunk=side_by_side, keep=keep),
+    gram=passes.gram_at_parameters(pull, points, chunk=side_by_side, keep=keep).plain(),
     present=forward.present,
   )
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from mtl_jax.config import kinds
-from mtl_jax.config.kinds import FLAG, NAMES, OPTION, PART, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
+from mtl_jax import kinds
+from mtl_jax.kinds import FLAG, NAMES, OPTION, PART, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config.check import check_fields, child, validate
 from mtl_jax.config.fields import DEFAULTS, TREE, Tree
-from mtl_jax.config.kinds import OPTION, Kind, nearest, require
 from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import OPTION, Kind, nearest, require
 from mtl_jax.platform import user_file
 from mtl_jax.platform.address import local_path
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.config.kinds import choose
 from mtl_jax.errors import ConfigError, one_line
+from mtl_jax.kinds import choose
 from mtl_jax.platform import user_file
 
 

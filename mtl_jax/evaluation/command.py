@@ -10,7 +10,7 @@ from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.store import cache as sets
-from mtl_jax.errors import BucketError, DataError, one_line
+from mtl_jax.errors import DataError, UserError, one_line
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
@@ -78,11 +78,11 @@ def evaluate_workdir(
   if jax.process_index() == 0:
     name = f'{address.name(data)}-{split}' if data else split
     try:
-      workdir.write_json(directory / 'eval' / f'{name}.json', found)
-    except (OSError, BucketError) as error:  # The work is done, and the result still comes back.
+      workdir.write_json(directory / 'eval' / f'{name}.json', found, root=directory)
+    except (OSError, UserError) as error:  # The work is done, and the result still comes back.
       log.warning('warning: %s could not be kept: %s', directory / 'eval' / f'{name}.json', one_line(error))
     if predictions:
-      npz.write(predictions, **evaluate.dump(result, part))
+      npz.write(predictions, evaluate.dump(result, part))
   return found
 
 

@@ -1,5 +1,6 @@
 """Predictions for image files: one JSON line an image, and drawings of them."""
 
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mtl_jax.data.sources.image_file import read_upright
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation.model import Model
+from mtl_jax.platform import atomic_write
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
@@ -40,7 +42,9 @@ def predict_files(model: Model, files: Sequence[Path], *, out: Path | None) -> i
     print(json.dumps({'file': str(file), **result}), flush=True)
     if out is not None:
       overlays = [overlay for task in model.tasks if (overlay := task.overlay(predictions[task.name])) is not None]
-      draw(file, result, model.tasks, overlays=overlays).save(out / f'{_free_name(file.stem, drawn)}.png')
+      content = io.BytesIO()
+      draw(file, result, model.tasks, overlays=overlays).save(content, 'PNG')
+      atomic_write.write(out / f'{_free_name(file.stem, drawn)}.png', content.getvalue())
   return len(refused)
 
 

@@ -54,7 +54,8 @@ class ResultStore:
     facts = {name: value for name, value in vars(result).items() if name not in ('predictions', 'replica')}
     facts['made_by'] = made_by
     arrays = {f'predictions/{name}': values for name, values in result.predictions.items()}
-    npz.write(self.path(program, result.replica), facts=np.array(json.dumps(facts)), **arrays)
+    path, root = self.path(program, result.replica), self.directory.parent
+    npz.write(path, {'facts': np.array(json.dumps(facts)), **arrays}, root=root)
 
   def get(self, program: str, replica: Replica) -> Result:
     """A result that was put.

@@ -137,7 +137,7 @@ def weights_of_gram(
     num = passes.count(points_here)
     chunk = chunk_size(pull_here, num, asked=settings.chunk, memory=settings.memory)
     keep = can_keep(shared, num, memory=settings.memory)
-    gram = passes.gram_at_parameters(pull_here, points_here, chunk=chunk, keep=keep)
+    gram = passes.gram_at_parameters(pull_here, points_here, chunk=chunk, keep=keep, present=here.present)
     assert objective.weighting is not None
     return task_gradients.solve(objective.weighting, gram, state, **known | {'present': here.present})[1]
 
@@ -153,9 +153,9 @@ def log_metrics(
   if objective.needs == 'losses':
     weights = jax.grad(lambda each: objective.update(each, state, present=present, key=key)[0])(found.losses)
     points = through_heads(forward, forward.encode(shared)[0], heads).points()
-    return conflict.metrics(task_gradients.gram(points), weights, present, entries=forward.entries)
+    return conflict.metrics(task_gradients.gram(points).plain(), weights, present, entries=forward.entries)
   points = found.points if objective.parts == 1 else jax.tree.map(lambda leaf: leaf.mean(0), found.points)
-  gram = found.state.gram if isinstance(found.state, Weighted) else task_gradients.gram(points)
+  gram = found.state.gram if isinstance(found.state, Weighted) else task_gradients.gram(points).plain()
   return conflict.metrics(gram, getattr(found.state, 'weights', None), present, entries=forward.entries)
 
 
