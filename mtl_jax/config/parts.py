@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from mtl_jax.config.fields import FIELDS
 from mtl_jax.errors import ConfigError, one_line
-from mtl_jax.kinds import choose
+from mtl_jax.kinds import PART, Open, choose
 from mtl_jax.platform import user_file
 
 
@@ -49,6 +52,21 @@ def _load(path: Path, part: str, digest: str, field: str) -> Any:
   """Each content is run once: a class of a second run would be another one, and compile its programs again."""
   del digest
   return user_file.load(path, part, raises=ConfigError, blame=f'{field}: ')
+
+
+def own(config: ConfigDict) -> dict[str, str]:
+  """The fields of a configuration that name a part of the user's own, with their values."""
+  values: dict[str, str] = {}
+  for field in FIELDS.values():
+    if field.kind == PART:
+      values[field.name] = _value(config, field.name)
+    elif isinstance(field.kind, Open) and field.kind.each == PART:
+      values |= {f'{field.name}.{name}': value for name, value in _value(config, field.name).items()}
+  return {name: value for name, value in values.items() if is_own(value)}
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+  return functools.reduce(lambda group, part: group[part], name.split('.'), config)
 
 
 def is_own(name: str) -> bool:

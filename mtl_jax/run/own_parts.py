@@ -5,15 +5,16 @@ again; a workdir that came from elsewhere names files that are not noted there.
 """
 
 import hashlib
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
 from ml_collections import ConfigDict
 
-from mtl_jax import config as configs
 from mtl_jax.config import parts
-from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import address, atomic_write, json_file
 
 FOLDER, LIST = 'parts', 'parts.json'
@@ -29,29 +30,25 @@ class Kept(TypedDict):
   sha256: str
 
 
-def named(config: ConfigDict) -> dict[str, str]:
-  """The fields that name a file of the user's own, with their values `FILE.py:NAME`."""
-  flat = configs.flat(config.to_dict())
-  return {field: flat[field] for field in flat if configs.is_part(field) and parts.own_file(flat[field])}
-
-
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   """The configuration whose files are found from any folder."""
-  return _renamed(config, {field: f'{_file(value).resolve()}:{_name(value)}' for field, value in named(config).items()})
+  files = {field: (path.resolve(), part) for field, (path, part) in _files(config).items()}
+  return _renamed(config, files)
 
 
 def keep(workdir: Path, config: ConfigDict) -> None:
   """Copies the files of the configuration into the workdir, and notes that this user runs them."""
   kept: dict[str, Kept] = {}
-  for value in named(config).values():
-    content = _file(value).read_bytes()
-    digest = _digest(content)
-    kept[str(_file(value))] = {'name': f'{digest[:8]}-{_file(value).name}', 'sha256': digest}
+  for path, _ in _files(config).values():
+    content = path.read_bytes()
+    kept[str(path)] = {'name': f'{_digest(content)[:8]}-{path.name}', 'sha256': _digest(content)}
     (workdir / FOLDER).mkdir(exist_ok=True)
-    atomic_write.write(workdir / FOLDER / kept[str(_file(value))]['name'], content, root=workdir)
-    _allow(digest)
+    atomic_write.write(workdir / FOLDER / kept[str(path)]['name'], content, root=workdir)
+    _allow(kept[str(path)]['sha256'])
+  for module in _modules(config):
+    _allow(_digest(module.encode()))
   if kept:
-    atomic_write.write(workdir / LIST, json_file.text(kept))
+    atomic_write.write(workdir / LIST, json.dumps(kept, indent=2) + '\n')
 
 
 def changed(workdir: Path, config: ConfigDict) -> list[str]:
@@ -59,12 +56,11 @@ def changed(workdir: Path, config: ConfigDict) -> list[str]:
   if not (workdir / LIST).exists():
     return []
   kept = json_file.read(workdir / LIST, dict[str, Kept], advice=NO_PART)
-  found = []
-  for field, value in named(config).items():
-    began = kept.get(str(_file(value)))
-    if began is not None and _digest(_file(value).read_bytes()) != began['sha256']:
-      found.append(f'config.{field}: {_file(value)} has changed')
-  return found
+  return [
+    f'config.{field}: {path} has changed'
+    for field, (path, _) in _files(config).items()
+    if str(path) in kept and _digest(path.read_bytes()) != kept[str(path)]['sha256']
+  ]
 
 
 def located(workdir: Path, config: ConfigDict, *, allow_code: bool) -> ConfigDict:
@@ -73,49 +69,48 @@ def located(workdir: Path, config: ConfigDict, *, allow_code: bool) -> ConfigDic
   Args:
     workdir: of the run.
     config: that it began with.
-    allow_code: run files that this user has not run before.
+    allow_code: run what this user has not run before.
 
   Raises:
-    CheckpointError: for a file that is not allowed, is missing, or is not as it was kept.
+    CheckpointError: for code that is not allowed, or a file that is missing or not as it was kept.
   """
-  fields = named(config)
-  kept = json_file.read(workdir / LIST, dict[str, Kept], advice=NO_PART) if fields else {}
-  found = {}
-  for field, value in fields.items():
-    if (one := kept.get(str(_file(value)))) is None:
+  files = _files(config)
+  kept = json_file.read(workdir / LIST, dict[str, Kept], advice=NO_PART) if files else {}
+  found: dict[str, tuple[Path, str]] = {}
+  code = {_digest(module.encode()): f'the module of {module}' for module in _modules(config)}
+  for field, (original, part) in files.items():
+    if (one := kept.get(str(original))) is None:
       raise CheckpointError(f'{workdir / LIST} does not name config.{field}; {NO_PART}')
-    path = workdir / FOLDER / Path(one['name']).name
-    content = path.read_bytes() if path.is_file() else b''
-    if _digest(content) != one['sha256']:
+    found[field] = workdir / FOLDER / Path(one['name']).name, part
+    path = found[field][0]
+    if not path.is_file() or _digest(path.read_bytes()) != one['sha256']:
       raise CheckpointError(f'{path} is missing or has changed; {NO_PART}')
-    if not allow_code and not _allowed(one['sha256']):
+    code[one['sha256']] = str(path)
+  for digest, what in code.items():
+    if not allow_code and not _allowed(digest):
       raise CheckpointError(
-        f'{workdir} was trained with code of its own, and would run {path}; read that file, then allow it with '
-        '--allow_code'
+        f'{workdir} was trained with code of its own, and would run {what}; read that, then allow it with --allow_code'
       )
-    _allow(one['sha256'])
-    found[field] = f'{path}:{_name(value)}'
+    _allow(digest)
   return _renamed(config, found)
 
 
-def _renamed(config: ConfigDict, values: dict[str, str]) -> ConfigDict:
+def _files(config: ConfigDict) -> dict[str, tuple[Path, str]]:
+  """The fields that name a file: the file, and the name in it."""
+  own = parts.own(config)
+  return {field: (path, own[field].rpartition(':')[2]) for field in own if (path := parts.own_file(own[field]))}
+
+
+def _modules(config: ConfigDict) -> list[str]:
+  """The values that name an installed module's part."""
+  return [value for value in parts.own(config).values() if not parts.own_file(value)]
+
+
+def _renamed(config: ConfigDict, places: Mapping[str, tuple[Path, str]]) -> ConfigDict:
   config = config.copy_and_resolve_references()
   with config.unlocked():
-    for field, value in values.items():
-      configs.set_field(config, field, value)
+    config.update_from_flattened_dict({field: f'{path}:{part}' for field, (path, part) in places.items()})
   return config
-
-
-def _file(value: str) -> Path:
-  path = parts.own_file(value)
-  assert path is not None  # `named` gives no others.
-  if not path.is_file():
-    raise ConfigError(f'no file {path}, which {value} names')
-  return path
-
-
-def _name(value: str) -> str:
-  return value.rpartition(':')[2]
 
 
 def _digest(content: bytes) -> str:
