@@ -1,16 +1,17 @@
 """Finds a part of a run by its name in a table of built-in ones, or by the user's own file: `FILE.py:NAME`."""
 
+import contextlib
 import functools
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mtl_jax.config.fields import FIELDS
-from mtl_jax.errors import ConfigError, one_line
+from mtl_jax.errors import ConfigError, UserError, one_line
 from mtl_jax.kinds import PART, Open, choose
 from mtl_jax.platform import user_file
 
@@ -52,6 +53,17 @@ def _load(path: Path, part: str, digest: str, field: str) -> Any:
   """Each content is run once: a class of a second run would be another one, and compile its programs again."""
   del digest
   return user_file.load(path, part, raises=ConfigError, blame=f'{field}: ')
+
+
+@contextlib.contextmanager
+def made(name: str, *, field: str) -> Iterator[None]:
+  """Tells an error of the user's own part, while it is made, in one line."""
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, UserError) or not is_own(name):
+      raise
+    raise ConfigError(f'{field}: {name} failed: {type(error).__name__}: {one_line(error)}') from error
 
 
 def own(config: ConfigDict) -> dict[str, str]:

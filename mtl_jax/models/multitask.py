@@ -144,7 +144,8 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   """
   name, field = settings.backbone, 'config.model.backbone'
   make = parts.find(name, BACKBONES, field=field)
-  plain = make()
+  with parts.made(name, field=field):
+    plain = make()
   if not isinstance(plain, Backbone):
     raise ConfigError(f'{field}: {name} gave {type(plain).__name__}, not a Backbone')
   known = {field.name for field in dataclasses.fields(plain)}  # pyright: ignore[reportArgumentType]

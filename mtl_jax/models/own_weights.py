@@ -45,7 +45,7 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
   Raises:
     DataError: if none of the encoder fits.
   """
-  flat = traverse_util.flatten_dict(variables)
+  flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
   taken, new, result = set(), [], {}
   for path, leaf in flat.items():
     name = '/'.join(_plain(path))
