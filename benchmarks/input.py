@@ -28,7 +28,7 @@ from mtl_jax.config import validate
 from mtl_jax.configs import default
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
-from mtl_jax.data.input.pipeline import load_split
+from mtl_jax.data.input.mixture import load_split
 from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.data.store.images import ENCODINGS, THREADS
 from mtl_jax.data.store.reader import Store, open_store

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax.errors import memory_in_one_line
-from mtl_jax.platform import address
+from mtl_jax.platform import address, devices
 
 if TYPE_CHECKING:
   from mtl_jax.evaluation.model import Model
@@ -78,7 +77,7 @@ def prepare(
   from mtl_jax.data.store import cache as sets
 
   place = address.absolute(out)
-  with memory_in_one_line(), sets.new_set(place) as folder:
+  with devices.in_one_line(), sets.new_set(place) as folder:
     prepare_set(
       name,
       source=None if source is None else address.local_path(str(source)),
@@ -135,7 +134,7 @@ def train(config: Config, workdir: Place, *, overrides: Overrides = (), allow_co
   from mtl_jax.training import loop
 
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with memory_in_one_line():
+  with devices.in_one_line():
     progress = loop.train(checked, directory, allow_config_change=allow_config_change)
   return Run(directory, progress.step, progress.best_step, progress.stopped_early)
 
@@ -167,7 +166,7 @@ def evaluate(
   """
   from mtl_jax.evaluation.command import evaluate_workdir
 
-  with memory_in_one_line():
+  with devices.in_one_line():
     return evaluate_workdir(
       address.workdir(str(workdir)),
       data=None if data is None else address.absolute(data),
@@ -228,7 +227,7 @@ def affinity(
 
 def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, allow_config_change: bool) -> Any:
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with memory_in_one_line():
+  with devices.in_one_line():
     found = run(checked, directory, allow_config_change=allow_config_change)
   if found:
     report(directory)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax.config.describe import help_lines
-from mtl_jax.errors import UserError, memory_in_one_line, one_line, printable
-from mtl_jax.platform import launcher, processes
+from mtl_jax.errors import UserError, one_line, printable
+from mtl_jax.platform import devices, launcher, processes
 from mtl_jax.platform.address import local_path, workdir
 from mtl_jax.training import interrupt
 
@@ -73,7 +73,7 @@ def _show(text: str | Path, stream: TextIO | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-  with memory_in_one_line():
+  with devices.in_one_line():
     return options.run(options)
 
 

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from mtl_jax import doctor
 from mtl_jax import tasks as task_values
 from mtl_jax.data.input import resident, sampler
-from mtl_jax.data.input.pipeline import Input, Split, load_split
+from mtl_jax.data.input.mixture import load_split
+from mtl_jax.data.input.pipeline import Input, Split
 from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted

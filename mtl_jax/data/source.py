@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from mtl_jax.config import choose
 from mtl_jax.errors import DataError, one_line
+from mtl_jax.kinds import nearest, shown
 from mtl_jax.tasks import LandmarkTask, Task
 
 SPLITS = ('train', 'val', 'test')
@@ -106,23 +106,24 @@ def checked(record: Any, tasks: Sequence[Task], *, source: str) -> Record:
       raise DataError(f'{source}: {getattr(record, "name", "")!r:.80}: {what}; correct the source')
 
   refuse_unless(isinstance(record, Record), f'records() must give values of Record, not of {type(record).__name__}')
-  refuse_unless(isinstance(record.name, str), f'the name of a record must be text, not {record.name!r:.60}')
+  refuse_unless(isinstance(record.name, str), f'the name of a record must be text, not {shown(record.name)}')
   refuse_unless(not _UNWRITABLE.search(record.name), 'the name has a line break or another control character')
-  refuse_unless(record.split in SPLITS, f'is in split {record.split!r:.60}, not one of {", ".join(SPLITS)}')
+  refuse_unless(record.split in SPLITS, f'is in split {shown(record.split)}, not one of {", ".join(SPLITS)}')
   is_image = isinstance(record.image, str | Path) or callable(record.image)
   refuse_unless(is_image, 'the image must be a Path, or a function that gives its bytes')
   refuse_unless(isinstance(record.labels, Mapping), 'labels must be a dictionary by task')
+  known = [task.name for task in tasks]
   for name in record.labels:
-    choose(name, [task.name for task in tasks], field=f'{source}: {record.name!r}: labels')
+    refuse_unless(name in known, f'labels: no choice {shown(name)}; {nearest(str(name), known)}')
   identity = _whole(record.identity)
   in_range = identity is not None and -1 <= identity <= MAX_IDENTITY
-  refuse_unless(in_range, f'identity must be a whole number from -1 to {MAX_IDENTITY}, not {record.identity!r:.60}')
+  refuse_unless(in_range, f'identity must be a whole number from -1 to {MAX_IDENTITY}, not {shown(record.identity)}')
   crop = record.crop
   if crop is not None:
     sides = [_whole(side) for side in crop] if isinstance(crop, Sequence | np.ndarray) else []
     is_crop = len(sides) == 4 and None not in sides
-    refuse_unless(is_crop, f'a crop is left, top, right, bottom in whole pixels, not {crop!r:.60}')
-    refuse_unless(crop[0] < crop[2] and crop[1] < crop[3], f'the crop {crop!r:.60} is empty')
+    refuse_unless(is_crop, f'a crop is left, top, right, bottom in whole pixels, not {shown(crop)}')
+    refuse_unless(crop[0] < crop[2] and crop[1] < crop[3], f'the crop {shown(crop)} is empty')
     crop = tuple(sides)
   image = Path(record.image) if isinstance(record.image, str) else record.image
   return dataclasses.replace(record, image=image, identity=identity, crop=crop)
@@ -145,7 +146,7 @@ def stated_labels(record: Record, task: Task) -> np.ndarray:
   try:
     labels = np.array(value() if callable(value) else value, np.float32)
   except (TypeError, ValueError, OverflowError):
-    raise DataError(f'{record.name}: {task.name}: must be numbers, not {value!r:.60}; correct the source') from None
+    raise DataError(f'{record.name}: {task.name}: must be numbers, not {shown(value)}; correct the source') from None
   try:
     task.check(labels)
   except ValueError as error:

@@ -30,7 +30,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class OtherModelError(CheckpointError):
-  """A checkpoint holds other arrays than a configuration makes."""
+  """A checkpoint holds other arrays than a configuration makes, or other labels than it names."""
 
 
 @dataclasses.dataclass
@@ -122,8 +122,8 @@ class Checkpoints:
       step: a step that was saved.
 
     Raises:
-      OtherModelError: for a checkpoint of another model or optimizer.
-      CheckpointError: for a step that was not saved, or a checkpoint of another version or of other labels.
+      OtherModelError: for a checkpoint of another model, optimizer or labels.
+      CheckpointError: for a step that was not saved, or a checkpoint of another version.
     """
     self.wait()  # A save under way is no checkpoint yet.
     step = self._choose(step)
@@ -131,7 +131,7 @@ class Checkpoints:
       return None
     place, progress, data = self.directory / str(step), self.progress(step), self.data(step)
     if data and self._data and _meaning(data) != _meaning(self._data):
-      raise CheckpointError(f'{place}: has learned other tasks, labels or classes than the configuration and data name')
+      raise OtherModelError(f'{place}: has learned other tasks, labels or classes than the configuration and data name')
     with self._one_line('be restored', advice=ANOTHER):
       saved = _shapes(ocp.StandardCheckpointHandler().metadata(place / 'state').tree)  # pyright: ignore
       wanted = _shapes(like)

@@ -182,7 +182,7 @@ def _opened(folder: Path, made_of: dict[str, Any]) -> Images | None:
   """Opens what is kept there; None where nothing is, or, with a line in the log, where it is damaged."""
   try:
     return derived.open_rows(folder, made_of) if folder.exists() else None
-  except (DataError, OSError, ValueError, LookupError, TypeError) as error:
+  except DataError as error:
     log.warning('warning: features are computed anew, for those that were kept are damaged: %s', error)
     return None
 

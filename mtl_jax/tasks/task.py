@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.kinds import shown
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.metrics.metric import Metric
 
@@ -71,7 +72,7 @@ class Task:
   def __post_init__(self) -> None:
     """Raises ValueError for a task that cannot be."""
     if not (isinstance(self.name, str) and self.group.isidentifier()):
-      raise ValueError(f'the task {self.name!r:.60} must be named by letters, digits and _')
+      raise ValueError(f'the task {shown(self.name)} must be named by letters, digits and _')
     require_names(self.labels, f'the labels of task {self.name!r}')
 
   def __init_subclass__(cls) -> None:
@@ -209,6 +210,21 @@ class Task:
     except ValueError as error:
       raise ConfigError(f'{field}: {error}') from error
 
+  def numbers_of(self, other: 'Task') -> list[int]:
+    """This task's number of each class of the same task in another set; empty where labels are no classes.
+
+    Raises:
+      ValueError: where the other's labels mean something else.
+    """
+    if other.kind != self.kind:
+      raise ValueError(f'is {other.kind}, not {self.kind}')
+    own, theirs = (getattr(task, 'classes', ()) for task in (self, other))
+    if sorted(own) != sorted(theirs):
+      raise ValueError(f'has the classes {", ".join(theirs)}, not {", ".join(own)}')
+    if getattr(self, 'edges', ()) != getattr(other, 'edges', ()):
+      raise ValueError('has bins with other edges')
+    return [own.index(name) for name in theirs]
+
   def with_coordinate_loss(self, name: str) -> 'Task':
     """The same task, learned by one of `losses.COORDINATE_LOSSES` if it is one of coordinates."""
     del name
@@ -221,10 +237,10 @@ class Task:
 def require_names(names: Any, what: str, *, least: int = 1, most: float = math.inf) -> None:
   """Raises ValueError, which says what they are, for anything but a tuple of so many different names."""
   if not (isinstance(names, tuple) and all(isinstance(name, str) and name.isprintable() and name for name in names)):
-    raise ValueError(f'{what} must be a tuple of names, not {names!r:.60}')
+    raise ValueError(f'{what} must be a tuple of names, not {shown(names)}')
   if len(set(names)) < len(names) or not least <= len(names) <= most:
     number = f'at least {least}' if most == math.inf else f'{least}' if most == least else f'{least} to {most:g}'
-    raise ValueError(f'{what} must be different names, {number}, not {names!r:.60}')
+    raise ValueError(f'{what} must be different names, {number}, not {shown(names)}')
 
 
 def require_classes(task: Any, *, most: float = math.inf) -> None:
@@ -240,5 +256,5 @@ def require_classes(task: Any, *, most: float = math.inf) -> None:
   ):
     raise ValueError(
       f'mirrored of task {task.name!r} must give for each class, 0 to {len(numbers) - 1}, the one that it becomes, '
-      f'which becomes it, not {mirrored!r:.60}'
+      f'which becomes it, not {shown(mirrored)}'
     )

@@ -38,7 +38,7 @@ def describe(run: Run, progress: TrainProgress) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
-  if run.train.parts:
+  if len(run.train.parts) > 1:
     for part, size, rows in zip(run.store.parts, run.train.parts, splits.rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
   log.info('input: %s', run.input.reason)

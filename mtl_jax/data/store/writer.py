@@ -20,6 +20,7 @@ from mtl_jax.data.sources.image_file import decode
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
+from mtl_jax.kinds import shown
 from mtl_jax.platform.ahead import in_order
 from mtl_jax.platform.atomic_dir import new_folder, sync
 from mtl_jax.platform.progress_bar import bar
@@ -56,8 +57,7 @@ def prepare(
     DataError: for bad input, a folder that is taken or being prepared, or a disk that is full.
   """
   if not (min(image_size) >= 1 and max(image_size) <= MAX_SIDE):
-    sides = f'{image_size[0]} {image_size[1]}'
-    raise DataError(f'--image_size: height and width in pixels must be from 1 to {MAX_SIDE}, not {sides:.60}')
+    raise DataError(f'--image_size: height and width in pixels must be from 1 to {MAX_SIDE}, not {shown(image_size)}')
   if (Path(out) / 'schema.json').exists():
     raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
   with new_folder(out) as folder:
