@@ -332,7 +332,7 @@ def test_an_unfinished_study_is_told_how_to_go_on(tmp_path):
   made(tmp_path, (ATTRIBUTES, LANDMARKS), num_seeds=1)
   (tmp_path / 'study.json').unlink()
   assert report.is_study(tmp_path)
-  with pytest.raises(CheckpointError, match=r'study\.json; make it with `mtl-jax study'):
+  with pytest.raises(CheckpointError, match=r'study\.json is missing; make it with `mtl-jax study'):
     report.write_report(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The files of evaluated runs, read for a report."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.errors import CheckpointError, one_line
-from mtl_jax.platform import address
+from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import address, json_file
 from mtl_jax.training.progress import read_metrics
 
 log = logging.getLogger('mtl_jax')
@@ -75,13 +74,8 @@ def read_json(path: Path, *, make: str, keys: Iterable[str] = ()) -> dict[str, A
   Raises:
     CheckpointError: for a file that is missing or damaged; the message says that command.
   """
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise CheckpointError(f'no {path}; make it with `{make}`') from None
-  except (OSError, ValueError) as error:
-    raise CheckpointError(f'cannot read {path} ({one_line(error)}); make it again with `{make}`') from None
-  if not isinstance(value, dict) or not value.keys() >= set(keys):
+  value = json_file.read(path, json_file.Fields, advice=f'make it with `{make}`')
+  if not value.keys() >= set(keys):
     raise CheckpointError(f'{path} is not as it was written; make it again with `{make}`')
   return value
 
