@@ -286,7 +286,7 @@ def test_runs_that_are_not_evaluated_are_left_out_and_said(workdir, said):
 @pytest.mark.parametrize('content', [b'', b'PK\x03\x04 cut short'])
 def test_predictions_that_were_cut_short_say_how_to_make_them_again(workdir, content):
   (workdir / 'joint' / 'eval' / 'test.npz').write_bytes(content)
-  with pytest.raises(CheckpointError, match='make it with `mtl-jax eval'):
+  with pytest.raises(CheckpointError, match='make it again with `mtl-jax eval'):
     written(reports.find_runs(workdir), workdir, pictures=True)
 
 
