@@ -66,7 +66,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _show(text: str | Path, stream: TextIO | None = None) -> None:
   """Prints what may hold foreign names: they cannot steer the terminal, and need not be in its encoding."""
   stream = stream or sys.stdout
-  encoding = stream.encoding or 'utf-8'
+  encoding = getattr(stream, 'encoding', None) or 'utf-8'
   shown = printable(str(text), keep='' if isinstance(text, Path) else '\n')
   plain = shown.translate(IN_ASCII if not encoding.lower().startswith('utf') else {})
   print(plain.encode(encoding, 'backslashreplace').decode(encoding), file=stream)

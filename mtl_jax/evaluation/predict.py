@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mtl_jax.errors import DataError
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
 
@@ -46,30 +47,26 @@ def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -
       except DataError as error:
         log.error('mtl-jax: error: %s', error)
         refused += 1
-    for file, result, overlays in _predict_batch(model, compiled, readable, batch_size=batch_size):
+    for file, (width, height), predictions in _predict_batch(model, compiled, readable, batch_size=batch_size):
+      result = {task.name: task.describe(predictions[task.name], width=width, height=height) for task in model.tasks}
       print(json.dumps({'file': str(file), **result}), flush=True)
       if out is not None:
         name = _free_name(file.stem, drawn)
-        draw(file, result, model, overlays=overlays).save(out / f'{name}.png')
+        draw(file, predictions, model.tasks).save(out / f'{name}.png')
   return refused
 
 
 def _predict_batch(
   model: TrainedModel, compiled: Any, readable: Sequence[tuple[Path, np.ndarray, tuple[int, int]]], *, batch_size: int
-) -> Iterator[tuple[Path, dict[str, Any], list[np.ndarray]]]:
-  """Each file with `{task: {name: value}}` and what to lay over its picture.
-
-  The batch is filled up to its size, so there is one program.
-  """
+) -> Iterator[tuple[Path, tuple[int, int], dict[str, np.ndarray]]]:
+  """Each file with its width and height and its predictions by task. The batch is filled up: there is one program."""
   if not readable:
     return
   images = np.zeros((batch_size, *model.facts.image_size, 3), np.uint8)
   images[: len(readable)] = [pixels for _, pixels, _ in readable]
   predictions = jax.device_get(compiled(model.variables, model.label_stats, images)[1])
-  for row, (file, _, (width, height)) in enumerate(readable):
-    own = {task: predictions[task.name][row] for task in model.tasks}
-    overlays = [overlay for task, values in own.items() if (overlay := task.overlay(values)) is not None]
-    yield file, {task.name: task.describe(v, width=width, height=height) for task, v in own.items()}, overlays
+  for row, (file, _, size) in enumerate(readable):
+    yield file, size, {task: values[row] for task, values in predictions.items()}
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
@@ -82,29 +79,30 @@ def _free_name(stem: str, taken: set[str]) -> str:
   return name
 
 
-def draw(
-  file: Path, result: dict[str, dict[str, Any]], model: TrainedModel, *, overlays: Sequence[np.ndarray] = ()
-) -> Image.Image:
-  """The picture with its landmarks and maps, and beside it what else is predicted."""
+def draw(file: Path, predictions: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> Image.Image:
+  """The picture with the points and maps of one image's predictions, and beside it what else is predicted."""
   picture = read_upright(file)
-  scale = max(1.0, 400 / picture.height)
-  picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-  for overlay in overlays:
-    mask = Image.fromarray(overlay).resize(picture.size, Image.Resampling.NEAREST)
-    picture = Image.alpha_composite(picture.convert('RGBA'), mask).convert('RGB')
-  lines = [line for task in model.tasks for line in task.captions(result[task.name])]
-  for task in model.tasks:
-    _draw_points(picture, [(x * scale, y * scale) for x, y in task.marks(result[task.name])])
-  font = ImageFont.load_default(14)
-  panel = 0 if not lines else 220
+  width, height = picture.size
+  scale = max(1.0, 400 / height)
+  picture = picture.resize((round(width * scale), round(height * scale)))
+  for task in tasks:
+    if (overlay := task.overlay(predictions[task.name])) is not None:
+      picture = lay_over(picture, overlay)
+  marker, radius = ImageDraw.Draw(picture), max(2, picture.height // 100)
+  lines = []
+  for task in tasks:
+    for x, y in task.marks(predictions[task.name]) * np.array(picture.size):
+      marker.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(0, 220, 90), outline=(0, 0, 0))
+    lines += task.captions(task.describe(predictions[task.name], width=width, height=height))
+  panel = 220 if lines else 0
   canvas = Image.new('RGB', (picture.width + panel, max(picture.height, 18 * len(lines) + 12)), 'white')
   canvas.paste(picture, (0, 0))
-  ImageDraw.Draw(canvas).multiline_text((picture.width + 10, 6), '\n'.join(lines), fill='black', font=font)
+  place = picture.width + 10, 6
+  ImageDraw.Draw(canvas).multiline_text(place, '\n'.join(lines), fill='black', font=ImageFont.load_default(14))
   return canvas
 
 
-def _draw_points(picture: Image.Image, points: Sequence[tuple[float, float]]) -> None:
-  canvas, radius = ImageDraw.Draw(picture), max(2, picture.height // 100)
-  for x, y in points:
-    box = (x - radius, y - radius, x + radius, y + radius)
-    canvas.ellipse(box, fill=(0, 220, 90), outline=(0, 0, 0))
+def lay_over(picture: Image.Image, overlay: np.ndarray) -> Image.Image:
+  """The picture under a map RGBA uint8 `[h, w, 4]` of any size."""
+  mask = Image.fromarray(overlay).resize(picture.size, Image.Resampling.NEAREST)
+  return Image.alpha_composite(picture.convert('RGBA'), mask).convert('RGB')

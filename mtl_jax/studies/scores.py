@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.metrics.draws import Draws
-from mtl_jax.tasks import Task, plain
+from mtl_jax.tasks import Task, main_of_output
 
 # For each arm, for each seed in turn.
 Replicas = Mapping[str, Sequence[Mapping[str, Any] | None]]
@@ -69,7 +69,7 @@ class TaskScores:
     names = list(known.get('per_output', ()))
     if len(names) < 2:
       return {}
-    metrics = {name: _main_of_output(self.main_metric, known['per_output'][name]) for name in names}
+    metrics = {name: main_of_output(self.main_metric, known['per_output'][name]) for name in names}
     return {
       name: TaskScores(
         metrics[name],
@@ -122,11 +122,6 @@ def score_task(
       columns.setdefault(output, []).append(column)
   clusters = {output: resampling.num_clusters(mask[:, own]) for output, own in columns.items()}
   return TaskScores(task.main_metric, scores, resampled, resampling.num_clusters(mask), clusters)
-
-
-def _main_of_output(main_metric: str, metrics: Mapping[str, Any]) -> str:
-  """The task's own main metric if outputs have it too, or else their first."""
-  return plain(main_metric) if plain(main_metric) in metrics else next(iter(metrics))
 
 
 def _of_output(replicas: Replicas, name: str) -> Replicas:

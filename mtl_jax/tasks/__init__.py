@@ -4,7 +4,7 @@ To add a task, a data set's reader makes a value of one of these classes; to add
 class in `KINDS`. Its metrics are a file of `mtl_jax/metrics/`, or of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.errors import ConfigError, DataError
@@ -32,6 +32,7 @@ __all__ = [
   'find_metric',
   'from_json',
   'higher_is_better',
+  'main_of_output',
   'plain',
   'select',
 ]
@@ -52,6 +53,11 @@ def plain(metric: str) -> str:
 def find_metric(name: str) -> Metric | None:
   """The metric of a task, or of one output, by its name in the eval JSON; None for an unknown one."""
   return METRICS.get(name) or METRICS.get(_MACRO + name)
+
+
+def main_of_output(main_metric: str, metrics: Mapping[str, Any]) -> str:
+  """The metric of a task's output that is shown: the task's own main metric if outputs have it, or else their first."""
+  return plain(main_metric) if plain(main_metric) in metrics else next(iter(metrics))
 
 
 def higher_is_better(metric: str) -> bool:
