@@ -35,7 +35,7 @@ def cost_of(workload: Workload) -> Cost:
   """Counted from the traced forward pass; nothing is compiled."""
   state = jax.eval_shape(workload.make_state)
   images = jax.ShapeDtypeStruct((workload.batch, workload.size, workload.size, 3), jnp.float32)
-  apply = partial(workload.model.apply, train=True, mutable=['batch_stats'])
+  apply = partial(workload.model.module.apply, train=True, mutable=['batch_stats'])
   with _as_on_an_accelerator():
     traced: Any = jax.make_jaxpr(apply)(dict(state.variables), images)
   flops, moved = _products(traced.jaxpr)

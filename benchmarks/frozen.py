@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtl_jax import config as configs
 from mtl_jax.data.input.augment import MEAN, STD
-from mtl_jax.data.input.pipeline import Split, load_split
+from mtl_jax.data.input.mixture import load_split
+from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.tasks import select

@@ -5,6 +5,8 @@ groups of ten binary attributes. FLOPs are XLA's own count, of the program befor
 or timed. In the loss, and so not in the count: the penalties of soft, sluice, dselect_k and multilinear.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from reporting import Row, keep, parser, row
@@ -21,7 +23,7 @@ def cost(way: str, *, tasks: tuple[str, ...], size: int, width: int) -> tuple[in
   model = MultiTaskModel(shared, tuple((task, 10) for task in tasks))
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-  work = flops(model, variables, (size, size, 3))
+  work = flops(partial(model.apply, train=False), variables, (size, size, 3))
   assert work is not None
   return num_parameters(variables['params']), work
 

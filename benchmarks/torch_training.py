@@ -80,7 +80,7 @@ def num_features(workload: Workload) -> int:
 def variables_of(network: MultiTask, workload: Workload, like: Mapping[str, Any]) -> dict[str, Any]:
   """Its parameters and statistics as variables of our model."""
   tensors = {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
-  backbone = workload.model.shared.backbone
+  backbone = workload.model.module.shared.backbone
   loaded = {
     path: backbone.from_torchvision(path[-1], tensors[f'backbone.{pretrained.torchvision_name(backbone, path)}'], shape)
     for path, shape in (

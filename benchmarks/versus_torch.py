@@ -83,7 +83,7 @@ class Forward:
   """Forward passes of our backbone in evaluation."""
 
   def __init__(self, workload: Workload):
-    backbone = workload.model.shared.backbone
+    backbone = workload.model.module.shared.backbone
     self._images = jnp.asarray(workload.make_batch()['image'], jnp.float32) / 255
     self._variables = jax.jit(partial(backbone.init, train=False))(jax.random.key(0), self._images[:1])
     self._forward = jax.jit(partial(backbone.apply, train=False))

@@ -8,15 +8,15 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
 import mtl_jax
 from mtl_jax.config.describe import help_lines
-from mtl_jax.errors import UserError, memory_in_one_line, one_line, printable
-from mtl_jax.platform import launcher, processes
-from mtl_jax.platform.address import absolute, local_path, workdir
+from mtl_jax.errors import UserError, one_line, printable
+from mtl_jax.platform import devices, launcher, processes
+from mtl_jax.platform.address import local_path, workdir
 from mtl_jax.training import interrupt
 
 DEMO_WORKDIR = 'mtl_jax_demo'
@@ -65,7 +65,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _show(text: str | Path, stream: TextIO | None = None) -> None:
   """Prints what may hold foreign names: they cannot steer the terminal, and need not be in its encoding."""
-  stream = stream or sys.stdout
+  stream = sys.stdout if stream is None else stream
   encoding = getattr(stream, 'encoding', None) or 'utf-8'
   shown = printable(str(text), keep='' if isinstance(text, Path) else '\n')
   plain = shown.translate(IN_ASCII if not encoding.lower().startswith('utf') else {})
@@ -73,7 +73,7 @@ def _show(text: str | Path, stream: TextIO | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-  with memory_in_one_line():
+  with devices.in_one_line():
     return options.run(options)
 
 
@@ -121,10 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     metavar='SET',
     help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
   )
-  prepare.add_argument(
-    '--source', type=local_path, metavar='DIR', help="folder with the files of the set; TFDS's data_dir"
-  )
-  prepare.add_argument('--out', type=absolute, metavar='DIR', required=True, help='folder to make, may be in a bucket')
+  prepare.add_argument('--source', metavar='DIR', help="folder with the files of the set; TFDS's data_dir")
+  prepare.add_argument('--out', metavar='DIR', required=True, help='folder to make, may be in a bucket')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
     '--encoding',
@@ -149,14 +147,14 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(train)
 
   evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
-  evaluation.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
-  evaluation.add_argument('--data', type=absolute, metavar='DIR', help='another prepared set')
+  evaluation.add_argument('--workdir', required=True, help=WORKDIR)
+  evaluation.add_argument('--data', metavar='DIR', help='another prepared set')
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
   evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
-  evaluation.add_argument('--predictions', type=local_path, metavar='FILE.npz', help='write every prediction')
+  evaluation.add_argument('--predictions', metavar='FILE.npz', help='write every prediction')
 
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
-  predict.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
+  predict.add_argument('--workdir', required=True, help=WORKDIR)
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
 
@@ -168,14 +166,12 @@ def _parser() -> argparse.ArgumentParser:
   _add_config(affinity)
 
   report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
-  report.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
+  report.add_argument('--workdir', required=True, help=WORKDIR)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
   exporting = verb('export', _export, 'write the model as StableHLO for programs without this package')
-  exporting.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
-  exporting.add_argument(
-    '--out', type=local_path, metavar='DIR', required=True, help='folder for the program and its loader'
-  )
+  exporting.add_argument('--workdir', required=True, help=WORKDIR)
+  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
   exporting.add_argument('--step', type=int, help='another checkpoint than the best')
 
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
@@ -191,7 +187,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     required=True,
     help=f'or the name of a preset; override with {CONFIG_PREFIX}a.b=VALUE',
   )
-  parser.add_argument('--workdir', type=workdir, required=True, help=WORKDIR)
+  parser.add_argument('--workdir', required=True, help=WORKDIR)
   parser.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
 
@@ -230,39 +226,28 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-  from mtl_jax.data.prepare import prepare
-  from mtl_jax.data.store import cache as sets
-
-  with sets.new_set(options.out) as out:
-    prepare(
-      options.set,
-      source=options.source,
-      out=out,
-      image_size=tuple(options.image_size),
-      num=options.num,
-      seed=options.seed,
-      crop_margin=options.crop_margin,
-      encoding=options.encoding,
-      parsing=options.parsing,
-      log=logging.getLogger('mtl_jax').info,
-    )
-  return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-  from mtl_jax import config
-  from mtl_jax.training import loop
-
-  loop.train(
-    config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
+  mtl_jax.prepare(
+    options.set,
+    out=options.out,
+    source=options.source,
+    image_size=tuple(options.image_size),
+    encoding=options.encoding,
+    crop_margin=options.crop_margin,
+    num=options.num,
+    seed=options.seed,
+    parsing=options.parsing,
+    workers=os.cpu_count() or 1,
   )
   return 0
 
 
-def _eval(options: argparse.Namespace) -> int:
-  from mtl_jax.evaluation.command import evaluate_workdir
+def _train(options: argparse.Namespace) -> int:
+  mtl_jax.train(**_configured(options))
+  return 0
 
-  found = evaluate_workdir(
+
+def _eval(options: argparse.Namespace) -> int:
+  found = mtl_jax.evaluate(
     options.workdir, data=options.data, split=options.split, step=options.step, predictions=options.predictions
   )
   if processes.index() == 0:
@@ -273,47 +258,38 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  refused = predict_files(options.workdir, options.images, out=options.out)
-  return 2 if refused else 0
+  return 2 if predict_files(mtl_jax.load(options.workdir), options.images, out=options.out) else 0
 
 
 def _study(options: argparse.Namespace) -> int:
-  from mtl_jax import config, reports
-  from mtl_jax.studies import study
-
-  found = study.run(
-    config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
-  )
+  found = mtl_jax.study(**_configured(options))
   if processes.index() == 0:
-    reports.rebuild(options.workdir)
     print(json.dumps(found, indent=2))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  from mtl_jax import config, reports
-  from mtl_jax.affinities import affinity
-
-  found = affinity.run(
-    config.load(options.config, options.overrides), options.workdir, allow_config_change=options.allow_config_change
-  )
-  reports.rebuild(options.workdir)
-  print(json.dumps(found, indent=2))
+  print(json.dumps(mtl_jax.affinity(**_configured(options)), indent=2))
   return 0
 
 
-def _report(options: argparse.Namespace) -> int:
-  from mtl_jax import reports
+def _configured(options: argparse.Namespace) -> dict[str, Any]:
+  """The arguments of the functions that train what a configuration says."""
+  return {
+    'config': options.config,
+    'workdir': options.workdir,
+    'overrides': options.overrides,
+    'allow_config_change': options.allow_config_change,
+  }
 
-  _show(reports.rebuild(options.workdir, pictures=options.pictures))
+
+def _report(options: argparse.Namespace) -> int:
+  _show(mtl_jax.report(options.workdir, pictures=options.pictures))
   return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-  from mtl_jax.evaluation import export
-
-  export.export(options.workdir, options.out, step=options.step)
-  _show(options.out)
+  _show(mtl_jax.export(options.workdir, options.out, step=options.step))
   return 0
 
 

@@ -1,15 +1,13 @@
 """The whole path on drawn faces: generate, prepare, train joint and single-task, evaluate, compare, report."""
 
 import logging
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtl_jax import reports
+from mtl_jax import api, reports
 from mtl_jax.configs import demo
-from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import cache as sets
-from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.training import loop
 
 log = logging.getLogger('mtl_jax')
@@ -34,8 +32,7 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
   data = workdir / 'data'
   if not (data / 'schema.json').exists():
     log.info('1/3 drawing %d faces and preparing them in %s', num_faces, data)
-    with sets.new_set(data) as out:
-      prepare('synthetic', source=None, out=out, image_size=(64, 64), num=num_faces, seed=SEED, log=log.info)
+    api.prepare('synthetic', out=data, num=num_faces, seed=SEED, workers=os.cpu_count() or 1)
   runs = {}
   for number, (name, tasks) in enumerate(SIDES.items(), 1):
     config = (base or demo.get_config()).copy_and_resolve_references()
@@ -44,7 +41,7 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
     log.info('2/3 model %d of %d: %s', number, len(SIDES), name)
     loop.train(config, workdir / name, name=name)
     predictions = workdir / name / 'eval' / 'test.npz'
-    evaluate_workdir(workdir / name, predictions=predictions)
+    api.evaluate(workdir / name, predictions=predictions)
     runs[name] = workdir / name
   page = workdir / 'report.html'
   reports.write_report(runs, page, title='mtl_jax demo: drawn faces', show_pictures=True)

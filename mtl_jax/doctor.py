@@ -12,7 +12,7 @@ import jax
 
 from mtl_jax import config
 from mtl_jax.models.multitask import compute_dtype
-from mtl_jax.platform import memory, xla
+from mtl_jax.platform import devices, memory, xla
 
 PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'clu', 'tensorflow-datasets', 'numpy',
@@ -24,7 +24,10 @@ BATCH_ON_CPU = 64
 
 def describe() -> str:
   """The report as text."""
-  return '\n'.join([*_machine(), '', *_versions(), '', *_choices(), '', *(_advice() or ['nothing is missing'])])
+  if problem := devices.problem():
+    return '\n'.join([*_machine(), '', *_versions(), '', problem])
+  lines = [*_machine(), *_devices(), '', *_versions(), '', *_choices(), '', *(_advice() or ['nothing is missing'])]
+  return '\n'.join(lines)
 
 
 def _machine() -> Iterator[str]:
@@ -32,6 +35,9 @@ def _machine() -> Iterator[str]:
   yield f'cores       {os.cpu_count()} ({len(os.sched_getaffinity(0))} usable)'
   total, available = (num / 2**30 for num in (memory.host_total_bytes(), memory.host_available_bytes()))
   yield f'memory      {total:.1f} GiB, {available:.1f} GiB available'
+
+
+def _devices() -> Iterator[str]:
   for device in jax.local_devices():
     stats = device.memory_stats() or {}
     limit = f', {stats["bytes_limit"] / 2**30:.1f} GiB for arrays' if 'bytes_limit' in stats else ''

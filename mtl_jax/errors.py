@@ -1,9 +1,6 @@
 """The exceptions a user can cause or meet; the command line turns each into one line and an exit code."""
 
-import re
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 def one_line(error: BaseException) -> str:
@@ -20,20 +17,6 @@ def printable(text: str, *, keep: str = '') -> str:
   """
   steers = {c for c in set(text) - set(keep) if unicodedata.category(c)[0] == 'C' or c in '\u2028\u2029'}
   return ''.join(c.encode('unicode_escape').decode() if c in steers else c for c in text) if steers else text
-
-
-@contextmanager
-def memory_in_one_line() -> Iterator[None]:
-  """Turns a lack of memory, of the host or of a device, into a UserError."""
-  try:
-    yield
-  except (MemoryError, RuntimeError) as error:  # XLA's is a RuntimeError.
-    if not isinstance(error, MemoryError) and not re.search('out of memory|RESOURCE_EXHAUSTED', str(error), re.I):
-      raise
-    raise UserError(
-      f'out of memory: {one_line(error)[:200]}; lower config.train.batch_size, raise config.train.accumulate, or take '
-      'smaller images or a narrower network'
-    ) from error
 
 
 class UserError(Exception):

@@ -31,7 +31,7 @@ def store(store_dir):
 def batches(config, data, num_steps: int = 20) -> np.ndarray:
   """The positions of the first steps, `[steps, b]`."""
   run = building.build(config, data)
-  return np.stack([run.order.positions(step) for step in range(num_steps)])
+  return np.stack([run.sampler.indices(step) for step in range(num_steps)])
 
 
 def spread(groups: np.ndarray, positions: np.ndarray) -> int:
@@ -70,7 +70,7 @@ def test_rows_whose_label_is_missing_or_dropped_are_left_out_and_counted(tiny_co
   run = building.build(config, store)
   kept = run.train.mask['attributes'].any(axis=1)
   assert 0 < kept.sum() < len(kept)
-  seen = np.stack([run.order.positions(step) for step in range(20)])
+  seen = np.stack([run.sampler.indices(step) for step in range(20)])
   np.testing.assert_array_equal(np.unique(seen), np.flatnonzero(kept))
   (line,) = [line for line in said if line.startswith('balance attributes/Male: 2 groups of ')]
   assert line.endswith(f'; {np.count_nonzero(~kept)} of its {len(kept)} rows have none and are left out')
@@ -164,7 +164,7 @@ def test_eight_devices_and_one_take_the_same_balanced_batches(balanced_config, s
   for mesh in [sharding.make_mesh(jax.devices()[:num_devices]) for num_devices in (8, 1)]:
     monkeypatch.setattr(sharding, 'make_mesh', lambda mesh=mesh, **_: mesh)
     run = building.build(balanced_config('resident'), store)
-    item = jax.device_put(run.input.read(run.order.positions(3)), sharding.by_rows(mesh))
+    item = jax.device_put(run.input.read(run.sampler.indices(3)), sharding.by_rows(mesh))
     found.append(jax.device_get(jax.jit(run.input.fetch)(run.input.place(), item)))
   for one, other in zip(*map(jax.tree.leaves, found), strict=True):
     np.testing.assert_array_equal(one, other)

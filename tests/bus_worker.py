@@ -11,7 +11,7 @@ from functools import partial
 from mtl_jax import cli
 from mtl_jax.errors import DataError
 from mtl_jax.platform import processes
-from mtl_jax.platform.launcher import Place
+from mtl_jax.platform.launcher import ProcessInfo
 from mtl_jax.training import interrupt
 
 VICTIM = int(os.environ.get('VICTIM', '-1'))
@@ -82,7 +82,7 @@ def harm(how: str) -> None:
   if how == 'exit':
     os._exit(0)
   if how == 'watchdog':
-    processes.leave(4, 'nothing was completed')
+    processes.exit_now(4, 'nothing was completed')
   os.kill(os.getpid(), getattr(signal, how))
   time.sleep(30)  # Python hears a signal between two steps of its own, not inside the call that follows.
 
@@ -112,7 +112,7 @@ if __name__ == '__main__':
   name, *rest = story.split('-')
   act = partial(wait_in, *rest) if name == 'harm' else stories[name]
   cli._set_up_logging()
-  place = Place(f'127.0.0.1:{port}', int(num), int(process))
+  place = ProcessInfo(f'127.0.0.1:{port}', int(num), int(process))
   with interrupt.from_the_start():
     say('begins')
     sys.exit(processes.run(act, place, timeout_secs=float(timeout), heartbeat_secs=2.0))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mtl_jax import config as configs
+from mtl_jax import kinds
 from mtl_jax.cli import main
-from mtl_jax.config import FIELDS, describe, kinds
+from mtl_jax.config import FIELDS, describe
 from mtl_jax.config.fields import Field
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
@@ -130,7 +131,7 @@ def test_the_last_override_counts():
     ('optimizer.learning_rate=fast', 'config.optimizer.learning_rate ', "'fast'"),
     ('data.augment.flip=maybe', 'config.data.augment.flip ', 'true or false'),
     ('model.stem=smal', 'config.model.stem: ', "'small'"),
-    ('optimizer.name=rmsprop', 'config.optimizer.name: ', 'adam, adamw, sgd'),
+    ('optimizer.schedule=linear', 'config.optimizer.schedule: ', 'cosine'),
     ('objective.weights.landmarks=-1', 'config.objective.weights.landmarks ', 'at least 0'),
     ('objective.weights.landmarks=nan', 'config.objective.weights.landmarks ', 'nan'),
     ('objective.options.=1', 'config.objective.options ', "''"),
@@ -299,5 +300,5 @@ def test_values_from_python_are_checked_and_converted_as_overrides_are_and_the_s
   )
   assert (config.train.steps, config.data.dirs, config.optimizer.learning_rate) == (7, ('a', 'b'), 1.0)
   assert source.train.steps == 10_000
-  for name, value in {'train.steps': -4, 'optimizer.name': 'lyon', 'train': 1}.items():
+  for name, value in {'train.steps': -4, 'optimizer.schedule': 'lyon', 'train': 1}.items():
     assert f'config.{name}' in refusal(configs.load, source, {name: value})

@@ -82,9 +82,9 @@ def test_without_attributes_there_are_the_species(cub):
   ('name', 'line', 'message'),
   [
     ('images.txt', '5 nowhere.jpg', "line 5: 'nowhere.jpg' is not in"),
-    ('images.txt', '5', 'line 5: must be a new number and a name'),
+    ('images.txt', '5', 'line 5: must be a new number'),
     ('image_class_labels.txt', '5 9', "line 5: 'class' of '5' is '9', not a class"),
-    ('train_test_split.txt', '77 1', 'lacks image 5 of images.txt'),
+    ('train_test_split.txt', '77 1', "line 5: '77' is not in"),
     ('attributes/image_attribute_labels.txt', '3 1 2 3 1.0', 'line 5: must be image, attribute, 0 or 1'),
   ],
 )

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
+import mtl_jax
 from mtl_jax import cli, tasks
 from mtl_jax.configs import default, demo
 from mtl_jax.data.input import augment
@@ -160,7 +161,7 @@ def test_faces_are_parsed_beside_attributes_and_landmarks(tmp_path, capsys):
 
   capsys.readouterr()
   picture = tmp_path / 'set/source/img_align_celeba/000001.jpg'
-  assert predict.predict_files(tmp_path / 'run', [picture], out=tmp_path / 'drawn') == 0
+  assert predict.predict_files(mtl_jax.load(tmp_path / 'run'), [picture], out=tmp_path / 'drawn') == 0
   shares = json.loads(capsys.readouterr().out)['parsing']
   assert sum(shares.values()) == pytest.approx(1)
   plain = read_upright(picture)

@@ -79,9 +79,8 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
   tasks = workdir.DataFacts.of(open_store(Path(config.data.dir))).selected(config)
   cut = multitask.from_config(config.model, tasks)
   assert cut.frozen is not None
-  first = cut.frozen
   images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
-  variables = dict(jax.jit(partial(cut.init, train=False))(jax.random.key(0), images))
+  variables = dict(jax.jit(cut.init)(jax.random.key(0), images))
   held = variables['frozen']['frozen']['variables']
   whole = {}
   for kind in ('params', 'batch_stats'):
@@ -93,9 +92,9 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
 
   @jax.jit
   def in_three_ways(variables, whole):
-    outputs = first.apply({'frozen': variables['frozen']['frozen']}, images, train=False)
-    after = cut.clone(frozen=None).apply(variables, outputs, train=False)
-    return plain.apply(whole, images, train=False), cut.apply(variables, images, train=False), after
+    features = cut.encode_frozen({'frozen': variables['frozen']['frozen']}, images)
+    after = cut.after_frozen.outputs(variables, features)
+    return plain.outputs(whole, images), cut.outputs(variables, images), after
 
   expected, *found = in_three_ways(variables, whole)
   for ours in found:
@@ -124,7 +123,7 @@ def test_the_step_computes_no_gradient_of_what_is_frozen(frozen_config):
   for freeze in ('', 'backbone'):
     config = frozen_config(**RESNET, **{'model.freeze': freeze, 'data.mode': 'streamed'})
     run = building.build(config, open_store(Path(config.data.dir)))
-    batch = run.train.read(run.order.positions(0))
+    batch = run.train.read(run.sampler.indices(0))
     analysis: Any = jax.jit(run.one_step).lower(jax.eval_shape(run.make_state), batch).cost_analysis()
     flops[freeze] = analysis['flops']
   assert flops['backbone'] < 0.45 * flops['']

@@ -13,7 +13,7 @@ from tiny import SIZE, TASKS, binary_tasks, label_stats, make_batch, make_model
 
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.sampler import interleaved
-from mtl_jax.models.multitask import split
+from mtl_jax.models.network import split
 from mtl_jax.objectives import (
   Objective,
   fixed,
@@ -40,7 +40,7 @@ KEY = jax.random.key(0)
 def equal() -> GramWeighting:
   """The plain sum, as a method on the Gram matrix."""
 
-  def weights(gram, state, *, losses, present, key):
+  def weights(gram, state, *, losses, present, key, unit=1.0):
     return present.astype(jnp.float32), state
 
   return GramWeighting(lambda num_tasks: (), weights)
@@ -49,8 +49,8 @@ def equal() -> GramWeighting:
 def by_norm() -> GramWeighting:
   """Every gradient brought to norm 1: the least method whose weights depend on the Gram matrix."""
 
-  def weights(gram, state, *, losses, present, key):
-    norms = jnp.sqrt(jnp.diagonal(gram))
+  def weights(gram, state, *, losses, present, key, unit=1.0):
+    norms = unit * jnp.sqrt(jnp.diagonal(gram))
     return jnp.where(present & (norms > 0), 1 / jnp.where(norms > 0, norms, 1), 0), state
 
   return GramWeighting(lambda num_tasks: (), weights)
@@ -62,7 +62,7 @@ def setup(tasks=TASKS, *, grain_='tasks', soft=False, parts=1, rows=16):
   model = make_model(tasks, soft=soft)
   stats = label_stats(batch, tasks)
   images = jnp.asarray(batch['image'], jnp.float32) / 255
-  variables = model.init(KEY, images, train=False)
+  variables = model.init(KEY, images)
   forward = Forward(
     model=model,
     tasks=tasks,
@@ -110,7 +110,7 @@ def test_equal_weights_give_the_gradient_of_the_sum(at, grain_, soft):
 def test_each_gradient_is_that_of_its_loss():
   forward, params = setup(binary_tasks(3))
   shared, heads = split(params)
-  representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
+  representation, pull, _ = jax.vjp(forward.encode, shared, has_aux=True)
   found = gradients.through_heads(forward, representation, heads)
   own = found.pull((jnp.ones((1, 3)), None))[1]
   each = passes.at_parameters(pull, found.points(), chunk=2)

@@ -100,7 +100,7 @@ def test_heat_maps_learn_where_a_dot_is(kind, rate):
 
 
 def test_each_task_can_have_a_head_of_its_own(tiny_config):
-  model = multitask.from_config(with_heads(tiny_config(), 'linear', landmarks='soft_argmax').model, TASKS)
+  model = multitask.from_config(with_heads(tiny_config(), 'linear', landmarks='soft_argmax').model, TASKS).module
   images = jnp.zeros((2, 16, 16, 3))
   outputs, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
   assert set(variables['params']['head_attributes']) == {'output'}
@@ -152,7 +152,9 @@ def wing(x, w=1.0, e=0.2):
   ],
 )
 def test_coordinate_losses_are_their_formulas_with_finite_gradients(name, formula):
-  task = LandmarkTask('landmarks', tuple('abcdefgh')).with_coordinate_loss(name)
+  task = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in 'abcd' for axis in 'xy')).with_coordinate_loss(
+    name
+  )
   targets = np.full_like(ERRORS, 0.25)
   np.testing.assert_allclose(task.loss(jnp.array(targets + ERRORS), targets), formula(ERRORS), rtol=1e-4, atol=1e-6)
   gradient = jax.grad(lambda outputs: task.loss(outputs, targets).sum())(jnp.array(targets + ERRORS))

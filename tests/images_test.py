@@ -15,8 +15,9 @@ from PIL import Image
 from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.data.input import mixture, resident
-from mtl_jax.data.input.pipeline import Split, load_split, streamed_input
-from mtl_jax.data.input.sampler import make_order
+from mtl_jax.data.input.mixture import load_split
+from mtl_jax.data.input.pipeline import Split, streamed_input
+from mtl_jax.data.input.sampler import make_sampler
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.source import Record
 from mtl_jax.data.sources.image_file import decode
@@ -82,7 +83,7 @@ def copy(stores, tmp_path):
 
 def damage(store: Store, rows) -> None:
   """Flips a bit in the middle of the stored images of these rows, which a decoder need not notice."""
-  offsets = store.images.records._offsets
+  offsets = store.records._offsets
   with (store.directory / images.ENCODINGS[store.schema['encoding']]).open('r+b') as file:
     for row in rows:
       place = int(offsets[row] + offsets[row + 1]) // 2
@@ -195,7 +196,7 @@ def test_images_are_indexed_like_an_array(stores, encoding):
   found = open_store(stores[encoding]).images
   whole = np.asarray(found)
   assert (whole.shape, whole.dtype, found.nbytes) == (found.shape, found.dtype, whole.nbytes)
-  part = found.part(range(10, 20))
+  part = images.Images(((found.parts[0][0], range(10, 20)),))
   for index in (3, -1, slice(5, 9), slice(None, None, 7), np.array([4, 4, 0]), (2, slice(3, 5)), (slice(2, 4), ..., 0)):
     np.testing.assert_array_equal(found[index], whole[index])
   np.testing.assert_array_equal(part, whole[10:20])
@@ -209,9 +210,9 @@ def test_images_are_indexed_like_an_array(stores, encoding):
 @pytest.mark.parametrize('step', [0, 2**33])
 def test_a_resident_batch_is_the_streamed_one_bit_for_bit(stores, encoding, step):
   split, mesh = train_split(open_store(stores[encoding])), sharding.make_mesh()
-  order = make_order(3, sizes=(len(split),), rows=(16,))
+  order = make_sampler(3, sizes=(len(split),), rows=(16,))
   way = resident.resident_input(split, resident.rows_of_devices(order, mesh), mesh, reason='')
-  positions = order.positions(step)
+  positions = order.indices(step)
   found = jax.jit(way.fetch)(way.place(), jax.device_put(way.read(positions), sharding.by_rows(mesh)))
   expected = split.read(positions)
   for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -247,11 +248,11 @@ def test_memory_stays_flat_while_streaming(tmp_path):
   for first in range(0, 64, 8):  # Starts the threads.
     split.read(np.arange(first, first + 8))
   before = resident_kilobytes()
-  order = make_order(0, sizes=(250,), rows=(8,))
+  order = make_sampler(0, sizes=(250,), rows=(8,))
   tracemalloc.start()
   try:
     for step in range(3 * 250 // 8):
-      split.read(order.positions(step))
+      split.read(order.indices(step))
     current, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
@@ -317,11 +318,11 @@ def test_a_split_that_is_corrupt_throughout_is_refused(copy):
 def test_a_file_cut_short_while_it_is_open_is_corrupt_from_there(copy, encoding):
   store = copy(encoding)
   path = store.directory / images.ENCODINGS[encoding]
-  os.truncate(path, int(store.images.records._offsets[10]) + 5)
+  os.truncate(path, int(store.records._offsets[10]) + 5)
   split = train_split(store)
   batch = split.read(np.arange(14))
-  assert sorted(store.images.records.corrupt) == list(range(10, len(split)))  # All were tried as replacements.
-  assert all('too early' in reason for reason in store.images.records.corrupt.values())
+  assert sorted(store.records.corrupt) == list(range(10, len(split)))  # All were tried as replacements.
+  assert all('too early' in reason for reason in store.records.corrupt.values())
   np.testing.assert_array_equal(batch['mask']['attributes'].any(1), np.arange(14) < 10)
 
 

@@ -100,9 +100,11 @@ def test_any_value_is_read_as_the_schema_says_or_refused(value):
   assert found['share'] == value['share']
 
 
-def test_lines_that_are_cut_short_or_of_another_kind_are_left_out(tmp_path):
+def test_lines_that_hold_no_object_are_left_out_and_nan_is_none(tmp_path):
   path = tmp_path / 'log.jsonl'
-  good = b'{"sizes": [1, 2], "share": 1}\n'
-  path.write_bytes(good + b'\n'.join(WRONG.values()) + b'\n' + good + b'{"sizes": [1')
-  assert json_file.lines(path, Sizes) == [{'sizes': (1, 2), 'share': 1.0}] * 2
-  assert json_file.lines(tmp_path / 'none.jsonl', Sizes) == []
+  wrong = [content for name, content in WRONG.items() if name not in ('missing_field', 'wrong_type', 'boolean', 'nan')]
+  good = b'{"step": 1, "loss": NaN, "text": "a: NaN"}\n'
+  path.write_bytes(good + b'\n'.join(wrong) + b'\n' + good + b'{"step": 2')
+  found = json_file.lines(path)
+  assert [line for line in found if 'step' in line] == [{'step': 1, 'loss': None, 'text': 'a: NaN'}] * 2
+  assert json_file.lines(tmp_path / 'none.jsonl') == []

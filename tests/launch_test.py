@@ -19,7 +19,7 @@ import pytest
 
 from mtl_jax.errors import LauncherError
 from mtl_jax.platform import launcher
-from mtl_jax.platform.launcher import Place
+from mtl_jax.platform.launcher import ProcessInfo
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / 'launch'
@@ -71,7 +71,7 @@ def slurm(task: int, **more: str) -> dict[str, str]:
 
 def test_slurm_steps_have_a_process_a_task_and_a_gpu_each():
   places = [launcher.find(slurm(task)) for task in range(6)]
-  assert places == [Place(f'gpu007:{61440 + 70001 % 4096}', 6, i, (i % 4,)) for i in range(6)]
+  assert places == [ProcessInfo(f'gpu007:{61440 + 70001 % 4096}', 6, i, (i % 4,)) for i in range(6)]
 
 
 def test_a_slurm_task_that_is_alone_on_its_node_takes_all_its_gpus():
@@ -158,15 +158,15 @@ def on_a_tpu(monkeypatch) -> None:
 def test_a_tpu_slice_on_kubernetes_is_found_as_jax_finds_it(on_a_tpu, monkeypatch):
   monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 't-0.t,t-1.t,t-2.t,t-3.t')
   monkeypatch.setenv('TPU_WORKER_ID', '2')
-  assert launcher.find({}) == Place('t-0.t:8482', 4, 2)
+  assert launcher.find({}) == ProcessInfo('t-0.t:8482', 4, 2)
   assert launcher.find({}, coordinator='a:1', num_processes=1, process_id=0) is None
   two = {'MEGASCALE_NUM_SLICES': '2', 'MEGASCALE_SLICE_ID': '1', 'MEGASCALE_COORDINATOR_ADDRESS': 'm-0.m:8080'}
   for name, value in two.items():
     monkeypatch.setenv(name, value)
-  assert launcher.find({}) == Place('m-0.m:8482', 8, 6)
+  assert launcher.find({}) == ProcessInfo('m-0.m:8482', 8, 6)
   monkeypatch.setenv('TPU_PROCESS_ADDRESSES', 'u-0.u:8471,u-1.u:8471')
   monkeypatch.setenv('TPU_WORKER_ID', '1')
-  assert launcher.find({}) == Place('m-0.m:8482', 4, 3)
+  assert launcher.find({}) == ProcessInfo('m-0.m:8482', 4, 3)
 
 
 @pytest.mark.parametrize('endpoints', ['10.0.0.7,10.0.0.8', 'u:u:10.0.0.7,u:u:10.0.0.8'])
@@ -188,14 +188,14 @@ def test_a_tpu_machine_is_found_in_its_metadata(on_a_tpu, monkeypatch, endpoints
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Metadata) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv('GCE_METADATA_IP', f'127.0.0.1:{server.server_port}')
-    assert launcher.find({}) == Place('10.0.0.7:8482', 2, 1)
+    assert launcher.find({}) == ProcessInfo('10.0.0.7:8482', 2, 1)
     server.shutdown()
 
 
 def test_flags_outweigh_variables_and_variables_outweigh_a_launcher():
   plain = {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'}
-  assert launcher.find(slurm(2) | plain, process_id=1) == Place('a:1', 4, 1, (2,))
-  assert launcher.find({}, coordinator='b:2', num_processes=2, process_id=0) == Place('b:2', 2, 0)
+  assert launcher.find(slurm(2) | plain, process_id=1) == ProcessInfo('a:1', 4, 1, (2,))
+  assert launcher.find({}, coordinator='b:2', num_processes=2, process_id=0) == ProcessInfo('b:2', 2, 0)
 
 
 def test_one_process_is_none_of_several():
@@ -220,7 +220,7 @@ def test_what_does_not_fit_together_is_named(environment, message):
 @pytest.mark.parametrize('coordinator', ['head', 'head:', ':80', 'head:http', 'head:70000'])
 def test_a_coordinator_without_host_or_port_is_refused(coordinator):
   with pytest.raises(LauncherError, match='is not HOST:PORT'):
-    _ = Place(coordinator, 2, 0).address
+    _ = ProcessInfo(coordinator, 2, 0).address
 
 
 # local.sh.

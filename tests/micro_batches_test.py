@@ -37,7 +37,7 @@ def make_forward(objective, *, norm: bool = False, soft: bool = False) -> tuple[
   batch['mask']['landmarks'][2::2] = False
   batch['mask']['attributes'][4::2] = False
   images = jnp.asarray(batch['image'], jnp.float32) / 255
-  variables = model.init(KEY, images, train=False)
+  variables = model.init(KEY, images)
   forward = Forward(
     model=model,
     tasks=TASKS,
@@ -78,12 +78,12 @@ def test_micro_batches_give_the_big_batchs_gradient(name, backend, monkeypatch):
 def test_batch_norm_takes_its_statistics_from_each_micro_batch_in_turn(backend, monkeypatch):
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   forward, params = make_forward(OBJECTIVES['fixed'], norm=True)
-  moved = dataclasses.replace(forward, accumulate=2).represent(params)[1]
+  moved = dataclasses.replace(forward, accumulate=2).encode(params)[1]
   variables = forward.variables
   part = loss_terms.batch_parts(np.zeros(len(forward.images), int), 2)
   for number in (0, 1):
     one = dataclasses.replace(forward, images=forward.images[part == number], variables=variables)
-    variables = {**variables, **one.represent(params)[1]}
+    variables = {**variables, **one.encode(params)[1]}
   jax.tree.map(
     partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), moved['batch_stats'], variables['batch_stats']
   )

@@ -129,7 +129,7 @@ def test_what_a_set_lacks_moves_neither_losses_nor_gradients(mixed_config):
   config = mixed_config(**{'data.mode': 'streamed', 'data.augment.flip': True})
   run = building.build(config, mixture.open_data(config.data))
   clean = next(loop.input_items(run, 0))[1]
-  read = run.input.read(run.order.positions(0))
+  read = run.input.read(run.sampler.indices(0))
   for name, labels in read['labels'].items():
     labels[~read['mask'][name]] = np.nan
   whole = sharding.by_rows(run.mesh, axis=1)

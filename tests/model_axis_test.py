@@ -11,6 +11,7 @@ from tiny import TASKS, label_stats, make_batch
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.models.vit import VisionTransformer
 from mtl_jax.objectives import fixed
@@ -30,6 +31,7 @@ def parts():
   """A transformer of a layer, and its step, with SGD, so that rounding does not grow."""
   vit = VisionTransformer(width=64, depth=1, groups=1)
   model = MultiTaskModel(Hard(vit, ('attributes', 'landmarks')), tuple((t.name, t.num_outputs) for t in TASKS), 8)
+  model = Network(model)
   shared = {'model': model, 'tx': optax.sgd(0.01, momentum=0.9), 'objective': fixed([1.0, 0.5]), 'ema_decay': 0.9}
   make_state = partial(init_state, 0, label_stats=label_stats(make_batch()), input_shape=(*SIZE, 3), **shared)
   step = partial(train_step, tasks=TASKS, augmentation=Augmentation(), seed=0, **shared)

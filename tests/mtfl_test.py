@@ -193,7 +193,7 @@ def test_landmarks_on_one_point_cannot_be_cropped_to(tmp_path):
   write_mtfl(tmp_path)
   path = tmp_path / FILES[0]
   path.write_text(path.read_text().replace(f'face_7.jpg {ROW}', 'face_7.jpg ' + ' '.join(['5'] * 10)))
-  assert len(open_mtfl(tmp_path).image_names) == 15
+  assert len(open_mtfl(tmp_path).images) == 15
   assert f'{path}: line 8: the landmarks of ' in refusal(tmp_path, crop_margin=1.0)
 
 
@@ -298,8 +298,8 @@ def test_real_training_faces_can_be_framed_as_the_test_faces_are(tmp_path):
   source = open_mtfl(real_mtfl(), crop_margin=0.9)
   keep = {'train': 200, 'test': 200}
   rows = [row for split, number in keep.items() for row in np.flatnonzero(np.array(source.splits) == split)[:number]]
-  for name in ('image_names', 'splits'):
-    setattr(source, name, [getattr(source, name)[row] for row in rows])
+  source.splits = [source.splits[row] for row in rows]
+  source.images = dict(list(source.images.items())[row] for row in rows)
   source.labels = {task: values[rows] for task, values in source.labels.items()}
   prepare(source, tmp_path / 'set', image_size=(16, 16), log=print)
   opened = open_store(tmp_path / 'set')

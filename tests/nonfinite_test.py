@@ -38,12 +38,12 @@ def config_of(faces, monkeypatch):
 def bad_steps(config_of) -> list[int]:
   """The steps, from 1, of the order whose batch holds the bad example."""
   run = building.build(config_of('stop'), sets.open_set(config_of('stop').data.dir))
-  return [step + 1 for step in range(20) if BAD_ROW in run.order.positions(step)]
+  return [step + 1 for step in range(20) if BAD_ROW in run.sampler.indices(step)]
 
 
 def examples(config, step: int) -> str:
   run = building.build(config, sets.open_set(config.data.dir))
-  return ', '.join(str(run.train.example_id[position]) for position in run.order.positions(step - 1))
+  return ', '.join(str(run.train.example_id[position]) for position in run.sampler.indices(step - 1))
 
 
 def test_stop_names_step_task_and_examples_and_saves_only_what_was_before(config_of, bad_steps, tmp_path):

@@ -154,7 +154,7 @@ def moved(before, after, part: str) -> float:
     ({'name': 'stch', 'options.warmup_epochs': 1.5}, 'config.objective.options.warmup_epochs must be a whole number'),
     ({'name': 'gls', 'options.c': 1.0}, 'config.objective.options.c: '),
     ({'name': 'fixed', 'options.weights': 1.0}, 'config.objective.options.weights: '),
-    ({'name': 'gradnorm', 'options.at': 'nowhere'}, "at='nowhere'"),
+    ({'name': 'gradnorm', 'options.at': 'nowhere'}, "config.objective.options.at: no choice 'nowhere'"),
     ({'name': 'fixed', 'gram_rows': 8}, 'config.objective.gram_rows is for methods with a Gram matrix'),
     ({'name': 'gradnorm', 'gram_every_steps': 2}, 'config.objective.gram_every_steps is for methods with a Gram'),
     ({'name': 'graddrop', 'heads': 'weighted'}, 'config.objective.heads=weighted is for methods with a weight'),

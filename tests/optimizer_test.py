@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtl_jax.errors import ConfigError
 from mtl_jax.run import optimizer
 
 RATE, DECAY, EPS = 0.1, 0.01, 1e-8
@@ -130,3 +131,56 @@ def test_a_warmup_longer_than_the_run_ends_with_it(tiny_config, steps):
   rates = [float(schedule(step)) for step in range(steps)]
   assert np.isfinite(rates).all()
   np.testing.assert_allclose(rates[-1], 1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', optimizer.optimizers())
+def test_every_update_rule_of_optax_is_had_by_its_name_and_moves_the_parameters(tiny_config, name):
+  params = draw(0)
+  (found,) = steps(tiny_config(**PLAIN, **{'optimizer.name': name}), params, [draw(1)])
+  assert all(np.isfinite(value).all() for value in found.values())
+  assert any((np.asarray(found[key]) != params[key]).any() for key in params)
+
+
+def test_options_reach_the_update_rule_and_decay_is_the_rules_own_where_it_has_one(tiny_config):
+  params, gradient = draw(0), draw(1)
+  config = tiny_config(**PLAIN, **{'optimizer.name': 'lion'})
+  with config.unlocked():
+    config.optimizer.options = {'b1': 0.5}
+  (found,) = steps(config, params, [gradient])
+  for key, value in params.items():
+    decay = DECAY * value if value.ndim > 1 else 0.0
+    np.testing.assert_allclose(found[key], value - RATE * (np.sign(gradient[key]) + decay), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('name', 'option', 'told'),
+  [
+    ('lyon', None, "did you mean 'lion'"),
+    ('adamw', 'b3', 'config.optimizer.options'),
+    ('missing.py:make', None, 'no file missing.py'),
+    ('no_such_module:make', None, 'no_such_module'),
+    ('optax:no_such_rule', None, 'no_such_rule'),
+    ('math:sqrt', None, 'config.optimizer'),
+  ],
+)
+def test_an_update_rule_that_there_is_not_is_refused_with_its_field(tiny_config, name, option, told):
+  config = tiny_config(**PLAIN, **{'optimizer.name': name})
+  if option:
+    with config.unlocked():
+      config.optimizer.options = {option: 1.0}
+  with pytest.raises(ConfigError, match=told):
+    optimizer.from_config(config)
+
+
+def test_an_update_rule_of_ones_own_is_a_function_of_the_learning_rate_and_its_options(tiny_config, tmp_path):
+  (tmp_path / 'mine.py').write_text(
+    'import optax\n\ndef signs(learning_rate, scale=1.0):\n'
+    '  return optax.chain(optax.scale_by_sign(), optax.scale(scale), optax.scale_by_learning_rate(learning_rate))\n'
+  )
+  config = tiny_config(**PLAIN | {'optimizer.weight_decay': 0.0}, **{'optimizer.name': f'{tmp_path}/mine.py:signs'})
+  with config.unlocked():
+    config.optimizer.options = {'scale': 3.0}
+  params, gradient = draw(0), draw(1)
+  (found,) = steps(config, params, [gradient])
+  for key, value in params.items():
+    np.testing.assert_allclose(found[key], value - 3 * RATE * np.sign(gradient[key]), rtol=1e-6)

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.data.input import sampler
-from mtl_jax.data.input.sampler import interleaved, make_order, num_stripes, rows_a_batch
+from mtl_jax.data.input.sampler import interleaved, make_sampler, num_stripes, rows_a_batch
 from mtl_jax.errors import ConfigError
 
 quick = settings(deadline=None, max_examples=60)
 
 
 def plain(step: int, *, seed: int, num_examples: int, batch_size: int) -> np.ndarray:
-  return make_order(seed, sizes=(num_examples,), rows=(batch_size,)).positions(step)
+  return make_sampler(seed, sizes=(num_examples,), rows=(batch_size,)).indices(step)
 
 
 def stream(first: int, last: int, **kwargs) -> np.ndarray:
@@ -91,7 +91,7 @@ def test_a_large_set_is_cut_for_as_many_devices_as_are_likely_and_a_small_one_is
 
 
 def test_stripes_of_celeba_are_alike_and_devices_share_them():
-  celeba = make_order(0, sizes=(162_770,), rows=(256,))
+  celeba = make_sampler(0, sizes=(162_770,), rows=(256,))
   shares = [celeba.reach(slice(32 * device, 32 * device + 32)) for device in range(8)]
   assert {len(share) for share in shares} <= {20_346, 20_347}  # 162,770 / 8, to the row.
   np.testing.assert_array_equal(np.sort(np.concatenate(shares)), np.arange(162_770))
@@ -109,8 +109,8 @@ def test_stripes_of_celeba_are_alike_and_devices_share_them():
 def test_a_place_of_a_batch_has_only_rows_in_its_reach_and_all_reach_is_all_rows(sizes, extra, devices, seed):
   batch_size = devices * (len(sizes) + extra)
   with stripes_of(4):
-    made = make_order(seed, sizes=sizes, rows=rows_a_batch(tuple(sizes), batch_size))
-  seen = np.stack([made.positions(step) for step in range(20)])
+    made = make_sampler(seed, sizes=sizes, rows=rows_a_batch(tuple(sizes), batch_size))
+  seen = np.stack([made.indices(step) for step in range(20)])
   share = batch_size // devices
   slices = [slice(share * device, share * (device + 1)) for device in range(devices)]
   for places in slices:
@@ -124,7 +124,7 @@ def test_a_place_of_a_batch_has_only_rows_in_its_reach_and_all_reach_is_all_rows
 def test_devices_divide_a_set_without_overlap_where_both_are_powers_of_two(log_batch, size, seed):
   batch_size = 2**log_batch
   with stripes_of(8):
-    made = make_order(seed, sizes=(size,), rows=(batch_size,))
+    made = make_sampler(seed, sizes=(size,), rows=(batch_size,))
   for devices in (1, 2, 4, 8):
     share = batch_size // devices
     reach = [made.reach(slice(share * i, share * (i + 1))) for i in range(devices)]
@@ -136,19 +136,19 @@ def test_devices_divide_a_set_without_overlap_where_both_are_powers_of_two(log_b
 @quick
 def test_each_row_comes_once_in_each_pass_of_its_stripe(size, batch_size, seed, step):
   with stripes_of(4):
-    made = make_order(seed, sizes=(size,), rows=(batch_size,))
+    made = make_sampler(seed, sizes=(size,), rows=(batch_size,))
   draw = made.draws[0]
   for stripe, length in enumerate(draw.streams.sizes):
     places = np.flatnonzero(draw.stripes == stripe)
     first = step * len(places) // length * length + length  # The stream's next pass begins at this draw.
     steps = range(first // len(places), (first + length) // len(places) + 1)
-    drawn = np.concatenate([made.positions(s)[places] for s in steps])[first - steps[0] * len(places) :][:length]
+    drawn = np.concatenate([made.indices(s)[places] for s in steps])[first - steps[0] * len(places) :][:length]
     np.testing.assert_array_equal(np.sort(drawn), np.sort(made.reach(slice(places[0], places[-1] + 1))))
 
 
 def test_stripes_are_cut_at_random_by_the_seed():
   with stripes_of(16):
-    reach = [make_order(seed, sizes=(256,), rows=(16,)).reach(slice(0, 8)) for seed in (0, 1)]
+    reach = [make_sampler(seed, sizes=(256,), rows=(16,)).reach(slice(0, 8)) for seed in (0, 1)]
   for rows in reach:
     assert len(rows) == 128
     assert 40 < np.count_nonzero(np.diff(rows) == 1) < 88  # Neither a run of rows nor every second one.
@@ -168,8 +168,8 @@ def labelled(draw) -> tuple[np.ndarray, int]:
 
 
 def draw_balanced(groups: np.ndarray, batch_size: int, steps: Sequence[int], *, seed: int = 0) -> np.ndarray:
-  made = make_order(seed, sizes=(len(groups),), rows=(batch_size,), groups=groups)
-  return np.stack([made.positions(step) for step in steps])
+  made = make_sampler(seed, sizes=(len(groups),), rows=(batch_size,), groups=groups)
+  return np.stack([made.indices(step) for step in steps])
 
 
 @given(case=labelled(), seed=st.integers(0, 1000), first=st.sampled_from([0, 1, 2**34]))
@@ -232,17 +232,17 @@ def test_a_balanced_batch_is_a_function_of_the_step():
 
 def test_rows_without_a_group_are_out_of_reach():
   groups = np.array([0, -1, 1, 1, -1, 0])
-  made = make_order(0, sizes=(6,), rows=(4,), groups=groups)
+  made = make_sampler(0, sizes=(6,), rows=(4,), groups=groups)
   np.testing.assert_array_equal(made.reach(slice(0, 2)), [0, 2, 3, 5])
 
 
 def test_a_set_in_which_no_row_has_a_group_is_drawn_as_without_balance():
   groups = np.concatenate([np.arange(10) % 2, np.full(7, -1)])
-  balanced = make_order(0, sizes=(10, 7), rows=(6, 3), groups=groups)
-  free = make_order(0, sizes=(10, 7), rows=(6, 3))
+  balanced = make_sampler(0, sizes=(10, 7), rows=(6, 3), groups=groups)
+  free = make_sampler(0, sizes=(10, 7), rows=(6, 3))
   second = balanced.sets == 1
   for step in range(9):
-    ours, theirs = balanced.positions(step), free.positions(step)
+    ours, theirs = balanced.indices(step), free.indices(step)
     np.testing.assert_array_equal(ours[second], theirs[second])
     assert np.bincount(groups[ours[~second]]).tolist() == [3, 3]
 
@@ -289,25 +289,25 @@ def test_every_slice_of_a_batch_holds_each_set_about_evenly(rows, devices):
 @quick
 def test_every_batch_holds_exactly_its_rows_of_each_set(sizes, step, seed):
   rows = rows_a_batch(tuple(sizes), 16)
-  positions = make_order(seed, sizes=sizes, rows=rows).positions(step)
+  positions = make_sampler(seed, sizes=sizes, rows=rows).indices(step)
   bounds = np.cumsum([0, *sizes])
   assert tuple(np.histogram(positions, bounds - 0.5)[0]) == rows
   np.testing.assert_array_equal(np.searchsorted(bounds, positions, side='right') - 1, interleaved(rows))
-  np.testing.assert_array_equal(make_order(seed, sizes=sizes, rows=rows).positions(step), positions)
+  np.testing.assert_array_equal(make_sampler(seed, sizes=sizes, rows=rows).indices(step), positions)
 
 
 def test_each_set_is_permuted_epoch_by_epoch():
   sizes, rows = (12, 12, 7), (3, 3, 2)
-  seen = np.stack([make_order(4, sizes=sizes, rows=rows).positions(step) for step in range(28)])
+  seen = np.stack([make_sampler(4, sizes=sizes, rows=rows).indices(step) for step in range(28)])
   streams = [seen[:, interleaved(rows) == number].ravel() for number in range(3)]
   for stream, first, size in zip(streams, (0, 12, 24), sizes, strict=True):
     for epoch in stream[: len(stream) // size * size].reshape(-1, size):
       np.testing.assert_array_equal(np.sort(epoch), first + np.arange(size))
   assert (streams[0] != streams[1] - 12).any()  # Sets of one size have orders of their own.
-  assert (seen != np.stack([make_order(5, sizes=sizes, rows=rows).positions(step) for step in range(28)])).any()
+  assert (seen != np.stack([make_sampler(5, sizes=sizes, rows=rows).indices(step) for step in range(28)])).any()
 
 
 def test_the_first_set_comes_as_it_would_alone():
-  both, alone = (make_order(3, sizes=sizes, rows=rows) for sizes, rows in (((20, 9), (8, 4)), ((20,), (8,))))
+  both, alone = (make_sampler(3, sizes=sizes, rows=rows) for sizes, rows in (((20, 9), (8, 4)), ((20,), (8,))))
   for step in range(5):
-    np.testing.assert_array_equal(both.positions(step)[both.sets == 0], alone.positions(step))
+    np.testing.assert_array_equal(both.indices(step)[both.sets == 0], alone.indices(step))

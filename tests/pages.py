@@ -15,8 +15,8 @@ from mtl_jax.metrics import draws
 from mtl_jax.run import goodput, workdir
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.studies import arms, scores, summary
-from mtl_jax.studies.replicas import Replica, Result
-from mtl_jax.studies.result_store import ResultStore
+from mtl_jax.studies.arms import Replica
+from mtl_jax.studies.results import Result, ResultStore
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -48,6 +48,7 @@ def make_run(folder, tasks, *, seed=0, steps=20, data='', truth=labels, ids=None
   """The folder of a run that was evaluated: configuration, log, evaluation and predictions."""
   config = default.get_config()
   config.tasks, config.data.dir, config.train.steps = ','.join(task.name for task in tasks), str(data), steps
+  (folder / 'eval').mkdir(parents=True)
   workdir.begin(folder, config, DataFacts((64, 64), tuple(tasks), 'a0b1'))
   rng, found, constant = np.random.default_rng(seed), {}, {}
   arrays: dict[str, Any] = {'example_id': ids if ids is not None else np.arange(60)}
@@ -113,6 +114,7 @@ def make_study(
   config.study.arms, config.study.num_seeds, config.study.learning_rates = sides, num_seeds, grid
   config.data.dir = str(data or directory / 'faces')
   facts = DataFacts((64, 64), tuple(tasks), 'a0b1')
+  directory.mkdir(parents=True, exist_ok=True)
   workdir.begin(directory, config, facts)
   chosen, gains = facts.selected(config), dict(gains)
   results, compared = ResultStore(directory / 'replicas'), arms.from_config(config, chosen)
@@ -126,14 +128,12 @@ def make_study(
         noise = {t.name: 0.5 - (gains.get(t.name, 0) if arm != 'single' else 0) for t in own}
         found = {} if away else {t.name: predict(t, truth(t), noise[t.name], rng) for t in own}
         replica = Replica(seed + side.first_seed, RATE)
-        results.put(
-          program, Result(replica, -0.5, 800, _history(own, seed), found, 2.0, 300 if away else 0), made_by=''
-        )
+        results.put(program, replica, Result(-0.5, 800, _history(own, seed), 2.0, 300 if away else 0), found)
         predictions[arm][seed] |= found
       for rate in grid:
-        results.put(program, Result(Replica(arms.TUNING_SEED, rate), -rate, 800, {}, {}, 2.0, 0), made_by='')
+        results.put(program, Replica(arms.TUNING_SEED, rate), Result(-rate, 800, {}, 2.0), {})
   study = summary.summarize(
-    {task.name: _scored(task, predictions, truth(task)) for task in chosen},
+    [one for task in chosen for one in _scored(task, predictions, truth(task))],
     arms=list(compared),
     seeds=list(range(num_seeds)),
   ) | {
@@ -176,6 +176,7 @@ def _scored(task, predictions, truth):
 def make_affinity(directory):
   """The working directory of an affinity run."""
   config = default.get_config()
+  directory.mkdir(parents=True, exist_ok=True)
   workdir.begin(directory, config, DataFacts((64, 64), (ATTRIBUTES, LANDMARKS), 'a0b1'))
   names = ['attributes/Bald', 'attributes/Smiling', 'attributes/Young', 'landmarks']
   mean = [[0.1, 0.02, -0.01, 0.0], [0.03, 0.2, 0.0, None], [-0.02, 0.01, 0.1, 0.0], [0.0, 0.0, 0.0, -0.1]]
@@ -266,5 +267,5 @@ def kinds():
   more = {'categorical': classes, 'ordinal': classes, 'dense': {**classes, 'size': (4, 4)}}
   own = {'landmarks': LANDMARKS.labels, 'binary': ('a', 'b')}
   return {
-    kind: cls(f'some {kind}', own.get(kind, ('label',)), **more.get(kind, {})) for kind, cls in task_kinds.KINDS.items()
+    kind: cls(f'some_{kind}', own.get(kind, ('label',)), **more.get(kind, {})) for kind, cls in task_kinds.KINDS.items()
   }

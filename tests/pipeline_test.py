@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax import tasks as task_values
-from mtl_jax.data.input.pipeline import load_split, padded_positions, prefetch
+from mtl_jax.data.input.mixture import load_split
+from mtl_jax.data.input.pipeline import padded_positions, prefetch
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import DataError
 

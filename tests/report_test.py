@@ -183,7 +183,7 @@ def test_figures_have_as_many_decimals_as_their_interval_is_wide():
 @pytest.mark.parametrize('kind', ['runs', 'study'])
 def test_hostile_names_are_only_text(tmp_path, kind):
   name = '<script>alert("x")</script>$\\frac{'
-  task = BinaryTask('<i>&', (name, 'b', 'c'))
+  task = BinaryTask('faces', (name, '<i>&', 'c'))
   if kind == 'runs':
     make_run(tmp_path / '<b>x', (task, LANDMARKS))
     make_run(tmp_path / 'other', (task,))

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from mtl_jax import doctor
 from mtl_jax import tasks as task_values
 from mtl_jax.data.input import resident, sampler
-from mtl_jax.data.input.pipeline import Input, Split, load_split
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.mixture import load_split
+from mtl_jax.data.input.pipeline import Input, Split
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.platform import memory, sharding
@@ -48,26 +49,26 @@ ORDERS = {  # With how many rows a stripe at least.
 }
 
 
-def make_order(split: Split, name: str, batch_size: int = 16) -> Order:
+def make_sampler(split: Split, name: str, batch_size: int = 16) -> Sampler:
   least, balanced = ORDERS[name]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sampler, 'LEAST_STRIPE', least)
     groups = SMILES[: len(split)] if balanced else None
-    return sampler.make_order(3, sizes=(len(split),), rows=(batch_size,), groups=groups)
+    return sampler.make_sampler(3, sizes=(len(split),), rows=(batch_size,), groups=groups)
 
 
-def resident_input(split: Split, made: Order, mesh: Mesh) -> Input:
+def resident_input(split: Split, made: Sampler, mesh: Mesh) -> Input:
   return resident.resident_input(split, resident.rows_of_devices(made, mesh), mesh, reason='')
 
 
 @pytest.mark.parametrize('num_devices', [1, 4, 8])
 @pytest.mark.parametrize('name', ORDERS)
 def test_a_gathered_batch_is_the_streamed_one_bit_for_bit(split, num_devices, name):
-  mesh, made = sharding.make_mesh(jax.devices()[:num_devices]), make_order(split, name)
+  mesh, made = sharding.make_mesh(jax.devices()[:num_devices]), make_sampler(split, name)
   way = resident_input(split, made, mesh)
   source, fetch = way.place(), jax.jit(way.fetch)
   for step in (0, 5, 2**33):
-    positions = made.positions(step)
+    positions = made.indices(step)
     item = jax.device_put(way.read(positions), sharding.by_rows(mesh))
     found, expected = fetch(source, item), split.read(positions)
     assert item.dtype == np.int32
@@ -82,7 +83,7 @@ def test_a_gathered_batch_is_the_streamed_one_bit_for_bit(split, num_devices, na
 def test_each_device_has_the_stripes_of_its_places_alone(split, num_devices, rows):
   """The last row of a device that needs fewer is there again; three devices share two of the eight stripes."""
   mesh = sharding.make_mesh(jax.devices()[:num_devices])
-  made = make_order(split, 'stripes', batch_size=24)
+  made = make_sampler(split, 'stripes', batch_size=24)
   source = resident_input(split, made, mesh).place()
   for leaf in jax.tree.leaves(source):
     assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {rows}
@@ -94,7 +95,7 @@ def test_each_device_has_the_stripes_of_its_places_alone(split, num_devices, row
 
 
 def test_a_small_split_lies_whole_on_every_device(split):
-  source = resident_input(split, make_order(split, 'one permutation'), sharding.make_mesh()).place()
+  source = resident_input(split, make_sampler(split, 'one permutation'), sharding.make_mesh()).place()
   for shard in source['example_id'].addressable_shards:
     np.testing.assert_array_equal(shard.data, split.example_id)
 
@@ -102,7 +103,7 @@ def test_a_small_split_lies_whole_on_every_device(split):
 def test_processes_place_the_rows_of_their_own_devices_wherever_the_mesh_has_them(split):
   """Two processes whose devices come by turns in the mesh: each takes its own half of the batch in their order."""
   devices = [SimpleNamespace(process_index=process) for process in (0, 1, 0, 1)]
-  made = make_order(split, 'stripes')
+  made = make_sampler(split, 'stripes')
   rows = resident.rows_of_devices(made, SimpleNamespace(devices=np.array(devices)[:, None]))
   for found, places in zip(rows, (slice(0, 4), slice(8, 12), slice(4, 8), slice(12, 16)), strict=True):
     np.testing.assert_array_equal(found, made.reach(places))
@@ -120,7 +121,7 @@ def programs(request, tiny_config, store_dir) -> dict:
       patch.setattr(sampler, 'LEAST_STRIPE', 4)
       run = building.build(tiny_config(**{'data.mode': mode}), open_store(store_dir))
       steps = run.compiled_steps
-    items = [run.input.read(run.order.positions(step)) for step in range(request.param)]
+    items = [run.input.read(run.sampler.indices(step)) for step in range(request.param)]
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *items)
     lowered = steps.lower(jax.eval_shape(run.make_state), run.input.place(), stacked)
     found[mode] = lowered.compile()

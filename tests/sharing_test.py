@@ -18,6 +18,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Backbone
 from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.models.sharing import SHARING, check_options, dselect_k, multilinear, soft
 from mtl_jax.models.sharing.cross_stitch import own_and_others
 from mtl_jax.models.sharing.way import mixed
@@ -62,8 +63,9 @@ def shared(name: str, **options):
   return SHARING[name](BACKBONE, NAMES, **options)
 
 
-def make_model(name: str, **options) -> MultiTaskModel:
-  return MultiTaskModel(shared(name, **options), tuple((t.name, t.num_outputs) for t in TASKS), head_features=8)
+def make_model(name: str, **options) -> Network:
+  outputs = tuple((t.name, t.num_outputs) for t in TASKS)
+  return Network(MultiTaskModel(shared(name, **options), outputs, head_features=8))
 
 
 def make_batch(**missing) -> dict:
@@ -473,7 +475,7 @@ def test_options_reach_their_way(tiny_config):
   with config.unlocked():
     config.model.sharing = 'mmoe'
     config.model.sharing_options.experts = 2
-  assert multitask.from_config(config.model, TASKS).shared.experts == 2
+  assert multitask.from_config(config.model, TASKS).module.shared.experts == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.evaluation.step import eval_step
 from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.models.resnet import resnet18
 from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.objectives import fixed
@@ -45,9 +46,8 @@ def make_batch(seed: int = 0) -> dict:
 @pytest.fixture(scope='module')
 def parts():
   """State, and the step with everything static bound; plain SGD, so that rounding does not grow."""
-  model = MultiTaskModel(
-    Hard(resnet18(width=4), ('attributes', 'landmarks')), tuple((t.name, t.num_outputs) for t in TASKS), head_features=8
-  )
+  shared, outputs = Hard(resnet18(width=4), ('attributes', 'landmarks')), tuple((t.name, t.num_outputs) for t in TASKS)
+  model = Network(MultiTaskModel(shared, outputs, head_features=8))
   tx, objective = optax.sgd(1e-3), fixed([1.0, 0.5])
   batch = make_batch()
   stats = {t.name: t.stats(batch['labels'][t.name], mask=batch['mask'][t.name], standardize=True) for t in TASKS}

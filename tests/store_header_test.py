@@ -1,4 +1,4 @@
-"""A prepared set with a changed header, whatever its bytes or values, is refused in one line or is still the same."""
+"""A prepared set whose files were changed, whatever their bytes, is refused in one line or is still the same."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mtl_jax.data.source import SPLITS
 from mtl_jax.data.sources.celeba import open_celeba
-from mtl_jax.data.store.reader import Store, checksum, open_store
+from mtl_jax.data.store import derived
+from mtl_jax.data.store.reader import Store, checksum, digest, open_store
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import DataError
 
@@ -46,7 +47,7 @@ def opened_or_refused(folder: Path, header: bytes) -> Store | None:
   (folder / 'schema.json').write_bytes(header)
   try:
     store = open_store(folder)
-    store.images.take(np.array([0]))
+    store.images.take(np.arange(len(store.images)))
   except DataError as error:
     message = str(error)
   else:
@@ -151,3 +152,63 @@ def test_the_other_encoding_is_refused(folder, original):
   schema = json.loads(original[0])
   schema['encoding'] = {'decoded': 'jpeg', 'jpeg': 'decoded'}[schema['encoding']]
   assert opened_or_refused(folder, json.dumps({**schema, 'checksum': checksum(schema)}).encode()) is None
+
+
+@given(data=st.data())
+@quick
+def test_any_bytes_of_any_file_are_refused_in_one_line_or_read_even_with_right_digests(folder, original, data):
+  """With right digests too, since a set may come from anywhere."""
+  header, _ = original
+  schema = json.loads(header)
+  name = data.draw(st.sampled_from(sorted(schema['files'])))
+  path = folder / name
+  whole = path.read_bytes()
+  begin = data.draw(st.integers(0, min(len(whole), 300)))
+  end = data.draw(st.sampled_from([begin, begin + 1, begin + 8, len(whole)]))
+  try:
+    path.write_bytes(whole[:begin] + data.draw(st.binary(max_size=80)) + whole[end:])
+    schema['files'][name] = digest(path)
+    schema['checksum'] = checksum(schema)
+    opened_or_refused(folder, json.dumps(schema).encode())
+  finally:
+    path.write_bytes(whole)
+    (folder / 'schema.json').write_bytes(header)
+
+
+@pytest.fixture(scope='module')
+def derived_folder(tmp_path_factory) -> Path:
+  """A derived set of three rows."""
+  folder = tmp_path_factory.mktemp('derived') / 'set'
+  rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+  derived.write_rows(folder, [rows], MADE_OF, corrupt=lambda: [1], advance=lambda _: None)
+  return folder
+
+
+MADE_OF = {'shape': [3, 4], 'dtype': 'float32', 'weights': 'digest'}
+
+
+@given(data=st.data(), signed=st.booleans())
+@quick
+def test_a_changed_derived_set_is_refused_in_one_line_or_read(derived_folder, data, signed):
+  name = data.draw(st.sampled_from(['schema.json', 'crc32.npy', 'rows.bin']))
+  contents = {path: path.read_bytes() for path in derived_folder.iterdir()}
+  schema = json.loads(contents[derived_folder / 'schema.json'])
+  path, message = derived_folder / name, ''
+  try:
+    if name == 'schema.json':
+      container, key = data.draw(st.sampled_from(places(schema)))
+      container[key] = data.draw(values)
+    else:
+      begin = data.draw(st.integers(0, len(contents[path])))
+      path.write_bytes(contents[path][:begin] + data.draw(st.binary(max_size=9)) + contents[path][begin + 1 :])
+      schema['files'][name] = digest(path)
+    if signed:
+      schema['checksum'] = checksum(schema)
+    (derived_folder / 'schema.json').write_text(json.dumps(schema))
+    derived.open_rows(derived_folder, MADE_OF).take(np.arange(3))
+  except DataError as error:
+    message = str(error)
+  finally:
+    for changed, content in contents.items():
+      changed.write_bytes(content)
+  assert len(message.splitlines()) <= 1

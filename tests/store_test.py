@@ -195,7 +195,7 @@ def test_a_crop_is_read_from_the_upright_image_and_is_black_beyond_it(tmp_path):
 @pytest.mark.parametrize('crop', [(2, 0, 2, 4), (0, 4, 4, 2)])
 def test_an_empty_crop_is_refused(tmp_path, crop):
   record = dataclasses.replace(one_record(tmp_path / 'x'), crop=crop)
-  assert "of 'a.png' is empty" in refusal(prepare, OneTask([record]), tmp_path / 'set', image_size=SIZE, log=print)
+  assert "'a.png': the crop" in refusal(prepare, OneTask([record]), tmp_path / 'set', image_size=SIZE, log=print)
 
 
 @pytest.mark.parametrize('kept', [0, 40, 0.5, 0.95])
@@ -305,12 +305,56 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     ({'name': 'twice.png'}, 'named twice'),
     ({'split': 'training'}, "split 'training'"),
     ({'name': 'two\nlines.png'}, 'line break'),
+    ({'name': 'carriage\rreturn.png'}, 'line break'),
+    ({'name': 'escape\x1b[31m.png'}, 'control character'),
+    ({'name': 'not_utf8\udcff.png'}, 'control character'),
+    ({'name': 5}, 'must be text'),
     ({'labels': (1, 0, 1)}, '3 labels, not 2'),
+    ({'labels': (1, 2)}, 'Male is 2'),
+    ({'labels': 'x'}, 'dictionary'),
+    ({'labels': {'attributes': None}}, 'attributes'),
+    ({'labels': {'attributes': ['a', 'b']}}, 'must be numbers'),
+    ({'labels': {'attributes': [1, 10**400]}}, 'attributes'),
+    ({'labels': {'other': [1, 0]}}, "'other'"),
+    ({'identity': 2**40}, 'identity'),
+    ({'identity': 10**5000}, 'identity'),
+    ({'identity': -2}, 'identity'),
+    ({'identity': 'a'}, 'identity'),
+    ({'identity': float('nan')}, 'identity'),
+    ({'identity': None}, 'identity'),
+    ({'crop': (0, 0, 4, 4, 4)}, 'crop'),
+    ({'crop': (0, 0, 4.5, 4)}, 'crop'),
+    ({'crop': (0, 0, None, 4)}, 'crop'),
+    ({'crop': 7}, 'crop'),
+    ({'image': 3}, 'image'),
+    ({'image': lambda: 'text'}, 'must be bytes'),
   ],
 )
 def test_a_record_that_breaks_the_contract_is_named(tmp_path, change, said):
-  records = [one_record(tmp_path / 'x', 'twice.png'), one_record(tmp_path / 'x', **{'name': 'b.png', **change})]
-  assert said in refusal(prepare, OneTask(records), tmp_path / 'set', image_size=SIZE, log=print)
+  record = dataclasses.replace(one_record(tmp_path / 'x', 'b.png'), **change)
+  if isinstance(record.labels, tuple):
+    record = dataclasses.replace(record, labels={'attributes': np.array(record.labels)})
+  records = [one_record(tmp_path / 'x', 'twice.png'), record]
+  message = refusal(prepare, OneTask(records), tmp_path / 'set', image_size=SIZE, log=print)
+  assert said in message
+  assert len(message) < 500
+  assert not (tmp_path / 'set').exists()
+
+
+@pytest.mark.parametrize('size', [(0, 8), (8, -1), (10**9, 10**9), (8, 10**5000)])
+def test_an_image_size_that_is_none_is_named(tmp_path, size):
+  source = OneTask([one_record(tmp_path / 'x')])
+  message = refusal(prepare, source, tmp_path / 'set', image_size=size, log=print)
+  assert '--image_size' in message
+  assert len(message) < 300
+
+
+def test_whole_numbers_of_numpy_serve_as_identity_and_crop(tmp_path):
+  record = dataclasses.replace(one_record(tmp_path / 'x'), identity=np.int64(7), crop=np.array([0, 0, 4, 4]))
+  prepare(OneTask([record]), tmp_path / 'set', image_size=SIZE, log=print)
+  opened = open_store(tmp_path / 'set')
+  assert opened.identity.tolist() == [7]
+  assert opened.source_size.tolist() == [[4, 4]]
 
 
 def test_a_source_without_rows_and_a_size_of_zero_are_refused(tmp_path):
@@ -336,7 +380,9 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
     content[-1] ^= 1
     path.write_bytes(content if damage == 'flip' else content[:-1])
   said = {'flip': 'was changed', 'cut': f'holds {len(content) - 1} bytes', 'missing': 'is missing'}[damage]
-  assert refusal(open_store, opened.directory).startswith(f'{path}: {said}')
+  message = refusal(open_store, opened.directory)
+  assert message.startswith(str(path))
+  assert said in message
 
 
 @pytest.mark.parametrize(
@@ -344,10 +390,10 @@ def test_a_damaged_file_is_named(tmp_path, file, damage):
   [
     (lambda text: text.replace('"version": 2', '"version": 3'), 'is of version 3, but this program reads 1 and 2'),
     (lambda text: text.replace('Smiling', 'Smirking'), 'was changed'),
-    (lambda text: text[:-9], 'is malformed'),
-    (lambda _: '[]', 'is malformed'),
-    (lambda _: '{"version": 1}', 'is malformed'),
-    (lambda _: '\udcff', 'is malformed'),
+    (lambda text: text[:-9], ' is not as it was written'),
+    (lambda _: '[]', ' is not as it was written'),
+    (lambda _: '{"version": 1}', ': was changed'),
+    (lambda _: '\udcff', ' is not as it was written'),
     (lambda text: json.dumps({**json.loads(text), 'extra': 1}), 'was changed'),
   ],
 )
@@ -355,7 +401,9 @@ def test_a_changed_schema_is_refused(tmp_path, change, said):
   opened, _, _ = prepared(tmp_path)
   path = opened.directory / 'schema.json'
   path.write_bytes(change(path.read_text()).encode('utf-8', 'surrogateescape'))
-  assert refusal(open_store, opened.directory).startswith(f'{path}: {said}')
+  message = refusal(open_store, opened.directory)
+  assert message.startswith(str(path))
+  assert said in message
 
 
 def test_a_folder_without_a_prepared_set_says_how_to_make_one(tmp_path):

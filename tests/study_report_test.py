@@ -11,7 +11,7 @@ from pages import ATTRIBUTES, LANDMARKS, MANY, RATE, Page, make_study
 
 from mtl_jax import reports
 from mtl_jax.reports import figures
-from mtl_jax.studies import record
+from mtl_jax.studies.results import read_record
 
 
 def written(directory, **keywords):
@@ -69,7 +69,7 @@ def test_plots_lie_beside_the_page(grouped):
 
 def test_curves_are_means_over_seeds_with_their_deviation(grouped):
   directory, study, *_ = grouped
-  kept = record.read(directory, study)
+  kept = read_record(directory, study)
   curve = kept.curve('joint', 'val/landmarks/nme')
   assert curve is not None
   steps, mean, deviation = curve

@@ -47,7 +47,8 @@ def rows_of(path, *, header):
 
 
 def same(first, second):
-  return all(np.array_equal(a, b) for a, b in zip(vars(first).values(), vars(second).values(), strict=True))
+  parts = ([face.image, *face.labels.values(), face.identity, face.split] for face in (first, second))
+  return all(map(np.array_equal, *parts))
 
 
 def test_a_face_depends_on_seed_and_index_alone():
@@ -59,15 +60,15 @@ def test_a_face_depends_on_seed_and_index_alone():
 def test_another_seed_or_index_is_another_face():
   first = synthetic.face(0, seed=5)
   assert not np.array_equal(first.image, synthetic.face(1, seed=5).image)
-  assert not np.array_equal(first.landmarks, synthetic.face(0, seed=6).landmarks)
+  assert not np.array_equal(first.labels['landmarks'], synthetic.face(0, seed=6).labels['landmarks'])
 
 
 def test_a_face_has_celebas_shapes():
   face = synthetic.face(2, seed=0)
   assert (face.image.shape, face.image.dtype) == ((218, 178, 3), np.uint8)
-  assert (face.attributes.shape, face.attributes.dtype) == ((40,), np.int8)
-  assert (face.landmarks.shape, face.landmarks.dtype) == ((5, 2), np.float32)
-  assert set(np.unique(face.attributes)) <= {0, 1}
+  assert (face.labels['attributes'].shape, face.labels['attributes'].dtype) == ((40,), np.int8)
+  assert (face.labels['landmarks'].shape, face.labels['landmarks'].dtype) == ((5, 2), np.float32)
+  assert set(np.unique(face.labels['attributes'])) <= {0, 1}
 
 
 def test_files_agree_with_faces(written):
@@ -79,9 +80,9 @@ def test_files_agree_with_faces(written):
   for index in (0, 1, 23, 49):
     face, name = synthetic.face(index, seed=3), f'{index + 1:06d}.jpg'
     assert {rows[index][0] for rows in (attributes, landmarks, identities, partition)} == {name}
-    np.testing.assert_array_equal(np.array(attributes[index][1:], int), 2 * face.attributes - 1)
+    np.testing.assert_array_equal(np.array(attributes[index][1:], int), 2 * face.labels['attributes'] - 1)
     points = np.array(landmarks[index][1:], float).reshape(5, 2)
-    np.testing.assert_allclose(points, face.landmarks, rtol=0, atol=0.0051)  # Two decimals are written.
+    np.testing.assert_allclose(points, face.labels['landmarks'], rtol=0, atol=0.0051)  # Two decimals are written.
     assert int(identities[index][1]) == face.identity
     assert ('train', 'val', 'test')[int(partition[index][1])] == face.split
     with Image.open(written / 'img_align_celeba' / name) as image:
@@ -278,5 +279,5 @@ def test_the_celeba_reader_reads_them(written):
     record, face = records[index], synthetic.face(index, seed=3)
     assert (record.split, record.identity) == (face.split, face.identity)
     sizes = {values.size: values.ravel() for values in record.labels.values()}
-    np.testing.assert_array_equal(sizes[40] > 0, face.attributes)
-    np.testing.assert_allclose(sizes[10], face.landmarks.ravel(), rtol=0, atol=0.0051)
+    np.testing.assert_array_equal(sizes[40] > 0, face.labels['attributes'])
+    np.testing.assert_allclose(sizes[10], face.labels['landmarks'].ravel(), rtol=0, atol=0.0051)

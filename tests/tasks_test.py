@@ -12,7 +12,18 @@ from hypothesis.extra import numpy as hnp
 
 from mtl_jax import tasks
 from mtl_jax.errors import ConfigError, DataError
-from mtl_jax.tasks import BinaryTask, CategoricalTask, Geometry, LandmarkTask, RegressionTask, select
+from mtl_jax.tasks import (
+  KINDS,
+  BinaryTask,
+  CategoricalTask,
+  DenseTask,
+  Geometry,
+  LandmarkTask,
+  OrdinalTask,
+  RegressionTask,
+  from_json,
+  select,
+)
 
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
 ATTRIBUTES = BinaryTask('attributes', ('Smiling', 'Male', 'Young'))
@@ -203,14 +214,14 @@ def test_stats_keep_float64_precision_over_many_labels():
 
 
 def test_labels_learned_as_they_are_have_mean_0_and_spread_1():
-  labels, mask = np.array([[0, 1, 1], [1, 1, 0]], np.float32), np.ones((2, 3), bool)
+  labels, mask = np.array([[0, 1], [1, 1]], np.float32), np.ones((2, 2), bool)
   for found in (
-    ATTRIBUTES.stats(labels, mask=mask, standardize=True),
-    LandmarkTask('p', ('nose_x', 'nose_y', 'z_x')).stats(labels, mask=mask, standardize=False),
+    BinaryTask('attributes', ('Smiling', 'Male')).stats(labels, mask=mask, standardize=True),
+    LandmarkTask('p', ('nose_x', 'nose_y')).stats(labels, mask=mask, standardize=False),
   ):
-    np.testing.assert_array_equal(found.mean, [0, 0, 0])
-    np.testing.assert_array_equal(found.std, [1, 1, 1])
-    np.testing.assert_array_equal(found.baseline, [0.5, 1, 0.5])
+    np.testing.assert_array_equal(found.mean, [0, 0])
+    np.testing.assert_array_equal(found.std, [1, 1])
+    np.testing.assert_array_equal(found.baseline, [0.5, 1])
 
 
 def test_the_baseline_of_classes_is_their_share():
@@ -268,3 +279,62 @@ def test_predictions_are_probabilities(outputs):
   odds = np.exp(outputs.astype(np.float64))
   np.testing.assert_allclose(ATTRIBUTES.predict(jnp.array(outputs)), odds / (1 + odds), atol=1e-6)
   np.testing.assert_allclose(POSE.predict(jnp.array(outputs)), odds / odds.sum(1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'arguments', 'fields'),
+  [
+    (BinaryTask, ('a', ()), {}),
+    (BinaryTask, ('a', ('x', 'x')), {}),
+    (BinaryTask, ('a', 'xy'), {}),
+    (BinaryTask, ('a', ['x']), {}),
+    (RegressionTask, ('age', (5,)), {}),
+    (RegressionTask, ('age', (None,)), {}),
+    (RegressionTask, ('age', ('a\rb',)), {}),
+    (RegressionTask, ('../age', ('age',)), {}),
+    (RegressionTask, ('', ('age',)), {}),
+    (RegressionTask, (None, ('age',)), {}),
+    (CategoricalTask, ('pose', ('a', 'b')), {'classes': ('x', 'y')}),
+    (CategoricalTask, ('pose', ('pose',)), {'classes': ('x', 'x')}),
+    (CategoricalTask, ('pose', ('pose',)), {'classes': ('x',)}),
+    (CategoricalTask, ('pose', ('pose',)), {'classes': (1, 2)}),
+    *((CategoricalTask, ('pose', ('pose',)), {'classes': ('x', 'y', 'z'), 'mirrored': mirrored}) for mirrored in (
+      (1, 0), (0, 1, 99), (0, 1, -1), (1, 2, 0), (0, 0, 1), ('x', 'z', 'y'), (0.0, 1.0, 2.0), (0, None, 2), [0, 1], 7,
+    )),
+    (DenseTask, ('map', ('map',)), {'classes': ('x', 'y'), 'mirrored': (1,)}),
+    (DenseTask, ('map', ('map',)), {'classes': tuple(f'c{i}' for i in range(256))}),
+    (DenseTask, ('map', ('map',)), {'classes': ('x', 'y'), 'size': (-1, 4)}),
+    (OrdinalTask, ('age', ('a', 'b')), {'classes': ('x', 'y')}),
+    (OrdinalTask, ('age', ('age',)), {'classes': ('x', 'y'), 'edges': ('a',)}),
+    (LandmarkTask, ('points', ('nose_x', 'mouth_x', 'nose_y', 'mouth_y')), {}),
+    (LandmarkTask, ('points', ('nose_y', 'nose_x')), {}),
+    (LandmarkTask, ('points', ('nose_x', 'nose_y', 'chin_x')), {}),
+    (LandmarkTask, ('points', ('lefteye_x', 'lefteye_y')), {}),
+    (LandmarkTask, ('points', ('nose',)), {}),
+  ],
+)  # fmt: skip
+def test_a_task_that_cannot_be_is_refused_where_it_is_made_and_where_it_is_read(kind, arguments, fields):
+  with pytest.raises(ValueError, match=r'must|needs') as caught:
+    kind(*arguments, **fields)
+  assert len(str(caught.value).splitlines()) == 1
+  written = {'kind': kind.kind, 'name': arguments[0], 'labels': arguments[1], **fields}
+  if not any(isinstance(value, list) for value in written.values()):  # As JSON has tuples.
+    with pytest.raises(DataError) as caught:
+      from_json(written)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+FIELDS = st.sampled_from(['kind', 'name', 'labels', 'classes', 'mirrored', 'edges', 'size'])
+VALUES = st.none() | st.integers() | st.text() | st.booleans() | st.floats() | st.sampled_from([*KINDS, ['a_x', 'a_y']])
+
+
+@given(value=st.recursive(VALUES, lambda parts: st.lists(parts) | st.dictionaries(FIELDS, parts)))
+@settings(max_examples=200, deadline=None)
+def test_any_json_is_a_task_or_refused_in_one_line(value):
+  message = ''
+  try:
+    task = from_json(value)
+    assert from_json(json.loads(json.dumps(task.to_json()))) == task
+  except DataError as error:
+    message = str(error)
+  assert len(message.splitlines()) <= 1

@@ -7,6 +7,7 @@ import numpy as np
 
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
 
 SIZE = (8, 8)
@@ -35,10 +36,11 @@ class Shared(nn.Module):
     """None: parameters are free."""
 
 
-def make_model(tasks: tuple[Task, ...] = TASKS, *, soft: bool = False, norm: bool = True) -> MultiTaskModel:
+def make_model(tasks: tuple[Task, ...] = TASKS, *, soft: bool = False, norm: bool = True) -> Network:
   """Hard sharing, or a representation for each task."""
   outputs = tuple((task.name, task.num_outputs) for task in tasks)
-  return MultiTaskModel(Shared(tuple(name for name, _ in outputs) if soft else (), norm), outputs, head_features=5)
+  names = tuple(name for name, _ in outputs) if soft else ()
+  return Network(MultiTaskModel(Shared(names, norm), outputs, head_features=5))
 
 
 def make_batch(tasks: tuple[Task, ...] = TASKS, *, rows: int = 16, seed: int = 0, labelled: float = 0.8) -> dict:

@@ -126,6 +126,16 @@ def test_heads_get_the_plain_gradient_or_the_weighted_one():
     np.testing.assert_allclose(weighted.gradients[1][name], found.state.weights[k] * plain[name], rtol=1e-4, atol=1e-6)
 
 
+def test_db_mtls_heads_get_the_weighted_gradient_of_the_logarithms():
+  found = find(objectives.db_mtl(beta=0.0), heads='weighted')
+  losses, lengths = np.array(list(found.losses.values())), np.linalg.norm(jacobian(), axis=1)
+  factors = (lengths / losses).max() / lengths  # 1 / L_k times the longest gradient of a logarithm over its own.
+  np.testing.assert_allclose(found.gradients[0]['w'].ravel(), factors @ jacobian(), rtol=1e-4)
+  plain = find(objectives.fixed()).gradients[1]
+  for k, name in enumerate(NAMES):
+    np.testing.assert_allclose(found.gradients[1][name], factors[k] * plain[name], rtol=1e-4)
+
+
 def test_imtls_heads_descend_the_scaled_losses():
   objective = objectives.imtl(learning_rate=0.5)
   step = value_and_grad(losses_of, objective, represent=represent)
@@ -225,7 +235,7 @@ ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
     (lambda: update('cagrad', ROWS, [2], losses=THREE), ValueError, 'make it by init(3, parameters)'),
     (lambda: update('moco', ROWS, [3, jnp.ones(4)], losses=THREE), ValueError, 'the state is not one of 3 losses'),
     (lambda: update('cagrad', ROWS[:2], [3], losses=THREE), ValueError, 'must have first axes [3], not shape [2, 5]'),
-    (lambda: update('sdmgrad', ROWS, [3], losses=THREE), ValueError, 'in 3 parts of the batch must have first axes'),
+    (lambda: update('sdmgrad', ROWS, [3], losses=THREE), ValueError, 'may be K gradients of the whole batch'),
     (lambda: update('famo', THREE, [2]), ValueError, 'the state is not one of 3 losses'),
     (lambda: update('famo', jnp.ones(()), [1]), ValueError, 'losses must be one array [K], not []'),
     (lambda: update('fixed', [1.0], [1]), ValueError, 'losses must be one array [K], not list'),
@@ -248,10 +258,9 @@ ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
     (lambda: update('rlw', THREE, [3]), TypeError, 'give key=jax.random.key(...)'),
     (lambda: update('pcgrad', ROWS, [3], losses=THREE), TypeError, 'give key=jax.random.key(...)'),
     (lambda: update('graddrop', ROWS, [3], losses=THREE), TypeError, 'give key=jax.random.key(...)'),
-    (lambda: objectives.cr_mogm('upgrade'), ConfigError, "method 'upgrade' is unknown"),
-    (lambda: objectives.upgrad(preference=(0.0, 0.0)), ConfigError, 'not all 0'),
-    (lambda: objectives.cosmos(preference=(1.0, float('nan'))), ConfigError, 'give numbers of 0 or more'),
-    (lambda: objectives.pbi(preference=()), ConfigError, 'give numbers of 0 or more'),
+    (lambda: update('sdmgrad', jnp.ones((2, 3, 5)), [3], losses=THREE), ValueError, 'must have first axes [3, 3]'),
+    (lambda: update('cagrad', ROWS[:0], [0], losses=THREE[:0]), ValueError, 'an objective is of 1 loss or more'),
+    (lambda: objectives.cr_mogm('upgrade'), ConfigError, "cr_mogm: method: no choice 'upgrade'"),
   ],
 )
 def test_mistakes_are_named(call, error, told):

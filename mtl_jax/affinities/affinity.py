@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mtl_jax import config as configs
 from mtl_jax.affinities import summary, transfer, watched
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, Interrupted
@@ -36,6 +37,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   """
   if jax.process_count() > 1:
     raise ConfigError('mtl-jax affinity runs in one process, on all of its devices; start it once')
+  config = configs.load(config)
   store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   facts = workdir.DataFacts.of(store)

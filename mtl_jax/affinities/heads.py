@@ -1,7 +1,6 @@
 """Heads of all tasks, learned side by side on features that do not move, and their losses on other examples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,11 +12,11 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import with_fields
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import DivergedError
 from mtl_jax.evaluation.step import label_losses
 from mtl_jax.models.backbone import Representation
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.run import optimizer
 from mtl_jax.tasks import LabelStats, Task, losses
 
@@ -27,29 +26,28 @@ STEPS_A_CALL = 50
 class HeadTrainer:
   """The compiled functions, for features of one width."""
 
-  def __init__(
-    self, config: ConfigDict, model: MultiTaskModel, tasks: Sequence[Task], label_stats: Mapping[str, LabelStats]
-  ):
+  def __init__(self, config: ConfigDict, model: Network, tasks: Sequence[Task], label_stats: Mapping[str, LabelStats]):
     self.config, self.model, self.tasks, self.label_stats = config, model, tasks, label_stats
     # A norm clipped over all heads would let them meet.
     self.tx = optimizer.from_config(with_fields(config, optimizer__clip_norm=0.0))
     self._steps = jax.jit(self._several_steps, donate_argnums=(0, 1))
     self._losses = jax.jit(self._label_losses)
 
-  def train(self, features: Float[np.ndarray, 'n f'], train: Split, order: Order, *, stop: Callable[[], None]) -> Any:
-    """The heads' parameters after `train.steps` steps, on the batches that the order gives.
+  def train(
+    self, features: Float[np.ndarray, 'n f'], train: Split, sampler: Sampler, *, stop: Callable[[], None]
+  ) -> Any:
+    """The heads' parameters after `train.steps` steps, on the batches that the sampler gives.
 
     Raises:
       DivergedError: where a loss is not finite.
     """
     key, kept = jax.random.key(self.config.train.seed), jnp.asarray(features)
-    init = partial(self.model.init, method='heads', train=False)
-    params = jax.jit(init)(key, Representation(kept[:1]))['params']
+    params = jax.jit(self.model.init_heads)(key, Representation(kept[:1]))['params']
     state, labels, mask = self.tx.init(params), jax.device_put(train.labels), jax.device_put(train.mask)
     for first in range(0, self.config.train.steps, STEPS_A_CALL):
       stop()
       steps = range(first, min(first + STEPS_A_CALL, self.config.train.steps))
-      positions = np.stack([order.positions(step) for step in steps]).astype(np.int32)
+      positions = np.stack([sampler.indices(step) for step in steps]).astype(np.int32)
       params, state, totals = self._steps(params, state, kept, labels, mask, positions)
       if not np.isfinite(totals).all():
         raise DivergedError(
@@ -63,7 +61,7 @@ class HeadTrainer:
     return np.stack([np.asarray(jnp.where(split.mask[t.name], per_label[t.name], 0).sum(1)) for t in self.tasks])
 
   def _label_losses(self, params: Any, features: Array, labels: Any, mask: Any) -> dict[str, Array]:
-    outputs: Any = self.model.apply({'params': params}, Representation(features), train=True, method='heads')
+    outputs, _ = self.model.decode({'params': params}, Representation(features), train=True)
     return label_losses(outputs, labels, mask, tasks=self.tasks, label_stats=self.label_stats)
 
   def _several_steps(self, params: Any, state: Any, features: Array, labels: Any, mask: Any, positions: Array) -> Any:

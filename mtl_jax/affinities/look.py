@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from mtl_jax.config import with_fields
 from mtl_jax.models import multitask
-from mtl_jax.models.multitask import split
+from mtl_jax.models.network import split
 from mtl_jax.objectives import loss_terms, passes
 from mtl_jax.platform import sharding
 from mtl_jax.run.state import TrainState
@@ -52,7 +52,7 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
     memory: bytes of a device, 0 where it is not known.
   """
   shared, heads = split(params)
-  representation, pull, _ = jax.vjp(forward.represent, shared, has_aux=True)
+  representation, pull, _ = jax.vjp(forward.encode, shared, has_aux=True)
   found = gradients.through_heads(forward, representation, heads)
   points = found.points()
   num = passes.count(points)
@@ -68,7 +68,7 @@ def look(forward: Forward, params: Params, *, step_size: ArrayLike, chunk: int =
   return Look(
     before=found.losses.mean(0),
     after=passes.at_parameters(ahead, points, chunk=side_by_side),
-    gram=passes.gram_at_parameters(pull, points, chunk=side_by_side, keep=keep),
+    gram=passes.gram_at_parameters(pull, points, chunk=side_by_side, keep=keep).plain(),
     present=forward.present,
   )
 

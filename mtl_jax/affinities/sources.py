@@ -60,7 +60,7 @@ class Sources:
       labels, mask = self.train.labels[task.name], self.train.mask[task.name]
       state = program.train(state, labels, mask, name=source, stop=self._stop)
     train, val = (program.features(state, split) for split in (program.run.train, program.val))
-    params = self._heads.train(train, self.train, program.run.order, stop=self._stop)
+    params = self._heads.train(train, self.train, program.run.sampler, stop=self._stop)
     return self._heads.losses(params, val, self.val), time.monotonic() - started
 
   def _program(self, task: Task) -> 'Program':
@@ -93,15 +93,14 @@ class Program:
     assert self.run.val is not None  # `Sources` has looked.
     self.val: Split = self.run.val
 
-    def represent(variables: Any, batch: Any, **how: Any) -> Any:
+    def encode(variables: Any, batch: Any, **how: Any) -> Any:
       network, inputs = network_and_input(run.model, batch)
-      return network.apply(variables, inputs, method='represent', **how)
+      return network.encode(variables, inputs, **how)
 
     def settled(variables: Any, batch: Any) -> Any:
-      how = {'train': True, 'mutable': ['batch_stats'], 'rngs': {'dropout': jax.random.key(0)}}
-      return {**variables, **represent(variables, batch, **how)[1]}
+      return {**variables, **encode(variables, batch, train=True, key=jax.random.key(0))[1]}
 
-    self._represent, self._settled = jax.jit(partial(represent, train=False)), jax.jit(settled)
+    self._encode, self._settled = jax.jit(partial(encode, train=False)), jax.jit(settled)
 
   def begin(self, label_stats: LabelStats) -> TrainState:
     """The state before the first step, for a task whose labels have these statistics."""
@@ -130,14 +129,14 @@ class Program:
     variables = state.variables
     for step in range(SETTLING_STEPS):
       stop()
-      variables = self._settled(variables, self.run.train.read(self.run.order.positions(step)))
+      variables = self._settled(variables, self.run.train.read(self.run.sampler.indices(step)))
     return state.replace(variables=variables, average=None)
 
   def features(self, state: TrainState, split: Split) -> Float[np.ndarray, 'n f']:
     """Computes the features that the heads read of each example of a split."""
     batch_size, found = self.run.config.eval.batch_size, []
     for positions in pipeline.padded_positions(len(split), batch_size):
-      made: Any = self._represent(state.eval_variables, split.read(positions))
+      made, _ = self._encode(state.eval_variables, split.read(positions))
       representation = made if isinstance(made, Representation) else made[self.task]
       found.append(np.asarray(representation.features, np.float32))
     return np.concatenate(found)[: len(split)]

@@ -84,7 +84,7 @@ class SourceStore:
 
   def put(self, source: str, losses: Float[np.ndarray, 'k n'], *, seconds: float) -> None:
     """Writes a source's losses, whole or not at all."""
-    npz.write(self.path(source), losses=losses, seconds=seconds)
+    npz.write(self.path(source), {'losses': losses, 'seconds': seconds}, root=self.directory.parent)
 
   def get(self, source: str) -> tuple[np.ndarray, float]:
     """Raises CheckpointError for a file that is not as it was written."""

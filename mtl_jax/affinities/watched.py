@@ -64,7 +64,8 @@ class LookStore:
 
   def put(self, step: int, look: Look, *, seconds: float) -> None:
     """Writes a look, whole or not at all."""
-    npz.write(self.directory / f'{step:09d}.npz', seconds=seconds, **look._asdict())
+    path, root = self.directory / f'{step:09d}.npz', self.directory.parent
+    npz.write(path, {'seconds': seconds, **look._asdict()}, root=root)
 
   def read(self) -> Looks:
     """All looks. Raises CheckpointError for a file that is not as it was written, or where there is none."""

@@ -2,8 +2,8 @@
 
 from mtl_jax.config.check import validate
 from mtl_jax.config.fields import FIELDS, RESUMABLE, get_config
-from mtl_jax.config.kinds import choose
 from mtl_jax.config.load import apply_override, differences, from_json, load, presets, to_json, with_fields
+from mtl_jax.kinds import choose
 
 __all__ = [
   'FIELDS',

@@ -5,8 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax.config.fields import TREE, Tree
-from mtl_jax.config.kinds import Kind, Open, nearest, require
 from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import Kind, Open, nearest, require
 
 
 def validate(config: ConfigDict) -> None:

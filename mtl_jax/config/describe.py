@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 
 from mtl_jax.config.fields import FIELDS, Field
-from mtl_jax.config.kinds import Kind, Open
+from mtl_jax.kinds import Kind, Open
 
 MARKDOWN = """# Fields of a configuration
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from mtl_jax.config import kinds
-from mtl_jax.config.kinds import FLAG, NAMES, OPTION, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
+from mtl_jax import kinds
+from mtl_jax.kinds import FLAG, NAMES, OPTION, PART, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ _DECLARED = (
   Field('data.dir', '', TEXT, 'Folder of a prepared set (`mtl-jax prepare`).', resumable=True),
   Field('data.dirs', (), NAMES,
     'Or folders of several prepared sets, whose images are of one size: each batch then holds rows of '
-    'each.', resumable=True),
+    'each. Names with commas stand in quotes.', resumable=True),
   Field('data.weights', (), several(POSITIVE, 'numbers above 0'),
     'The share of each of data.dirs in a batch, in any unit; empty: in proportion to their train splits.'),
   Field('data.rename', (), NAMES,
@@ -84,16 +84,17 @@ _DECLARED = (
   Field('data.augment.brightness', 0.1, AT_LEAST_0, "Largest change, in standard deviations of ImageNet's pixels."),
   Field('data.augment.contrast', 0.1, SHARE, 'Largest relative change of contrast.'),
 
-  Field('model.backbone', 'resnet18', TEXT, 'The network that reads images: see BACKBONES in models/multitask.py.'),
+  Field('model.backbone', 'resnet18', PART,
+    'The network that reads images: see BACKBONES in models/multitask.py; or one of your own, FILE.py:NAME.'),
   Field('model.width', 0, COUNT_OR_0,
     "Features of the backbone's first layer, all others in proportion; 0 is the published network."),
-  Field('model.sharing', 'hard', TEXT, 'How tasks share the backbone: see models/sharing.'),
+  Field('model.sharing', 'hard', PART, 'How tasks share the backbone: see models/sharing; or FILE.py:NAME.'),
   Field('model.sharing_options', {}, Open(OPTION),
     'Options of that way of sharing by name, such as `experts` of mmoe: see its file.'),
-  Field('model.head', 'mlp', TEXT,
+  Field('model.head', 'mlp', PART,
     'What reads the features for a task: linear, mlp, per_output, soft_argmax or upsampled_soft_argmax (heat maps, '
-    'for landmarks): see models/heads.py.'),
-  Field('model.heads', {}, Open(TEXT), 'Heads of single tasks by name, such as `landmarks: soft_argmax`.'),
+    'for landmarks): see models/heads.py; or FILE.py:NAME.'),
+  Field('model.heads', {}, Open(PART), 'Heads of single tasks by name, such as `landmarks: soft_argmax`.'),
   Field('model.stem', 'auto', choice('auto', 'imagenet', 'small'),
     'First layers; auto: small for images up to 96 pixels a side.'),
   Field('model.norm', 'auto', choice('auto', 'batch', 'group', 'none'),
@@ -115,8 +116,8 @@ _DECLARED = (
   Field('model.trunk_features', (), several(real(1), 'whole numbers'),
     "Widths of dense layers after the backbone's pooling, for the tasks to share."),
 
-  Field('objective.name', 'fixed', TEXT,
-    'How the losses become one: fixed, or a method of objectives (its `OBJECTIVES` lists them).'),
+  Field('objective.name', 'fixed', PART,
+    'How the losses become one: fixed, or a method of objectives (its `OBJECTIVES` lists them), or FILE.py:NAME.'),
   Field('objective.options', {}, Open(OPTION),
     "The objective's own options, such as `options.c` of cagrad: see its file for the defaults."),
   Field('objective.grain', 'tasks', choice('tasks', 'outputs'),
@@ -164,13 +165,15 @@ _DECLARED = (
   Field('objective.coordinate_loss', 'squared', TEXT,
     'Loss of landmarks, in units of objective.standardize: squared, l1, smooth_l1 or wing.'),
 
-  Field('optimizer.name', 'adamw', choice('adam', 'adamw', 'sgd'), 'The update rule.'),
+  Field('optimizer.name', 'adamw', PART,
+    "The update rule: any of Optax's by its name, or FILE.py:NAME, a function of the learning rate and options."),
+  Field('optimizer.options', {}, Open(OPTION), "The update rule's own options, such as `options.b1` of adamw."),
   Field('optimizer.learning_rate', 1e-3, AT_LEAST_0, 'The largest learning rate, at the end of the warm-up.'),
   Field('optimizer.schedule', 'cosine', choice('cosine', 'constant'),
     'Learning rate after the warm-up; cosine: to zero at the last step.'),
   Field('optimizer.warmup_steps', 0, COUNT_OR_0, 'Steps of linear warm-up, part of train.steps, at most all but one.'),
   Field('optimizer.weight_decay', 1e-4, AT_LEAST_0,
-    'Decay of kernels only; decoupled in adamw, added to the gradient in adam and sgd.'),
+    'Decay of kernels only; decoupled where the update rule has it (adamw, lion), else added to the gradient.'),
   Field('optimizer.momentum', 0.9, SHARE, 'Momentum of sgd (Nesterov).'),
   Field('optimizer.clip_norm', 1.0, AT_LEAST_0, 'Largest global norm of the gradient; 0 does not clip.'),
   Field('optimizer.ema_decay', 0.0, SHARE, 'Decay of the averaged weights that evaluation uses; 0 keeps none.'),
@@ -217,7 +220,8 @@ _DECLARED = (
     "What both sides have alike: the steps of every model, or the arm's whole `compute`."),
   Field('study.num_resamples', 1_000, whole(100, 100_000),
     "Resamples of the test split's people, for the intervals.", resumable=True),
-  Field('study.replicas_at_once', 0, COUNT_OR_0, 'Replicas trained in one program; 0: measured.', resumable=True),
+  Field('study.replicas_at_once', 0, COUNT_OR_0,
+    'Replicas trained in one program; 0: one on each CPU device, up to 8 on others.', resumable=True),
 
   Field('affinity.every_steps', 10, COUNT, "Steps from one look at the tasks' gradients to the next."),
   Field('affinity.step_size', 0.0, AT_LEAST_0,

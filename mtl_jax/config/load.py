@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config.check import check_fields, child, validate
 from mtl_jax.config.fields import DEFAULTS, TREE, Tree
-from mtl_jax.config.kinds import OPTION, Kind, nearest, require
 from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import OPTION, Kind, nearest, require, shown
 from mtl_jax.platform import user_file
 from mtl_jax.platform.address import local_path
 
@@ -47,7 +47,7 @@ def presets() -> tuple[str, ...]:
 
 
 def _from_file(source: str | Path) -> ConfigDict:
-  path = local_path(str(source)).expanduser()
+  path = local_path(str(source))
   if str(source) in presets():
     path = _PRESETS / f'{source}.py'
   elif not path.is_file():
@@ -83,7 +83,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
   try:
     value = node.read(value) if isinstance(value, str) else node.convert(_lists_to_tuples(value))
   except (ValueError, KeyError):
-    raise ConfigError(f'{where} must be {node.words}, not {value!r}') from None
+    raise ConfigError(f'{where} must be {node.words}, not {shown(value)}') from None
   require(value, node, field=where)
   for group in groups:
     parent = parent[group]

@@ -44,6 +44,7 @@ def prepare(
   crop_margin: float | None = None,
   encoding: str = 'decoded',
   parsing: bool = False,
+  workers: int = 1,
 ) -> dict[str, Any]:
   """Prepares a set by name; those in DRAWN draw `num` faces from `seed`, the others are read from `source`.
 
@@ -51,7 +52,8 @@ def prepare(
   that ends in `.py` is a file that opens a set of the user's own.
 
   `parsing`, for `synthetic` alone, adds the task of that name: the part of the face that each pixel shows. Pictures and
-  other labels stay as they are.
+  other labels stay as they are. `workers` is the number of processes that draw; with more than 1 the program that calls
+  this must be guarded by `if __name__ == '__main__'`.
 
   `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` see `store_writer.prepare`.
 
@@ -71,7 +73,7 @@ def prepare(
     if source is not None:
       raise DataError(f'prepare {name} draws its own faces; leave out --source')
     size = {'image_size': image_size, 'encoding': encoding}
-    return _prepare_synthetic(name, out, num=num, seed=seed, parsing=parsing, log=log, **size)
+    return _prepare_synthetic(name, out, num=num, seed=seed, parsing=parsing, workers=workers, log=log, **size)
   if source is None and not name.startswith(TFDS):
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
   try:
@@ -91,15 +93,24 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
 
 
 def _prepare_synthetic(
-  name: str, out: Path, *, num: int, seed: int, parsing: bool, log: Callable[[str], None], **size: Any
+  name: str,
+  out: Path,
+  *,
+  num: int,
+  seed: int,
+  parsing: bool,
+  workers: int,
+  log: Callable[[str], None],
+  **size: Any,
 ) -> dict[str, Any]:
   """Draws faces into `out/source`: in CelebA's layout, to be read as CelebA, or with expressions."""
 
   def draw(folder: Path) -> Source:
     with bar(num, description='draw faces', unit='image') as progress:
+      how = {'num': num, 'seed': seed, 'workers': workers, 'progress': progress.update}
       if name == expressions.NAME:
-        return expressions.draw(folder / 'source', num=num, seed=seed, progress=progress.update)
-      synthetic.write(folder / 'source', num=num, seed=seed, progress=progress.update, parsing=parsing)
+        return expressions.draw(folder / 'source', **how)
+      synthetic.write(folder / 'source', **how, parsing=parsing)
     source = open_celeba(folder / 'source')
     return with_parsing(source, folder / 'source') if parsing else source
 

@@ -2,16 +2,24 @@
 
 import dataclasses
 import hashlib
+import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, one_line
+from mtl_jax.kinds import nearest, shown
 from mtl_jax.tasks import LandmarkTask, Task
 
 SPLITS = ('train', 'val', 'test')
+POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')  # Of most sets; left is the viewer's.
+MAX_IDENTITY = 2**31 - 1
+_UNWRITABLE = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')  # Names are kept one a line, in UTF-8.
+
+Crop: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Record:
   image: Path | Callable[[], bytes]
   labels: Mapping[str, np.ndarray | Callable[[], np.ndarray]]
   identity: int = -1
-  crop: tuple[int, int, int, int] | None = None
+  crop: Crop | None = None
 
 
 class Source(Protocol):
@@ -65,8 +73,7 @@ class ListedImages:
     name: the data set's name.
     tasks: what it has labels for.
     notes: lines that the user should see, such as what is missing.
-    images: the folder below which the images lie.
-    image_names: the path of each image below that folder, all different.
+    images: the file of each image, by its name.
     splits: each image's split.
     labels: for each task float32 `[n, k]`, or `n` functions, as in `Record`.
     identity: the number of the person, -1 where unknown, int32 `[n]`; None where it is known of none.
@@ -77,19 +84,74 @@ class ListedImages:
   name: str
   tasks: tuple[Task, ...]
   notes: tuple[str, ...]
-  images: Path
-  image_names: list[str]
+  images: Mapping[str, Path]
   splits: list[str]
   labels: dict[str, Any]
   identity: np.ndarray | None = None
-  crops: Mapping[str, tuple[int, int, int, int]] = dataclasses.field(default_factory=dict)
+  crops: Mapping[str, Crop] = dataclasses.field(default_factory=dict)
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def records(self) -> Iterator[Record]:
-    for row, name in enumerate(self.image_names):
+    for row, (name, path) in enumerate(self.images.items()):
       labels = {task: values[row] for task, values in self.labels.items()}
       identity = -1 if self.identity is None else int(self.identity[row])
-      yield Record(name, self.splits[row], self.images / name, labels, identity, self.crops.get(name))
+      yield Record(name, self.splits[row], path, labels, identity, self.crops.get(name))
+
+
+def checked(record: Any, tasks: Sequence[Task], *, source: str) -> Record:
+  """A record that keeps the contract. Raises DataError, naming source and record, for any other value."""
+
+  def refuse_unless(kept: bool, what: str) -> None:
+    if not kept:
+      raise DataError(f'{source}: {getattr(record, "name", "")!r:.80}: {what}; correct the source')
+
+  refuse_unless(isinstance(record, Record), f'records() must give values of Record, not of {type(record).__name__}')
+  refuse_unless(isinstance(record.name, str), f'the name of a record must be text, not {shown(record.name)}')
+  refuse_unless(not _UNWRITABLE.search(record.name), 'the name has a line break or another control character')
+  refuse_unless(record.split in SPLITS, f'is in split {shown(record.split)}, not one of {", ".join(SPLITS)}')
+  is_image = isinstance(record.image, str | Path) or callable(record.image)
+  refuse_unless(is_image, 'the image must be a Path, or a function that gives its bytes')
+  refuse_unless(isinstance(record.labels, Mapping), 'labels must be a dictionary by task')
+  known = [task.name for task in tasks]
+  for name in record.labels:
+    refuse_unless(name in known, f'labels: no choice {shown(name)}; {nearest(str(name), known)}')
+  identity = _whole(record.identity)
+  in_range = identity is not None and -1 <= identity <= MAX_IDENTITY
+  refuse_unless(in_range, f'identity must be a whole number from -1 to {MAX_IDENTITY}, not {shown(record.identity)}')
+  crop = record.crop
+  if crop is not None:
+    sides = [_whole(side) for side in crop] if isinstance(crop, Sequence | np.ndarray) else []
+    is_crop = len(sides) == 4 and None not in sides
+    refuse_unless(is_crop, f'a crop is left, top, right, bottom in whole pixels, not {shown(crop)}')
+    refuse_unless(crop[0] < crop[2] and crop[1] < crop[3], f'the crop {shown(crop)} is empty')
+    crop = tuple(sides)
+  image = Path(record.image) if isinstance(record.image, str) else record.image
+  return dataclasses.replace(record, image=image, identity=identity, crop=crop)
+
+
+def _whole(value: Any) -> int | None:
+  try:
+    return operator.index(value)
+  except TypeError:
+    return None
+
+
+def stated_labels(record: Record, task: Task) -> np.ndarray:
+  """The labels float32 `[k]` of a task, or the map `[h, w]`, that a record states; NaN where one is missing.
+
+  Raises:
+    DataError: for a value that the task does not have.
+  """
+  value = record.labels.get(task.name)
+  try:
+    labels = np.array(value() if callable(value) else value, np.float32)
+  except (TypeError, ValueError, OverflowError):
+    raise DataError(f'{record.name}: {task.name}: must be numbers, not {shown(value)}; correct the source') from None
+  try:
+    task.check(labels)
+  except ValueError as error:
+    raise DataError(f'{record.name}: {task.name}: {one_line(error)}; correct the source') from error
+  return labels
 
 
 def content_digest(path: Path) -> str:
@@ -106,19 +168,19 @@ def tenth_of(digest: str) -> int:
   return int(digest[:8], 16) % 10
 
 
-def landmark_task(columns: Sequence[str]) -> LandmarkTask:
-  """The task `landmarks` of columns POINT_x and POINT_y in any order: x and y in turn, points by first appearance.
+def held_out(image: Path) -> bool:
+  """True for a tenth of images, by their bytes: those of the training set that are for validation."""
+  return tenth_of(content_digest(image)) == 0
+
+
+def landmark_task(columns: Sequence[str], *, name: str = 'landmarks') -> LandmarkTask:
+  """The task of columns POINT_x and POINT_y in any order: x and y in turn, points by first appearance.
 
   Raises:
     ValueError: for a column without its pair, or a left point without its right one.
   """
-  points = tuple(dict.fromkeys(column[:-2] for column in columns))
-  labels = tuple(f'{point}_{axis}' for point in points for axis in 'xy')
-  if sorted(labels) != sorted(columns):
-    alone = sorted(set(labels) ^ set(columns))[0]
-    raise ValueError(f'landmarks are named POINT_x and POINT_y in pairs; see {alone[:40]!r}')
-  for side, other in (('left', 'right'), ('right', 'left')):
-    for point in points:
-      if point.startswith(side) and other + point.removeprefix(side) not in points:
-        raise ValueError(f'{point[:40]!r} needs its {other} partner, since images are mirrored')
-  return LandmarkTask('landmarks', labels)
+  points = dict.fromkeys(column[:-2] for column in columns)
+  labels = [f'{point}_{axis}' for point in points for axis in 'xy']
+  if alone := sorted(set(labels) ^ set(columns)):
+    raise ValueError(f'landmarks are named POINT_x and POINT_y in pairs; see {alone[0][:40]!r}')
+  return LandmarkTask(name, tuple(labels))

@@ -1,16 +1,21 @@
 """Evaluating a trained run from its working directory: restore, run over a split, write the JSON."""
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
+import numpy as np
 
 from mtl_jax.data.input import mixture
-from mtl_jax.data.input.mixture import DataSet
+from mtl_jax.data.input.mixture import DataSet, Mixture
 from mtl_jax.data.input.pipeline import Split
+from mtl_jax.data.source import SPLITS
 from mtl_jax.data.store import cache as sets
-from mtl_jax.errors import BucketError, DataError, one_line
+from mtl_jax.data.store.reader import Store
+from mtl_jax.errors import DataError, UserError, one_line
 from mtl_jax.evaluation import evaluate
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
@@ -44,6 +49,8 @@ def evaluate_workdir(
   Returns:
     What was written: step, split, number of examples, metrics of each task, and those of the constant predictions.
   """
+  if split not in SPLITS:
+    raise DataError(f'no split {split!r}; there are {", ".join(SPLITS)}')
   if predictions:
     _make_room(predictions)
   model = workdir.restore(directory, step=step)
@@ -54,6 +61,7 @@ def evaluate_workdir(
     store = mixture.rename(opened, mixture.parse_renames(settings.rename))
   else:
     store = mixture.open_data(settings)
+  store = _numbered_as(model.tasks, store)
   tasks = _common_tasks(model, store)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
@@ -78,11 +86,11 @@ def evaluate_workdir(
   if jax.process_index() == 0:
     name = f'{address.name(data)}-{split}' if data else split
     try:
-      workdir.write_json(directory / 'eval' / f'{name}.json', found)
-    except (OSError, BucketError) as error:  # The work is done, and the result still comes back.
+      workdir.write_json(directory / 'eval' / f'{name}.json', found, root=directory)
+    except (OSError, UserError) as error:  # The work is done, and the result still comes back.
       log.warning('warning: %s could not be kept: %s', directory / 'eval' / f'{name}.json', one_line(error))
     if predictions:
-      npz.write(predictions, **evaluate.dump(result, part))
+      npz.write(predictions, evaluate.dump(result, part))
   return found
 
 
@@ -104,6 +112,28 @@ def _make_room(predictions: Path) -> None:
     predictions.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise DataError(f'--predictions: cannot write {predictions}: {error.strerror}') from error
+
+
+def _numbered_as(tasks: Sequence[Task], store: DataSet) -> DataSet:
+  """The set with its classes numbered as those of the same names in `tasks`.
+
+  Raises:
+    DataError: where a task is of another kind there, or has other classes.
+  """
+  if isinstance(store, Mixture):
+    return dataclasses.replace(store, parts=tuple(cast(Store, _numbered_as(tasks, part)) for part in store.parts))
+  own, labels = {task.group: task for task in tasks}, dict(store.labels)
+  for other in store.tasks:
+    if other.name not in own:
+      continue
+    try:
+      numbers = own[other.name].numbers_of(other)
+    except ValueError as error:
+      raise DataError(f'{store.directory}: the model has learned another {other.name!r}: here it {error}') from error
+    if numbers != sorted(numbers):
+      values = np.where(store.mask[other.name], labels[other.name], 0)
+      labels[other.name] = np.asarray(numbers, values.dtype)[values.astype(np.uint16)]
+  return dataclasses.replace(store, labels=labels)
 
 
 def _common_tasks(model: TrainedModel, store: DataSet) -> tuple[Task, ...]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation.step import eval_step
+from mtl_jax.models.network import Network
 from mtl_jax.platform import sharding
 from mtl_jax.tasks import LabelStats, Task, higher_is_better
 
@@ -31,7 +31,7 @@ class Evaluation:
   losses: dict[str, float]
 
 
-def compile_eval_step(model: nn.Module, tasks: Sequence[Task], mesh: Mesh) -> Callable[..., Any]:
+def compile_eval_step(model: Network, tasks: Sequence[Task], mesh: Mesh) -> Callable[..., Any]:
   """`eval_step`, jitted on the mesh; every process gets the predictions of the whole batch."""
   return jax.jit(partial(eval_step, model=model, tasks=tasks), out_shardings=sharding.replicated(mesh))
 

@@ -1,7 +1,6 @@
 """A trained model as a file for others: StableHLO with weights, its description, and a loader without this package."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from mtl_jax.errors import DataError
 from mtl_jax.evaluation import exported_loader
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models import convolution, multitask
+from mtl_jax.platform import atomic_write
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
@@ -44,11 +44,12 @@ def export(directory: Path, out: Path, *, step: int | None = None) -> None:
     raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
   model = workdir.restore(directory, step=step)
   exported = program(model)
-  (out / FILES['program']).write_bytes(exported.serialize())
+  program_bytes = bytes(exported.serialize())
+  atomic_write.write(out / FILES['program'], program_bytes)
   workdir.write_json(out / FILES['description'], describe(model, exported))
-  shutil.copyfile(exported_loader.__file__, out / FILES['loader'])
-  size = (out / FILES['program']).stat().st_size
-  log.info('%s: step %d, %.1f MB, for %s', out / FILES['program'], model.step, size / 1e6, ', '.join(PLATFORMS))
+  atomic_write.write(out / FILES['loader'], Path(exported_loader.__file__).read_bytes())
+  megabytes = len(program_bytes) / 1e6
+  log.info('%s: step %d, %.1f MB, for %s', out / FILES['program'], model.step, megabytes, ', '.join(PLATFORMS))
 
 
 def program(model: TrainedModel) -> jax.export.Exported:

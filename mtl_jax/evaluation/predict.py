@@ -1,29 +1,24 @@
 """Predictions for image files: one JSON line an image, and drawings of them."""
 
+import io
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtl_jax.data.sources.image_file import decode, read_upright
+from mtl_jax.data.sources.image_file import read_upright
 from mtl_jax.errors import DataError
-from mtl_jax.evaluation.step import predict_step
-from mtl_jax.run import workdir
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.evaluation.model import Model
+from mtl_jax.platform import atomic_write
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
 
-BATCH = 32  # Images a call of the network.
 
-
-def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -> int:
+def predict_files(model: Model, files: Sequence[Path], *, out: Path | None) -> int:
   """Prints a JSON line for each image file, and draws it into `out` if that is given.
 
   Returns:
@@ -34,39 +29,21 @@ def predict_files(directory: Path, files: Sequence[Path], *, out: Path | None) -
       out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
-  model = workdir.restore(directory)
-  compiled = jax.jit(partial(predict_step, model=model.model, tasks=model.tasks))
-  refused = 0
+  refused: list[DataError] = []
+
+  def refuse(error: DataError) -> None:
+    log.error('mtl-jax: error: %s', error)
+    refused.append(error)
+
   drawn = {file.stem for file in files if out and file.resolve() == (out / f'{file.stem}.png').resolve()}  # Keep these.
-  batch_size = min(BATCH, len(files))
-  for first in range(0, len(files), batch_size):
-    readable: list[tuple[Path, np.ndarray, tuple[int, int]]] = []
-    for file in files[first : first + batch_size]:
-      try:
-        readable.append((file, *decode(file, model.facts.image_size)))
-      except DataError as error:
-        log.error('mtl-jax: error: %s', error)
-        refused += 1
-    for file, (width, height), predictions in _predict_batch(model, compiled, readable, batch_size=batch_size):
-      result = {task.name: task.describe(predictions[task.name], width=width, height=height) for task in model.tasks}
-      print(json.dumps({'file': str(file), **result}), flush=True)
-      if out is not None:
-        name = _free_name(file.stem, drawn)
-        draw(file, predictions, model.tasks).save(out / f'{name}.png')
-  return refused
-
-
-def _predict_batch(
-  model: TrainedModel, compiled: Any, readable: Sequence[tuple[Path, np.ndarray, tuple[int, int]]], *, batch_size: int
-) -> Iterator[tuple[Path, tuple[int, int], dict[str, np.ndarray]]]:
-  """Each file with its width and height and its predictions by task. The batch is filled up: there is one program."""
-  if not readable:
-    return
-  images = np.zeros((batch_size, *model.facts.image_size, 3), np.uint8)
-  images[: len(readable)] = [pixels for _, pixels, _ in readable]
-  predictions = jax.device_get(compiled(model.variables, model.label_stats, images)[1])
-  for row, (file, _, size) in enumerate(readable):
-    yield file, size, {task: values[row] for task, values in predictions.items()}
+  for file, predictions, size in model.each(files, refused=refuse):
+    result = model.described(predictions, size)
+    print(json.dumps({'file': str(file), **result}), flush=True)
+    if out is not None:
+      content = io.BytesIO()
+      draw(file, predictions, model.tasks).save(content, 'PNG')
+      atomic_write.write(out / f'{_free_name(file.stem, drawn)}.png', content.getvalue())
+  return len(refused)
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

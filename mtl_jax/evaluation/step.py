@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mtl_jax.data.input.augment import network_input
+from mtl_jax.models.network import Network
 from mtl_jax.tasks import LabelStats, Task, losses
 
 
@@ -16,7 +16,7 @@ def eval_step(
   label_stats: Mapping[str, LabelStats],
   batch: Mapping[str, Any],
   *,
-  model: nn.Module,
+  model: Network,
   tasks: Sequence[Task],
 ) -> dict[str, Any]:
   """Predictions of a batch, and each task's sum of losses with the number of labels it runs over."""
@@ -36,11 +36,11 @@ def predict_step(
   label_stats: Mapping[str, LabelStats],
   images: Array,
   *,
-  model: nn.Module,
+  model: Network,
   tasks: Sequence[Task],
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Raw outputs and predictions in the labels' own units, for images, or for what the network reads instead."""
-  outputs: Any = model.apply(variables, network_input(images), train=False)
+  outputs = model.outputs(variables, network_input(images))
   predictions = {}
   for task in tasks:
     stats = label_stats[task.name]
@@ -49,7 +49,7 @@ def predict_step(
   return outputs, predictions
 
 
-def network_and_input(model: Any, batch: Mapping[str, Any]) -> tuple[Any, Array]:
+def network_and_input(model: Network, batch: Mapping[str, Any]) -> tuple[Network, Array]:
   """The network for a batch and what it reads: its images; or kept features, and what follows the frozen stages."""
   if 'features' in batch:
     return model.after_frozen, batch['features']

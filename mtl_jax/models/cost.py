@@ -1,11 +1,9 @@
 """Cost of a model: its parameters, in a table, and the floating-point operations of a forward pass."""
 
 import dataclasses
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
@@ -41,22 +39,13 @@ def parameter_table(params: Mapping[str, Any]) -> str:
   return parameter_overview.make_table(list(rows.values()))
 
 
-def forward_flops(model: nn.Module, variables: Mapping[str, Any], image_size: tuple[int, int]) -> float | None:
-  """Floating-point operations for one image in evaluation: see `flops`."""
-  return flops(model, variables, (*image_size, 3))
+def flops(
+  outputs: Callable[[Any, Any], Any], variables: Mapping[str, Any], input_shape: tuple[int, ...]
+) -> float | None:
+  """Floating-point operations of `outputs(variables, inputs)` for one input, a multiply-add counting as two.
 
-
-def flops(model: nn.Module, variables: Mapping[str, Any], input_shape: tuple[int, ...]) -> float | None:
-  """Floating-point operations for one input in evaluation, a multiply-add counting as two, as XLA counts them.
-
-  Of the program as it is traced, so nothing is compiled. None where the platform does not count.
+  As XLA counts them, of the program as it is traced, so nothing is compiled. None where the platform does not count.
   """
   images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-  analysis: Any = jax.jit(partial(model.apply, train=False)).lower(variables, images).cost_analysis()
+  analysis: Any = jax.jit(outputs).lower(variables, images).cost_analysis()
   return analysis['flops'] if analysis and 'flops' in analysis else None
-
-
-def forward_flops_text(model: nn.Module, variables: Mapping[str, Any], image_size: tuple[int, int]) -> str:
-  """The same as a person reads it."""
-  count = forward_flops(model, variables, image_size)
-  return 'FLOPs unknown' if count is None else f'{count / 1e9:.3g} GFLOPs'

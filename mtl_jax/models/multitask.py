@@ -18,6 +18,7 @@ from mtl_jax.models import celeba_cnn, convnet, convnext, mobilenet, resnet, vit
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS
+from mtl_jax.models.network import Network
 from mtl_jax.models.sharing import SHARING, check_options
 from mtl_jax.models.sharing.way import Sharing, name_of
 from mtl_jax.tasks import Task
@@ -59,17 +60,12 @@ class MultiTaskModel(nn.Module):
   dtype: Any = jnp.float32
   frozen: FrozenStages | None = None
 
-  @property
-  def after_frozen(self) -> 'MultiTaskModel':
-    """The network that reads the frozen stages' outputs instead of images; its parameters are the same."""
-    return self.clone(frozen=None)
-
-  def represent(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
+  def encode(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
-  def heads(
+  def decode(
     self, representation: Representation | Mapping[str, Representation], *, train: bool
   ) -> dict[str, Float[Array, 'b n']]:
     """Every task's outputs."""
@@ -82,15 +78,15 @@ class MultiTaskModel(nn.Module):
     }
 
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> dict[str, Float[Array, 'b n']]:
-    return self.heads(self.represent(images, train=train), train=train)
+    return self.decode(self.encode(images, train=train), train=train)
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:
     """The penalty that the way of sharing adds to the loss for its prior on parameters; None if it has none."""
     return self.shared.penalty(params)
 
 
-def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
-  """The model that `config.model` asks for, with a head for each task."""
+def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
+  """The network that `config.model` asks for, with a head for each task."""
   sharing = choose(settings.sharing, tuple(SHARING), field='config.model.sharing')
   dtype = compute_dtype(settings.dtype)
   heads = {task.name: head_of(settings, task) for task in tasks}
@@ -102,7 +98,7 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
     spatial=spatial,
     **check_options(sharing, settings.sharing_options),
   )
-  return MultiTaskModel(
+  module = MultiTaskModel(
     shared=shared,
     outputs=tuple((task.name, task.num_outputs) for task in tasks),
     head_features=settings.head_features,
@@ -110,6 +106,7 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> MultiTaskModel:
     dtype=dtype,
     frozen=frozen_stages,
   )
+  return Network(module)
 
 
 def head_of(settings: ConfigDict, task: Task) -> str:
@@ -169,9 +166,3 @@ def compute_dtype(name: str) -> Any:
   if name == 'auto':
     return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
   return {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}[name]
-
-
-def split(collection: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Parameters or batch statistics: those of the shared part, and those of the heads."""
-  shared = {name: value for name, value in collection.items() if name == 'shared'}
-  return shared, {name: value for name, value in collection.items() if name != 'shared'}

@@ -19,6 +19,7 @@ from mtl_jax.objectives.balancing.pcgrad import pcgrad
 from mtl_jax.objectives.balancing.pivrg import pivrg
 from mtl_jax.objectives.balancing.sdmgrad import modo, sdmgrad
 from mtl_jax.objectives.balancing.upgrad import dualproj, upgrad
+from mtl_jax.objectives.declared import with_ranges
 from mtl_jax.objectives.differentiate import value_and_grad
 from mtl_jax.objectives.matrix import aggregate
 from mtl_jax.objectives.objective import Objective
@@ -40,13 +41,10 @@ from mtl_jax.objectives.weighting.uncertainty import uncertainty
 from mtl_jax.objectives.weighting.uw_so import uw_so
 
 # A new objective is a file in weighting/ or balancing/, its import, and its name here.
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-  make.__name__: make
-  for make in (
-    fixed, scale_invariant, uncertainty, uw_so, dwa, gls, rlw, imtl_l, stch, famo, go4align, ldc_mtl, pbi, cosmos,
-    gradnorm, mgda, mgda_ub, pcgrad, gradvac, graddrop, cagrad, imtl_g, imtl, nash_mtl, aligned_mtl, fairgrad, pivrg,
-    upgrad, dualproj, conflict_free, cr_mogm, excess_mtl, db_mtl, moco, modo, sdmgrad,
-  )
-}  # fmt: skip
+OBJECTIVES: dict[str, Callable[..., Objective]] = with_ranges(
+  fixed, scale_invariant, uncertainty, uw_so, dwa, gls, rlw, imtl_l, stch, famo, go4align, ldc_mtl, pbi, cosmos,
+  gradnorm, mgda, mgda_ub, pcgrad, gradvac, graddrop, cagrad, imtl_g, imtl, nash_mtl, aligned_mtl, fairgrad, pivrg,
+  upgrad, dualproj, conflict_free, cr_mogm, excess_mtl, db_mtl, moco, modo, sdmgrad,
+)  # fmt: skip
 
 __all__ = [*OBJECTIVES, 'OBJECTIVES', 'Objective', 'aggregate', 'on_gram', 'value_and_grad']  # pyright: ignore

@@ -39,9 +39,10 @@ class Objective:
   In a training loop of one's own all this is one call: see `mtl_jax.objectives.value_and_grad`.
 
   Attributes:
-    init: `(K, like) -> state`, a pytree; `like` has the structure and shapes of one task's gradient, and only methods
-      that remember gradients look at it. Without it their state begins empty and takes its shape at the first update,
-      which compiles a step twice. A state with a field `weights [K]` shows there the last update's weights.
+    start: the state before the first step, `(K, like) -> state`, a pytree; `like` has the structure and shapes of one
+      task's gradient, and only methods that remember gradients look at it. Without it their state begins empty and
+      takes its shape at the first update, which compiles a step twice. A state with a field `weights [K]` shows there
+      the last update's weights.
     rule: what `update` does once its arguments are known to fit.
     needs: the cost class.
     weighting: of methods whose update is the sum of the gradients times weights that follow from their Gram matrix:
@@ -53,13 +54,23 @@ class Objective:
     head_scale: `(losses [K], state) -> factors [K]` of the heads' own gradients; None leaves them plain.
   """
 
-  init: Callable[..., Any]
+  start: Callable[..., Any]
   rule: Callable[..., tuple[Any, Any]]
   needs: Point = 'losses'
   weighting: GramWeighting | None = None
   after: Callable[..., Any] | None = None
   parts: int = 1
   head_scale: Callable[[Float[Array, ' k'], Any], Float[Array, ' k']] | None = None
+
+  def init(self, num_losses: int, like: Any = None) -> Any:
+    """The state before the first step.
+
+    Raises:
+      ValueError: there is no loss.
+    """
+    if num_losses < 1:
+      raise ValueError(f'an objective is of 1 loss or more, not of {num_losses}')
+    return self.start(num_losses, like)
 
   def update(
     self,
@@ -102,7 +113,13 @@ class Objective:
 
   def _check_gradients(self, gradients: Any, num: int) -> None:
     axes = (num,) if self.parts == 1 else (self.parts, num)
-    for leaf in jax.tree.leaves(gradients):
+    leaves = jax.tree.leaves(gradients)
+    if self.parts > 1 and all(jnp.ndim(leaf) == 2 for leaf in leaves):
+      raise ValueError(
+        f'gradients {[list(jnp.shape(leaf)) for leaf in leaves]} may be K gradients of the whole batch; this method '
+        f'takes those of {self.parts} parts, {[*axes, "..."]}: give single parameters an axis of 1'
+      )
+    for leaf in leaves:
       if jnp.shape(leaf)[: len(axes)] != axes:
         parts = f' in {self.parts} parts of the batch' if self.parts > 1 else ''
         raise ValueError(
@@ -133,5 +150,5 @@ def of_losses(rule: Callable[..., Float[Array, '']]) -> Objective:
 
 
 def no_state(num_tasks: int, like: Any = None) -> tuple[()]:
-  """`init` of an objective that keeps nothing."""
+  """`start` of an objective that keeps nothing."""
   return ()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.objectives import task_gradients
-from mtl_jax.objectives.shapes import Array, Float
+from mtl_jax.objectives.shapes import Array, Bool, Float
 
 
 class HeadPass(NamedTuple):
@@ -122,11 +122,12 @@ def count(points: Any) -> int:
 
 
 def gram_at_parameters(
-  pull: Callable[[Any], tuple[Any]], points: Any, *, chunk: int, keep: bool
-) -> Float[Array, 'n n']:
+  pull: Callable[[Any], tuple[Any]], points: Any, *, chunk: int, keep: bool, present: Bool[Array, ' n'] | None = None
+) -> task_gradients.Gram:
   """The Gram matrix of the gradients at the shared parameters.
 
   Where they cannot all be kept, all passes run side by side, so that each layer's gradients are gone as soon as
   their products are taken: that holds K activations of a layer instead.
   """
-  return task_gradients.gram(at_parameters(pull, points, chunk=chunk if keep else count(points)))
+  gradients = at_parameters(pull, points, chunk=chunk if keep else count(points))
+  return task_gradients.gram(gradients, present=present, keep=keep)

@@ -45,12 +45,17 @@ def workdir(text: str) -> Path:
 
 
 def _without_circle(place: Path | str) -> Path:
-  """A local path. Raises UserError for one of symbolic links that lead to each other."""
+  """A local path, with `~` and `~user` as the home folder: a shell leaves them alone in `--out=~/set`.
+
+  Raises:
+    UserError: for one of symbolic links that lead to each other.
+  """
   try:
-    Path(place).resolve()
-  except (RuntimeError, OSError) as error:  # The first before Python 3.13.
+    path = Path(place).expanduser()
+    path.resolve()
+  except (RuntimeError, OSError, ValueError) as error:  # The first before Python 3.13.
     raise UserError(f'{place}: cannot be followed: {one_line(error)}') from error
-  return Path(place)
+  return path
 
 
 def is_local(place: Path) -> bool:

@@ -1,18 +1,52 @@
-"""Writing a file whole or not at all."""
+"""Writes a file whole or not at all; a symbolic link in its place is replaced, and none is followed."""
 
+import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
+from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import address
 
 
-def write(path: Path, content: str | bytes) -> None:
-  """Writes the file under another name and renames it; its folder is made if need be. Objects of buckets are whole."""
+def write(path: Path, content: str | bytes, *, root: Path | None = None) -> None:
+  """Writes the file under a name that nobody can foresee, and renames it. Objects of buckets are whole by themselves.
+
+  Args:
+    path: of the file.
+    content: of it; text becomes UTF-8.
+    root: the folder above it that must be there, by default its own; folders between are made if need be.
+
+  Raises:
+    CheckpointError: where `root` has vanished, or a folder between is a symbolic link.
+    OSError: where the file cannot be written.
+  """
   content = content.encode() if isinstance(content, str) else content
   if not address.is_local(path):
     with address.told(str(path), 'written'):
       path.write_bytes(content)
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix('.partial')
-  partial.write_bytes(content)
-  partial.replace(path)
+  _make_folders(path.parent, root or path.parent)
+  partial = path.with_name(f'.{path.name[:100]}.{secrets.token_hex(8)}.partial')
+  try:
+    with partial.open('xb') as file:
+      file.write(content)
+    partial.replace(path)
+  except BaseException:
+    with suppress(OSError):
+      partial.unlink()
+    raise
+
+
+def _make_folders(folder: Path, root: Path) -> None:
+  if not root.is_dir():
+    raise CheckpointError(f'{root} has vanished; bring it back, and the same command goes on')
+  for place in reversed([folder, *folder.parents][: len(folder.relative_to(root).parts)]):
+    refuse_link(place)
+    place.mkdir(exist_ok=True)
+
+
+def refuse_link(place: Path) -> None:
+  """Raises CheckpointError for a symbolic link, which may lead anywhere, such as to files of the user's."""
+  if os.path.islink(place):  # noqa: PTH114  Also of an address, where there are none.
+    raise CheckpointError(f'{place} is a symbolic link; put a folder there, or make the whole workdir the link')

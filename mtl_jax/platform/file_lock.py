@@ -3,10 +3,13 @@
 import errno
 import fcntl
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from mtl_jax.platform import atomic_write
 
 log = logging.getLogger('mtl_jax')
 
@@ -25,10 +28,13 @@ def held(path: Path, *, waiting: Callable[[], Any] = bool) -> Iterator[IO[str]]:
     waiting: called when another process holds it; raises where that is not to be waited for.
 
   Raises:
-    OSError: where the file cannot be written.
+    CheckpointError: where the file is a symbolic link.
+    OSError: where it cannot be written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('a') as handle:
+  atomic_write.refuse_link(path)
+  flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+  with open(path, 'a', opener=lambda name, _: os.open(name, flags, 0o666)) as handle:
     try:
       fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,8 @@
 """Reads JSON against a schema: what a file holds is what its reader expects, or one line says what is wrong where."""
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ from mtl_jax.errors import CheckpointError, UserError, one_line
 Schema = TypeVar('Schema')
 
 MAX_BYTES = 2**26  # No file of ours comes near; a larger one would fill the memory.
+NOT_FINITE = re.compile(rb'(?<=: )(NaN|-?Infinity)(?=[,}])')  # As earlier versions wrote it into logs.
 Fields = dict[str, Any]  # The schema of an object whose fields are checked elsewhere.
 
 
@@ -51,14 +54,15 @@ def convert(
   return _one_line(lambda: msgspec.convert(value, schema), place, advice, raises)
 
 
-def lines(path: Path, schema: type[Schema]) -> list[Schema]:
-  """The lines of a JSONL file that are of the schema; others, as the last when a kill cut it short, are left out."""
+def lines(path: Path) -> list[Fields]:
+  """The objects of a JSONL file, none where there is no file, NaN as None.
+
+  Lines that hold none, as the last when a kill cut it short, are left out.
+  """
   found = []
   for line in path.read_bytes().splitlines() if path.is_file() else []:
-    try:
-      found.append(msgspec.json.decode(line, type=schema))
-    except (ValueError, RecursionError):
-      continue
+    with suppress(ValueError, RecursionError):
+      found.append(msgspec.json.decode(NOT_FINITE.sub(b'null', line), type=Fields))
   return found
 
 

@@ -11,7 +11,7 @@ from mtl_jax.errors import LauncherError
 PLAIN = {'coordinator': 'JAX_COORDINATOR_ADDRESS', 'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
   """One process among several: HOST:PORT of process 0, and the numbers of the host's GPUs that are its own, or None."""
 
   coordinator: str
@@ -28,7 +28,7 @@ class Place(NamedTuple):
     return host.strip('[]'), int(port)
 
 
-def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
+def find(environment: Mapping[str, str], **flags: Any) -> ProcessInfo | None:
   """This process's place; None where it is the only one. Flags, named as in `PLAIN`, outweigh. Raises LauncherError."""
   asked = {name: environment[variable] for name, variable in PLAIN.items() if variable in environment}
   asked |= {name: value for name, value in flags.items() if value is not None}
@@ -45,7 +45,7 @@ def find(environment: Mapping[str, str], **flags: Any) -> Place | None:
   num, process = int(found['num_processes']), int(found['process_id'])
   if process >= num:
     raise LauncherError(f'process {process} of {num}: the ids of so many start at 0')
-  return Place(found['coordinator'], num, process, found.get('local_devices'))
+  return ProcessInfo(found['coordinator'], num, process, found.get('local_devices'))
 
 
 def _slurm(of: Mapping[str, str]) -> dict[str, Any]:

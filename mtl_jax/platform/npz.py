@@ -1,7 +1,7 @@
 """A file of arrays, written whole or not at all, and refused in one line if it is not as it was written."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import address, atomic_write
 
 
-def write(path: Path, **arrays: Any) -> None:
-  """Writes the file; its folder is made if need be."""
+def write(path: Path, arrays: Mapping[str, Any], *, root: Path | None = None) -> None:
+  """Writes the file; see `atomic_write` for `root`."""
   content = io.BytesIO()
-  np.savez(content, allow_pickle=False, **arrays)
-  atomic_write.write(path, content.getvalue())
+  np.savez(content, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
+  atomic_write.write(path, content.getvalue(), root=root)
 
 
 def read(path: Path, *, names: Sequence[str], advice: str, only: bool = False) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtl_jax.errors import Interrupted, LauncherError, UserError, one_line, printable
-from mtl_jax.platform.launcher import Place
+from mtl_jax.platform.launcher import ProcessInfo
 
 if TYPE_CHECKING:
   from mtl_jax.platform.bus import Bus  # Which loads JAX.
@@ -27,7 +27,7 @@ _bus: 'Bus | None' = None
 _heartbeat_secs = HEARTBEAT_SECS
 
 
-def start(place: Place, *, timeout_secs: float, heartbeat_secs: float) -> 'Bus':
+def start(place: ProcessInfo, *, timeout_secs: float, heartbeat_secs: float) -> 'Bus':
   """Joins this process with the others, before anything asks JAX for its devices.
 
   Raises:
@@ -64,7 +64,7 @@ def _keep_stdout_for_results() -> None:
   sys.stdout = os.fdopen(results, 'w', buffering=1, encoding='utf-8')
 
 
-def _probe(place: Place, deadline: float) -> None:
+def _probe(place: ProcessInfo, deadline: float) -> None:
   """Looks at the coordinator's port, for JAX's own service ends the process where that is not as it should be.
 
   Raises:
@@ -88,7 +88,7 @@ def _probe(place: Place, deadline: float) -> None:
     raise LauncherError(f'cannot listen on {place.coordinator}: {error.strerror}; choose another port') from error
 
 
-def _initialize(place: Place, deadline: float, heartbeat_secs: float) -> None:
+def _initialize(place: ProcessInfo, deadline: float, heartbeat_secs: float) -> None:
   """JAX's own service, in a thread: it would wait without end, and end the process where a member is missing."""
   import jax
 
@@ -161,7 +161,7 @@ def anyone_wants_to_stop(wanted: bool) -> bool:
 
 def run(
   verb: Callable[[], int],
-  place: Place | None,
+  place: ProcessInfo | None,
   *,
   timeout_secs: float = TIMEOUT_SECS,
   heartbeat_secs: float = HEARTBEAT_SECS,
@@ -206,7 +206,7 @@ def _is_of_the_runtime(error: BaseException | None) -> bool:
   return here or (error is not None and _is_of_the_runtime(error.__cause__))
 
 
-def leave(code: int, text: str) -> NoReturn:
+def exit_now(code: int, text: str) -> NoReturn:
   """Ends this process at once, and with it the others, whatever its threads wait for; any of them may call it."""
   if _bus:
     _bus.fail(code, text)
@@ -217,7 +217,7 @@ def _fail(code: int, text: str) -> NoReturn:
   _say(f'process {index()}: {text}' if _bus else text)
   with suppress(OSError):
     sys.stdout.flush()
-  leave(code, text)
+  exit_now(code, text)
 
 
 def _end_with_another(news: dict[str, Any]) -> None:

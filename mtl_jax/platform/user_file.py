@@ -1,4 +1,4 @@
-"""Calls a function of a Python file that the user wrote; what goes wrong there is told in one line."""
+"""Functions and classes of a Python file that the user wrote; what goes wrong there is told in one line."""
 
 import contextlib
 import importlib.util
@@ -11,33 +11,44 @@ from typing import Any
 from mtl_jax.errors import UserError, one_line
 
 
-def call(path: Path, function: str, *arguments: Any, raises: type[UserError], blame: str = '') -> Any:
-  """The result of a function of a Python file, which may import from its own folder.
+def load(path: Path, name: str, *, raises: type[UserError], blame: str = '') -> Any:
+  """What a Python file, which may import from its own folder, calls `name`.
 
   Args:
-    path: the file.
-    function: its name there.
-    *arguments: what it is given.
+    path: the file; it is run.
+    name: of a function or class there.
     raises: the kind of error to raise.
     blame: what an error begins with, such as the flag that named the file.
 
   Raises:
-    UserError: of that kind, for a file that is no Python, has no such function, or fails.
+    UserError: of that kind, for a file that is no Python, has no such function or class, or fails.
   """
-  name = f'mtl_jax_user_{path.stem}'
-  spec = importlib.util.spec_from_file_location(name, path)
+  module_name = f'mtl_jax_user_{path.stem}'
+  spec = importlib.util.spec_from_file_location(module_name, path)
   if spec is None or spec.loader is None:
-    raise raises(f'{blame}{path} is no Python file; it must define {function}()')
+    raise raises(f'{blame}{path} is no Python file; it must define {name}()')
   module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # Where dataclasses look up their annotations.
+  sys.modules[module_name] = module  # Where dataclasses look up their annotations.
+  with _own_folder(path), blamed(path, raises=raises, blame=blame):
+    spec.loader.exec_module(module)
+  if not callable(getattr(module, name, None)):
+    raise raises(f'{blame}{path} defines no function {name}')
+  return getattr(module, name)
+
+
+def call(path: Path, function: str, *arguments: Any, raises: type[UserError], blame: str = '') -> Any:
+  """The result of a function of a Python file; arguments and errors are those of `load`."""
+  found = load(path, function, raises=raises, blame=blame)
+  with _own_folder(path), blamed(path, raises=raises, blame=blame):
+    return found(*arguments)
+
+
+@contextlib.contextmanager
+def _own_folder(path: Path) -> Iterator[None]:
+  """Imports from a file's own folder first."""
   sys.path.insert(0, str(path.resolve().parent))
   try:
-    with blamed(path, raises=raises, blame=blame):
-      spec.loader.exec_module(module)
-    if not callable(getattr(module, function, None)):
-      raise raises(f'{blame}{path} defines no function {function}')
-    with blamed(path, raises=raises, blame=blame):
-      return getattr(module, function)(*arguments)
+    yield
   finally:
     sys.path.pop(0)
 

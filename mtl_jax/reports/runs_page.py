@@ -21,7 +21,7 @@ from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
 from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, not_better, scoreboard
 from mtl_jax.run import goodput
 from mtl_jax.run.workdir import flat
-from mtl_jax.tasks import Task, main_of_output
+from mtl_jax.tasks import Task, plain
 
 PACKAGES = ('jax', 'flax', 'optax', 'numpy')
 
@@ -114,7 +114,7 @@ def _outputs(runs: Sequence[Run], group: str) -> list[Block]:
     for found, of_task in sources:
       outputs = (of_task or {}).get('per_output')
       for output, values in outputs.items() if isinstance(outputs, dict) else ():
-        metric = metric or main_of_output(task.main_metric, values)
+        metric = metric or (plain(task.main_metric) if plain(task.main_metric) in values else next(iter(values), ''))
         found |= {output: value} if (value := score(values, metric)) is not None else {}  # pyright: ignore
   names = list(dict.fromkeys(output for values in scores.values() for output in values))
   if len(names) < 2:

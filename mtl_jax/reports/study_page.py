@@ -12,9 +12,8 @@ from mtl_jax.reports import curves, figures, page, pictures, verdicts
 from mtl_jax.reports.charts import Curve, Side
 from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Column, Fold, Heading, Pairs, Text, folded, table
-from mtl_jax.studies import arms, record
-from mtl_jax.studies.record import Record
-from mtl_jax.studies.result_store import ResultStore
+from mtl_jax.studies import arms
+from mtl_jax.studies.results import Record, ResultStore, read_record
 
 MAX_OPEN_ARMS = 5  # With more arms than these, each but the table of all is folded away.
 MAX_PICTURED = 6  # Tasks.
@@ -32,7 +31,7 @@ def write_report(study: Mapping[str, Any], directory: Path, *, show_pictures: bo
 
   With `show_pictures` also the test images with the greatest errors, which may be photos of real people.
   """
-  kept, plots = record.read(directory, study), directory / 'plots'
+  kept, plots = read_record(directory, study), directory / 'plots'
   sides = [Side(arm, number) for number, arm in enumerate(study['arms'])]
   body: list[Block] = [Text(note, 'note') for note in _notes(study, kept)]
   body += verdicts.all_arms(study)
@@ -137,9 +136,11 @@ def _pictures(directory: Path, kept: Record, sides: Sequence[Side]) -> list[Bloc
   ]
   for task in kept.tasks[:MAX_PICTURED]:
     found: dict[Side, list[np.ndarray]] = {}
+    shapes = {task.name: (len(test), *task.prediction_shape)}
     for side in ordered:
-      tested = [results.get(program, one.replica) for program, those in kept.tested[side.name].items() for one in those]
-      if values := [result.predictions[task.name] for result in tested if task.name in result.predictions]:
+      tested = [(program, replica) for program, those in kept.tested[side.name].items() for replica in those]
+      values = [own[task.name] for one in tested if (own := results.predictions(*one, shapes))]
+      if values:
         found[side] = values
     if sides[1] in found:
       body += pictures.of_task(task, test, found, worst=True)

@@ -2,25 +2,35 @@
 
 import dataclasses
 import logging
+import math
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import msgspec
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from mtl_jax.errors import CheckpointError, UserError, one_line
-from mtl_jax.platform import address, processes
+from mtl_jax.platform import address, atomic_write, json_file, processes
 from mtl_jax.run import digests
 from mtl_jax.run.state import TrainState
 
 SAVING = 'async_save'  # The name of Orbax's thread that waits for the files of a save.
+ANOTHER = 'it is damaged; name another --step, or delete its folder'
 AS_IT_WAS = 'what was saved before is as it was: make room or mend the folder, and the same command goes on from there'
 FORMAT = 1  # Of what a checkpoint holds; a reader refuses any other.
+MEANING = ('kind', 'name', 'labels', 'classes', 'mirrored')  # Fields of a task that decide what its outputs stand for.
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class OtherModelError(CheckpointError):
+  """A checkpoint holds other arrays than a configuration makes, or other labels than it names."""
 
 
 @dataclasses.dataclass
@@ -38,18 +48,18 @@ class TrainProgress:
     left_out: steps whose update was left out, as they were not finite.
   """
 
-  step: int = 0
+  step: Count = 0
   spent: dict[str, float] = dataclasses.field(default_factory=dict)
-  best_step: int = 0
+  best_step: Count = 0
   best_score: float = 0.0
-  evaluations_since_best: int = 0
+  evaluations_since_best: Count = 0
   stopped_early: bool = False
-  passed_over: list[int] = dataclasses.field(default_factory=list)
-  left_out: int = 0
+  passed_over: list[Count] = dataclasses.field(default_factory=list)
+  left_out: Count = 0
 
   def saw(self, score: float) -> bool:
-    """Takes in a validation score; True if it is the best so far."""
-    better = self.best_step == 0 or score > self.best_score
+    """Takes in a validation score; True if it is the best so far, which one that is not finite never is."""
+    better = math.isfinite(score) and (self.best_step == 0 or score > self.best_score)
     if better:
       self.best_step, self.best_score = self.step, score
     self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
@@ -59,10 +69,21 @@ class TrainProgress:
 class Checkpoints:
   """The checkpoints of one working directory, `checkpoints/<step>/`."""
 
-  def __init__(self, workdir: Path):
+  def __init__(self, workdir: Path, *, data: dict[str, Any] | None = None):
+    """Opens them.
+
+    Args:
+      workdir: the directory.
+      data: the facts that give the outputs their meaning, as JSON; kept with every save. See `workdir.DataFacts`.
+
+    Raises:
+      CheckpointError: where they cannot be opened.
+    """
+    self._data = data
     logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
     self._local = address.is_local(workdir)
     self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
+    atomic_write.refuse_link(self.directory)
     best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
     options = ocp.CheckpointManagerOptions(
@@ -84,7 +105,7 @@ class Checkpoints:
       return
     if self._local and not self.directory.is_dir():
       raise CheckpointError(f'{self.directory} has vanished, so step {progress.step} cannot be saved; bring it back')
-    fields = {'format': FORMAT, **dataclasses.asdict(progress)}
+    fields = {'format': FORMAT, 'data': self._data, **dataclasses.asdict(progress)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
     metrics = {'score': progress.best_score} if progress.best_step == progress.step else None
     with self._one_line('be saved'):
@@ -101,22 +122,24 @@ class Checkpoints:
       step: a step that was saved.
 
     Raises:
-      CheckpointError: for a step that was not saved, or a checkpoint of another version or model.
+      OtherModelError: for a checkpoint of another model, optimizer or labels.
+      CheckpointError: for a step that was not saved, or a checkpoint of another version.
     """
     self.wait()  # A save under way is no checkpoint yet.
     step = self._choose(step)
     if step is None:
       return None
-    progress = self.progress(step)
-    try:
+    place, progress, data = self.directory / str(step), self.progress(step), self.data(step)
+    if data and self._data and _meaning(data) != _meaning(self._data):
+      raise OtherModelError(f'{place}: has learned other tasks, labels or classes than the configuration and data name')
+    with self._one_line('be restored', advice=ANOTHER):
+      saved = _shapes(ocp.StandardCheckpointHandler().metadata(place / 'state').tree)  # pyright: ignore
+      wanted = _shapes(like)
+      if different := [name for name in sorted(saved | wanted, reverse=True) if saved.get(name) != wanted.get(name)]:
+        shapes = (shapes.get(different[0], 'not there') for shapes in (saved, wanted))
+        raise OtherModelError(f'{place}: {different[0]} is {" in it, but ".join(map(str, shapes))} here')
       args = ocp.args.Composite(state=ocp.args.StandardRestore(like))  # pyright: ignore
       return self._manager.restore(step, args=args)['state'], progress
-    except (ValueError, KeyError, TypeError, OSError) as error:
-      reason = one_line(error)[:300]
-      raise CheckpointError(
-        f'{self.directory / str(step)}: cannot be restored into this model: config.json beside it is not the one that '
-        f'trained it, or this is another version than dataset.json names ({reason})'
-      ) from error
 
   def check(self, step: int) -> None:
     """Raises CheckpointError for a step that is not, byte for byte, as it was saved, or was not saved.
@@ -133,16 +156,23 @@ class Checkpoints:
     step = self._choose(step)
     if step is None:
       raise CheckpointError(f'{self.directory.parent} holds no checkpoint; start with: mtl-jax train --workdir')
-    args = ocp.args.Composite(clock=ocp.args.JsonRestore())  # pyright: ignore
-    fields: dict[str, Any] = dict(self._manager.restore(step, args=args)['clock'])
-    version = fields.pop('format', None)
-    fields.pop('seconds', None)  # Of runs that began before there was `spent`.
-    if version != FORMAT:
+    path, fields = self._clock(step)
+    if fields.get('format') != FORMAT:
       raise CheckpointError(
-        f'{self.directory / str(step)} has format {version}; this version reads format {FORMAT}: use the version of '
-        'mtl-jax that dataset.json beside it names, or train anew in another --workdir'
+        f'{path.parent.parent} has format {fields.get("format")}; this version reads format {FORMAT}: use the version '
+        'of mtl-jax that dataset.json beside it names, or train anew in another --workdir'
       )
-    return TrainProgress(**fields)
+    return json_file.convert(fields, TrainProgress, place=path, advice=ANOTHER)
+
+  def data(self, step: int) -> dict[str, Any] | None:
+    """The facts that were kept with a step; None of an earlier version's."""
+    path, fields = self._clock(step)
+    found = fields.get('data')
+    return found and json_file.convert(found, json_file.Fields, place=path, advice=ANOTHER)
+
+  def _clock(self, step: int) -> tuple[Path, dict[str, Any]]:
+    path = self.directory / str(step) / 'clock' / 'metadata'  # As Orbax names the file.
+    return path, json_file.read(path, json_file.Fields, advice=ANOTHER)
 
   def steps(self) -> list[int]:
     """The saved steps, in order."""
@@ -168,20 +198,31 @@ class Checkpoints:
       self._manager.close()
 
   @contextmanager
-  def _one_line(self, what: str) -> Iterator[None]:
+  def _one_line(self, what: str, *, advice: str = AS_IT_WAS) -> Iterator[None]:
     """Turns the exceptions of Orbax and of the file system into one of ours."""
     try:
       yield
     except UserError:
       raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-      raise CheckpointError(f'{self.directory}: cannot {what}: {_reason(error)}; {AS_IT_WAS}') from error
+      raise CheckpointError(f'{self.directory}: cannot {what}: {_reason(error)}; {advice}') from error
 
 
 def _reason(error: BaseException) -> str:
   """Without the places in TensorStore's sources, and without the middle if it is long: the end says what failed."""
   text = re.sub(r'\s*\[source locations=.*', '', one_line(error))
   return text if len(text) <= 260 else f'{text[:120]} ... {text[-120:]}'
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """The shapes of a tree's arrays by their paths, of a state and of Orbax's metadata alike."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _meaning(data: dict[str, Any]) -> bytes:
+  tasks = json_file.convert(data.get('tasks'), list[json_file.Fields], place='the checkpoint', advice=ANOTHER)
+  return msgspec.json.encode([[task.get(field) for field in MEANING] for task in tasks])
 
 
 def _score(metrics: dict[str, float]) -> float:

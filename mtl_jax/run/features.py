@@ -26,7 +26,7 @@ from mtl_jax.data.store import derived
 from mtl_jax.data.store.images import Images
 from mtl_jax.errors import DataError, Interrupted
 from mtl_jax.models import multitask
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.platform import address, file_lock, processes, sharding
 from mtl_jax.platform.progress_bar import bar
 
@@ -50,7 +50,7 @@ class FeatureCache:
   """
 
   config: ConfigDict
-  model: MultiTaskModel
+  model: Network
   variables: Mapping[str, Any]
   checksum: str
   mesh: Mesh
@@ -151,7 +151,7 @@ class FeatureCache:
   @functools.cached_property
   def _compiled(self) -> Callable[[Any, Any], jax.Array]:
     def outputs(variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
-      return self.model.frozen.apply(variables, network_input(images), train=False)  # pyright: ignore
+      return self.model.encode_frozen(variables, network_input(images))
 
     return jax.jit(outputs, out_shardings=sharding.replicated(self.mesh))
 
@@ -182,7 +182,7 @@ def _opened(folder: Path, made_of: dict[str, Any]) -> Images | None:
   """Opens what is kept there; None where nothing is, or, with a line in the log, where it is damaged."""
   try:
     return derived.open_rows(folder, made_of) if folder.exists() else None
-  except (DataError, OSError, ValueError, LookupError, TypeError) as error:
+  except DataError as error:
     log.warning('warning: features are computed anew, for those that were kept are damaged: %s', error)
     return None
 

@@ -1,19 +1,19 @@
 """Goodput: every second of a run under the heading of what it went into, over all restarts."""
 
 import contextlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypedDict, TypeVar, cast
 
 import jax
+import msgspec
 
 from mtl_jax.errors import CheckpointError
-from mtl_jax.platform import address
+from mtl_jax.platform import address, json_file
 from mtl_jax.run import workdir
 
 log = logging.getLogger('mtl_jax')
@@ -128,11 +128,8 @@ class Goodput:
     Raises:
       CheckpointError: if the workdir has vanished.
     """
-    local = address.is_local(directory)
-    every_secs = WRITE_EVERY_SECS if local else UPLOAD_EVERY_SECS
+    every_secs = WRITE_EVERY_SECS if address.is_local(directory) else UPLOAD_EVERY_SECS
     if jax.process_index() == 0 and (always or time.monotonic() - self._written > every_secs):
-      if local and not directory.is_dir():  # Which writing would make anew.
-        raise CheckpointError(f'--workdir: {directory} has vanished; bring it back, and the same command goes on')
       workdir.write_json(directory / FILE, {'step': step, 'spent': self.now()})
       self._written, self._step = time.monotonic(), step
 
@@ -146,13 +143,19 @@ class Goodput:
       log.info(text(self.now()))
 
 
-def read(directory: Path) -> dict[str, Any] | None:
+class Accounts(TypedDict):
+  """The content of goodput.json."""
+
+  step: Annotated[int, msgspec.Meta(ge=0)]
+  spent: dict[str, float]
+
+
+def read(directory: Path) -> Accounts | None:
   """Reads what `write` wrote; None if there is none, or it is not as it was written."""
   try:
-    written = json.loads((directory / FILE).read_text())
-    total = sum(written['spent'].values())
-    return written if total >= 0 and written['step'] >= 0 and set(written['spent']) == set(HEADINGS) else None
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    written = json_file.read(directory / FILE, Accounts, advice='it is written anew')
+    return written if set(written['spent']) == set(HEADINGS) and sum(written['spent'].values()) >= 0 else None
+  except CheckpointError:
     return None
 
 

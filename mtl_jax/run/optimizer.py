@@ -1,11 +1,18 @@
 """Learning-rate schedules and the optax chain that a config asks for."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 from jaxtyping import ArrayLike
 from ml_collections import ConfigDict
+
+from mtl_jax.config import choose, parts
+from mtl_jax.errors import ConfigError, one_line
+
+FIELD, OPTIONS = 'config.optimizer.name', 'config.optimizer.options'
 
 
 def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Schedule:
@@ -26,17 +33,46 @@ def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Sche
 
 
 def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -> optax.GradientTransformation:
-  """Clipping, then the optimizer with its schedule (see there for `learning_rate`); kernels alone decay."""
-  options = config.optimizer
-  rate = schedule(config, peak=learning_rate)
-  chain = [optax.clip_by_global_norm(options.clip_norm)] if options.clip_norm else []
-  if options.name == 'adamw':
-    return optax.chain(*chain, optax.adamw(rate, weight_decay=options.weight_decay, mask=is_kernel))
-  if options.weight_decay:
-    chain.append(optax.add_decayed_weights(options.weight_decay, mask=is_kernel))
-  if options.name == 'adam':
-    return optax.chain(*chain, optax.adam(rate))
-  return optax.chain(*chain, optax.sgd(rate, momentum=options.momentum, nesterov=options.momentum > 0))
+  """Clipping, then the optimizer with its schedule (see there for `learning_rate`); kernels alone decay.
+
+  Raises:
+    ConfigError: for an unknown optimizer, or an option that it has not.
+  """
+  settings = config.optimizer
+  make = parts.find(settings.name, optimizers(), field=FIELD)
+  known = inspect.signature(make).parameters
+  given: dict[str, Any] = dict(settings.options)
+  if settings.name == 'sgd':
+    given = {'momentum': settings.momentum, 'nesterov': settings.momentum > 0} | given
+  for option in given:
+    choose(option, [name for name in known if name != 'learning_rate'], field=f'{OPTIONS} of {settings.name!r}')
+  chain = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+  if {'weight_decay', 'mask'} <= known.keys():
+    given |= {'weight_decay': settings.weight_decay, 'mask': is_kernel}
+  elif settings.weight_decay:
+    chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
+  try:
+    made = make(learning_rate=schedule(config, peak=learning_rate), **given)
+  except (TypeError, ValueError) as error:
+    raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error
+  if not isinstance(made, optax.GradientTransformation):
+    raise ConfigError(f'{FIELD}: {settings.name} gave {type(made).__name__}, not an optax.GradientTransformation')
+  return optax.chain(*chain, made)
+
+
+def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
+  """Optax's optimizers by name: those that take a schedule, and update by gradients and parameters alone."""
+  found = inspect.getmembers(optax, inspect.isfunction)
+  return {
+    name: make
+    for name, make in found
+    if 'learning_rate' in inspect.signature(make).parameters
+    and not name.startswith(('_', 'scale_by'))
+    and name not in OTHER
+  }
+
+
+OTHER = ('lbfgs', 'noisy_sgd', 'optimistic_adam', 'rprop', 'sm3')  # They need more, or take no schedule.
 
 
 def is_kernel(params: optax.Params) -> optax.Params:

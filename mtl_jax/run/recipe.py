@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mtl_jax.models import multitask, pretrained
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.objectives import Objective, loss_terms, options
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState, init_state
@@ -19,7 +19,7 @@ from mtl_jax.tasks import LabelStats, Task
 class Recipe(NamedTuple):
   """The parts that `init_state` and `train_step` must be given alike."""
 
-  model: MultiTaskModel
+  model: Network
   tx: optax.GradientTransformation
   objective: Objective
   ema_decay: float

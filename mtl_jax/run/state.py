@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Int32
 
 from mtl_jax.models import pretrained
-from mtl_jax.models.multitask import split
+from mtl_jax.models.network import Network, split
 from mtl_jax.objectives import Objective
 from mtl_jax.tasks import LabelStats
 
@@ -44,7 +43,7 @@ class TrainState(struct.PyTreeNode):
 def init_state(
   seed: int,
   *,
-  model: nn.Module,
+  model: Network,
   tx: optax.GradientTransformation,
   objective: Objective,
   label_stats: Mapping[str, LabelStats],
@@ -61,7 +60,7 @@ def init_state(
     pretrained_weights: variables of the backbone, which every copy of it starts from.
   """
   images = jnp.zeros((1, *input_shape), jnp.float32)
-  variables = model.init(jax.random.key(seed), images, train=False)
+  variables = model.init(jax.random.key(seed), images)
   if pretrained_weights is not None:
     variables = pretrained.place(variables, pretrained_weights)
   learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}

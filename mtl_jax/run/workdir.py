@@ -1,18 +1,21 @@
 """A working directory: the configuration and data facts that rebuild its model, and the model restored from it."""
 
+import csv
 import dataclasses
+import io
 import json
 import logging
 import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypedDict
 
 import jax
+import msgspec
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,10 +24,10 @@ from mtl_jax import config as configs
 from mtl_jax import tasks
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
-from mtl_jax.errors import CheckpointError, LauncherError, UserError, one_line
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.errors import CheckpointError, LauncherError, UserError
+from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
-from mtl_jax.platform import address, atomic_write, file_lock, processes, sharding
+from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
 from mtl_jax.platform.address import local_path
 from mtl_jax.run import checkpoint, recipe
 from mtl_jax.run.checkpoint import Checkpoints
@@ -34,9 +37,21 @@ log = logging.getLogger('mtl_jax')
 
 # Where each kind of run keeps what it has done, and the verb that makes it.
 KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
+ANOTHER = 'bring it back as it was, or train in another --workdir'
 LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
 HOLDER = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
 SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
+
+
+Side = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+
+
+class _Facts(TypedDict):
+  """What `DataFacts.to_json` writes."""
+
+  image_size: tuple[Side, Side]
+  tasks: list[json_file.Fields]
+  checksum: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +73,16 @@ class DataFacts:
     return cls(store.image_size, store.tasks, store.checksum)
 
   def to_json(self) -> dict[str, Any]:
-    described = [task.to_json() for task in self.tasks]
-    return {'image_size': list(self.image_size), 'tasks': described, 'checksum': self.checksum}
+    return {**vars(self), 'tasks': [task.to_json() for task in self.tasks]}
 
   @classmethod
-  def from_json(cls, value: dict[str, Any]) -> 'DataFacts':
-    described = tuple(tasks.from_json(task) for task in value['tasks'])
-    return cls(tuple(value['image_size']), described, value['checksum'])
+  def from_json(cls, value: dict[str, Any], *, place: Path, advice: str) -> 'DataFacts':
+    """The facts `to_json` wrote. Raises UserError, which names the place, for what is none."""
+    found = json_file.convert(value, _Facts, place=place, advice=advice)
+    try:
+      return cls(found['image_size'], tuple(map(tasks.from_json, found['tasks'])), found['checksum'])
+    except (TypeError, ValueError, UserError) as error:
+      raise CheckpointError(f'{place} is not as it was written: {error}; {advice}') from error
 
   def selected(self, config: ConfigDict) -> tuple[Task, ...]:
     """The tasks that the config learns. ConfigError for one, or a weight or head of one, that is not in the data."""
@@ -187,7 +205,7 @@ def check_kind(workdir: Path, holds: str) -> None:
 
 def check_resumable(
   workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
-) -> None:
+) -> list[str]:
   """Raises CheckpointError if the directory holds a run of another configuration or of other data.
 
   The data may have moved: their checksum counts, not their place. A run that was refused or stopped before anything
@@ -199,19 +217,24 @@ def check_resumable(
     facts: of the data.
     holds: the folder in which this kind of run keeps what it has done, of KEPT.
     allow_config_change: whether another configuration, or other data, will do.
+
+  Returns:
+    The fields that differ, where they may, in words.
   """
-  path = workdir / 'config.json'
-  if path.exists() and _keeps(workdir, holds) and not allow_config_change:
-    old_config, old_facts = read(workdir)
-    old, new = configs.to_json(old_config), configs.to_json(config)
-    if changed := list(configs.differences(old, new, ignore=configs.RESUMABLE)):
-      raise CheckpointError(
-        f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
-        'Take another --workdir, or go on with --allow_config_change'
-      )
-    if old_facts != facts:
-      place = config.data.dir or ', '.join(config.data.dirs)
-      raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
+  if not ((workdir / 'config.json').exists() and _keeps(workdir, holds)):
+    return []
+  old_config, old_facts = read(workdir)
+  old, new = configs.to_json(old_config), configs.to_json(config)
+  changed = list(configs.differences(old, new, ignore=configs.RESUMABLE))
+  if changed and not allow_config_change:
+    raise CheckpointError(
+      f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
+      'Take another --workdir, or go on with --allow_config_change'
+    )
+  if old_facts != facts and not allow_config_change:
+    place = config.data.dir or ', '.join(config.data.dirs)
+    raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
+  return changed
 
 
 def _keeps(workdir: Path, folder: str) -> bool:
@@ -227,24 +250,32 @@ def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
 
 def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
   """The configuration and data facts of a run."""
-  config = _read_json(workdir / 'config.json')
-  facts = _read_json(workdir / 'dataset.json')
+  places = workdir / 'config.json', workdir / 'dataset.json'
+  for place in places:
+    if not place.exists():
+      raise CheckpointError(f'--workdir: {workdir} holds no run: {place.name} is missing')
+  config, facts = (json_file.read(place, json_file.Fields, advice=ANOTHER) for place in places)
+  version = facts.get('mtl_jax')
+  advice = ANOTHER if version in (None, mtl_jax.__version__) else f'install what wrote it: mtl_jax=={version}'
+  found = DataFacts.from_json(facts, place=places[1], advice=advice)
   try:
-    return configs.from_json(config), DataFacts.from_json(facts)
-  except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
-    reason = f'{type(error).__name__}: {one_line(error)}'
-    version = facts.get('mtl_jax') if isinstance(facts, dict) else None
-    if version not in (None, mtl_jax.__version__):
-      raise CheckpointError(
-        f'{workdir} was written by mtl-jax {version}, and this is {mtl_jax.__version__}, which cannot read it '
-        f'({reason}); install that version: pip install mtl_jax=={version}'
-      ) from error
-    raise CheckpointError(f'{workdir}: config.json or dataset.json is not as it was written ({reason})') from error
+    return configs.from_json(config), found
+  except UserError as error:
+    raise CheckpointError(f'{places[0]} is not as it was written: {error}; {advice}') from error
 
 
-def write_json(path: Path, value: Any) -> None:
-  """Writes a file of a run, whole or not at all; its folder is made if need be."""
-  atomic_write.write(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+def write_json(path: Path, value: Any, *, root: Path | None = None) -> None:
+  """Writes a file of a run; see `atomic_write` for `root`."""
+  atomic_write.write(path, json.dumps(value, indent=2, allow_nan=False) + '\n', root=root)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes a table, whole or not at all, whose columns are the fields of the first row."""
+  content = io.StringIO(newline='')
+  writer = csv.DictWriter(content, list(rows[0]))
+  writer.writeheader()
+  writer.writerows(rows)
+  atomic_write.write(path, content.getvalue())
 
 
 def provenance(store: DataSet) -> dict[str, Any]:
@@ -255,15 +286,6 @@ def provenance(store: DataSet) -> dict[str, Any]:
     'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
     'date': time.strftime('%Y-%m-%d'),
   }
-
-
-def _read_json(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise CheckpointError(f'--workdir: {path.parent} holds no run: {path.name} is missing') from None
-  except (OSError, ValueError) as error:
-    raise CheckpointError(f'{path} cannot be read: {one_line(error)}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,12 +299,15 @@ class TrainedModel:
 
   config: ConfigDict
   facts: DataFacts
-  tasks: tuple[Task, ...]
-  model: MultiTaskModel
+  model: Network
   mesh: Mesh
   step: int
   variables: Mapping[str, Any]
   label_stats: Mapping[str, LabelStats]
+
+  @property
+  def tasks(self) -> tuple[Task, ...]:
+    return self.facts.tasks
 
 
 def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
@@ -291,23 +316,32 @@ def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
   if not (workdir / 'checkpoints').is_dir():
     check_kind(workdir, 'checkpoints')
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
-  chosen = facts.selected(config)
-  made, mesh = recipe.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
-  label_stats = {task.name: task.empty_stats() for task in chosen}
-  make_state = recipe.state_maker(made, config, chosen, label_stats=label_stats, image_size=facts.image_size)
+  facts = dataclasses.replace(facts, tasks=facts.selected(config))
   checkpoints = Checkpoints(workdir)
   try:
     if step is None:
       progress = checkpoints.progress()
+      checkpoints.check(progress.step)
       step = progress.best_step or progress.step
     checkpoints.check(step)
+    if kept := checkpoints.data(step):  # Which nobody can have changed unnoticed.
+      own = DataFacts.from_json(kept, place=workdir / 'checkpoints' / str(step), advice=checkpoint.ANOTHER)
+      if own != facts:
+        log.warning(
+          'warning: %s: dataset.json or config.json is not of step %d, whose own facts are taken', workdir, step
+        )
+      facts = own
+    chosen = facts.tasks
+    made, mesh = recipe.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
+    label_stats = {task.name: task.empty_stats() for task in chosen}
+    make_state = recipe.state_maker(made, config, chosen, label_stats=label_stats, image_size=facts.image_size)
     like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
     restored = checkpoints.restore(like, step=step)
   finally:
     checkpoints.close()
   assert restored is not None  # A step that is not there has raised.
   state = restored[0]
-  return TrainedModel(config, facts, chosen, made.model, mesh, step, state.eval_variables, state.label_stats)
+  return TrainedModel(config, facts, made.model, mesh, step, state.eval_variables, state.label_stats)
 
 
 def _model_devices(config: ConfigDict) -> int:

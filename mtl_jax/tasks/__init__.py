@@ -4,10 +4,10 @@ To add a task, a data set's reader makes a value of one of these classes; to add
 class in `KINDS`. Its metrics are a file of `mtl_jax/metrics/`, or of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.errors import ConfigError, DataError, one_line
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks.binary import BinaryTask
 from mtl_jax.tasks.categorical import CategoricalTask
@@ -32,7 +32,6 @@ __all__ = [
   'find_metric',
   'from_json',
   'higher_is_better',
-  'main_of_output',
   'plain',
   'select',
 ]
@@ -55,11 +54,6 @@ def find_metric(name: str) -> Metric | None:
   return METRICS.get(name) or METRICS.get(_MACRO + name)
 
 
-def main_of_output(main_metric: str, metrics: Mapping[str, Any]) -> str:
-  """The metric of a task's output that is shown: the task's own main metric if outputs have it, or else their first."""
-  return plain(main_metric) if plain(main_metric) in metrics else next(iter(metrics))
-
-
 def higher_is_better(metric: str) -> bool:
   """The direction of a metric by its name in the eval JSON; upwards for an unknown one."""
   found = find_metric(metric)
@@ -67,11 +61,15 @@ def higher_is_better(metric: str) -> bool:
 
 
 def from_json(value: dict[str, Any]) -> Task:
-  """The task that `Task.to_json` wrote."""
+  """The task that `Task.to_json` wrote. Raises DataError for any other value."""
+  kind = value.get('kind') if isinstance(value, dict) else None
+  if not (isinstance(kind, str) and kind in KINDS):
+    raise DataError(f'unknown kind of task {kind!r:.60}; this version knows {", ".join(KINDS)}')
   fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != 'kind'}
-  if value.get('kind') not in KINDS:
-    raise DataError(f'unknown kind of task {value.get("kind")!r}; this version knows {", ".join(KINDS)}')
-  return KINDS[value['kind']](**fields)
+  try:
+    return KINDS[kind](**fields)
+  except (TypeError, ValueError) as error:
+    raise DataError(f'no task is {value!r:.60}: {one_line(error)}') from error
 
 
 def select(

@@ -24,6 +24,7 @@ class BinaryTask(Task):
   discrete: ClassVar[bool] = True
 
   def check(self, labels):
+    super().check(labels)
     for name, label in zip(self.labels, labels, strict=True):
       if not (np.isnan(label) or label in (0, 1)):
         raise ValueError(f'{name} is {label:g}, not 0 or 1')

@@ -10,7 +10,7 @@ import numpy as np
 from mtl_jax.metrics.categorical import METRICS, categorical
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks import losses
-from mtl_jax.tasks.task import Task
+from mtl_jax.tasks.task import Task, require_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,10 @@ class CategoricalTask(Task):
   unit: ClassVar[str] = 'probability of the class'
   discrete: ClassVar[bool] = True
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_classes(self)
+
   @property
   def num_outputs(self) -> int:
     return len(self.classes)
@@ -35,6 +39,7 @@ class CategoricalTask(Task):
     return self.classes
 
   def check(self, labels):
+    super().check(labels)
     for name, label in zip(self.labels, labels, strict=True):
       if not (np.isnan(label) or label in range(len(self.classes))):
         raise ValueError(f'{name} is {label:g}, not the number of a class, from 0 to {len(self.classes) - 1}')

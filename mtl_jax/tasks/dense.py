@@ -13,7 +13,7 @@ from PIL import Image
 from mtl_jax.errors import DataError
 from mtl_jax.metrics.dense import METRICS, dense
 from mtl_jax.metrics.metric import Metric
-from mtl_jax.tasks.task import LabelStats, Task
+from mtl_jax.tasks.task import LabelStats, Task, require_classes
 
 OPACITY = 120  # Of a mask laid over a picture, of 255.
 _MISSING = 255
@@ -38,6 +38,12 @@ class DenseTask(Task):
   dense: ClassVar[bool] = True
   label_dtype: ClassVar[type[np.generic]] = np.uint8
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_classes(self, most=_MISSING)
+    if not (isinstance(self.size, tuple) and len(self.size) == 2 and all(type(s) is int and s >= 0 for s in self.size)):
+      raise ValueError(f'the size of task {self.name!r} must be height and width, not {self.size!r:.60}')
+
   @property
   def label_shape(self):
     return self.size
@@ -58,6 +64,8 @@ class DenseTask(Task):
     return dataclasses.replace(self, size=(height, width))
 
   def check(self, labels):
+    if labels.ndim != 2:
+      raise ValueError(f'a map has height and width, not shape {labels.shape}')
     if not (np.isnan(labels) | np.isin(labels, np.arange(len(self.classes)))).all():
       raise ValueError(f'a pixel is of no class; they are 0 to {len(self.classes) - 1}')
 

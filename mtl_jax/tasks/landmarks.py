@@ -1,6 +1,7 @@
 """Tasks of points in the image."""
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from mtl_jax.metrics.landmarks import METRICS, landmarks
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks import losses
 from mtl_jax.tasks.task import Task
+
+SIDES = {'left': 'right', 'right': 'left'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,16 @@ class LandmarkTask(Task):
   standardized: ClassVar[bool] = True
   coordinates: ClassVar[bool] = True
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    points = self.points
+    if self.labels != tuple(f'{point}_{axis}' for point in points for axis in 'xy'):
+      raise ValueError(f'the labels of task {self.name!r} must be POINT_x and POINT_y in turn, not {self.labels!r:.60}')
+    for point in points:
+      for side, other in SIDES.items():
+        if point.startswith(side) and other + point.removeprefix(side) not in points:
+          raise ValueError(f'{point[:40]!r} needs its {other} partner, since images are mirrored')
+
   @property
   def points(self) -> tuple[str, ...]:
     """Names of the points, half as many as labels."""
@@ -33,13 +46,8 @@ class LandmarkTask(Task):
   @property
   def mirrored(self) -> tuple[int, ...]:
     """The column that each label column comes from when the image is mirrored: left and right swap."""
-    swap = {'left': 'right', 'right': 'left'}
-    columns = []
-    for label in self.labels:
-      side = next((s for s in swap if label.startswith(s)), '')
-      partner = swap[side] + label.removeprefix(side) if side else label
-      columns.append(self.labels.index(partner))
-    return tuple(columns)
+    swapped = [re.sub('^(left|right)', lambda side: SIDES[side[0]], label) for label in self.labels]
+    return tuple(map(self.labels.index, swapped))
 
   def loss(self, outputs, targets):
     return losses.COORDINATE_LOSSES[self.coordinate_loss](outputs, targets)

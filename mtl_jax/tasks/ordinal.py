@@ -10,7 +10,7 @@ import numpy as np
 
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.metrics.ordinal import METRICS, median, ordinal
-from mtl_jax.tasks.task import Task
+from mtl_jax.tasks.task import Task, require_classes
 
 LEAST_GAP = 1e-3  # Between successive thresholds, in logits, so that no bin's likelihood is 0.
 
@@ -32,6 +32,10 @@ class OrdinalTask(Task):
   discrete: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
+    super().__post_init__()
+    require_classes(self)
+    if not (isinstance(self.edges, tuple) and all(isinstance(edge, int | float) for edge in self.edges)):
+      raise ValueError(f'the edges of task {self.name!r} must be a tuple of numbers, not {self.edges!r:.60}')
     rising = all(a < b for a, b in itertools.pairwise(self.edges))
     if self.edges and not (rising and len(self.edges) == len(self.classes) - 1):
       raise ValueError(f'{len(self.classes)} bins need {len(self.classes) - 1} rising edges, not {self.edges}')

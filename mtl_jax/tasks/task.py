@@ -1,6 +1,7 @@
 """The contract of tasks: a label's outputs, its loss, its metrics, and how it moves when the image does."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.kinds import shown
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.metrics.metric import Metric
 
@@ -67,6 +69,12 @@ class Task:
   coordinates: ClassVar[bool] = False  # Outputs are x and y of points in turn, which spatial heads can give.
   unit: ClassVar[str] = ''  # Of the predictions, for those who get them as an array.
 
+  def __post_init__(self) -> None:
+    """Raises ValueError for a task that cannot be."""
+    if not (isinstance(self.name, str) and self.group.isidentifier()):
+      raise ValueError(f'the task {shown(self.name)} must be named by letters, digits and _')
+    require_names(self.labels, f'the labels of task {self.name!r}')
+
   def __init_subclass__(cls) -> None:
     cls.main_metric = cls.measures[0].name
     cls.shown = tuple(metric.name for metric in cls.measures if metric.shown)
@@ -111,6 +119,8 @@ class Task:
 
   def check(self, labels: np.ndarray) -> None:
     """Raises ValueError for labels `[k]` that no source may state; NaN says that a label is missing."""
+    if labels.shape != self.label_shape:
+      raise ValueError(f'{labels.size} labels, not {len(self.labels)}')
     if np.isinf(labels).any():
       raise ValueError('a label is infinite')
 
@@ -196,7 +206,25 @@ class Task:
       choose(label, self.labels, field=field)
       if label in labels[:i]:
         raise ConfigError(f'{field}: {label!r} is named twice')
-    return dataclasses.replace(self, labels=tuple(labels), name=name or self.name)
+    try:
+      return dataclasses.replace(self, labels=tuple(labels), name=name or self.name)
+    except ValueError as error:
+      raise ConfigError(f'{field}: {error}') from error
+
+  def numbers_of(self, other: 'Task') -> list[int]:
+    """This task's number of each class of the same task in another set; empty where labels are no classes.
+
+    Raises:
+      ValueError: where the other's labels mean something else.
+    """
+    if other.kind != self.kind:
+      raise ValueError(f'is {other.kind}, not {self.kind}')
+    own, theirs = (getattr(task, 'classes', ()) for task in (self, other))
+    if sorted(own) != sorted(theirs):
+      raise ValueError(f'has the classes {", ".join(theirs)}, not {", ".join(own)}')
+    if getattr(self, 'edges', ()) != getattr(other, 'edges', ()):
+      raise ValueError('has bins with other edges')
+    return [own.index(name) for name in theirs]
 
   def with_coordinate_loss(self, name: str) -> 'Task':
     """The same task, learned by one of `losses.COORDINATE_LOSSES` if it is one of coordinates."""
@@ -205,3 +233,29 @@ class Task:
 
   def to_json(self) -> dict[str, Any]:
     return {'kind': self.kind, **dataclasses.asdict(self)}
+
+
+def require_names(names: Any, what: str, *, least: int = 1, most: float = math.inf) -> None:
+  """Raises ValueError, which says what they are, for anything but a tuple of so many different names."""
+  if not (isinstance(names, tuple) and all(isinstance(name, str) and name.isprintable() and name for name in names)):
+    raise ValueError(f'{what} must be a tuple of names, not {shown(names)}')
+  if len(set(names)) < len(names) or not least <= len(names) <= most:
+    number = f'at least {least}' if most == math.inf else f'{least}' if most == least else f'{least} to {most:g}'
+    raise ValueError(f'{what} must be different names, {number}, not {shown(names)}')
+
+
+def require_classes(task: Any, *, most: float = math.inf) -> None:
+  """Raises ValueError where a task of one choice has not one label, or its classes or mirrored ones are wrong."""
+  require_names(task.labels, f'the labels of task {task.name!r}', most=1)
+  require_names(task.classes, f'the classes of task {task.name!r}', least=2, most=most)
+  mirrored, numbers = getattr(task, 'mirrored', ()), list(range(len(task.classes)))
+  if mirrored != () and not (
+    isinstance(mirrored, tuple)
+    and all(type(number) is int for number in mirrored)
+    and sorted(mirrored) == numbers
+    and [mirrored[other] for other in mirrored] == numbers
+  ):
+    raise ValueError(
+      f'mirrored of task {task.name!r} must give for each class, 0 to {len(numbers) - 1}, the one that it becomes, '
+      f'which becomes it, not {shown(mirrored)}'
+    )

@@ -17,9 +17,9 @@ from mtl_jax.data.input import balance, resident
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Input, Split
-from mtl_jax.data.input.sampler import Order, interleaved, make_order
+from mtl_jax.data.input.sampler import Sampler, interleaved, make_sampler
 from mtl_jax.evaluation import evaluate
-from mtl_jax.models.multitask import MultiTaskModel
+from mtl_jax.models.network import Network
 from mtl_jax.objectives import matching
 from mtl_jax.platform import memory, sharding, xla
 from mtl_jax.run import optimizer, recipe, workdir
@@ -40,7 +40,7 @@ class Run:
     store: the prepared set, or mixture, of the splits.
     train: what its steps read.
     val: what the best weights are picked on, if there is such a split.
-    make_order: the order of the train split's examples, of a seed.
+    make_sampler: of a seed, the rows that each batch of the train split holds.
     make_state: `init_state`, with all but pretrained_weights bound; to be jitted.
     one_step: `train_step`, with all that is static bound.
   """
@@ -52,16 +52,16 @@ class Run:
   train: Split
   val: Split | None
   label_stats: Mapping[str, LabelStats]
-  make_order: Callable[[int], Order]
-  model: MultiTaskModel
+  make_sampler: Callable[[int], Sampler]
+  model: Network
   settings: gradients.Settings
   make_state: Callable[..., TrainState]
   one_step: Callable[..., tuple[TrainState, Metrics]]
 
   @cached_property
-  def order(self) -> Order:
-    """The order of the run's own seed."""
-    return self.make_order(self.config.train.seed)
+  def sampler(self) -> Sampler:
+    """The sampler of the run's own seed."""
+    return self.make_sampler(self.config.train.seed)
 
   @cached_property
   def schedule(self) -> optax.Schedule:
@@ -99,7 +99,7 @@ class Run:
   def input(self) -> Input:
     """The way of the train split's batches into the compiled step. All processes come here alike."""
     data = self.config.data
-    return resident.train_input(self.train, self.order, self.mesh, mode=data.mode, share=data.resident_share)
+    return resident.train_input(self.train, self.sampler, self.mesh, mode=data.mode, share=data.resident_share)
 
   @cached_property
   def compiled_steps(self) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
@@ -133,8 +133,8 @@ def build(config: ConfigDict, store: DataSet) -> Run:
     train=train,
     val=val,
     label_stats=label_stats,
-    make_order=partial(
-      make_order,
+    make_sampler=partial(
+      make_sampler,
       sizes=train.parts or (len(train),),
       rows=rows,
       groups=balance.groups(config.data, store, seed=config.train.seed),

@@ -21,13 +21,14 @@ def describe(run: Run, progress: TrainProgress) -> None:
   learned, frozen = (cost.num_parameters(variables.get(kind, {})) / 1e6 for kind in ('params', 'frozen'))
   for line in ['parameters:', *cost.parameter_table(variables['params']).splitlines()]:
     log.info(line)
+  flops = cost.flops(run.model.outputs, variables, (height, width, 3))
   log.info(
     '%s: %s, %s, %s an image forward, %dx%d, tasks %s; '
     '%d train and %d validation examples; %d %s device(s), %d process(es)',
     f'resuming at step {progress.step}' if progress.step else 'training',
     config.model.backbone,
     f'{learned:.2f} M parameters' + (f' and {frozen:.2f} M frozen ones' if frozen else ''),
-    cost.forward_flops_text(run.model, variables, run.store.image_size),
+    f'{flops / 1e9:.3g} GFLOPs' if flops else 'FLOPs unknown',
     height,
     width,
     ', '.join(task.name for task in run.tasks),
@@ -37,7 +38,7 @@ def describe(run: Run, progress: TrainProgress) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
-  if run.train.parts:
+  if len(run.train.parts) > 1:
     for part, size, rows in zip(run.store.parts, run.train.parts, splits.rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)
   log.info('input: %s', run.input.reason)

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int64, Key
 
 from mtl_jax.evaluation.step import label_losses
-from mtl_jax.models.multitask import split
+from mtl_jax.models.network import Network, split
 from mtl_jax.objectives import loss_terms
 from mtl_jax.objectives.loss_terms import Entry
 from mtl_jax.tasks import LabelStats, Task, losses
@@ -55,7 +54,7 @@ class Forward:
     auxiliary: from the outputs to losses beside those of the tasks, by name; they are of the whole batch.
   """
 
-  model: nn.Module
+  model: Network
   tasks: Sequence[Task]
   entries: Sequence[Entry]
   images: Float[Array, 'b h w 3']
@@ -70,20 +69,10 @@ class Forward:
   weights: Mapping[str, Array] | None = None
   auxiliary: Callable[[Any], dict[str, Array]] | None = None
 
-  @property
-  def _rngs(self) -> dict[str, Any]:
-    return {} if self.key is None else {'sharing': self.key}
-
-  def represent(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
+  def encode(self, shared: Params) -> tuple[Any, Mapping[str, Any]]:
     """Encodes the batch: what the heads read, and the variables that the shared part has changed."""
     variables = {**self.variables, 'params': shared, 'batch_stats': split(self.variables.get('batch_stats', {}))[0]}
-
-    def apply(variables: Mapping[str, Any], images: Array) -> tuple[Any, Mapping[str, Any]]:
-      representation, moved = self.model.apply(
-        variables, images, train=True, mutable=['batch_stats', 'frozen'], method='represent', rngs=self._rngs
-      )
-      return representation, dict(moved)
-
+    apply = partial(self.model.encode, train=True, key=self.key)
     if self.accumulate == 1:
       return apply(variables, self.images)
     return micro_batches.in_turn(
@@ -93,19 +82,17 @@ class Forward:
   def head_losses(self, representation: Any, heads: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
     variables = {'params': heads, 'batch_stats': split(self.variables.get('batch_stats', {}))[1]}
-    outputs, mutated = self.model.apply(
-      variables, representation, train=True, mutable=['batch_stats'], method='heads', rngs=self._rngs
-    )
+    outputs, moved = self.model.decode(variables, representation, train=True, key=self.key)
     per_label = label_losses(outputs, self.labels, self.mask, tasks=self.tasks, label_stats=self.label_stats)
     each, _ = self._reduce(per_label, self.weights)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
     auxiliary = {} if self.auxiliary is None else self.auxiliary(outputs)
-    return each, Seen(task_losses, {'batch_stats': dict(mutated).get('batch_stats', {})}, auxiliary)
+    return each, Seen(task_losses, {'batch_stats': moved.get('batch_stats', {})}, auxiliary)
 
   def losses(self, params: Params) -> tuple[Float[Array, 'p k'], Seen]:
     """The losses of each part of the batch."""
     shared, heads = split(params)
-    representation, moved = self.represent(shared)
+    representation, moved = self.encode(shared)
     each, seen = self.head_losses(representation, heads)
     return each, seen.after(moved)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32, Key
 from ml_collections import ConfigDict
 
-from mtl_jax.models.multitask import split
+from mtl_jax.models.network import split
 from mtl_jax.objectives import Objective, passes, task_gradients, value_and_grad
 from mtl_jax.objectives.differentiate import Found
 from mtl_jax.objectives.passes import HeadPass
@@ -86,7 +86,7 @@ def differentiated(
   return value_and_grad(
     forward.head_losses,
     objective,
-    represent=forward.represent,
+    represent=forward.encode,
     has_aux=True,
     heads=settings.heads,
     chunk=partial(chunk_size, asked=settings.chunk, memory=settings.memory),
@@ -132,12 +132,12 @@ def weights_of_gram(
     here, pull_here, points_here, (shared, heads) = forward, pull, points, split(params)
     if settings.gram_rows:
       here = forward.rows(settings.gram_rows)
-      representation, pull_here, _ = jax.vjp(here.represent, shared, has_aux=True)
+      representation, pull_here, _ = jax.vjp(here.encode, shared, has_aux=True)
       points_here = through_heads(here, representation, heads).points()
     num = passes.count(points_here)
     chunk = chunk_size(pull_here, num, asked=settings.chunk, memory=settings.memory)
     keep = can_keep(shared, num, memory=settings.memory)
-    gram = passes.gram_at_parameters(pull_here, points_here, chunk=chunk, keep=keep)
+    gram = passes.gram_at_parameters(pull_here, points_here, chunk=chunk, keep=keep, present=here.present)
     assert objective.weighting is not None
     return task_gradients.solve(objective.weighting, gram, state, **known | {'present': here.present})[1]
 
@@ -152,10 +152,10 @@ def log_metrics(
   present = forward.present
   if objective.needs == 'losses':
     weights = jax.grad(lambda each: objective.update(each, state, present=present, key=key)[0])(found.losses)
-    points = through_heads(forward, forward.represent(shared)[0], heads).points()
-    return conflict.metrics(task_gradients.gram(points), weights, present, entries=forward.entries)
+    points = through_heads(forward, forward.encode(shared)[0], heads).points()
+    return conflict.metrics(task_gradients.gram(points).plain(), weights, present, entries=forward.entries)
   points = found.points if objective.parts == 1 else jax.tree.map(lambda leaf: leaf.mean(0), found.points)
-  gram = found.state.gram if isinstance(found.state, Weighted) else task_gradients.gram(points)
+  gram = found.state.gram if isinstance(found.state, Weighted) else task_gradients.gram(points).plain()
   return conflict.metrics(gram, getattr(found.state, 'weights', None), present, entries=forward.entries)
 
 

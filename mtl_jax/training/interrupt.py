@@ -25,7 +25,7 @@ def from_the_start() -> Iterator[None]:
     if number in SIGNALS[:2]:
       with contextlib.suppress(OSError):
         os.write(2, b'mtl-jax: interrupted; the same command starts again\n')
-      processes.leave(Interrupted.exit_code, 'interrupted; the same command starts again')
+      processes.exit_now(Interrupted.exit_code, 'interrupted; the same command starts again')
 
   if threading.current_thread() is not threading.main_thread():
     yield
@@ -101,5 +101,5 @@ class Interruption:
     if self._heard and number == signal.SIGINT:
       with contextlib.suppress(OSError):
         os.write(2, AT_ONCE.encode())
-      processes.leave(Interrupted.exit_code, 'left at once, at a second ctrl-C')
+      processes.exit_now(Interrupted.exit_code, 'left at once, at a second ctrl-C')
     self._heard = self._heard or number in SIGNALS

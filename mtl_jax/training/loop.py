@@ -1,5 +1,6 @@
 """The story of a training run: resume, step, look, save, end."""
 
+import dataclasses
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtl_jax import config as configs
 from mtl_jax.data.input import mixture, pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
@@ -18,7 +20,7 @@ from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
 from mtl_jax.run import checkpoint, digests, recipe, workdir
-from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
+from mtl_jax.run.checkpoint import Checkpoints, OtherModelError, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
@@ -44,7 +46,7 @@ def train(
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
   Args:
-    config: a checked configuration.
+    config: the configuration; it is checked.
     directory: the run's working directory; see the README for the files in it.
     allow_config_change: resume although the configuration differs from the one that began.
     name: what the progress bar is called.
@@ -53,7 +55,8 @@ def train(
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
-  goodput, store = Goodput(), mixture.open_data(config.data)
+  goodput, config = Goodput(), configs.load(config)
+  store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   with (
     workdir.lock(directory),
@@ -65,10 +68,16 @@ def train(
     run = building.build(config, store)
     workdir.check_kind(directory, 'checkpoints')
     digests.set_aside_damaged(directory / 'checkpoints')
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, data=dataclasses.replace(facts, tasks=run.tasks).to_json())
     with closing(checkpoints, goodput, directory):
-      workdir.check_resumable(directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change)
-      state, progress = begin_state(run, checkpoints)
+      changed = workdir.check_resumable(
+        directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change
+      )
+      try:
+        state, progress = begin_state(run, checkpoints)
+      except OtherModelError as error:
+        fields = '; '.join(changed) or 'no field, so the version of mtl-jax does'
+        raise CheckpointError(f'{error}. What differs is {fields}. Go back to it, or take another --workdir') from error
       workdir.begin(directory, config, facts)
       if progress.stopped_early or progress.step >= config.train.steps:
         log.info('%s is complete at step %d', directory, progress.step)
@@ -265,7 +274,7 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
   def make(dispatch: tuple[int, int]) -> tuple[int, Any]:
     first, size = dispatch
     numbers = [nonfinite.batch_number(first + i, passed_over) for i in range(size)]
-    read = run.input.read(np.stack([run.order.positions(number)[local] for number in numbers]))
+    read = run.input.read(np.stack([run.sampler.indices(number)[local] for number in numbers]))
     return size, sharding.to_global(read, rows)
 
   config = run.config
@@ -277,7 +286,7 @@ def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgres
   """Means of the metrics of all steps since the last log line that were finite. NonFiniteStep as `finite_steps`."""
 
   def examples(step: int) -> np.ndarray:
-    return run.train.example_id[run.order.positions(nonfinite.batch_number(step - 1, progress.passed_over))]
+    return run.train.example_id[run.sampler.indices(nonfinite.batch_number(step - 1, progress.passed_over))]
 
   fetched = jax.device_get(dispatched)
   values = {name: np.concatenate([metrics[name] for metrics in fetched]) for name in fetched[0]}

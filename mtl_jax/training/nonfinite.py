@@ -13,7 +13,10 @@ from mtl_jax.training.step import LEFT_OUT
 log = logging.getLogger('mtl_jax')
 
 MAX_NAMED = 32  # Example ids in a message.
-ADVICE = 'lower config.optimizer.learning_rate, or set config.train.on_nonfinite to skip or rollback'
+ADVICE = (
+  'see whether that loss or those examples are odd, try a lower config.optimizer.learning_rate, or set '
+  'config.train.on_nonfinite to skip or rollback'
+)
 
 
 class NonFiniteStep(DivergedError):

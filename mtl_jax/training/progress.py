@@ -1,17 +1,17 @@
 """Progress of a run: a bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
 
-import json
+import secrets
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
-from mtl_jax.platform import address, atomic_write
+from mtl_jax.platform import address, atomic_write, json_file
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run.goodput import UPLOAD_EVERY_SECS, Goodput
 
@@ -57,21 +57,21 @@ class MetricWriter:
       return
     self._workdir, self._written = workdir, 0.0
     kept = [line for line in read_metrics(workdir / 'metrics.jsonl') if line['step'] <= resumed_at]
-    text = ''.join(json.dumps(line) + '\n' for line in kept)
+    text = b''.join(msgspec.json.encode(line) + b'\n' for line in kept)
     self._folder = None if address.is_local(workdir) else tempfile.TemporaryDirectory()
     here = Path(self._folder.name) if self._folder else workdir
     atomic_write.write(here / 'metrics.jsonl', text)
-    self._file = (here / 'metrics.jsonl').open('a')
+    self._file = (here / 'metrics.jsonl').open('ab')
     # Without SummaryWriter's thread, whose failures on a full disk nobody could catch. A file for every start.
-    self._events = EventsWriter(str(here / 'events'), filename_suffix=f'.{resumed_at}')
-    if resumed_at:  # TensorBoard drops what it has from there on.
-      self._events.write_event(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
+    self._events = EventsWriter(str(here / 'events'), filename_suffix=f'.{resumed_at}.{secrets.token_hex(4)}')
+    # TensorBoard drops what it has from there on, also of a start that came to no checkpoint.
+    self._events.write_event(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
 
   def write(self, step: int, values: dict[str, Any], *, saved: bool = False) -> None:
     """Writes a line; one that is `saved` with a checkpoint is in a bucket before that."""
     if not self._enabled:
       return
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    self._file.write(msgspec.json.encode({'step': step, **values}) + b'\n')  # NaN becomes null.
     self._file.flush()
     for name, value in values.items():
       scalar = summary.scalar(name, value)
@@ -95,10 +95,4 @@ class MetricWriter:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl; what is no line of one, as the last when a kill cut it short, is left out."""
-  lines = []
-  for text in path.read_bytes().decode('utf-8', 'replace').splitlines() if path.exists() else []:
-    with suppress(json.JSONDecodeError):
-      line = json.loads(text)
-      if isinstance(line, dict) and isinstance(line.get('step'), int | float):
-        lines.append(line)
-  return lines
+  return [line for line in json_file.lines(path) if type(line.get('step')) in (int, float)]

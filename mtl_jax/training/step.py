@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Int32, Int64, Key
 
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.evaluation.step import network_and_input
+from mtl_jax.models.network import Network
 from mtl_jax.objectives import Objective, loss_terms
 from mtl_jax.objectives.matching import Coupling
 from mtl_jax.run.state import TrainState
@@ -30,7 +30,7 @@ def train_step(
   state: TrainState,
   batch: Mapping[str, Any],
   *,
-  model: nn.Module,
+  model: Network,
   tasks: Sequence[Task],
   tx: optax.GradientTransformation,
   objective: Objective,
@@ -93,7 +93,7 @@ def forward_of(
   state: TrainState,
   batch: Mapping[str, Any],
   *,
-  model: nn.Module,
+  model: Network,
   tasks: Sequence[Task],
   augmentation: Augmentation,
   seed: int,
@@ -137,7 +137,7 @@ def forward_of(
   return forward, objective_key
 
 
-def add_penalty(model: Any, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
+def add_penalty(model: Network, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
   """The total and its gradients with the penalty that the way of sharing puts on parameters, if it does."""
   if model.penalty(params) is None:
     return total, gradients

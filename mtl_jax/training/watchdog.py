@@ -80,4 +80,4 @@ def _end(reason: str) -> None:
     faulthandler.dump_traceback(file=2, all_threads=True)
     line = f'mtl-jax: error: {reason}; every thread is above; the same command goes on from the last checkpoint\n'
     os.write(2, line.encode())
-  processes.leave(EXIT_CODE, reason)
+  processes.exit_now(EXIT_CODE, reason)

@@ -14,11 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose
-from mtl_jax.data.input import pipeline
-from mtl_jax.data.input.concatenation import Concatenation
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.data.source import SPLITS, landmark_task
 from mtl_jax.data.store import cache as sets
+from mtl_jax.data.store.images import Images
 from mtl_jax.data.store.reader import Store
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.platform import address
@@ -179,19 +178,24 @@ def rename(store: Store, renames: Renames) -> Store:
 def _renamed_task(name: str, columns: Mapping[str, Label], store: Store) -> Task:
   """The task of that name that the set's labels make."""
   by_name = {task.name: task for task in store.tasks}
-  made = [dataclasses.replace(by_name[task], name=name, labels=tuple(columns)) for task, _ in columns.values()]
-  for task, (old, label) in zip(made, columns.values(), strict=True):
-    if task != made[0]:
+  first = by_name[next(iter(columns.values()))[0]]
+  for task, label in columns.values():
+    if _facts(by_name[task]) != _facts(first):
       raise ConfigError(
-        f'{FIELD}: {old}/{label} of {store.directory} is {task.kind} and cannot join {name}, which is {made[0].kind}'
+        f'{FIELD}: {task}/{label} of {store.directory} is {by_name[task].kind} and cannot join {name}, which is '
+        f'{first.kind}'
       )
-  if isinstance(made[0], LandmarkTask):
-    try:
-      landmark = landmark_task(made[0].labels)
-    except ValueError as error:
-      raise ConfigError(f'{FIELD}: {name} of {store.directory}: {error}') from error
-    return dataclasses.replace(landmark, name=name)
-  return made[0]
+  try:
+    if isinstance(first, LandmarkTask):
+      return landmark_task(tuple(columns), name=name)
+    return dataclasses.replace(first, name=name, labels=tuple(columns))
+  except ValueError as error:
+    raise ConfigError(f'{FIELD}: {name} of {store.directory}: {error}') from error
+
+
+def _facts(task: Task) -> dict[str, Any]:
+  """The kind of a task and all else but its name and labels."""
+  return {**task.to_json(), 'name': '', 'labels': ()}
 
 
 def _stack(arrays: Mapping[str, np.ndarray], columns: Mapping[str, Label], store: Store, task: Task) -> np.ndarray:
@@ -208,42 +212,78 @@ def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
   merged: dict[str, Task] = {}
   for part in parts:
     for task in part.tasks:
-      first = merged.setdefault(task.name, task)
-      if dataclasses.replace(task, labels=first.labels) != first:
+      first = merged.get(task.name, task)
+      if _facts(task) != _facts(first):
         raise DataError(
           f'{part.directory}: its task {task.name!r} is {task.kind}, that of the sets before it {first.kind}, or of '
           f'other classes; leave one of them out, or mend {FIELD}'
         )
-      merged[task.name] = dataclasses.replace(first, labels=tuple(dict.fromkeys((*first.labels, *task.labels))))
+      try:
+        merged[task.name] = dataclasses.replace(first, labels=tuple(dict.fromkeys((*first.labels, *task.labels))))
+      except ValueError as error:
+        raise DataError(f'{part.directory}: {error}, those of other sets among them; mend {FIELD}') from error
   return tuple(merged.values())
 
 
-def load_split(data: DataSet, name: str, tasks: Sequence[Task], **missing: bool) -> Split:
-  """One split of a prepared set (see `pipeline.load_split`), or of all sets of a mixture, one after another.
+def load_split(
+  data: DataSet, name: str, tasks: Sequence[Task], *, missing_ok: bool = False, partial_ok: bool = False
+) -> Split:
+  """One split of a prepared set, or of all sets of a mixture, one after another, with the labels of these tasks.
 
   An example's id in a mixture is its row number plus the numbers of rows of the sets before its own.
 
+  Args:
+    data: the set or the mixture.
+    name: train, val or test.
+    tasks: the tasks to load labels for.
+    missing_ok: a task that a set knows nothing of gets labels that are masked throughout, as always in a mixture.
+    partial_ok: so does a label that a set lacks of a task it knows.
+
   Raises:
-    DataError: if the split has no rows; for `train`, if a set has none there.
+    DataError: if the split has no rows; for `train`, if a set has none there; if the set lacks a task or label.
   """
-  if isinstance(data, Store):
-    return pipeline.load_split(data, name, tasks, **missing)
-  first_rows = np.cumsum([0, *(len(part.images) for part in data.parts)])[:-1]
-  loaded: list[Split] = []
-  for part, first in zip(data.parts, first_rows, strict=True):
-    if name != 'train' and data.split_sizes[name] and not part.split_sizes[name]:
+  rows: list[tuple[Store, range]] = []
+  for part in data.parts:
+    if name != 'train' and data.split_sizes.get(name) and not part.split_sizes[name]:
       log.warning('warning: split %s of %s has no rows', name, part.directory)
-      continue
-    split = pipeline.load_split(part, name, tasks, missing_ok=True, partial_ok=True)
-    loaded.append(dataclasses.replace(split, example_id=split.example_id + np.int32(first)))
+    else:
+      rows.append((part, part.split(name)))
+  if isinstance(data, Store):
+    _refuse_lacking(data, tasks, missing_ok=missing_ok, partial_ok=partial_ok)
+  first_rows = dict(zip(data.parts, np.cumsum([0, *(len(part.records) for part in data.parts)]), strict=False))
   return Split(
-    images=Concatenation([split.images for split in loaded]),
-    labels={task.name: np.concatenate([split.labels[task.name] for split in loaded]) for task in tasks},
-    mask={task.name: np.concatenate([split.mask[task.name] for split in loaded]) for task in tasks},
-    example_id=np.concatenate([split.example_id for split in loaded]),
-    source_size=np.concatenate([split.source_size for split in loaded]),
-    parts=tuple(len(split) for split in loaded),
+    images=Images(tuple((part.records, own) for part, own in rows)),
+    labels={
+      task.name: np.concatenate([_columns(part, part.labels, own, task) for part, own in rows]) for task in tasks
+    },
+    mask={task.name: np.concatenate([_columns(part, part.mask, own, task) for part, own in rows]) for task in tasks},
+    example_id=np.concatenate([first_rows[part] + np.arange(own.start, own.stop) for part, own in rows]).astype(
+      np.int32
+    ),
+    source_size=np.concatenate([part.source_size[own.start : own.stop] for part, own in rows]),
+    parts=tuple(len(own) for _, own in rows),
   )
+
+
+def _refuse_lacking(store: Store, tasks: Sequence[Task], *, missing_ok: bool, partial_ok: bool) -> None:
+  known = {task.name: task.labels for task in store.tasks}
+  for task in tasks:
+    lacking = [label for label in task.labels if label not in known.get(task.group, ())]
+    if lacking and not (partial_ok if task.group in known else missing_ok):
+      raise DataError(f'{store.directory} has no label {lacking[0]!r} of task {task.group!r}')
+
+
+def _columns(store: Store, arrays: Mapping[str, np.ndarray], rows: range, task: Task) -> np.ndarray:
+  """A task's labels or masks `[n, k]` from a set's arrays; 0 or False where the set does not have them."""
+  own = next((one for one in store.tasks if one.name == task.group), None)
+  if own is None:
+    dtype = bool if arrays is store.mask else task.label_dtype
+    return np.zeros((len(rows), *task.label_shape), dtype)
+  found = arrays[own.name][rows.start : rows.stop]
+  if task.dense or task.labels == own.labels:
+    return found
+  columns = [own.labels.index(label) if label in own.labels else -1 for label in task.labels]
+  return np.where(np.array(columns) >= 0, found[:, columns], np.zeros((), found.dtype))
 
 
 def identities(data: DataSet, example_ids: np.ndarray) -> np.ndarray:

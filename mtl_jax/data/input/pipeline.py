@@ -1,52 +1,20 @@
 """Makes batches of positions in a split: reads its rows, and keeps the next ones ready."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped
+from jaxtyping import Int64
 
-from mtl_jax.data.store.reader import Store
-from mtl_jax.errors import DataError
+from mtl_jax.data.store.images import Images
 from mtl_jax.platform import processes
 from mtl_jax.platform.ahead import Item, Result, in_order
-from mtl_jax.tasks import Task
 
 Batch = dict[str, Any]  # The inputs by name, labels, mask, example_id: see `Split.read`.
-
-
-class Rows(Protocol):
-  """The part of an array's interface that a split asks of its images, or of what stands for them, `[n, ...]`."""
-
-  @property
-  def shape(self) -> tuple[int, ...]: ...
-
-  @property
-  def dtype(self) -> np.dtype: ...
-
-  @property
-  def nbytes(self) -> int: ...
-
-  @property
-  def num_corrupt(self) -> int:
-    """Images found corrupt so far, in whose place another stands."""
-    ...
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: Any, /) -> np.ndarray: ...
-
-  def take(self, rows: Int64[np.ndarray, ' b'], axis: int = 0) -> Shaped[np.ndarray, 'b ...']:
-    """The rows at these positions; only they are read."""
-    ...
-
-  def good(self, rows: Int64[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
-    """True for those of these positions, taken before, that hold their own image, not another in its place."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +27,10 @@ class Split:
     mask: for each task bool of the same shape, False where there is no label, and where the image was found corrupt.
     example_id: int32 `[n]`, the row number in the store.
     source_size: int32 `[n, 2]`, width and height of the source images in pixels.
-    parts: the number of examples of each set of a mixture; empty for one set.
+    parts: the number of examples of each set that they are of; empty for one set.
   """
 
-  images: Rows
+  images: Images
   labels: dict[str, np.ndarray]
   mask: dict[str, np.ndarray]
   example_id: np.ndarray
@@ -73,7 +41,7 @@ class Split:
     return len(self.images)
 
   @property
-  def inputs(self) -> dict[str, Rows]:
+  def inputs(self) -> dict[str, Images]:
     """The network's input of each example, by its name in a batch: `image`, or the `features` that stand for it."""
     return {'image' if self.images.dtype == np.uint8 else 'features': self.images}
 
@@ -143,43 +111,6 @@ def _read_batches(split: Split, positions: Int64[np.ndarray, '... b']) -> Batch:
 
 def _as_it_came(_: Any, batch: Batch) -> Batch:
   return batch
-
-
-def load_split(
-  store: Store, name: str, tasks: Sequence[Task], *, missing_ok: bool = False, partial_ok: bool = False
-) -> Split:
-  """One split with the labels of these tasks.
-
-  Args:
-    store: a prepared set.
-    name: train, val or test.
-    tasks: the tasks to load labels for.
-    missing_ok: a task the set knows nothing of gets labels that are masked throughout.
-    partial_ok: so does a label that the set lacks of a task it knows.
-
-  Raises:
-    DataError: if the split has no rows, or the set lacks a task or label.
-  """
-  rows = store.split(name)
-  part = slice(rows.start, rows.stop)
-  groups = {task.name: task for task in store.tasks}
-  labels, mask = {}, {}
-  for task in tasks:
-    have = groups[task.group].labels if task.group in groups else ()
-    lacking = [label for label in task.labels if label not in have]
-    if lacking and not (partial_ok if have else missing_ok):
-      raise DataError(f'{store.directory} has no label {lacking[0]!r} of task {task.group!r}')
-    labels[task.name] = np.zeros((len(rows), *task.label_shape), task.label_dtype)
-    mask[task.name] = np.zeros((len(rows), *task.label_shape), bool)
-    if have and task.dense:
-      labels[task.name], mask[task.name] = store.labels[task.group][part], store.mask[task.group][part].copy()
-    elif have:
-      here = [column for column, label in enumerate(task.labels) if label in have]
-      there = [have.index(task.labels[column]) for column in here]
-      labels[task.name][:, here] = store.labels[task.group][part][:, there]
-      mask[task.name][:, here] = store.mask[task.group][part][:, there]
-  example_id = np.arange(rows.start, rows.stop, dtype=np.int32)
-  return Split(store.images.part(rows), labels, mask, example_id, np.asarray(store.source_size[part]))
 
 
 def by_rows(values: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int32, Int64
 
 from mtl_jax.data.input.pipeline import Batch, Input, Split, streamed_input
-from mtl_jax.data.input.sampler import Order
+from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import ConfigError
 from mtl_jax.platform import memory, sharding
 
@@ -18,12 +18,12 @@ Source = dict[str, Any]  # The rows on each device: inputs, such as image uint8 
 Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positions of the rows it needs, sorted.
 
 
-def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: float) -> Input:
+def train_input(split: Split, sampler: Sampler, mesh: Mesh, *, mode: str, share: float) -> Input:
   """The train split's batches on their way to the step; both ways give the same bits.
 
   Args:
     split: the train split.
-    order: says which rows come to which places of a batch, and so which of them a device needs.
+    sampler: says which rows come to which places of a batch, and so which of them a device needs.
     mesh: the devices of all processes.
     mode: auto, resident or streamed.
     share: of a device's memory that `auto` lets the split take.
@@ -31,7 +31,7 @@ def train_input(split: Split, order: Order, mesh: Mesh, *, mode: str, share: flo
   Raises:
     ConfigError: if `mode` is resident and a device's rows are larger than its memory.
   """
-  rows = rows_of_devices(order, mesh)
+  rows = rows_of_devices(sampler, mesh)
   most = max(map(len, rows))
   needed = most * bytes_a_row(split)
   available = memory.least_of_processes(memory.available_bytes())
@@ -72,17 +72,17 @@ def _size(num: float) -> str:
   return f'{num / 1e9:.1f} GB' if num >= 1e9 else f'{num / 1e6:.1f} MB'
 
 
-def rows_of_devices(order: Order, mesh: Mesh) -> Rows:
+def rows_of_devices(sampler: Sampler, mesh: Mesh) -> Rows:
   """The rows that each device along `data` needs: those that can come to its places of a batch.
 
   A process takes its places of the batch in the order of processes, wherever the mesh has its devices.
   """
   processes = [device.process_index for device in mesh.devices[:, 0]]
-  places = len(order.sets) // len(processes)  # Of a device.
+  places = len(sampler.sets) // len(processes)  # Of a device.
   rows: Rows = []
   for number, process in enumerate(processes):
     before = sum(other < process for other in processes) + processes[:number].count(process)
-    rows.append(order.reach(slice(before * places, (before + 1) * places)))
+    rows.append(sampler.reach(slice(before * places, (before + 1) * places)))
   return rows
 
 

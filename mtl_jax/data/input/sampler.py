@@ -20,7 +20,7 @@ LEAST_STRIPE = 1024  # Rows; smaller sets than two of these are not cut.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Order:
+class Sampler:
   """The rows that each global batch holds: a function of the step, so resuming needs nothing else.
 
   Attributes:
@@ -33,7 +33,7 @@ class Order:
   draws: 'tuple[Striped | Balanced, ...]'
   firsts: tuple[int, ...]
 
-  def positions(self, step: int) -> Int64[np.ndarray, ' b']:
+  def indices(self, step: int) -> Int64[np.ndarray, ' b']:
     """Positions in the train split of global batch `step`, from 0."""
     positions = np.empty(len(self.sets), np.int64)
     for number, (draw, first) in enumerate(zip(self.draws, self.firsts, strict=True)):
@@ -50,10 +50,10 @@ class Order:
     return np.sort(np.concatenate(found))
 
 
-def make_order(
+def make_sampler(
   seed: int, *, sizes: Sequence[int], rows: Sequence[int], groups: Int64[np.ndarray, ' n'] | None = None
-) -> Order:
-  """The order of a train split.
+) -> Sampler:
+  """The sampler of a train split.
 
   Args:
     seed: decides it.
@@ -70,7 +70,7 @@ def make_order(
       draws.append(Balanced.of(own, count, key=key))
     else:
       draws.append(Striped.of(size, count, key=key))
-  return Order(interleaved(tuple(rows)), tuple(draws), firsts)
+  return Sampler(interleaved(tuple(rows)), tuple(draws), firsts)
 
 
 # How the rows of one set come; each class has rows(step) and reach(places).

@@ -1,27 +1,30 @@
 """Reads MTFL in its own layout: training.txt and testing.txt beside the folders of images that they name."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.source import ListedImages, content_digest, tenth_of
-from mtl_jax.data.sources.text_table import PIXELS, Cell, Table, read_rows, refuse_line, rows_apart_by_blanks
+from mtl_jax.data.source import POINTS, Crop, ListedImages, held_out, landmark_task
+from mtl_jax.data.sources.text_table import PIXELS, Cell, Table, image_files, read_lines, read_table
 from mtl_jax.errors import DataError
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, Task
+from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
 
-POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')  # Left is the viewer's, as the data shows.
+
+def _marked(yes: str, no: str) -> Cell:
+  return Cell({'1': 1.0, '2': 0.0}.__getitem__, f'1 ({yes}) or 2 ({no})')
+
+
 # What a row holds after the image's path, in the file's order: every x, every y, then what is marked as 1 or 2.
 CELLS: dict[str, Cell] = {
   **{f'{point}_{axis}': PIXELS for axis in 'xy' for point in POINTS},
-  'Male': Cell({'1': 1.0, '2': 0.0}.__getitem__, '1 (male) or 2 (female)'),
-  'Smiling': Cell({'1': 1.0, '2': 0.0}.__getitem__, '1 (smiling) or 2 (not)'),
-  'Eyeglasses': Cell({'1': 1.0, '2': 0.0}.__getitem__, '1 (with glasses) or 2 (without)'),
+  'Male': _marked('male', 'female'),
+  'Smiling': _marked('smiling', 'not'),
+  'Eyeglasses': _marked('with glasses', 'without'),
   'pose': Cell({str(c + 1): float(c) for c in range(5)}.__getitem__, '1 (left profile) to 5 (right profile)'),
 }
 TASKS: tuple[Task, ...] = (
-  LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy')),
+  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
   BinaryTask('gender', ('Male',)),
   BinaryTask('smile', ('Smiling',)),
   BinaryTask('glasses', ('Eyeglasses',)),
@@ -34,8 +37,6 @@ TASKS: tuple[Task, ...] = (
 )
 FILES = {'train': 'training.txt', 'test': 'testing.txt'}
 MAX_MARGIN = 10.0
-
-Crop = tuple[int, int, int, int]
 
 
 def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedImages:
@@ -60,44 +61,38 @@ def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedIma
   if not directory.is_dir():
     raise DataError(f'{directory}: no such folder; give the one that holds training.txt and testing.txt')
   paths = {split: directory / name for split, name in FILES.items()}
-  tables = {split: read_table(path) for split, path in paths.items() if path.is_file()}
+  tables = {split: _read_table(path) for split, path in paths.items() if path.is_file()}
   if not tables:
     raise DataError(f'{directory}: is not MTFL: neither {" nor ".join(FILES.values())} is here')
-  if len(tables) == 2:
-    _refuse_common_images(tables['train'], tables['test'])
-  _check_images(directory, tables)
+  if len(tables) == 2 and (both := [name for name in tables['test'].lines if name in tables['train'].lines]):
+    there = f'{FILES["train"]} in line {tables["train"].lines[both[0]]}'
+    tables['test'].refuse(both[0], f'{both[0][:40]!r} was already named by {there}; remove one of the rows')
+  images = {split: image_files(table, directory, nested=True) for split, table in tables.items()}
 
-  notes = [
-    f'warning: {FILES[split]} is missing, so there are no {split} images' for split in FILES if split not in tables
-  ]
-  splits = [_train_or_val(directory / name) for name in tables['train'].names] if 'train' in tables else []
-  splits += ['test'] * len(tables['test'].names) if 'test' in tables else []
+  notes = [f'warning: {file} is missing, so there are no {split} images' for split, file in FILES.items()]
+  notes = [note for split, note in zip(FILES, notes, strict=True) if split not in tables]
+  splits = ['val' if held_out(path) else 'train' for path in images.get('train', {}).values()]
   crops: dict[str, Crop] = {}
   if crop_margin is not None and 'train' in tables:
-    crops = _crops(tables['train'], splits, margin=crop_margin)
+    in_train = [name for name, split in zip(images['train'], splits, strict=True) if split == 'train']
+    crops = _crops(tables['train'], in_train, margin=crop_margin)
     notes.append(f'train images are cropped to their landmarks and a margin of {crop_margin:g}; others stay whole')
   labels = [_labels(table, crops) for table in tables.values()]
   return ListedImages(
     name='mtfl',
     tasks=TASKS,
     notes=tuple(notes),
-    images=directory,
-    image_names=[name for table in tables.values() for name in table.names],
-    splits=splits,
+    images={name: path for found in images.values() for name, path in found.items()},
+    splits=[*splits, *['test'] * len(images.get('test', {}))],
     labels={task.name: np.concatenate([part[task.name] for part in labels]) for task in TASKS},
     crops=crops,
     options={} if crop_margin is None else {'crop_margin': crop_margin},
   )
 
 
-def read_table(path: Path) -> Table:
-  """The rows of training.txt or testing.txt, checked; images are named with `/`, whatever the file has.
-
-  Raises:
-    DataError: for bad text, naming the file and the line.
-  """
-  rows = ((line, [row[0].replace('\\', '/'), *row[1:]]) for line, row in rows_apart_by_blanks(path))
-  return read_rows(path, rows, CELLS)
+def _read_table(path: Path) -> Table:
+  """The rows of training.txt or testing.txt, checked; images are named with `/`, whatever the file has."""
+  return read_table(path, ((line, [row[0].replace('\\', '/'), *row[1:]]) for line, row in read_lines(path)), CELLS)
 
 
 def square_around(points: np.ndarray, margin: float) -> Crop:
@@ -112,51 +107,22 @@ def square_around(points: np.ndarray, margin: float) -> Crop:
   return left, top, left + side, top + side
 
 
-def _crops(table: Table, splits: Sequence[str], *, margin: float) -> dict[str, Crop]:
-  """The squares of those images of training.txt that are in `train`; `splits` begins with the table's rows."""
-  crops = {}
-  points = _columns(table, TASKS[0]).reshape(-1, len(POINTS), 2)
-  for row, name in enumerate(table.names):
-    if splits[row] != 'train':
-      continue
-    if not np.ptp(points[row], axis=0).any():
-      refuse_line(table.path, table.lines[row], f'the landmarks of {name[:40]!r} are one point; correct the row')
-    crops[name] = square_around(points[row], margin)
-  return crops
+def _points(table: Table) -> np.ndarray:
+  """The landmarks in pixels, float64 `[n, 5, 2]`."""
+  return table.values[:, : 2 * len(POINTS)].reshape(-1, 2, len(POINTS)).swapaxes(1, 2)
+
+
+def _crops(table: Table, names: list[str], *, margin: float) -> dict[str, Crop]:
+  """The squares of images of training.txt."""
+  points = dict(zip(table.lines, _points(table), strict=True))
+  for name in names:
+    if not np.ptp(points[name], axis=0).any():
+      table.refuse(name, f'the landmarks of {name[:40]!r} are one point; correct the row')
+  return {name: square_around(points[name], margin) for name in names}
 
 
 def _labels(table: Table, crops: Mapping[str, Crop]) -> dict[str, np.ndarray]:
   """Labels of each task, float32 `[n, k]`; landmarks of a cropped image are counted from the crop's corner."""
-  labels = {task.name: _columns(table, task) for task in TASKS}
-  corners = np.array([crops.get(name, (0, 0))[:2] for name in table.names])
-  labels['landmarks'] = labels['landmarks'] - np.tile(corners, len(POINTS))
-  return {name: values.astype(np.float32) for name, values in labels.items()}
-
-
-def _columns(table: Table, task: Task) -> np.ndarray:
-  return table.values[:, [table.columns.index(label) for label in task.labels]]
-
-
-def _train_or_val(image: Path) -> str:
-  """`val` or `train`, for an image that training.txt names, by its bytes."""
-  return 'val' if tenth_of(content_digest(image)) == 0 else 'train'
-
-
-def _refuse_common_images(train: Table, test: Table) -> None:
-  line_of = dict(zip(train.names, train.lines, strict=True))
-  for name, line in zip(test.names, test.lines, strict=True):
-    if name in line_of:
-      there = f'{train.path.name} in line {line_of[name]}'
-      refuse_line(test.path, line, f'{name[:40]!r} was already named by {there}; remove one of the rows')
-
-
-def _check_images(directory: Path, tables: Mapping[str, Table]) -> None:
-  """Raises DataError for a row without an image file; images must lie in folders below the directory."""
-  folders = [folder for folder in directory.iterdir() if folder.is_dir()]
-  there = {f'{folder.name}/{entry.name}' for folder in folders for entry in os.scandir(folder)}
-  for table in tables.values():
-    missing = [row for row, name in enumerate(table.names) if name not in there]
-    if missing:
-      such = f'{len(missing)} such images; unpack them all or remove their rows'
-      name = table.names[missing[0]][:60]
-      refuse_line(table.path, table.lines[missing[0]], f'{name!r} is not in {directory} ({such})')
+  corners = np.array([crops.get(name, (0, 0))[:2] for name in table.lines])
+  landmarks = (_points(table) - corners[:, None]).reshape(len(corners), -1).astype(np.float32)
+  return {TASKS[0].name: landmarks, **{task.name: table.select(task.labels) for task in TASKS[1:]}}

@@ -1,8 +1,11 @@
 """Reads annotation files, a row an image, and refuses a bad one in a line that says where and what to do."""
 
-import array
+import csv
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -12,7 +15,7 @@ from mtl_jax.errors import DataError
 
 MAX_PIXELS = 1e6  # A coordinate beyond this is no pixel, and would lose its fraction in float32.
 
-Rows: TypeAlias = Iterable[tuple[int, list[str]]]
+Rows: TypeAlias = Iterator[tuple[int, list[str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,16 +33,32 @@ class Table:
   Attributes:
     path: the file.
     columns: names of the `k` columns.
-    names: the image of each of the `n` rows, all different.
-    lines: each row's line in the file, from 1, `[n]`.
+    lines: by the name of each of the `n` rows its line in the file, from 1.
     values: the cells, float64 `[n, k]`.
   """
 
   path: Path
   columns: tuple[str, ...]
-  names: list[str]
-  lines: list[int]
+  lines: dict[str, int]
   values: np.ndarray
+
+  def select(self, labels: Sequence[str]) -> np.ndarray:
+    """The columns of these labels, float32 `[n, k]`."""
+    return self.values[:, [self.columns.index(label) for label in labels]].astype(np.float32)
+
+  def refuse(self, name: str, message: str) -> NoReturn:
+    """Refuses the row of that name."""
+    refuse_line(self.path, self.lines[name], message)
+
+  def aligned(self, other: 'Table') -> 'Table':
+    """This table in the other's order of rows. Raises DataError where the two do not name the same ones."""
+    for one, two in ((self, other), (other, self)):
+      if alone := [name for name in one.lines if name not in two.lines]:
+        one.refuse(
+          alone[0], f'{alone[0][:40]!r} is not in {two.path} ({len(alone)} such names); fetch both files again'
+        )
+    row_of = {name: row for row, name in enumerate(self.lines)}
+    return dataclasses.replace(self, lines=other.lines, values=self.values[[row_of[name] for name in other.lines]])
 
 
 def read_text(path: Path) -> str:
@@ -47,7 +66,7 @@ def read_text(path: Path) -> str:
   try:
     content = path.read_bytes()
   except OSError as error:
-    raise DataError(f'{path}: cannot be read: {error.strerror}') from error
+    raise DataError(f'{path}: cannot be read: {error.strerror}; fetch it') from error
   if not content.strip():
     raise DataError(f'{path}: is empty; fetch the file again')
   try:
@@ -57,15 +76,20 @@ def read_text(path: Path) -> str:
     refuse_line(path, line, 'is no UTF-8 text; save the file as UTF-8 or fetch it again')
 
 
-def rows_apart_by_blanks(path: Path) -> Iterator[tuple[int, list[str]]]:
-  """The cells of each line that has any, with the line's number from 1. Raises DataError as `read_text` does."""
-  for line, text in enumerate(read_text(path).split('\n'), start=1):
-    if row := text.split():
-      yield line, row
+def read_lines(path: Path) -> Rows:
+  """Yields the cells of each line that has any, apart by blanks or of a CSV file, with the line's number from 1."""
+  if path.suffix != '.csv':
+    yield from ((line, row) for line, text in enumerate(read_text(path).split('\n'), 1) if (row := text.split()))
+    return
+  reader = csv.reader(io.StringIO(read_text(path), newline=''), strict=True)
+  try:
+    yield from ((reader.line_num, row) for row in reader if row)
+  except csv.Error as error:
+    refuse_line(path, reader.line_num, f'is no CSV ({error}); correct or fetch the file again')
 
 
-def read_rows(path: Path, rows: Rows, cells: Mapping[str, Cell]) -> Table:
-  """Rows of an image's name and a cell for each column, checked.
+def read_table(path: Path, rows: Rows, cells: Mapping[str, Cell]) -> Table:
+  """Rows of a name and a cell for each column, checked.
 
   Args:
     path: the file they come from, for messages.
@@ -75,27 +99,52 @@ def read_rows(path: Path, rows: Rows, cells: Mapping[str, Cell]) -> Table:
   Raises:
     DataError: for too few or many columns, a cell that cannot be read, a name that comes twice, or no row at all.
   """
+  lines: dict[str, int] = {}
+  values: list[list[float]] = []
   readers = [cell.read for cell in cells.values()]
-  names: list[str] = []
-  lines: list[int] = []
-  values = array.array('d')
-  for line, row in rows:
-    if len(row) != 1 + len(readers):
-      wrong = 'few' if len(row) <= len(readers) else 'many'
-      refuse_line(
-        path, line, f'too {wrong} columns: {len(row)}, not {1 + len(readers)}; correct or fetch the file again'
-      )
+  for line, (name, *row) in rows:
+    if len(row) != len(readers):
+      wrong = 'few' if len(row) < len(readers) else 'many'
+      wrong = f'too {wrong} columns: {1 + len(row)}, not {1 + len(readers)}'
+      refuse_line(path, line, f'{wrong}; correct or fetch the file again')
     try:
-      values.extend([read(text) for read, text in zip(readers, row[1:], strict=True)])
+      values.append([read(text) for read, text in zip(readers, row, strict=True)])
     except (KeyError, ValueError):
-      _refuse_cell(path, line, row, cells)
-    names.append(row[0])
-    lines.append(line)
-  if not names:
+      _refuse_cell(path, line, name, dict(zip(cells, row, strict=True)), cells)
+    if lines.setdefault(name, line) != line:
+      refuse_line(path, line, f'{name[:40]!r} was already named in line {lines[name]}; remove one of the rows')
+  if not lines:
     raise DataError(f'{path}: holds no row; fetch the file again')
-  if len(set(names)) != len(names):
-    _refuse_duplicate(path, names, lines)
-  return Table(path, tuple(cells), names, lines, np.array(values).reshape(len(names), len(readers)))
+  return Table(path, tuple(cells), lines, np.array(values, np.float64).reshape(len(lines), len(cells)))
+
+
+def _refuse_cell(path: Path, line: int, name: str, row: Mapping[str, str], cells: Mapping[str, Cell]) -> None:
+  for column, text in row.items():
+    try:
+      cells[column].read(text)
+    except (KeyError, ValueError):
+      wrong = f'{column[:40]!r} of {name[:40]!r} is {text[:20]!r}'
+      refuse_line(path, line, f'{wrong}, not {cells[column].expected}; correct the row')
+
+
+def image_files(table: Table, folder: Path, *, nested: bool = False) -> dict[str, Path]:
+  """The file of each image that a table's rows are named by: of that name, or with `.png` for its ending.
+
+  Args:
+    table: what names the images.
+    folder: where they lie.
+    nested: they lie in folders of that folder, which the names begin with.
+
+  Raises:
+    DataError: for the first row without a file.
+  """
+  places = {f'{each.name}/': each for each in folder.iterdir() if each.is_dir()} if nested else {'': folder}
+  there = {f'{prefix}{entry.name}' for prefix, place in places.items() for entry in os.scandir(place)}
+  found = {name: name if name in there else re.sub(r'\.[^./]*$', '.png', name) for name in table.lines}
+  if missing := [name for name, file in found.items() if file not in there]:
+    such = f'{len(missing)} such images; unpack them all or remove their rows from every file'
+    table.refuse(missing[0], f'{missing[0][:60]!r} is not in {folder} ({such})')
+  return {name: folder / file for name, file in found.items()}
 
 
 def is_count(cell: str) -> bool:
@@ -112,25 +161,6 @@ def _number_of_pixels(cell: str) -> float:
   if not -MAX_PIXELS < value < MAX_PIXELS or '_' in cell:  # NaN fails the comparison.
     raise ValueError(cell)
   return value
-
-
-def _refuse_cell(path: Path, line: int, row: list[str], cells: Mapping[str, Cell]) -> NoReturn:
-  for (column, cell), text in zip(cells.items(), row[1:], strict=True):
-    try:
-      cell.read(text)
-    except (KeyError, ValueError):
-      wrong = f'{column[:40]!r} of {row[0][:40]!r} is {text[:20]!r}'
-      refuse_line(path, line, f'{wrong}, not {cell.expected}; correct the row')
-  raise AssertionError('a row was refused, and none of its cells')
-
-
-def _refuse_duplicate(path: Path, names: list[str], lines: list[int]) -> NoReturn:
-  first: dict[str, int] = {}
-  for name, line in zip(names, lines, strict=True):
-    if name in first:
-      refuse_line(path, line, f'{name[:40]!r} was already named in line {first[name]}; remove one of the rows')
-    first[name] = line
-  raise AssertionError('names repeat, and none was found twice')
 
 
 PIXELS = Cell(_number_of_pixels, 'a number of pixels')

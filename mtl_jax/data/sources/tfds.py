@@ -17,13 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.source import Record, landmark_task
+from mtl_jax.data.source import POINTS, Record, landmark_task
 from mtl_jax.errors import DataError, one_line
 from mtl_jax.tasks import BinaryTask, Task
 
 SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # TFDS's names, and ours.
-# TFDS forgets the order of its features; these points of celeb_a have the order that CelebA's own files give them.
-POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
 
 
 @dataclasses.dataclass(eq=False)
@@ -217,5 +215,6 @@ def _is_scalar(feature: Any, kinds: str) -> bool:
 
 
 def _celeba_order(column: str) -> tuple[int, str]:
+  """Sorts points as CelebA's own files do, since TFDS forgets the order of its features."""
   point = column[:-2]
   return (POINTS.index(point) if point in POINTS else len(POINTS), column)

@@ -1,12 +1,12 @@
 """Reads UTKFace, whose labels are in the file names: AGE_GENDER_RACE_TIME.jpg, in any folders."""
 
-import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from mtl_jax.data.source import ListedImages, content_digest, tenth_of
 from mtl_jax.errors import DataError
@@ -26,37 +26,12 @@ MEANINGS: dict[str, dict[str, float]] = {
 }
 # Some real names lack the race, others the dot before jpg or have a blank there: what follows the digits is ignored.
 NAME = re.compile(r'(?P<age>[^_]*)_(?P<gender>[^_]*)(?:_(?P<race>[^_]*))?_[0-9]+[^_0-9][^_]*', re.ASCII)
+ENDINGS = ('.jpg', '.png')
 NUM_SHOWN = 3  # Names in a note.
 
 
-@dataclasses.dataclass
-class Image:
-  """An image and what its copies' names say.
-
-  Attributes:
-    name: the path of the first copy.
-    digest: sha256 of the file, in hex.
-    labels: by task, NaN where a name does not say.
-    contradicted: the tasks in which names contradict each other; their labels are NaN.
-  """
-
-  name: str
-  digest: str
-  labels: dict[str, float]
-  contradicted: set[str] = dataclasses.field(default_factory=set)
-
-  def merge(self, labels: dict[str, float]) -> None:
-    """Takes from a copy's name what this one's lacked; drops what the two say differently."""
-    for task, label in labels.items():
-      if np.isnan(self.labels[task]) and task not in self.contradicted:
-        self.labels[task] = label
-      elif not np.isnan(label) and label != self.labels[task]:
-        self.labels[task] = np.nan
-        self.contradicted.add(task)
-
-
 def open_utkface(directory: Path) -> ListedImages:
-  """Reads the names of the `.jpg` files below a folder, and their bytes.
+  """Reads the names of the `.jpg` and `.png` files below a folder, and their bytes.
 
   A part of a name that cannot be read (an age outside 1 to 116, a race that is missing) is a missing label; an image
   whose name says nothing is left out. Of byte-identical files the first by path is kept; where their names contradict
@@ -72,35 +47,36 @@ def open_utkface(directory: Path) -> ListedImages:
   if not directory.is_dir():
     raise DataError(f'{directory}: no such folder; give the one that holds UTKFace')
   found = _image_files(directory)
-  labels = {name: labels for name in found if (labels := labels_of(name)) is not None}
-  if not labels:
+  said = {name: labels for name in found if (labels := labels_of(name)) is not None}
+  if not said:
     such = f'as {found[0][-60:]!a} is not' if found else 'in it or below it'
     raise DataError(f'{directory}: is not UTKFace: no image is named AGE_GENDER_RACE_TIME.jpg, {such}')
-  images, copies = _without_copies(directory, labels)
+  copies: dict[str, list[str]] = {}
+  for name in said:
+    copies.setdefault(content_digest(directory / name), []).append(name)
+  images = {names[0]: np.stack([said[name] for name in names]) for names in copies.values()}
+  lows, highs = (np.stack([extreme.reduce(all_of) for all_of in images.values()]) for extreme in (np.fmin, np.fmax))
   return ListedImages(
     name='utkface',
     tasks=TASKS,
-    notes=tuple(_notes(found, labels, images, copies)),
-    images=directory,
-    image_names=[image.name for image in images],
-    splits=[_split(image.digest) for image in images],
-    labels={
-      task.name: np.array([[image.labels[task.name]] for image in images], np.float32).reshape(-1, 1) for task in TASKS
-    },
+    notes=tuple(_notes(found, said, list(copies.values()), contradicted=lows < highs)),
+    images={name: directory / name for name in images},
+    splits=[{0: 'val', 1: 'test'}.get(tenth_of(digest), 'train') for digest in copies],
+    labels={task.name: np.where(lows < highs, np.nan, lows)[:, i : i + 1] for i, task in enumerate(TASKS)},
   )
 
 
-def labels_of(name: str) -> dict[str, float] | None:
-  """Labels of each task in an image's name, or its path; NaN where one is missing, None where all are."""
+def labels_of(name: str) -> Float32[np.ndarray, '3'] | None:
+  """The label of each task in an image's name, or its path; NaN where one is missing, None where all are."""
   match = NAME.fullmatch(name.rpartition('/')[2])
   if match is None or not name.isprintable():  # Names are kept one a line.
     return None
-  labels = {task: meaning.get(match[task], np.nan) for task, meaning in MEANINGS.items()}
-  return None if all(np.isnan(label) for label in labels.values()) else labels
+  labels = np.array([meaning.get(match[task], np.nan) for task, meaning in MEANINGS.items()], np.float32)
+  return None if np.isnan(labels).all() else labels
 
 
 def _image_files(directory: Path) -> list[str]:
-  """Paths below the directory of all `.jpg` files, in order; hidden files and folders are left out."""
+  """Paths below the directory of all images, in order; hidden files and folders are left out."""
 
   def refuse(error: OSError) -> None:
     raise DataError(f'{error.filename}: cannot be read: {error.strerror}') from error
@@ -108,48 +84,31 @@ def _image_files(directory: Path) -> list[str]:
   names = []
   for folder, folders, files in os.walk(directory, onerror=refuse):
     folders[:] = [name for name in folders if not name.startswith('.')]
-    below = Path(folder).relative_to(directory)
-    names += [(below / name).as_posix() for name in files if name.lower().endswith('.jpg') and not name.startswith('.')]
+    images = [name for name in files if name.lower().endswith(ENDINGS) and not name.startswith('.')]
+    names += [(Path(folder).relative_to(directory) / name).as_posix() for name in images]
   return sorted(names)
 
 
-def _without_copies(directory: Path, labels: dict[str, dict[str, float]]) -> tuple[list[Image], list[str]]:
-  """One image for all files of the same bytes, and the names of the files left out."""
-  images: dict[str, Image] = {}
-  copies = []
-  for name, said in labels.items():
-    digest = content_digest(directory / name)
-    if digest in images:
-      images[digest].merge(said)
-      copies.append(name)
-    else:
-      images[digest] = Image(name, digest, dict(said))
-  return list(images.values()), copies
-
-
-def _split(digest: str) -> str:
-  return {0: 'val', 1: 'test'}.get(tenth_of(digest), 'train')
-
-
 def _notes(
-  found: Iterable[str], labels: dict[str, dict[str, float]], images: Iterable[Image], copies: list[str]
-) -> Iterable[str]:
+  found: Sequence[str], said: dict[str, np.ndarray], copies: list[list[str]], *, contradicted: np.ndarray
+) -> Iterator[str]:
   """Lines about what is missing or left out, each with the count and the first names."""
-  skipped = [name for name in found if name not in labels]
-  if skipped:
-    yield _note(skipped, 'images are left out, since their names are not AGE_GENDER_RACE_TIME.jpg')
-  for task in MEANINGS:
-    lacking = [name for name, said in labels.items() if np.isnan(said[task])]
-    if lacking:
-      yield _note(lacking, f'names have no readable {task}')
-  if copies:
-    yield _note(copies, 'images are left out as byte-identical copies of others')
-  for task in MEANINGS:
-    contradicted = [image.name for image in images if task in image.contradicted]
-    if contradicted:
-      yield _note(contradicted, f'images have copies whose names contradict each other in {task}, which is masked')
+  yield from _note(
+    [n for n in found if n not in said], 'images are left out, since their names are not AGE_GENDER_RACE_TIME.jpg'
+  )
+  for column, task in enumerate(MEANINGS):
+    yield from _note(
+      [name for name, labels in said.items() if np.isnan(labels[column])], f'names have no readable {task}'
+    )
+  yield from _note(
+    sorted(name for names in copies for name in names[1:]), 'images are left out as byte-identical copies of others'
+  )
+  for column, task in enumerate(MEANINGS):
+    names = [names[0] for names, wrong in zip(copies, contradicted[:, column], strict=True) if wrong]
+    yield from _note(names, f'images have copies whose names contradict each other in {task}, which is masked')
 
 
-def _note(names: list[str], what: str) -> str:
-  shown = ', '.join(ascii(name[-60:]) for name in names[:NUM_SHOWN])
-  return f'warning: {len(names)} {what}: {shown}{", ..." if len(names) > NUM_SHOWN else ""}'
+def _note(names: list[str], what: str) -> Iterator[str]:
+  if names:
+    shown = ', '.join(ascii(name[-60:]) for name in names[:NUM_SHOWN])
+    yield f'warning: {len(names)} {what}: {shown}{", ..." if len(names) > NUM_SHOWN else ""}'

@@ -3,7 +3,6 @@
 CACHE/sets/<checksum>/<name>   the set of that checksum, whole or not there
 """
 
-import json
 import logging
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from mtl_jax.data.store import reader as store
 from mtl_jax.data.store.reader import Store
 from mtl_jax.errors import BucketError, DataError, one_line
 from mtl_jax.platform import address as addresses
-from mtl_jax.platform import file_lock
+from mtl_jax.platform import file_lock, json_file
 from mtl_jax.platform.progress_bar import bar
 
 log = logging.getLogger('mtl_jax')
@@ -83,15 +82,11 @@ def _read_schema(address: str, files: Any, root: str) -> tuple[bytes, str, list[
   except FileNotFoundError:
     make = f'mtl-jax prepare SET --source DIR --out {address}'
     raise DataError(f'{address}: is no prepared set (it has no schema.json); make one with: {make}') from None
-  try:
-    schema = json.loads(content)
-    names = list(schema['files'])
-    if schema['checksum'] != store.checksum(schema):
-      raise ValueError('its checksum is wrong')
-    if outside := [path for path in names if path.startswith('/') or '..' in PurePosixPath(path).parts]:
-      raise ValueError(f'{outside[0]} lies outside')
-  except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-    raise DataError(f'{address}/schema.json: is malformed ({one_line(error)}); prepare the set again') from error
+  place = f'{address}/schema.json'
+  schema = store.parse_schema(content, place=place)
+  names = list(json_file.convert(schema, store.Header, place=place, advice=store.AGAIN, raises=DataError).files)
+  if outside := [path for path in names if path.startswith('/') or '..' in PurePosixPath(path).parts]:
+    raise DataError(f'{place} is not as it was written: {outside[0]} lies outside; {store.AGAIN}')
   return content, schema['checksum'], names
 
 

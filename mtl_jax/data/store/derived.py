@@ -10,15 +10,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Shaped
 
 from mtl_jax.data.store import reader, writer
 from mtl_jax.data.store.images import Images, Records
 from mtl_jax.errors import DataError
+from mtl_jax.platform import json_file
 from mtl_jax.platform.atomic_dir import new_folder
 
 FILES = ('rows.bin', 'crc32.npy')
+
+
+class Header(msgspec.Struct):
+  """The fields of schema.json that a derived set is opened by."""
+
+  made_of: dict[str, Any]
+  corrupt: list[reader.Count]
+  files: dict[str, dict[str, Any]]
 
 
 def open_rows(directory: Path, made_of: dict[str, Any]) -> Images:
@@ -27,19 +37,19 @@ def open_rows(directory: Path, made_of: dict[str, Any]) -> Images:
   A row whose image was corrupt counts as corrupt itself; in its place, as in the image's, the next good one is read.
 
   Raises:
-    DataError: where there is none, or it was made of something else, or its files are not what was written; or what
-      reading JSON raises.
+    DataError: where there is none, or it was made of something else, or its files are not what was written.
   """
   schema = reader.read_schema(directory)
-  if schema['made_of'] != made_of:
-    raise DataError(f'{directory}: was made of something else')
-  reader.check_files(directory, {path: schema['files'][path] for path in FILES})
+  header = json_file.convert(schema, Header, place=directory / 'schema.json', advice=reader.AGAIN, raises=DataError)
   (num, *shape), dtype = made_of['shape'], np.dtype(made_of['dtype'])
+  if header.made_of != made_of or not all(row < num for row in header.corrupt):
+    raise DataError(f'{directory}: was made of something else')
+  reader.check_files(directory, header.files, FILES)
   offsets = np.arange(num + 1, dtype=np.int64) * (int(np.prod(shape)) * dtype.itemsize)
-  crc32, path = np.load(directory / 'crc32.npy'), directory / 'rows.bin'
+  crc32, path = reader.load_array(directory / 'crc32.npy', (num,), np.uint32), directory / 'rows.bin'
   records = Records(path, shape=tuple(shape), dtype=dtype, offsets=offsets, crc32=crc32, names=range(num))
-  records.corrupt = dict.fromkeys(schema['corrupt'], 'its image is corrupt')
-  return Images(records, range(num))
+  records.corrupt = dict.fromkeys(header.corrupt, 'its image is corrupt')
+  return Images(((records, range(num)),))
 
 
 def write_rows(

@@ -66,6 +66,7 @@ class Records:
     self._lock = threading.Lock()
     # Not mapped: pages of a mapped file count as this process's memory, and one cut short while mapped kills it.
     self._file = os.open(path, os.O_RDONLY)
+    self._num_bytes = os.fstat(self._file).st_size
     weakref.finalize(self, os.close, self._file)
 
   def __len__(self) -> int:
@@ -88,6 +89,8 @@ class Records:
 
   def _read(self, row: int, out: Shaped[np.ndarray, '...']) -> None:
     begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
+    if not 0 <= begin <= end <= self._num_bytes:
+      raise ValueError('it lies outside of the file')
     slot: Any = out if self._jpeg else out.reshape(-1).view(np.uint8)
     content = os.pread(self._file, end - begin, begin) if self._jpeg else slot
     num_bytes = len(content) if self._jpeg else os.preadv(self._file, [slot], begin)
@@ -118,29 +121,27 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """A range of a set's images, uint8 `[n, h, w, 3]`, or of rows derived from them, `[n, ...]`, like an array of them.
+  """Rows of one file or of several, one after another, like an array: images uint8 `[n, h, w, 3]` or what is derived.
 
-  In place of a corrupt record stands the next good one of the range: a blank image would enter the statistics of batch
+  In place of a corrupt record stands the next good one of its range: a blank image would enter the statistics of batch
   norm. Which one that is depends on the file alone, so every way to read it gives the same bits.
 
   Attributes:
-    records: the file.
-    rows: of the file.
+    parts: files, alike in the shape and type of a row, and which rows of each.
   """
 
-  records: Records
-  rows: range
+  parts: tuple[tuple[Records, range], ...]
 
   def __len__(self) -> int:
-    return len(self.rows)
+    return sum(len(rows) for _, rows in self.parts)
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self), *self.records.shape)
+    return (len(self), *self.parts[0][0].shape)
 
   @property
   def dtype(self) -> np.dtype:
-    return self.records.dtype
+    return self.parts[0][0].dtype
 
   @property
   def nbytes(self) -> int:
@@ -149,53 +150,54 @@ class Images:
 
   @property
   def num_corrupt(self) -> int:
-    """Corrupt records found so far in the whole file."""
-    return len(self.records.corrupt)
-
-  def part(self, rows: range) -> 'Images':
-    """Some of these images, not read yet."""
-    return dataclasses.replace(self, rows=self.rows[rows.start : rows.stop])
+    """Corrupt records found so far in the whole files."""
+    return sum(len(records.corrupt) for records, _ in self.parts)
 
   def take(self, rows: Int[np.ndarray, ' b'], axis: int = 0) -> Shaped[np.ndarray, 'b ...']:
-    """The images at these positions, read and decoded by all processors.
+    """The images at these positions, read and decoded by all processors; no others are.
 
     Raises:
       DataError: when more records are corrupt than may be.
     """
     assert axis == 0
-    taken = np.empty((len(rows), *self.records.shape), self.dtype)
-    wanted = [(slot, int(row)) for slot, row in enumerate(rows)]
-    parts = min(len(wanted), 4 * THREADS)  # More than threads: some records are larger than others.
-    list(_threads().map(self._fill, [taken] * parts, (wanted[part::parts] for part in range(parts))))
+    taken = np.empty((len(rows), *self.shape[1:]), self.dtype)
+    wanted = [(taken[slot], *self._place(row)) for slot, row in enumerate(rows)]
+    stripes = min(len(wanted), 4 * THREADS)  # More than threads: some records are larger than others.
+    list(_threads().map(_fill, (wanted[stripe::stripes] for stripe in range(stripes))))
     return taken
 
-  def _fill(self, taken: Shaped[np.ndarray, 'b ...'], wanted: Sequence[tuple[int, int]]) -> None:
-    for slot, row in wanted:
-      if not self.records.read(self.rows[row], taken[slot]) and not any(
-        self.records.read(self.rows[(row + step) % len(self)], taken[slot]) for step in range(1, len(self))
-      ):
-        raise DataError('every record of the split is corrupt; prepare the set again')
+  def _place(self, row: int) -> tuple[Records, range, int]:
+    """The part of a position, and the position in it."""
+    for records, own in self.parts:
+      if row < len(own):
+        return records, own, int(row)
+      row -= len(own)
+    raise IndexError(row)
 
   def good(self, rows: Int[np.ndarray, ' b']) -> Bool[np.ndarray, ' b']:
     """True for those of these positions, taken before, that hold their own image, not another in its place."""
-    corrupt = self.records.corrupt
-    return np.array([self.rows[row] not in corrupt for row in rows], bool) if corrupt else np.ones(len(rows), bool)
+    if not self.num_corrupt:
+      return np.ones(len(rows), bool)
+    places = map(self._place, rows)
+    return np.array([own[row] not in records.corrupt for records, own, row in places], bool)
 
   def __getitem__(self, index: Any) -> np.ndarray:
     """Reads rows, as of an array whose first index is of rows: no others are read."""
-    return indexed(self, index)
+    first, *rest = index if isinstance(index, tuple) else (index,)
+    rows = np.arange(len(self))[first]
+    taken = self.take(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
+    return taken[(slice(None),) * rows.ndim + tuple(rest)]
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     del copy  # There is nothing that could be shared.
     return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def indexed(images: Any, index: Any) -> np.ndarray:
-  """`images[index]` of `Images` or several of them, where the first index is of rows: only they are read."""
-  first, *rest = index if isinstance(index, tuple) else (index,)
-  rows = np.arange(len(images))[first]
-  taken = images.take(rows.reshape(-1)).reshape(*rows.shape, *images.shape[1:])
-  return taken[(slice(None),) * rows.ndim + tuple(rest)]
+def _fill(wanted: Sequence[tuple[Shaped[np.ndarray, '...'], Records, range, int]]) -> None:
+  """Reads into each slot the row at a position of a range, or the next good one."""
+  for slot, records, own, row in wanted:
+    if not any(records.read(own[(row + step) % len(own)], slot) for step in range(len(own))):
+      raise DataError('every record of the split is corrupt; prepare the set again')
 
 
 @cache

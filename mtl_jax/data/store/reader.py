@@ -21,22 +21,28 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import msgspec
 import numpy as np
 
 from mtl_jax.data.source import SPLITS
 from mtl_jax.data.store.images import ENCODINGS, Images, Records
 from mtl_jax.errors import DataError, one_line
+from mtl_jax.kinds import shown
+from mtl_jax.platform import json_file
 from mtl_jax.tasks import Task, from_json
 
 VERSION = 2
 VERSIONS = (1, 2)
 WHOLE_DIGEST_BYTES = 4 * 2**30  # Larger files are digested at their ends only: seconds, not minutes, to open.
 END_BYTES = 64 * 2**20
+AGAIN = 'prepare the set again'
 _MAKE = 'make one with: mtl-jax prepare SET --source DIR --out'
 
 Schema: TypeAlias = dict[str, Any]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Kinds: TypeAlias = dict[str, tuple[tuple[int, ...], type[np.generic]]]
 
 
@@ -49,7 +55,7 @@ class Store:
     image_size: height and width of the stored images in pixels.
     tasks: the tasks that it has labels for.
     splits: the rows of each split; some may be empty.
-    images: uint8 `[n, h, w, 3]`, read when asked for.
+    records: the images, uint8 `[n, h, w, 3]`, read when asked for.
     labels: for each task float32 `[n, k]`, or uint8 `[n, h, w]`, 0 where missing.
     mask: for each task bool of the same shape, False where missing.
     source_size: width and height of the source images, or of the parts kept, in pixels, int32 `[n, 2]`.
@@ -63,7 +69,7 @@ class Store:
   image_size: tuple[int, int]
   tasks: tuple[Task, ...]
   splits: dict[str, range]
-  images: Images
+  records: Records
   labels: dict[str, np.ndarray]
   mask: dict[str, np.ndarray]
   source_size: np.ndarray
@@ -78,6 +84,11 @@ class Store:
     return (self,)
 
   @property
+  def images(self) -> Images:
+    """All images, uint8 `[n, h, w, 3]`."""
+    return Images(((self.records, range(len(self.records))),))
+
+  @property
   def split_sizes(self) -> dict[str, int]:
     """The number of rows of each split."""
     return {name: len(rows) for name, rows in self.splits.items()}
@@ -88,6 +99,18 @@ class Store:
       there = ', '.join(f'{split} ({len(rows)})' for split, rows in self.splits.items() if rows)
       raise DataError(f'split {name!r} of {self.directory} has no rows; it has {there}')
     return self.splits[name]
+
+
+class Header(msgspec.Struct):
+  """The fields of schema.json that a set is opened by; `Schema` is all of it."""
+
+  version: Literal[1, 2]
+  image_size: tuple[Positive, Positive]
+  tasks: list[dict[str, Any]]
+  splits: dict[Literal['train', 'val', 'test'], tuple[Count, Count]]
+  num_examples: Positive
+  files: dict[str, dict[str, Any]]
+  encoding: Literal['decoded', 'jpeg'] = 'decoded'
 
 
 def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
@@ -104,41 +127,47 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     DataError: where there is no prepared set, or another version of it, or its files are not what was written.
   """
   directory = Path(directory)
+  schema = read_schema(directory)
+  path = directory / 'schema.json'
+  header = json_file.convert(schema, Header, place=path, advice=AGAIN, raises=DataError)
   try:
-    schema = read_schema(directory)
-    tasks = _tasks(schema)
-    height, width = _image_size(schema)
-    kinds, images = array_kinds(schema, tasks), ENCODINGS[schema.get('encoding', 'decoded')]
-    check_files(directory, {path: schema['files'][path] for path in (images, *kinds, 'names.txt')})
-    arrays = {path: _load(directory / path, *kind) for path, kind in kinds.items()}
-    names = (directory / 'names.txt').read_text('utf-8').split('\n')[:-1]
+    tasks = tuple(map(from_json, header.tasks))
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+      raise DataError(f'its tasks are {names}')
+    splits = _splits(header)
+  except DataError as error:
+    raise DataError(f'{path} is not as it was written: {error}; {AGAIN}') from error
+  kinds, images = array_kinds(schema, tasks), ENCODINGS[header.encoding]
+  check_files(directory, header.files, (images, *kinds, 'names.txt'))
+  arrays = {name: load_array(directory / name, *kind) for name, kind in kinds.items()}
+  try:
+    image_names = (directory / 'names.txt').read_text('utf-8').split('\n')[:-1]
+    offsets = arrays['offsets.npy'] if 'offsets.npy' in arrays else _offsets(directory / images, header)
+    if len(image_names) != header.num_examples:
+      raise ValueError(f'{len(image_names)} names of {header.num_examples} rows')
     records = Records(
       directory / images,
-      shape=(height, width, 3),
-      offsets=arrays['offsets.npy'] if 'offsets.npy' in arrays else _offsets(directory / images, schema),
+      shape=(*header.image_size, 3),
+      offsets=offsets,
       crc32=arrays.get('crc32.npy'),
-      encoding=schema.get('encoding', 'decoded'),
-      names=names,
+      encoding=header.encoding,
+      names=image_names,
       corrupt_share=corrupt_share,
     )
-    splits = _splits(schema)
-    if len(names) != len(records):
-      raise ValueError(f'{len(names)} names of {len(records)} rows')
-  except OSError as error:
-    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
-  except (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError) as error:
-    raise DataError(f'{directory / "schema.json"}: is malformed ({one_line(error)}); prepare the set again') from error
+  except (OSError, ValueError, EOFError) as error:
+    raise DataError(f'{directory} is not as it was written: {one_line(error)}; {AGAIN}') from error
   return Store(
     directory=directory,
-    image_size=(height, width),
+    image_size=header.image_size,
     tasks=tasks,
     splits=splits,
-    images=Images(records, range(len(records))),
+    records=records,
     labels={task.name: arrays[f'labels/{task.name}.npy'] for task in tasks},
     mask={task.name: arrays[f'mask/{task.name}.npy'] for task in tasks},
     source_size=arrays['source_size.npy'],
     identity=arrays['identity.npy'],
-    names=names,
+    names=image_names,
     schema=schema,
     checksum=schema['checksum'],
   )
@@ -146,7 +175,7 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
 
 def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
   """Shape and type of each array of a set, but of its images, by its path."""
-  rows = _whole(schema['num_examples'], least=1)
+  rows = schema['num_examples']
   kinds: Kinds = {'source_size.npy': ((rows, 2), np.int32), 'identity.npy': ((rows,), np.int32)}
   if schema['version'] > 1:
     kinds['crc32.npy'] = ((rows,), np.uint32)
@@ -158,44 +187,20 @@ def array_kinds(schema: Schema, tasks: Sequence[Task]) -> Kinds:
   return kinds
 
 
-def _tasks(schema: Schema) -> tuple[Task, ...]:
-  try:
-    tasks = tuple(from_json(task) for task in schema['tasks'])
-  except DataError as error:
-    raise ValueError(str(error)) from error
-  names = [task.name for task in tasks]
-  for named in (names, *(task.labels for task in tasks)):
-    if not (named and all(isinstance(name, str) for name in named) and len(set(named)) == len(named)):
-      raise ValueError(f'{named!r} are no names')
-  return tasks
-
-
-def _image_size(schema: Schema) -> tuple[int, int]:
-  height, width = (_whole(side, least=1) for side in schema['image_size'])
-  return height, width
-
-
-def _splits(schema: Schema) -> dict[str, range]:
+def _splits(header: Header) -> dict[str, range]:
   """The rows of each split: one after another, as they lie."""
-  bounds = [[_whole(bound) for bound in schema['splits'][name]] for name in SPLITS]
-  begins, ends = zip(*bounds, strict=True)
-  if begins != (0, *ends[:-1]) or ends[-1] != schema['num_examples'] or sorted(ends) != list(ends):
-    raise ValueError(f'splits {schema["splits"]} of {schema["num_examples"]} rows')
-  return {name: range(begin, end) for name, (begin, end) in zip(SPLITS, bounds, strict=True)}
+  bounds = [header.splits.get(name, (-1, -1)) for name in SPLITS]
+  corners = [0, *(end for _, end in bounds)]
+  if [begin for begin, _ in bounds] != corners[:-1] or corners != sorted(corners) or corners[-1] != header.num_examples:
+    raise DataError(f'its splits are {shown(header.splits)} of {header.num_examples} rows')
+  return {name: range(*bound) for name, bound in zip(SPLITS, bounds, strict=True)}
 
 
-def _whole(value: Any, least: int = 0) -> int:
-  if type(value) is not int or value < least:
-    raise ValueError(f'{value!r} is no whole number of at least {least}')
-  return value
-
-
-def _offsets(path: Path, schema: Schema) -> np.ndarray:
+def _offsets(path: Path, header: Header) -> np.ndarray:
   """Offsets of each image in images.npy, and the end of the last one."""
-  mapped: Any = np.load(path, mmap_mode='r')
-  shape = (schema['num_examples'], *_image_size(schema), 3)
-  if mapped.shape != shape or mapped.dtype != np.uint8 or not mapped.flags.c_contiguous:
-    raise ValueError(f'{path.name} is {mapped.dtype} {mapped.shape}')
+  mapped: Any = load_array(path, (header.num_examples, *header.image_size, 3), np.uint8, mmap_mode='r')
+  if not mapped.flags.c_contiguous:
+    raise DataError(f'{path}: its rows do not lie one after another; {AGAIN}')
   return mapped.offset + np.arange(len(mapped) + 1, dtype=np.int64) * (mapped.nbytes // len(mapped))
 
 
@@ -206,33 +211,46 @@ def read_schema(directory: Path) -> Schema:
     raise DataError(f'{directory}: no such folder of a prepared set; {_MAKE} {directory}')
   if not path.is_file():
     raise DataError(f'{directory}: is no prepared set (it has no schema.json); {_MAKE} DIR')
-  schema = json.loads(path.read_text('utf-8'))
-  if schema['version'] not in VERSIONS:
+  return parse_schema(path.read_bytes(), place=path)
+
+
+def parse_schema(content: bytes, *, place: Path | str) -> Schema:
+  """The content of a schema.json, which errors call `place`. Raises DataError for another version or a change."""
+  schema = json_file.parse(content, Schema, place=place, advice=AGAIN, raises=DataError)
+  if schema.get('version') not in VERSIONS:
     known = ' and '.join(map(str, VERSIONS))
-    raise DataError(
-      f'{path}: is of version {schema["version"]!r}, but this program reads {known}; prepare the set again'
-    )
-  if schema['checksum'] != checksum(schema):
-    raise DataError(f'{path}: was changed since it was prepared; prepare the set again')
+    raise DataError(f'{place}: is of version {shown(schema.get("version"))}, but this program reads {known}; {AGAIN}')
+  if schema.get('checksum') != checksum(schema):
+    raise DataError(f'{place}: was changed since it was prepared; {AGAIN}')
   return schema
 
 
-def check_files(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+def check_files(directory: Path, files: dict[str, dict[str, Any]], names: Sequence[str]) -> None:
   """Raises DataError for a file that is missing or has not the size and digest that it was written with."""
-  for path, written in files.items():
-    if not (directory / path).is_file():
-      raise DataError(f'{directory / path}: is missing; prepare the set again')
-    if (size := (directory / path).stat().st_size) != written['bytes']:
-      raise DataError(f'{directory / path}: holds {size} bytes, not {written["bytes"]}; prepare the set again')
-  for path, written in files.items():
-    if digest(directory / path) != written:
-      raise DataError(f'{directory / path}: was changed since it was prepared; prepare the set again')
+  try:
+    for name in names:
+      path, written = directory / name, files.get(name, {})
+      if not path.is_file():
+        raise DataError(f'{path}: is missing; {AGAIN}')
+      if (size := path.stat().st_size) != written.get('bytes'):
+        raise DataError(f'{path}: holds {size} bytes, not {shown(written.get("bytes"))}; {AGAIN}')
+    for name in names:
+      if digest(directory / name) != files[name]:
+        raise DataError(f'{directory / name}: was changed since it was prepared; {AGAIN}')
+  except OSError as error:
+    raise DataError(f'{directory}: cannot be read: {one_line(error)}') from error
 
 
-def _load(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-  array = np.load(path)
-  if array.shape != shape or array.dtype != dtype:
-    raise ValueError(f'{path.name} is {array.dtype} {array.shape}')
+def load_array(
+  path: Path, shape: tuple[int, ...], dtype: type[np.generic], *, mmap_mode: Literal['r'] | None = None
+) -> np.ndarray:
+  """An array of a file. Raises DataError for another shape or type, or no array."""
+  try:
+    array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+  except Exception as error:  # NumPy's readers raise half a dozen kinds.
+    raise DataError(f'{path}: is no array ({one_line(error)}); {AGAIN}') from error
+  if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+    raise DataError(f'{path}: is no array {np.dtype(dtype)} of shape {shape}; {AGAIN}')
   return array
 
 

@@ -15,17 +15,19 @@ import simplejpeg
 from jaxtyping import Int64, UInt32
 from PIL import Image
 
-from mtl_jax.data.source import SPLITS, Record, Source
+from mtl_jax.data.source import SPLITS, Record, Source, checked, stated_labels
 from mtl_jax.data.sources.image_file import decode
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
+from mtl_jax.kinds import shown
 from mtl_jax.platform.ahead import in_order
 from mtl_jax.platform.atomic_dir import new_folder, sync
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.tasks import Task
 
 JPEG_QUALITY = 95
+MAX_SIDE = 8192  # Of the stored images, in pixels.
 _WORKERS = min(32, os.cpu_count() or 1)  # Beyond that, threads wait for the interpreter.
 _ORIENTATION = 0x0112  # The EXIF note that says how to turn an image upright; 1 as it lies.
 
@@ -54,8 +56,8 @@ def prepare(
   Raises:
     DataError: for bad input, a folder that is taken or being prepared, or a disk that is full.
   """
-  if min(image_size) < 1:
-    raise DataError(f'image_size: height and width must be positive, not {image_size[0]} {image_size[1]}')
+  if not (min(image_size) >= 1 and max(image_size) <= MAX_SIDE):
+    raise DataError(f'--image_size: height and width in pixels must be from 1 to {MAX_SIDE}, not {shown(image_size)}')
   if (Path(out) / 'schema.json').exists():
     raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
   with new_folder(out) as folder:
@@ -140,15 +142,10 @@ def _ordered(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
   """All records by split, and the first row of each split and the one after its last."""
   by_split: dict[str, list[Record]] = {split: [] for split in SPLITS}
   names = set()
-  for record in source.records():
+  for stated in source.records():
+    record = checked(stated, source.tasks, source=source.name)
     if record.name in names:
       raise DataError(f'{source.name}: {record.name!r} is named twice; correct the source')
-    if record.split not in by_split:
-      raise DataError(f'{source.name}: {record.name!r} is in split {record.split!r}, not one of {", ".join(SPLITS)}')
-    if '\n' in record.name:
-      raise DataError(f'{source.name}: {record.name!r} has a line break in its name; rename it')
-    if record.crop and not (record.crop[0] < record.crop[2] and record.crop[1] < record.crop[3]):
-      raise DataError(f'{source.name}: the crop {record.crop} of {record.name!r} is empty; correct the source')
     names.add(record.name)
     by_split[record.split].append(record)
   if not names:
@@ -173,12 +170,8 @@ def _fill_row(
   for task in tasks:
     if task.name not in record.labels:
       continue
-    value = record.labels[task.name]
-    stated = np.array(value() if callable(value) else value, np.float32)
-    if not task.dense and stated.shape != task.label_shape:
-      raise DataError(f'{record.name}: {task.name} has {stated.size} labels, not {len(task.labels)}')
+    stated = stated_labels(record, task)
     try:
-      task.check(stated)
       labels = task.from_source(stated, width=size[0], height=size[1])
     except ValueError as error:
       raise DataError(f'{record.name}: {task.name}: {error}; correct the source') from error
@@ -190,22 +183,20 @@ def _fill_row(
 
 def _image_bytes(record: Record, size: tuple[int, int], encoding: str) -> tuple[bytes, tuple[int, int], bool]:
   """The bytes to store of a record's image, its size in the source, and True if they are the source's own."""
-  image = io.BytesIO(record.image()) if callable(record.image) else record.image
-  if encoding == 'decoded':
-    pixels, source_size = decode(image, size, crop=record.crop, name=record.name)
-    return pixels.tobytes(), source_size, False
-  content = image.getvalue() if isinstance(image, io.BytesIO) else _read_bytes(image)
-  if not record.crop and _is_such_a_jpeg(content, size):
-    return content, (size[1], size[0]), True
+  image = record.image
+  if callable(image):
+    content = image()
+    if not isinstance(content, bytes):
+      raise DataError(f'{record.name}: the image must be bytes, not {type(content).__name__}; correct the source')
+    image = io.BytesIO(content)
+  if encoding == 'jpeg' and not record.crop:
+    content = image.getvalue() if isinstance(image, io.BytesIO) else image.read_bytes() if image.is_file() else b''
+    if _is_such_a_jpeg(content, size):
+      return content, (size[1], size[0]), True
   pixels, source_size = decode(image, size, crop=record.crop, name=record.name)
+  if encoding == 'decoded':
+    return pixels.tobytes(), source_size, False
   return simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420'), source_size, False
-
-
-def _read_bytes(path: Path) -> bytes:
-  try:
-    return path.read_bytes()
-  except FileNotFoundError as error:
-    raise DataError(f'{path}: no such image; fetch it, or leave it out') from error
 
 
 def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.source import SPLITS, ListedImages
+from mtl_jax.data.source import POINTS, ListedImages, landmark_task
 from mtl_jax.data.synthetic import canvas, drawing, people
 from mtl_jax.data.synthetic import source as synthetic
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, Task
+from mtl_jax.data.synthetic.source import Face
+from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
 
 NAME = 'synthetic:expressions'
 EXPRESSIONS = ('neutral', 'happy', 'sad', 'fear', 'anger', 'surprise', 'disgust')
@@ -42,27 +43,11 @@ TASKS: tuple[Task, ...] = (
   CategoricalTask('expression', ('expression',), classes=EXPRESSIONS),
   BinaryTask('action_units', UNITS),
   BinaryTask('attributes', UNRELATED),
-  LandmarkTask(
-    'landmarks', tuple(f'{p}_{a}' for p in ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth') for a in 'xy')
-  ),
+  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
 )
 # Attributes that would show an expression are held at what a face at rest has.
 _AT_REST = {'Smiling': -1.2, 'Mouth_Slightly_Open': -1.2, 'High_Cheekbones': -1.2, 'Narrow_Eyes': -1.0}
 _EXPRESSION = 200  # A stream of random numbers apart from those of people and pictures.
-
-
-@dataclasses.dataclass(frozen=True)
-class Face:
-  """One picture, uint8 `[218, 178, 3]`, and the labels `{task: [k]}`, identity and split that make its row."""
-
-  image: np.ndarray
-  labels: dict[str, np.ndarray]
-  identity: int
-  split: str
-
-  @property
-  def row(self) -> tuple[dict[str, np.ndarray], int, str]:
-    return self.labels, self.identity, self.split
 
 
 def latent(index: int, *, seed: int) -> tuple[int, np.ndarray, np.ndarray]:
@@ -79,35 +64,30 @@ def face(index: int, *, seed: int) -> Face:
   plain = people.sitter_of(index, seed=seed)
   units = {unit: float(s) for unit, there, s in zip(UNITS, on, strength, strict=True) if there}
   sitter = dataclasses.replace(plain, strength={**plain.strength, **_AT_REST}, units=units)
-  identity, split = people.identity_of(index, seed=seed)
-  attributes = people.labels_of(sitter, index, seed=seed)
-  columns = [people.ATTRIBUTES.index(name) for name in UNRELATED]
-  return Face(
-    image=drawing.draw(sitter, np.random.default_rng([seed, _EXPRESSION, index, 1])),
-    labels={
-      'expression': np.array([expression], np.float32),
-      'action_units': on.astype(np.float32),
-      'attributes': attributes[columns].astype(np.float32),
-      'landmarks': canvas.landmarks(sitter).ravel(),
-    },
-    identity=identity,
-    split=split,
-  )
+  shown = people.labels_of(sitter, index, seed=seed)[[people.ATTRIBUTES.index(name) for name in UNRELATED]]
+  labels = {
+    'expression': np.array([expression], np.float32),
+    'action_units': on.astype(np.float32),
+    'attributes': shown.astype(np.float32),
+    'landmarks': canvas.landmarks(sitter).ravel(),
+  }
+  image = drawing.draw(sitter, np.random.default_rng([seed, _EXPRESSION, index, 1]))
+  return Face(image, labels, *people.identity_of(index, seed=seed))
 
 
-def draw(images: Path, *, num: int, seed: int, progress: Callable[[int], Any] | None = None) -> ListedImages:
+def draw(
+  images: Path, *, num: int, seed: int, workers: int = 1, progress: Callable[[int], Any] | None = None
+) -> ListedImages:
   """Draws `num` faces into a new folder, and returns them as a source."""
   images.mkdir(parents=True)
   labels, identities, splits = zip(
-    *synthetic.write_images(images, face, num=num, seed=seed, progress=progress), strict=True
+    *synthetic.write_images(images, face, num=num, seed=seed, workers=workers, progress=progress), strict=True
   )
-  assert set(splits) <= set(SPLITS)
   return ListedImages(
     name=NAME,
     tasks=TASKS,
     notes=(),
-    images=images,
-    image_names=[synthetic.file_name(index) for index in range(num)],
+    images={name: images / name for name in map(synthetic.file_name, range(num))},
     splits=list(splits),
     labels={task.name: np.stack([row[task.name] for row in labels]) for task in TASKS},
     identity=np.array(identities, np.int32),

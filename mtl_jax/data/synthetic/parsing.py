@@ -16,7 +16,7 @@ from mtl_jax.tasks import DenseTask
 def with_parsing(source: ListedImages, folder: Path) -> ListedImages:
   """Adds the task of parsing, from the maps that `source.write` has written into `folder`."""
   task = DenseTask('parsing', ('parsing',), classes=PARTS)
-  maps = [functools.partial(_read_map, folder / PARSING / map_name(name)) for name in source.image_names]
+  maps = [functools.partial(_read_map, folder / PARSING / map_name(name)) for name in source.images]
   return dataclasses.replace(source, tasks=(*source.tasks, task), labels={**source.labels, task.name: maps})
 
 

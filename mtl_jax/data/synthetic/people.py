@@ -14,48 +14,16 @@ import numpy as np
 
 from mtl_jax.data.synthetic.canvas import HEIGHT, SHAPES, WIDTH, Sitter
 
+# fmt: off
 ATTRIBUTES = (
-  '5_o_Clock_Shadow',
-  'Arched_Eyebrows',
-  'Attractive',
-  'Bags_Under_Eyes',
-  'Bald',
-  'Bangs',
-  'Big_Lips',
-  'Big_Nose',
-  'Black_Hair',
-  'Blond_Hair',
-  'Blurry',
-  'Brown_Hair',
-  'Bushy_Eyebrows',
-  'Chubby',
-  'Double_Chin',
-  'Eyeglasses',
-  'Goatee',
-  'Gray_Hair',
-  'Heavy_Makeup',
-  'High_Cheekbones',
-  'Male',
-  'Mouth_Slightly_Open',
-  'Mustache',
-  'Narrow_Eyes',
-  'No_Beard',
-  'Oval_Face',
-  'Pale_Skin',
-  'Pointy_Nose',
-  'Receding_Hairline',
-  'Rosy_Cheeks',
-  'Sideburns',
-  'Smiling',
-  'Straight_Hair',
-  'Wavy_Hair',
-  'Wearing_Earrings',
-  'Wearing_Hat',
-  'Wearing_Lipstick',
-  'Wearing_Necklace',
-  'Wearing_Necktie',
-  'Young',
+  '5_o_Clock_Shadow', 'Arched_Eyebrows', 'Attractive', 'Bags_Under_Eyes', 'Bald', 'Bangs', 'Big_Lips', 'Big_Nose',
+  'Black_Hair', 'Blond_Hair', 'Blurry', 'Brown_Hair', 'Bushy_Eyebrows', 'Chubby', 'Double_Chin', 'Eyeglasses',
+  'Goatee', 'Gray_Hair', 'Heavy_Makeup', 'High_Cheekbones', 'Male', 'Mouth_Slightly_Open', 'Mustache', 'Narrow_Eyes',
+  'No_Beard', 'Oval_Face', 'Pale_Skin', 'Pointy_Nose', 'Receding_Hairline', 'Rosy_Cheeks', 'Sideburns', 'Smiling',
+  'Straight_Hair', 'Wavy_Hair', 'Wearing_Earrings', 'Wearing_Hat', 'Wearing_Lipstick', 'Wearing_Necklace',
+  'Wearing_Necktie', 'Young',
 )
+# fmt: on
 VISIBLE = tuple(name for name in ATTRIBUTES if name != 'Attractive')  # The one that nothing is drawn for.
 
 _FACTORS = ('age', 'smile', 'makeup', 'weight')

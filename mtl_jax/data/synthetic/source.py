@@ -9,10 +9,10 @@ import functools
 import io
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -34,47 +34,34 @@ _POOL_FROM = 200  # Fewer pictures than that are drawn before a pool has started
 
 @dataclasses.dataclass(frozen=True)
 class Face:
-  """One picture and all that CelebA says of a picture.
+  """One picture and all that is known of it.
 
   Attributes:
     image: uint8 `[218, 178, 3]` RGB.
-    attributes: int8 `[40]` of 1 and 0 in the order of `ATTRIBUTES`.
-    landmarks: float32 `[5, 2]` pixels (x, y): left eye, right eye, nose, left and right mouth corner; the left is the
-      viewer's.
+    labels: by task, such as `attributes`, int8 `[40]` of 1 and 0 in the order of `ATTRIBUTES`, and `landmarks`, float32
+      `[5, 2]` pixels (x, y): left eye, right eye, nose, left and right mouth corner; the left is the viewer's.
     identity: the person's number, from 1.
     split: 'train', 'val' or 'test'; the same for all pictures of a person.
     parsing: the part that each pixel shows, uint8 `[218, 178]`; None where it was not asked for.
   """
 
   image: np.ndarray
-  attributes: np.ndarray
-  landmarks: np.ndarray
+  labels: dict[str, np.ndarray]
   identity: int
   split: str
   parsing: np.ndarray | None = None
 
-  @property
-  def row(self) -> tuple[np.ndarray, np.ndarray, int, str]:
-    """Labels as the text files give them: attributes, landmarks, identity, split."""
-    return self.attributes, self.landmarks, self.identity, self.split
 
-
-Draw = Callable[..., Any]  # (index, *, seed) -> something with an `image` and a `row` of all else.
+Row: TypeAlias = tuple[dict[str, np.ndarray], int, str]  # Labels, identity and split of a picture.
 
 
 def face(index: int, *, seed: int, parsing: bool = False) -> Face:
   """Picture `index` (from 0) of `seed`, with its labels."""
   sitter = people.sitter_of(index, seed=seed)
-  identity, split = people.identity_of(index, seed=seed)
-  image, parts = drawing.draw_with_parts(sitter, np.random.default_rng([seed, _DETAIL, index]), parsing=parsing)
-  return Face(
-    image=image,
-    attributes=people.labels_of(sitter, index, seed=seed),
-    landmarks=canvas.landmarks(sitter),
-    identity=identity,
-    split=split,
-    parsing=parts if parsing else None,
-  )
+  rng = np.random.default_rng([seed, _DETAIL, index])
+  image, parts = drawing.draw_with_parts(sitter, rng, parsing=parsing)
+  labels = {'attributes': people.labels_of(sitter, index, seed=seed), 'landmarks': canvas.landmarks(sitter)}
+  return Face(image, labels, *people.identity_of(index, seed=seed), parts if parsing else None)
 
 
 def write(
@@ -121,19 +108,36 @@ def write(
 
 def write_images(
   images: Path,
-  draw: Draw,
+  draw: Callable[..., Face],
   *,
   num: int,
   seed: int,
   workers: int | None = None,
   progress: Callable[[int], object] | None = None,
-) -> list[Any]:
+) -> list[Row]:
   """Writes `num` pictures into a folder that is there, as `write` does, and returns their rows in order."""
-  rows = []
-  for chunk in _drawn_chunks(images, draw, num=num, seed=seed, workers=workers or os.cpu_count() or 1):
-    rows += chunk
-    if progress:
-      progress(len(chunk))
+  workers = workers or os.cpu_count() or 1
+  chunks = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
+  task = functools.partial(_draw_chunk, images=images, draw=draw, seed=seed)
+  rows: list[Row] = []
+
+  def collect(drawn: Iterable[list[Row]]) -> None:
+    for chunk in drawn:
+      rows.extend(chunk)
+      if progress:
+        progress(len(chunk))
+
+  if workers == 1 or num < _POOL_FROM:
+    collect(map(task, chunks))
+    return rows
+  spawn = multiprocessing.get_context('spawn')  # A fork of a process that has started JAX may hang.
+  try:
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), mp_context=spawn) as pool:
+      collect(pool.map(task, chunks))
+  except BrokenProcessPool as error:
+    raise DataError(
+      f"{images}: the drawing processes died; call this under `if __name__ == '__main__'`, or with workers=1"
+    ) from error
   return rows
 
 
@@ -147,7 +151,7 @@ def map_name(name: str) -> str:
   return f'{Path(name).stem}.png'
 
 
-def _draw_chunk(indices: range, *, images: Path, draw: Draw, seed: int) -> list[Any]:
+def _draw_chunk(indices: range, *, images: Path, draw: Callable[..., Face], seed: int) -> list[Row]:
   """Writes the pictures `indices` to `images`; returns their rows."""
   rows = []
   for index in indices:
@@ -155,35 +159,18 @@ def _draw_chunk(indices: range, *, images: Path, draw: Draw, seed: int) -> list[
     encoded = io.BytesIO()
     Image.fromarray(drawn.image).save(encoded, 'JPEG', quality=90)
     (images / file_name(index)).write_bytes(encoded.getvalue())
-    if getattr(drawn, 'parsing', None) is not None:
+    if drawn.parsing is not None:
       Image.fromarray(drawn.parsing).save(images.parent / PARSING / map_name(file_name(index)))
-    rows.append(drawn.row)
+    rows.append((drawn.labels, drawn.identity, drawn.split))
   return rows
 
 
-def _drawn_chunks(images: Path, draw: Draw, *, num: int, seed: int, workers: int) -> Iterator[list[Any]]:
-  """Yields the rows of chunk after chunk, in order, as they are drawn here or by a pool."""
-  chunks = [range(start, min(start + _CHUNK, num)) for start in range(0, num, _CHUNK)]
-  task = functools.partial(_draw_chunk, images=images, draw=draw, seed=seed)
-  if workers == 1 or num < _POOL_FROM:
-    yield from map(task, chunks)
-    return
-  spawn = multiprocessing.get_context('spawn')  # A fork of a process that has started JAX may hang.
-  try:
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(chunks)), mp_context=spawn) as pool:
-      yield from pool.map(task, chunks)
-  except BrokenProcessPool as error:
-    raise DataError(
-      f"{images}: the drawing processes died; call this under `if __name__ == '__main__'`, or with workers=1"
-    ) from error
-
-
-def _write_lists(out: Path, rows: list[Any]) -> None:
+def _write_lists(out: Path, rows: list[Row]) -> None:
   """CelebA's four text files: a count and a header where CelebA has them, then a line a picture."""
   names = [file_name(index) for index in range(len(rows))]
-  attributes, landmarks, identities, splits = zip(*rows, strict=True)
-  signs = [' '.join(f'{2 * value - 1:2d}' for value in row.tolist()) for row in attributes]
-  points = [' '.join(f'{value:6.2f}' for value in row.ravel().tolist()) for row in landmarks]
+  labels, identities, splits = zip(*rows, strict=True)
+  signs = [' '.join(f'{2 * value - 1:2d}' for value in row['attributes'].tolist()) for row in labels]
+  points = [' '.join(f'{value:6.2f}' for value in row['landmarks'].ravel().tolist()) for row in labels]
   files = {
     'Anno/list_attr_celeba.txt': ([len(rows), ' '.join(ATTRIBUTES) + ' '], signs),
     'Anno/list_landmarks_align_celeba.txt': ([len(rows), _LANDMARKS], points),

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_jax.config.kinds import TEXT, Kind, options, real, whole
+from mtl_jax.kinds import TEXT, Kind, options, real, whole
 from mtl_jax.models.sharing.branch import Branch
 from mtl_jax.models.sharing.cross_stitch import CrossStitch
 from mtl_jax.models.sharing.dense import Dense

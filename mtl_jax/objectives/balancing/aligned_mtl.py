@@ -1,16 +1,15 @@
 """Aligned-MTL: task gradients made orthogonal and equally long, the shortest principal one's length. Class P (or R)."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting, stateless
+from mtl_jax.objectives.declared import Direction
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 
 @on_gram
-def aligned_mtl(preference: Sequence[float] | None = None) -> GramWeighting:
+def aligned_mtl(preference: Direction = None) -> GramWeighting:
   """`a = sqrt(s_min) V S^(-1/2) V' 1` with `G = V S V'`, over the eigenvalues that are not 0.
 
   Senushkin, Patakin, Kuznetsov, Konushin (2023), Independent Component Alignment for Multi-Task Learning. Orthogonal
@@ -23,11 +22,8 @@ def aligned_mtl(preference: Sequence[float] | None = None) -> GramWeighting:
 
   Args:
     preference: in the place of the ones, brought to a mean of 1; None: all alike.
-
-  Raises:
-    ConfigError: the preference is no direction.
   """
-  preferred = guard.preference(preference, name='aligned_mtl')
+  preferred = guard.preference(preference)
 
   def rule(gram, task):
     largest = jnp.diagonal(gram).max()

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import Cosines, GramWeighting, cosines, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize, simplex
+from mtl_jax.objectives.declared import AtLeast0
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
@@ -16,7 +16,7 @@ FLOOR = 1e-3  # Of t below, in units of the shortest gradient.
 
 
 @on_gram
-def cagrad(c: float = 0.4) -> GramWeighting:
+def cagrad(c: AtLeast0 = 0.4) -> GramWeighting:
   """`d = (g_0 + c |g_0| g_w / |g_w|) / (1 + c^2)` with `w = argmin over the simplex of g_w . g_0 + c |g_0| |g_w|`.
 
   Liu, Liu, Jin, Stone, Liu (2021), Conflict-Averse Gradient Descent for Multi-task Learning; the division by 1 + c^2 is
@@ -30,16 +30,11 @@ def cagrad(c: float = 0.4) -> GramWeighting:
   0 counts in the mean and not among the worst-off. Class P.
 
   Args:
-    c: the radius of the search as a share of |g_0|; 0 or more.
-
-  Raises:
-    ConfigError: c is negative.
+    c: the radius of the search as a share of |g_0|; 0.4 in the paper.
   """
-  if c < 0:
-    raise ConfigError(f'cagrad: c is {c}; give 0 or more (0.4 in the paper, from 1 on no task is hurt)')
 
   def rule(gram, task):
-    angles = cosines(gram, task.present)
+    angles = cosines(gram, task)
     equal = guard.equal(task.present)
     lengths = jnp.where(angles.live, angles.norms, 0)
     unit = jnp.maximum(lengths.max(), TINY)
@@ -60,7 +55,7 @@ def _worst_off(angles: Cosines, toward: Float[Array, ' k'], c: float) -> Float[A
   true Hessian is fast but may be lost where the root has its kink. Both run, and the better end is kept.
   """
   matrix = angles.matrix + RIDGE * jnp.eye(len(toward), dtype=toward.dtype)
-  normal, start = simplex(angles, jnp.ones_like(toward))
+  normal, start = simplex(angles, 1 / angles.norms)
 
   def pull(b):
     along = matrix @ b

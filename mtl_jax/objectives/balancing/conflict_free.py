@@ -1,16 +1,15 @@
 """ConFIG: the direction with equal cosines to all task gradients, as long as their projections together. Class P."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, least_squares, stateless
+from mtl_jax.objectives.declared import Direction
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 
 @on_gram
-def conflict_free(preference: Sequence[float] | None = None) -> GramWeighting:
+def conflict_free(preference: Direction = None) -> GramWeighting:
   """`d = (sum_k g_k . u) u`, u the direction of `U+ p`, U the unit gradients.
 
   Liu, Chu, Thuerey (2024), ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks
@@ -20,14 +19,11 @@ def conflict_free(preference: Sequence[float] | None = None) -> GramWeighting:
 
   Args:
     preference: the cosines' ratios p; None: all alike.
-
-  Raises:
-    ConfigError: the preference is no direction.
   """
-  preferred = guard.preference(preference, name='conflict_free')
+  preferred = guard.preference(preference)
 
   def rule(gram, task):
-    matrix, norms, live = cosines(gram, task.present)
+    matrix, norms, live = cosines(gram, task)
     toward = jnp.where(live, preferred(task.present), 0)
     coefficients = jnp.where(live, least_squares(matrix, toward)[0], 0)
     along = matrix @ coefficients

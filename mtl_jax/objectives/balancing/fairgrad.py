@@ -1,13 +1,15 @@
 """FairGrad: the update that is alpha-fair in the tasks' gains. Class P."""
 
-from mtl_jax.errors import ConfigError
+from typing import Annotated
+
+from mtl_jax.kinds import real
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
 from mtl_jax.objectives.task_gradients import on_gram
 
 
 @on_gram
-def fairgrad(alpha: float = 2.0) -> GramWeighting:
+def fairgrad(alpha: Annotated[float, real(0.5, 10)] = 2.0) -> GramWeighting:
   """`G w = w^(-1/alpha)`, w > 0: the direction of the largest sum of gains to the power 1 - alpha.
 
   Ban, Ji (2024), Fair Resource Allocation in Multi-Task Learning; alpha = 2 on CelebA (LibMTL's default is 1). The
@@ -22,11 +24,6 @@ def fairgrad(alpha: float = 2.0) -> GramWeighting:
   behaviour is that of a least-squares solver which stops short of the solution, whose steps are smaller there.
 
   Args:
-    alpha: from 0.5 to 10; the larger, the more the worst-off task counts.
-
-  Raises:
-    ConfigError: alpha is out of that range.
+    alpha: the larger, the more the worst-off task counts.
   """
-  if not 0.5 <= alpha <= 10:
-    raise ConfigError(f'fairgrad: alpha is {alpha}; give 0.5 to 10 (2 in the paper on CelebA)')
-  return stateless(lambda gram, task: fair_weights(cosines(gram, task.present), alpha))
+  return stateless(lambda gram, task: fair_weights(cosines(gram, task), alpha))

@@ -1,17 +1,18 @@
 """GradDrop: gradient sign dropout (Chen et al. 2020, arXiv:2010.06808). Class R."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import ShareOrEach, declared
 from mtl_jax.objectives.objective import Objective, no_state
 from mtl_jax.objectives.task_gradients import column
 from mtl_jax.objectives.weighting import guard
 
 
-def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
+@declared
+def graddrop(leak: ShareOrEach = 0.0) -> Objective:
   """Lets through gradients of one sign, drawn by their weight, where tasks disagree on a feature's.
 
   With `g_k = sign(z) dL_k/dz` summed over the batch, `P = (1 + sum_k g_k / sum_k |g_k|) / 2` and U uniform for each
@@ -19,7 +20,7 @@ def graddrop(leak: float | Sequence[float] = 0.0) -> Objective:
   representation is given (`at=None`), the rule runs on the gradients as they are, as torchjd has it.
 
   Args:
-    leak: the share of a gradient that passes anyway, from 0 to 1; one for all tasks or one for each.
+    leak: the share of a gradient that passes anyway; one for all tasks or one for each.
   """
 
   def update(gradients, state, *, losses, present, key, at=None):

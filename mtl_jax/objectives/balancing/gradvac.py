@@ -3,16 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
 from mtl_jax.objectives.balancing.pcgrad import meets, random_orders, summed
+from mtl_jax.objectives.declared import Share
 from mtl_jax.objectives.task_gradients import on_gram
 
 CLOSEST = 1 - 1e-6
 
 
 @on_gram
-def gradvac(beta: float = 0.5) -> GramWeighting:
+def gradvac(beta: Share = 0.5) -> GramWeighting:
   """As PCGrad, but where the cosine is below a running target rho_ij, enough of g_j is added to g_i to reach it.
 
   Wang, Tsvetkov, Firat, Cao (2021), Gradient Vaccine. With c = cos(g_i, g_j), g_i the one already changed: where
@@ -22,16 +22,11 @@ def gradvac(beta: float = 0.5) -> GramWeighting:
   gets 1. The state is rho [K, K]; a pair with an absent task, or with a gradient of 0, keeps its target. Class P.
 
   Args:
-    beta: how fast targets follow, 0 to 1.
-
-  Raises:
-    ConfigError: beta is out of that range.
+    beta: how fast targets follow.
   """
-  if not 0 <= beta <= 1:
-    raise ConfigError(f'gradvac: beta is {beta}; give a number from 0 to 1')
 
   def rule(gram, targets, task):
-    angles = cosines(gram, task.present)
+    angles = cosines(gram, task)
     orders = random_orders(task.key, len(gram))
     rows = jnp.arange(len(gram))
 

@@ -14,9 +14,11 @@ class GramWeighting(NamedTuple):
 
   Attributes:
     init: number of tasks K -> state, a pytree (`()` where the method keeps none).
-    weights: `(gram [K, K], state, *, losses [K], present [K], key) -> (weights [K], next state)`. A task that is not
-      present gets weight 0, and the others get what they would get without it; K in a rule counts the tasks that are
-      present. Where all are absent the weights are 0. Whatever stands in an absent task's row or loss is not read.
+    weights: `(gram [K, K], state, *, losses [K], present [K], key, unit=1.0) -> (weights [K], next state)`, with the
+      Gram matrix of the gradients divided by `unit`, a power of two: 1 but for gradients whose squares float32 cannot
+      hold. A task that is not present gets weight 0, and the others get what they would get without it; K in a rule
+      counts the tasks that are present. Where all are absent the weights are 0. Whatever stands in an absent task's row
+      or loss is not read.
   """
 
   init: Callable[[int], Any]
@@ -29,6 +31,7 @@ class Task(NamedTuple):
   losses: Float[Array, ' k']
   present: Bool[Array, ' k']
   key: Key[Array, '']
+  unit: Any
 
 
 class Cosines(NamedTuple):
@@ -45,13 +48,13 @@ class Cosines(NamedTuple):
   live: Bool[Array, ' k']
 
 
-def cosines(gram: Float[Array, 'k k'], present: Bool[Array, ' k']) -> Cosines:
+def cosines(gram: Float[Array, 'k k'], task: Task) -> Cosines:
   """Splits a Gram matrix into cosines and norms."""
   squares = jnp.diagonal(gram)
-  live = present & (squares > jnp.finfo(jnp.float32).tiny)
+  live = task.present & (squares > jnp.finfo(jnp.float32).tiny)
   norms = jnp.sqrt(jnp.where(live, squares, 1))
   matrix = jnp.clip(gram / norms[:, None] / norms[None, :], -1, 1)
-  return Cosines(keep(matrix, live), norms, live)
+  return Cosines(keep(matrix, live), jnp.where(live, norms * task.unit, 1), live)
 
 
 def keep(matrix: Float[Array, 'k k'], live: Bool[Array, ' k']) -> Float[Array, 'k k']:
@@ -75,12 +78,12 @@ def stateless(rule: Callable[[Float[Array, 'k k'], Task], Float[Array, ' k']]) -
 def stateful(init: Callable[[int], Any], rule: Callable[..., tuple[Float[Array, ' k'], Any]]) -> GramWeighting:
   """A method from `rule(gram, state, task) -> (weights, next state)`, which never sees an absent task's numbers."""
 
-  def weights(gram, state, *, losses, present, key):
+  def weights(gram, state, *, losses, present, key, unit=1.0):
     gram = jnp.where(present[:, None] & present[None, :], gram, 0).astype(jnp.float32)
     losses = jnp.where(present, losses, 0).astype(jnp.float32)
     # Accelerators round a product's operands to bfloat16 or TF32 by default: too coarse for a solver.
     with jax.default_matmul_precision('highest'):
-      found, state = rule(gram, state, Task(losses, present, key))
+      found, state = rule(gram, state, Task(losses, present, key, unit))
     return jnp.where(present, found, 0), state
 
   return GramWeighting(init, weights)

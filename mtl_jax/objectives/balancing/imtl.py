@@ -8,6 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, least_squares, stateless
+from mtl_jax.objectives.declared import AtLeast0, Point, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.task_gradients import balanced, on_gram
 from mtl_jax.objectives.weighting.learned import Adam
@@ -25,7 +26,7 @@ def imtl_g() -> GramWeighting:
   """
 
   def rule(gram, task):
-    matrix, norms, live = cosines(gram, task.present)
+    matrix, norms, live = cosines(gram, task)
     unit = jnp.where(live, norms, 0).max()
     lengths = jnp.where(live, norms / jnp.where(unit > 0, unit, 1), 0)
     eps = jnp.finfo(jnp.float32).eps * len(norms)
@@ -39,7 +40,8 @@ def imtl_g() -> GramWeighting:
   return stateless(rule)
 
 
-def imtl(learning_rate: float = 1e-3, at: str = 'parameters') -> Objective:
+@declared
+def imtl(learning_rate: AtLeast0 = 1e-3, at: Point = 'parameters') -> Objective:
   """IMTL-G's update of the losses `exp(s_k) L_k`, with s learned from 0 along `sum_k exp(s_k) L_k - s_k`.
 
   Both halves of the paper together, as in LibMTL. IMTL-G's directions do not look at lengths, so s moves the update's
@@ -47,15 +49,15 @@ def imtl(learning_rate: float = 1e-3, at: str = 'parameters') -> Objective:
 
   Args:
     learning_rate: of the Adam that learns s; the paper and LibMTL give it to the network's own optimizer.
-    at: where the gradients are taken, parameters or representation.
+    at: where the gradients are taken.
   """
   adam, directions = Adam(learning_rate), imtl_g().weighting
   assert directions is not None  # It is a method on the Gram matrix.
 
-  def weights(gram, state, *, losses, present, key):
+  def weights(gram, state, *, losses, present, key, unit=1.0):
     scales = jnp.exp(state.values)
     scaled = scales[:, None] * gram * scales[None, :]
-    found, _ = directions.weights(scaled, (), losses=losses, present=present, key=key)
+    found, _ = directions.weights(scaled, (), losses=losses, present=present, key=key, unit=unit)
     gradient = jnp.where(present, scales * losses - 1, 0)
     return jnp.where(present, scales * found, 0), adam.step(state, gradient, present=present)
 

@@ -83,11 +83,11 @@ def minimize(
   return jnp.where(live, point.x, 0)
 
 
-def simplex(angles: Cosines, units: Float[Array, ' k']) -> tuple[Float[Array, ' k'], Float[Array, ' k']]:
-  """The simplex in the variables `b_k = a_k |g_k| / units_k`, up to a factor: its `normal` and a `start` inside it.
+def simplex(angles: Cosines, shares: Float[Array, ' k']) -> tuple[Float[Array, ' k'], Float[Array, ' k']]:
+  """The simplex in the variables `b_k = a_k / shares_k`, up to a factor: its `normal` and a `start` inside it.
 
-  In these variables a quadratic form in the gradients is the cosines' own, whatever the gradients' norms.
+  With shares in proportion to `1 / |g_k|` a quadratic form in the gradients is the cosines' own.
   """
-  normal = jnp.where(angles.live, units / angles.norms, 0)
+  normal = jnp.where(angles.live, shares, 0)
   normal = normal / jnp.maximum(normal.max(), TINY)
   return normal, jnp.where(angles.live, 1 / jnp.maximum(normal.sum(), TINY), 0)

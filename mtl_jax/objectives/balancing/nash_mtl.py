@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
+from mtl_jax.objectives.declared import Count
 from mtl_jax.objectives.shapes import Array, Bool, Float, Int
 from mtl_jax.objectives.task_gradients import on_gram
 
@@ -21,7 +21,7 @@ class NashState(NamedTuple):
 
 
 @on_gram
-def nash_mtl(every_steps: int = 1) -> GramWeighting:
+def nash_mtl(every_steps: Count = 1) -> GramWeighting:
   """`G a = 1 / a`, a > 0: the direction with the largest product of gains.
 
   Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya (2022), Multi-Task Learning as a Bargaining Game. The
@@ -34,18 +34,13 @@ def nash_mtl(every_steps: int = 1) -> GramWeighting:
 
   Args:
     every_steps: how often to solve; in between, and as long as no new task joins, the last weights hold.
-
-  Raises:
-    ConfigError: every_steps is below 1.
   """
-  if every_steps < 1:
-    raise ConfigError(f'nash_mtl: every_steps is {every_steps}; give 1 or more')
 
   def init(num_tasks):
     return NashState(jnp.zeros(num_tasks, jnp.float32), jnp.zeros(num_tasks, bool), jnp.zeros((), jnp.int32))
 
   def rule(gram, state, task):
-    angles = cosines(gram, task.present)
+    angles = cosines(gram, task)
 
     def solve(_):
       return NashState(fair_weights(angles, 1.0), task.present, jnp.ones((), jnp.int32))

@@ -20,7 +20,7 @@ def pcgrad() -> GramWeighting:
   """
 
   def rule(gram, task):
-    angles = cosines(gram, task.present)
+    angles = cosines(gram, task)
     orders = random_orders(task.key, len(gram))
 
     def visit(position, parts):

@@ -1,14 +1,14 @@
 """PIVRG: FairGrad that asks more for tasks which have fallen behind. Class P, with scores from outside."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import real
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
+from mtl_jax.objectives.declared import NumberOrEach, Temperature
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
@@ -21,7 +21,9 @@ class Scores(NamedTuple):
 
 
 @on_gram
-def pivrg(bound: float = 2.0, least_temperature: float = 10.0, scores: float | Sequence[float] = 0.0) -> GramWeighting:
+def pivrg(
+  bound: Annotated[float, real(1.001)] = 2.0, least_temperature: Temperature = 10.0, scores: NumberOrEach = 0.0
+) -> GramWeighting:
   """`G w = (s / w)^(1/2)`, `s = K softmax(scores / T)`, `T = max((max - min) / log(bound), least_temperature)`.
 
   Qin, Wang, Yan (2025), Revisiting Fairness in Multitask Learning: A Performance-Driven Approach for Variance
@@ -31,17 +33,10 @@ def pivrg(bound: float = 2.0, least_temperature: float = 10.0, scores: float | S
   authors' code multiplies the update by K and clips it to norm 1.) Class P.
 
   Args:
-    bound: the largest ratio of two tasks' s, above 1.
+    bound: the largest ratio of two tasks' s.
     least_temperature: below it T does not fall, in per cent.
     scores: at the start, one for all or one for each.
-
-  Raises:
-    ConfigError: the bound or the temperature is out of range.
   """
-  if bound <= 1 or least_temperature <= 0:
-    raise ConfigError(
-      f'pivrg: bound is {bound} and least_temperature {least_temperature}; give more than 1 and more than 0'
-    )
 
   def init(num_tasks):
     return Scores(jnp.broadcast_to(guard.per_task(scores, num_tasks, name='scores'), (num_tasks,)))
@@ -53,6 +48,6 @@ def pivrg(bound: float = 2.0, least_temperature: float = 10.0, scores: float | S
     temperature = jnp.maximum(spread / jnp.log(bound), least_temperature)
     logs = jax.nn.log_softmax(jnp.where(task.present, state.scores / temperature, guard.NEVER))
     priorities = jnp.where(task.present, logs + jnp.log(guard.count(task.present)), 0)
-    return fair_weights(cosines(gram, task.present), 2.0, log_priorities=priorities), state
+    return fair_weights(cosines(gram, task), 2.0, log_priorities=priorities), state
 
   return stateful(init, rule)

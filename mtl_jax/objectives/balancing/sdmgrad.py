@@ -1,12 +1,12 @@
 """SDMGrad and MoDo: weights by projected steps on products of independent batches. Class P, three times."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives import task_gradients
+from mtl_jax.objectives.declared import AtLeast0, Count, Direction, Share, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.task_gradients import weighted_sum
@@ -20,12 +20,13 @@ class State(NamedTuple):
   weights: Float[Array, ' k']
 
 
+@declared
 def sdmgrad(
-  lam: float = 0.3,
-  solver_rate: float = 10.0,
-  momentum: float = 0.5,
-  solver_steps: int = 20,
-  preference: Sequence[float] | None = None,
+  lam: AtLeast0 = 0.3,
+  solver_rate: AtLeast0 = 10.0,
+  momentum: Share = 0.5,
+  solver_steps: Count = 20,
+  preference: Direction = None,
 ) -> Objective:
   """`d = sum_k (w_k + lam / K) g_k / (1 + lam)`, with w from projected steps along `g g'' (w + lam / K)`.
 
@@ -47,20 +48,17 @@ def sdmgrad(
     momentum: of the solver.
     solver_steps: how many it takes.
     preference: of the gradient that the update is pulled towards, brought to a sum of 1; None: the mean.
-
-  Raises:
-    ConfigError: the preference is no direction.
   """
-  preferred = guard.preference(preference, name='sdmgrad')
+  preferred = guard.preference(preference)
 
-  def init(num_tasks, like=None):
+  def start(num_tasks, like=None):
     equal = jnp.full(num_tasks, 1 / num_tasks, jnp.float32)
     return State(equal, equal)
 
   def update(gradients, state, *, losses, present, key, at=None):
-    product, third = double_sampled(gradients, present)
+    (product, unit), third = double_sampled(gradients, present)
     scale = guard.mean(jnp.sqrt(jnp.maximum(jnp.diagonal(product), 0)), present)
-    product = product / (jnp.square(scale) + 1e-8)
+    product = product / jnp.maximum(jnp.square(scale) + jnp.square(1e-4 / unit), 1e-20)
     toward = lam * preferred(present)
     largest = jnp.abs(product).sum(1).max()
     rate = solver_rate or 1 / jnp.where(largest > 0, largest, 1)
@@ -70,13 +68,13 @@ def sdmgrad(
       velocity = momentum * velocity + product @ (w + toward)
       return (project(w - rate * velocity, present), velocity), None
 
-    start = project(state.simplex, present)
-    (w, _), _ = jax.lax.scan(solver_step, (start, jnp.zeros_like(start)), length=solver_steps)
+    begin = project(state.simplex, present)
+    (w, _), _ = jax.lax.scan(solver_step, (begin, jnp.zeros_like(begin)), length=solver_steps)
     weights = jnp.where(present, (w + toward) / (1 + lam), 0)
     keep = State(guard.share_out(w, state.simplex, present), jnp.where(present, weights, state.weights))
     return weighted_sum(weights, third), keep
 
-  return Objective(init, update, needs='parameters', parts=3)
+  return Objective(start, update, needs='parameters', parts=3)
 
 
 class MoDoState(NamedTuple):
@@ -85,7 +83,8 @@ class MoDoState(NamedTuple):
   weights: Float[Array, ' k']
 
 
-def modo(gamma: float = 1e-3, rho: float = 0.1) -> Objective:
+@declared
+def modo(gamma: AtLeast0 = 1e-3, rho: AtLeast0 = 0.1) -> Objective:
   """`d = sum_k w_k g_k`, w one projected step per update along `g' g'' w + rho w`.
 
   Chen, Fernando, Ying, Chen (2023), Three-Way Trade-Off in Multi-Objective Learning (arXiv:2305.20057).
@@ -98,26 +97,27 @@ def modo(gamma: float = 1e-3, rho: float = 0.1) -> Objective:
     rho: their quadratic regularisation, which pulls towards 1 / K.
   """
 
-  def init(num_tasks, like=None):
+  def start(num_tasks, like=None):
     return MoDoState(jnp.full(num_tasks, 1 / num_tasks, jnp.float32))
 
   def update(gradients, state, *, losses, present, key, at=None):
-    product, third = double_sampled(gradients, present)
+    products, third = double_sampled(gradients, present)
     old = guard.normalized(state.weights, present)
-    weights = project(old - gamma * (product @ old + rho * old), present)
+    weights = project(old - gamma * (products.times(old) + rho * old), present)
     return weighted_sum(weights, third), MoDoState(guard.share_out(weights, state.weights, present))
 
-  return Objective(init, update, needs='parameters', parts=3)
+  return Objective(start, update, needs='parameters', parts=3)
 
 
-def double_sampled(gradients: Any, present: Bool[Array, ' k']) -> tuple[Float[Array, 'k k'], Any]:
+def double_sampled(gradients: Any, present: Bool[Array, ' k']) -> tuple[task_gradients.Gram, Any]:
   """The products of a batch's first third with its second, 0 for absent tasks, and the gradients of the last third."""
   first, second, third = (jax.tree.map(lambda leaf: leaf[part], gradients) for part in range(3))  # noqa: B023
-  return jnp.where(present[:, None] & present[None, :], task_gradients.gram(first, second), 0), third
+  return task_gradients.gram(first, second, present=present), third
 
 
 def project(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, ' k']:
   """The nearest point of the simplex over the tasks present (Duchi et al. 2008), 0 for the others."""
+  values = values - jnp.where(present, values, -jnp.inf).max(initial=0)  # So that a sum of 1 shows beside large values.
   ordered = jnp.sort(jnp.where(present, values, -jnp.inf))[::-1]
   finite = jnp.isfinite(ordered)
   ranks = jnp.arange(1, len(values) + 1)

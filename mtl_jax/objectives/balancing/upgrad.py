@@ -1,22 +1,25 @@
 """UPGrad and DualProj: gradients, or their mean, projected onto the cone of directions that conflict with no task."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import real
 from mtl_jax.objectives.balancing.gram import GramWeighting, keep, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize
+from mtl_jax.objectives.declared import Direction
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 STEPS = 15
+Regularization = Annotated[float, real(1e-6)]  # Float32 cannot resolve less.
 
 
 @on_gram
-def upgrad(regularization: float = 1e-4, preference: Sequence[float] | None = None) -> GramWeighting:
+def upgrad(regularization: Regularization = 1e-4, preference: Direction = None) -> GramWeighting:
   """`sum_i v_i` with `v_i = argmin v' G v` over `v >= e_i / K`.
 
   Quinton, Rey (2024), Jacobian Descent for Multi-Objective Optimization. G is scaled to trace 1 and gets
@@ -25,14 +28,10 @@ def upgrad(regularization: float = 1e-4, preference: Sequence[float] | None = No
   1 / K; one task alone gets 1. K problems of K unknowns, solved side by side. Class P.
 
   Args:
-    regularization: as a share of trace(G), the sum of the squared norms; 1e-6 or more. (1e-4 is the authors' code's.)
+    regularization: as a share of trace(G), the sum of the squared norms; 1e-4 is the authors' code's.
     preference: weights, brought to a sum of 1, in the place of 1 / K: of the projected gradients.
-
-  Raises:
-    ConfigError: the regularization is too small for float32, or the preference is no direction.
   """
-  check_regularization(regularization, name='upgrad')
-  preferred = guard.preference(preference, name='upgrad')
+  preferred = guard.preference(preference)
 
   def rule(gram, task):
     floors = jnp.diag(preferred(task.present))
@@ -42,7 +41,7 @@ def upgrad(regularization: float = 1e-4, preference: Sequence[float] | None = No
 
 
 @on_gram
-def dualproj(regularization: float = 1e-4, preference: Sequence[float] | None = None) -> GramWeighting:
+def dualproj(regularization: Regularization = 1e-4, preference: Direction = None) -> GramWeighting:
   """`argmin v' G v` over `v >= 1 / K`.
 
   Lopez-Paz, Ranzato (2017), Gradient Episodic Memory for Continual Learning, equation 11, of the mean gradient as in
@@ -52,23 +51,13 @@ def dualproj(regularization: float = 1e-4, preference: Sequence[float] | None = 
   Args:
     regularization: as in UPGrad.
     preference: weights, brought to a sum of 1, in the place of 1 / K.
-
-  Raises:
-    ConfigError: the regularization is too small for float32, or the preference is no direction.
   """
-  check_regularization(regularization, name='dualproj')
-  preferred = guard.preference(preference, name='dualproj')
+  preferred = guard.preference(preference)
 
   def rule(gram, task):
     return cone_projection(gram, task.present, regularization)(preferred(task.present))
 
   return stateless(rule)
-
-
-def check_regularization(regularization: float, *, name: str) -> None:
-  """Raises ConfigError for one that float32 cannot resolve."""
-  if regularization < 1e-6:
-    raise ConfigError(f"{name}: regularization is {regularization}; give 1e-6 or more (1e-4 in the authors' code)")
 
 
 def cone_projection(

@@ -40,9 +40,10 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.config import choose
-from mtl_jax.errors import ConfigError
+from mtl_jax.errors import ConfigError, one_line
 from mtl_jax.objectives.matching.variables import Binned, Categorical, OneOf, Variable, YesNo
 from mtl_jax.platform import user_file
+from mtl_jax.platform.address import local_path
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
 
 FIELD = 'config.objective.matching.relations'
@@ -117,7 +118,7 @@ def _of_this_set(written: Mapping[str, Any], names: '_Names') -> Mapping[str, An
 
 
 def _content(name: str) -> Mapping[str, Any]:
-  path = _FOLDER / f'{name}.toml' if name in BUILT_IN else Path(name)
+  path = _FOLDER / f'{name}.toml' if name in BUILT_IN else local_path(name)
   if path.suffix not in ('.toml', '.py'):
     choose(name, (*BUILT_IN, 'FILE.toml', 'FILE.py'), field=FIELD)
   if not path.is_file():
@@ -127,8 +128,8 @@ def _content(name: str) -> Mapping[str, Any]:
   else:
     try:
       content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-      raise ConfigError(f'{FIELD}: {path} is no TOML: {error}') from error
+    except (ValueError, RecursionError) as error:  # Of TOML, of UTF-8, of numbers of thousands of digits.
+      raise ConfigError(f'{FIELD}: {path} is no TOML: {one_line(error)}') from error
   if not isinstance(content, Mapping):
     raise ConfigError(f'{FIELD}: get_relations() of {path} gave {type(content).__name__}, not a dictionary')
   return content
@@ -282,4 +283,4 @@ def _probability(value: Any, where: str) -> float:
 
 def absolute(names: Sequence[str]) -> tuple[str, ...]:
   """The relations with absolute paths of files, so that they are found from any folder."""
-  return tuple(str(Path(name).resolve()) if Path(name).suffix else name for name in names)
+  return tuple(str(local_path(name).resolve()) if Path(name).suffix else name for name in names)

@@ -1,34 +1,28 @@
 """COSMOS: a linear scalarization bent towards a preference (Ruchte and Grabocka 2021, arXiv:2103.13392). Class L."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.declared import AtLeast0, Direction, declared
 from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
-def cosmos(lam: float = 1.0, preference: Sequence[float] | None = None) -> Objective:
+@declared
+def cosmos(lam: AtLeast0 = 1.0, preference: Direction = None) -> Objective:
   """`sum_k r_k L_k - lam cos(r, L)`, r the preference, which here sums to 1.
 
   The paper's network also reads r, drawn anew for every batch; here r is one for the whole run.
 
   Args:
-    lam: how much the cosine counts, 0 or more; the paper takes 0.01 to 8 by the set and names no default.
+    lam: how much the cosine counts; the paper takes 0.01 to 8 by the set and names no default.
     preference: a number of 0 or more for each loss; None: all alike.
-
-  Raises:
-    ConfigError: lam is negative, or the preference is no direction.
   """
-  if lam < 0:
-    raise ConfigError(f'cosmos: lam is {lam}; give 0 or more (0.01 to 8 in the paper)')
-  preferred = guard.preference(preference, name='cosmos')
+  preferred = guard.preference(preference)
 
   def total(losses, present):
     weights, values = preferred(present), jnp.where(present, losses, 0)
     along = weights @ values
-    lengths = [jnp.sqrt(jnp.maximum(vector @ vector, guard.LEAST_LOSS**2)) for vector in (weights, values)]
+    lengths = [jnp.maximum(guard.length(vector), guard.LEAST_LOSS) for vector in (weights, values)]
     return along - lam * along / (lengths[0] * lengths[1])
 
   return of_losses(total)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import Count, Temperature, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
@@ -18,7 +19,8 @@ class State(NamedTuple):
   before: Float[Array, ' k']
 
 
-def dwa(temperature: float = 2.0, steps_per_epoch: int = 1) -> Objective:
+@declared
+def dwa(temperature: Temperature = 2.0, steps_per_epoch: Count = 1) -> Objective:
   """`sum_k w_k L_k`, `w = K softmax(r / T)`, `r_k = L_k(t-1) / L_k(t-2)` of epoch means; at first all `w_k` are 1.
 
   Args:
@@ -26,7 +28,7 @@ def dwa(temperature: float = 2.0, steps_per_epoch: int = 1) -> Objective:
     steps_per_epoch: steps over which losses are averaged; a run's config gives those of an epoch.
   """
 
-  def init(num_tasks, like=None):
+  def start(num_tasks, like=None):
     unknown = jnp.full(num_tasks, jnp.nan)
     return State(EpochMean.begin(num_tasks), unknown, unknown)
 
@@ -41,4 +43,4 @@ def dwa(temperature: float = 2.0, steps_per_epoch: int = 1) -> Objective:
     next_state = State(running, jnp.where(ended, mean, state.last), jnp.where(ended, state.last, state.before))
     return guard.total(weights * losses, present), next_state
 
-  return Objective(init, update)
+  return Objective(start, update)

@@ -1,11 +1,11 @@
 """FAMO: fast adaptive multitask optimization (Liu et al. 2023, arXiv:2306.03792). Class L, one forward pass more."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import AtLeast0, NumberOrEach, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
@@ -21,7 +21,8 @@ class State(NamedTuple):
   log_losses: Float[Array, ' k']
 
 
-def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | Sequence[float] = 0.0) -> Objective:
+@declared
+def famo(gamma: AtLeast0 = 1e-3, learning_rate: AtLeast0 = 0.025, least_loss: NumberOrEach = 0.0) -> Objective:
   """`sum_k z_k log D_k / sg(sum_k z_k / D_k)`, `z = softmax(w)`, `D = L - least_loss + 1e-8`.
 
   After the step, on the same batch, `w` descends along `J_softmax^T (log D_old - log D_new)`: a task that gained more
@@ -38,7 +39,7 @@ def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | 
     least = guard.per_task(least_loss, len(losses), name='least_loss')
     return jnp.log(jnp.where(present, jnp.maximum(losses - least, 0) + OFFSET, 1))
 
-  def init(num_tasks, like=None):
+  def start(num_tasks, like=None):
     return State(adam.begin(num_tasks), jnp.zeros(num_tasks))
 
   def update(losses, state, *, present, key):
@@ -54,4 +55,4 @@ def famo(gamma: float = 1e-3, learning_rate: float = 0.025, least_loss: float | 
     (gradient,) = pullback(gain.astype(state.logits.values.dtype))
     return state._replace(logits=adam.step(state.logits, gradient, present=present))
 
-  return Objective(init, update, after=after)
+  return Objective(start, update, after=after)

@@ -1,12 +1,12 @@
 """Fixed weights: the sum of the losses, each times a constant. Class L."""
 
-from collections.abc import Sequence
-
+from mtl_jax.objectives.declared import Factors, declared
 from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
-def fixed(weights: Sequence[float] | None = None) -> Objective:
+@declared
+def fixed(weights: Factors = None) -> Objective:
   """`sum_k w_k L_k` over the tasks that have labels in the batch; without weights all are 1: the plain sum."""
 
   def total(losses, present):

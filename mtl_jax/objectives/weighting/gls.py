@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import declared
 from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
+@declared
 def gls() -> Objective:
   """`(prod_k L_k)^(1/K)`, by way of logarithms so that 40 losses do not underflow."""
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
+from mtl_jax.objectives.declared import AtLeast0, Count, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.weighting import guard
@@ -17,7 +17,8 @@ class State(NamedTuple):
   total: Float[Array, ' k']
 
 
-def go4align(groups: int = 2, step_size: float = 1e-4) -> Objective:
+@declared
+def go4align(groups: Count = 2, step_size: AtLeast0 = 1e-4) -> Objective:
   """`sum_k W_k L_k`, W the means over groups of `w_k = (sum_j L_j / L_k) p_k`, `p = softmax(-step_size sum_t L_k(t))`.
 
   The first factor brings losses to one scale, the second, from the losses of all steps up to this one, lowers tasks
@@ -28,14 +29,9 @@ def go4align(groups: int = 2, step_size: float = 1e-4) -> Objective:
   Args:
     groups: how many; 1 weighs all tasks alike (the default of the authors' code), K leaves w as it is.
     step_size: of the exponentiated update.
-
-  Raises:
-    ConfigError: groups is below 1.
   """
-  if groups < 1:
-    raise ConfigError(f'go4align: groups is {groups}; give 1 or more')
 
-  def init(num_tasks, like=None):
+  def start(num_tasks, like=None):
     return State(jnp.zeros(num_tasks))
 
   def update(losses, state, *, present, key):
@@ -45,7 +41,7 @@ def go4align(groups: int = 2, step_size: float = 1e-4) -> Objective:
     weights = jnp.where(present, guard.total(values, present) / values * share, 0)
     return guard.total(group_means(weights, present, groups) * losses, present), State(total)
 
-  return Objective(init, update)
+  return Objective(start, update)
 
 
 def group_means(values: Float[Array, ' k'], present: Bool[Array, ' k'], groups: int) -> Float[Array, ' k']:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.gram import GramWeighting
+from mtl_jax.objectives.declared import AtLeast0, Exponent
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
@@ -21,7 +22,7 @@ class State(NamedTuple):
 
 
 @partial(on_gram, at='representation')
-def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> GramWeighting:
+def gradnorm(alpha: Exponent = 1.5, learning_rate: AtLeast0 = 0.025) -> GramWeighting:
   """`w = K softmax(s)`; s descends `sum_k | |w_k g_k| - sg(mean_j |w_j g_j| * r_k^alpha) |`.
 
   `r_k = (L_k / L_k(0)) / mean` is how slowly a task learns. The paper takes the gradients at the last shared layer's
@@ -38,11 +39,11 @@ def gradnorm(alpha: float = 1.5, learning_rate: float = 0.025) -> GramWeighting:
   def init(num_tasks):
     return State(adam.begin(num_tasks), jnp.full(num_tasks, jnp.nan))
 
-  def weights(gram, state, *, losses, present, key):
+  def weights(gram, state, *, losses, present, key, unit=1.0):
     first = jnp.where(present & jnp.isnan(state.first), losses, state.first)
     rates = guard.safe(losses, present) / guard.safe(jnp.where(jnp.isnan(first), 1, first), present)
     rates = rates / guard.mean(rates, present)
-    norms = jnp.sqrt(jnp.where(present, jnp.maximum(jnp.diagonal(gram), 0), 0).astype(jnp.float32))
+    norms = unit * jnp.sqrt(jnp.where(present, jnp.maximum(jnp.diagonal(gram), 0), 0).astype(jnp.float32))
 
     def weigh(logits):
       return guard.count(present) * guard.softmax(logits, present)

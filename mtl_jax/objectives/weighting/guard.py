@@ -1,13 +1,11 @@
 """Arithmetic over the tasks that are present, finite where a loss is zero."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.shapes import Array, Bool, Float
 
 LEAST_LOSS = 1e-8  # Smaller losses count as this where a rule takes a logarithm or divides.
@@ -76,19 +74,21 @@ def equal(present: Bool[Array, ' k']) -> Float[Array, ' k']:
   return present / count(present)
 
 
-def preference(values: Sequence[float] | None, *, name: str) -> Callable[[Bool[Array, ' k']], Float[Array, ' k']]:
-  """A user's preference, or equal numbers, as a function of the tasks present, over which they sum to 1.
-
-  Raises:
-    ConfigError: for one below 0 anywhere, or above 0 nowhere; `name` is the method's.
-  """
+def preference(values: Sequence[float] | None) -> Callable[[Bool[Array, ' k']], Float[Array, ' k']]:
+  """A user's preference, or equal numbers, as a function of the tasks present, over which they sum to 1."""
   if values is None:
     return equal
-  if not all(0 <= value < math.inf for value in values) or not any(values):
-    raise ConfigError(f'{name}: preference is {tuple(values)}; give numbers of 0 or more, not all 0')
   return lambda present: normalized(per_task(values, len(present), name='preference'), present)
 
 
 def total(values: Float[Array, ' k'], present: Bool[Array, ' k']) -> Float[Array, '']:
   """The sum over the tasks present."""
   return jnp.where(present, values, 0).sum()
+
+
+def length(vector: Float[Array, ' k'], *, least: float = 0.0) -> Float[Array, '']:
+  """`sqrt(|vector|^2 + least^2)` without overflow; where it is 0 its gradient is 0."""
+  unit = jnp.maximum(jax.lax.stop_gradient(jnp.abs(vector).max(initial=0)), least)
+  safe_unit = jnp.where(unit > 0, unit, 1)
+  square = jnp.square(vector / safe_unit).sum() + jnp.square(least / safe_unit)
+  return unit * jnp.sqrt(jnp.where(unit > 0, square, 1))

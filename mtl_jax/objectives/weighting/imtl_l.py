@@ -2,12 +2,14 @@
 
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import AtLeast0, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.learned import learned
 
 
-def imtl_l(learning_rate: float = 1e-3) -> Objective:
+@declared
+def imtl_l(learning_rate: AtLeast0 = 1e-3) -> Objective:
   """`sum_k exp(s_k) L_k - s_k` with `s` learned from 0: at its optimum every scaled loss is 1.
 
   Args:

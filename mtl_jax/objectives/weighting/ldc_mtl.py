@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import AtLeast0, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.learned import learned
@@ -10,7 +11,8 @@ from mtl_jax.objectives.weighting.learned import learned
 START = 1.0  # Of every s_k, as in the authors' code.
 
 
-def ldc_mtl(lam: float = 0.01, learning_rate: float = 1e-3) -> Objective:
+@declared
+def ldc_mtl(lam: AtLeast0 = 0.01, learning_rate: AtLeast0 = 1e-3) -> Objective:
   """`sum_k w_k L_k / sg(sum_k w_k) + lam sum_k |w_k L_k - w_(k+1) L_(k+1)|`, `w = sigmoid(s)`, s learned with the net.
 
   The paper's bilevel problem, the weights' upper level being the second term, as the single-loop first-order method

@@ -14,6 +14,10 @@ from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float, Int32
 
 FIRST, SECOND, EPSILON = 0.9, 0.999, 1e-8
+# The numbers stay between its negative and this. Their exponentials are factors from 2e-9 to 5e8, right for losses of
+# these sizes; a task that is learned exactly would ask for ever larger ones, until float32 overflows.
+FARTHEST = 20.0
+STEEPEST = 1e18  # Of a slope that Adam squares.
 
 
 class Moments(NamedTuple):
@@ -32,10 +36,10 @@ class Learned(NamedTuple):
 
 
 class Adam(NamedTuple):
-  """Adam (Kingma and Ba 2015, arXiv:1412.6980) with its paper's decay rates, for numbers per task.
+  """Adam (Kingma and Ba 2015, arXiv:1412.6980) with its paper's decay rates, for numbers per task up to `FARTHEST`.
 
-  Its results are Optax's to the bit, and so is its state's structure, empty parts included: a checkpoint of either
-  restores into the other.
+  Up to there its results are Optax's to the bit, and so is its state's structure, empty parts included: a checkpoint of
+  either restores into the other.
 
   Attributes:
     rate: the learning rate.
@@ -53,7 +57,7 @@ class Adam(NamedTuple):
 
   def step(self, state: Learned, gradient: Float[Array, ' k'], *, present: Bool[Array, ' k']) -> Learned:
     """The next numbers; those of absent tasks, and their moments, stay as they are."""
-    values, gradient = state.values, jnp.where(present, gradient, 0)
+    values, gradient = state.values, jnp.clip(jnp.where(present, gradient, 0), -STEEPEST, STEEPEST)
     old, _ = state.optimizer if self.decay is None else state.optimizer[1]
     if self.decay is not None:
       gradient = gradient + self.decay * values
@@ -61,7 +65,7 @@ class Adam(NamedTuple):
     mu = (1 - FIRST) * gradient + FIRST * old.mu
     nu = (1 - SECOND) * gradient**2 + SECOND * old.nu
     size = jnp.sqrt(nu / (1 - SECOND**count)) + EPSILON
-    new = values + -self.rate * (mu / (1 - FIRST**count) / size)
+    new = jnp.clip(values + -self.rate * (mu / (1 - FIRST**count) / size), -FARTHEST, FARTHEST)
     kept = Moments(count, jnp.where(present, mu, old.mu), jnp.where(present, nu, old.nu))
     return Learned(jnp.where(present, new, values), (kept, ()) if self.decay is None else ((), (kept, ())))
 
@@ -70,11 +74,8 @@ def learned(total: Callable[..., Float[Array, '']], *, start: float, learning_ra
   """The objective `total(values, losses, present)`, whose numbers, one a task, descend it with the network."""
   adam = Adam(learning_rate)
 
-  def init(num_tasks, like=None):
-    return adam.begin(num_tasks, start)
-
   def update(losses, state, *, present, key):
     gradient = jax.grad(total)(state.values, jax.lax.stop_gradient(losses), present)
     return total(state.values, losses, present), adam.step(state, gradient, present=present)
 
-  return Objective(init, update)
+  return Objective(lambda num_tasks, like=None: adam.begin(num_tasks, start), update)

@@ -2,10 +2,12 @@
 
 import jax
 
+from mtl_jax.objectives.declared import declared
 from mtl_jax.objectives.objective import Objective, no_state
 from mtl_jax.objectives.weighting import guard
 
 
+@declared
 def rlw() -> Objective:
   """`sum_k w_k L_k` with `w = softmax(N(0, I))` drawn anew each step; the weights add up to 1."""
 

@@ -2,10 +2,12 @@
 
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import declared
 from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.weighting import guard
 
 
+@declared
 def scale_invariant() -> Objective:
   """`sum_k log L_k`: each loss times a constant leaves the gradient as it is (Navon et al. 2022, arXiv:2202.01017)."""
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.objectives.declared import Count, CountOr0, Temperature, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
@@ -18,7 +19,8 @@ class State(NamedTuple):
   nadir: Float[Array, ' k']
 
 
-def stch(mu: float = 1.0, warmup_epochs: int = 4, steps_per_epoch: int = 1) -> Objective:
+@declared
+def stch(mu: Temperature = 1.0, warmup_epochs: CountOr0 = 4, steps_per_epoch: Count = 1) -> Objective:
   """Smooth maximum of the losses relative to where they stood early on, as LibMTL and the authors' code have it.
 
   For `warmup_epochs` epochs and one more, whose mean losses become `z`: `sum_k log L_k`; from then on
@@ -30,7 +32,7 @@ def stch(mu: float = 1.0, warmup_epochs: int = 4, steps_per_epoch: int = 1) -> O
     steps_per_epoch: a run's config gives those of an epoch.
   """
 
-  def init(num_tasks, like=None):
+  def start(num_tasks, like=None):
     return State(EpochMean.begin(num_tasks), jnp.full(num_tasks, jnp.nan))
 
   def update(losses, state, *, present, key):
@@ -46,4 +48,4 @@ def stch(mu: float = 1.0, warmup_epochs: int = 4, steps_per_epoch: int = 1) -> O
     nadir = jnp.where(ended & (epoch == warmup_epochs), mean, nadir)
     return jnp.where(present.any(), total, 0), State(running, nadir)
 
-  return Objective(init, update)
+  return Objective(start, update)

@@ -1,13 +1,18 @@
 """Uncertainty weighting (Kendall, Gal and Cipolla 2018, arXiv:1705.07115). Class L."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 
+from mtl_jax.kinds import real
+from mtl_jax.objectives.declared import AtLeast0, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.weighting import guard
-from mtl_jax.objectives.weighting.learned import learned
+from mtl_jax.objectives.weighting.learned import FARTHEST, learned
 
 
-def uncertainty(start: float = -0.5, learning_rate: float = 1e-3) -> Objective:
+@declared
+def uncertainty(start: Annotated[float, real(-FARTHEST, FARTHEST)] = -0.5, learning_rate: AtLeast0 = 1e-3) -> Objective:
   """`sum_k L_k / (2 exp(s_k)) + s_k / 2`, where `s_k`, the logarithm of a task's noise variance, is learned.
 
   The form and start are LibMTL's.

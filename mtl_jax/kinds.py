@@ -1,6 +1,7 @@
 """Kinds of values that a field or an option may hold, and the errors that name the field of one that it may not."""
 
 import contextlib
+import csv
 import dataclasses
 import difflib
 import math
@@ -9,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.errors import ConfigError
+
+MAX_SHOWN = 200  # Letters of a wrong value in an error.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,14 @@ def several(each: Kind, words: str) -> Kind:
   """A tuple of values of one kind."""
 
   def read(text: str) -> tuple[Any, ...]:
-    items = (item.strip().strip('\'"') for item in text.strip('()[] ').split(','))
-    return tuple(each.read(item) for item in items if item)
+    bracketed = re.fullmatch(r'\(([^()]*)\)|\[([^\[\]]*)\]', text.strip(), re.DOTALL)
+    inner = (bracketed[1] or bracketed[2] or '') if bracketed else text
+    quote = min(re.findall('[\'"]', inner), key=inner.index, default='"')
+    try:
+      [items] = csv.reader([inner.replace('\n', ' ')], quotechar=quote, skipinitialspace=True)
+    except csv.Error as error:
+      raise ValueError(str(error)) from error
+    return tuple(each.read(item.strip()) for item in items if item.strip())
 
   return Kind(
     f'{words} with commas between',
@@ -109,6 +118,7 @@ FLAGS = {'true': True, '1': True, 'false': False, '0': False}
 FLAG = Kind('true or false', lambda value: isinstance(value, bool), lambda text: FLAGS[text.lower()])
 NUMBER = real(-math.inf)
 TEXT = text('.*', 'text')
+PART = text('.*', 'a name, or FILE.py:NAME')  # See `parts`.
 NAMES = several(TEXT, 'names')
 # Names in one text; a tuple of them in a file becomes that when it is loaded.
 TASKS = dataclasses.replace(either(TEXT, NAMES), words=NAMES.words, read=lambda text: ','.join(NAMES.read(text)))
@@ -118,11 +128,20 @@ OPTION = Kind(
 )
 
 
+def shown(value: Any) -> str:
+  """A wrong value as errors show it, cut where it is long."""
+  try:
+    text = ' '.join(repr(value).split())
+  except ValueError:  # Python writes no whole number of more than 4,300 digits.
+    return 'a number of thousands of digits'
+  return text if len(text) <= MAX_SHOWN else f'{text[:MAX_SHOWN]}...'
+
+
 def choose(value: str, choices: Sequence[str], *, field: str) -> str:
   """The value if it is one of the choices; else a ConfigError that names the field and the nearest choice."""
   if value in choices:
     return value
-  raise ConfigError(f'{field}: no choice {value!r}; {nearest(value, choices)}')
+  raise ConfigError(f'{field}: no choice {shown(value)}; {nearest(value, choices)}')
 
 
 def nearest(value: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
@@ -136,7 +155,7 @@ def require(value: Any, kind: Kind, *, field: str) -> None:
   if kind.choices and isinstance(value, str):
     choose(value, kind.choices, field=field)
   elif not kind.allows(value):
-    raise ConfigError(f'{field} must be {kind.words}, not {value!r}')
+    raise ConfigError(f'{field} must be {kind.words}, not {shown(value)}')
 
 
 def options(given: Mapping[str, Any], known: Mapping[str, Kind], *, field: str, owner: str) -> dict[str, Any]:

@@ -1,0 +1,258 @@
+"""The verbs of the command line as functions; `import mtl_jax` gives all of them.
+
+Paths are text or `pathlib.Path`. A configuration is the name of a preset, a Python file with a `get_config()`, or a
+`ConfigDict`, with overrides as texts `a.b=value` or as values by field. What the command line refuses, these refuse
+with the same words, as a `UserError`.
+"""
+
+# Functions import what they need: drawing faces in worker processes, and `mtl-jax --help`, should not load JAX.
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ml_collections import ConfigDict
+
+from mtl_jax import config as configs
+from mtl_jax.platform import address, devices
+
+if TYPE_CHECKING:
+  from mtl_jax.evaluation.model import Model
+
+Config: TypeAlias = str | Path | ConfigDict
+Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
+Place: TypeAlias = str | Path
+
+
+def get_config(config: Config = 'default', overrides: Overrides = ()) -> ConfigDict:
+  """A configuration, checked and locked.
+
+  Args:
+    config: the name of a preset, a Python file, or a configuration, of which a copy is made.
+    overrides: texts `a.b=value`, or values by field: `{'train.steps': 100}`.
+
+  Raises:
+    ConfigError: for a file or preset that there is not, and for a field that is unknown, ill-typed or out of range.
+  """
+  return configs.load(config, overrides)
+
+
+def prepare(
+  name: str,
+  *,
+  out: Place,
+  source: Place | None = None,
+  image_size: tuple[int, int] = (64, 64),
+  encoding: str = 'decoded',
+  crop_margin: float | None = None,
+  num: int = 4000,
+  seed: int = 0,
+  parsing: bool = False,
+  workers: int = 1,
+) -> str:
+  """Reads a data set once and stores it for training.
+
+  Args:
+    name: celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python file of your own.
+    out: the folder to make, which may be in a bucket.
+    source: the folder with the files of the set; TFDS's data_dir.
+    image_size: height and width of the stored images in pixels.
+    encoding: decoded (pixels) or jpeg (a quarter to a seventh as large).
+    crop_margin: of `mtfl`: crop train images to their landmarks and this many times their extent at each side.
+    num: number of faces of a synthetic set.
+    seed: of a synthetic set.
+    parsing: adds the part of the face that each pixel shows as a task, to `synthetic`.
+    workers: processes that draw a synthetic set; a script that asks for several must call this under
+      `if __name__ == '__main__'`.
+
+  Returns:
+    The folder, for `data.dir`.
+
+  Raises:
+    DataError: for bad input, naming file and row.
+  """
+  from mtl_jax.data.prepare import prepare as prepare_set
+  from mtl_jax.data.store import cache as sets
+
+  place = address.absolute(out)
+  with devices.in_one_line(), sets.new_set(place) as folder:
+    prepare_set(
+      name,
+      source=None if source is None else address.local_path(str(source)),
+      out=folder,
+      image_size=image_size,
+      num=num,
+      seed=seed,
+      crop_margin=crop_margin,
+      encoding=encoding,
+      parsing=parsing,
+      workers=workers,
+      log=logging.getLogger('mtl_jax').info,
+    )
+  return place
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run of `train` that has ended.
+
+  Attributes:
+    workdir: its folder.
+    step: the last one.
+    best_step: the one that was best on validation.
+    stopped_early: True where `eval.patience` ended it.
+  """
+
+  workdir: Path
+  step: int
+  best_step: int
+  stopped_early: bool
+
+  def load(self) -> 'Model':
+    """The model of the best step."""
+    return load(self.workdir)
+
+  def evaluate(self, *, split: str = 'test') -> dict[str, Any]:
+    """Evaluates the best step: see `mtl_jax.evaluate`."""
+    return evaluate(self.workdir, split=split)
+
+
+def train(config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False) -> Run:
+  """Trains a model, or resumes the run that lies in the workdir.
+
+  Args:
+    config: see `get_config`, and so `overrides`.
+    workdir: the run's folder, or one in a bucket of Google: `gs://BUCKET/RUN`.
+    overrides: of single fields.
+    allow_config_change: resume although the configuration differs from the one that began.
+
+  Raises:
+    UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
+  """
+  from mtl_jax.training import loop
+
+  checked, directory = get_config(config, overrides), address.workdir(str(workdir))
+  with devices.in_one_line():
+    progress = loop.train(checked, directory, allow_config_change=allow_config_change)
+  return Run(directory, progress.step, progress.best_step, progress.stopped_early)
+
+
+def evaluate(
+  workdir: Place,
+  *,
+  data: Place | None = None,
+  split: str = 'test',
+  step: int | None = None,
+  predictions: Place | None = None,
+) -> dict[str, Any]:
+  """Evaluates a checkpoint of a run on a whole split.
+
+  Args:
+    workdir: the run's folder.
+    data: another prepared set.
+    split: train, val or test.
+    step: another checkpoint than the best.
+    predictions: a `.npz` file for every prediction, label and mask.
+
+  Returns:
+    The content of `eval/<split>.json`.
+
+  Raises:
+    UserError: for a folder that holds no such checkpoint, or data that do not fit.
+  """
+  from mtl_jax.evaluation.command import evaluate_workdir
+
+  with devices.in_one_line():
+    return evaluate_workdir(
+      address.workdir(str(workdir)),
+      data=None if data is None else address.absolute(data),
+      split=split,
+      step=step,
+      predictions=None if predictions is None else address.local_path(str(predictions)),
+    )
+
+
+def load(workdir: Place, *, step: int | None = None) -> 'Model':
+  """The trained model of a run, at the step that was best on validation unless another is asked for.
+
+  Raises:
+    UserError: for a folder that holds no such checkpoint.
+  """
+  from mtl_jax.evaluation.model import Model
+  from mtl_jax.run.workdir import restore
+
+  return Model(restore(address.workdir(str(workdir)), step=step))
+
+
+def study(
+  config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False
+) -> dict[str, Any]:
+  """Trains joint and single-task models with several seeds, tests the differences, and writes the report.
+
+  Arguments and errors are those of `train`.
+
+  Returns:
+    The content of `study.json`; nothing in processes other than the first.
+  """
+  from mtl_jax.studies import study as verb
+
+  return _compared(verb.run, config, workdir, overrides, allow_config_change)
+
+
+def affinity(
+  config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False
+) -> dict[str, Any]:
+  """Measures how tasks affect each other in training, suggests groups, and writes the report.
+
+  Arguments and errors are those of `train`.
+
+  Returns:
+    The content of `affinity.json`.
+  """
+  from mtl_jax.affinities import affinity as verb
+
+  return _compared(verb.run, config, workdir, overrides, allow_config_change)
+
+
+def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, allow_config_change: bool) -> Any:
+  checked, directory = get_config(config, overrides), address.workdir(str(workdir))
+  with devices.in_one_line():
+    found = run(checked, directory, allow_config_change=allow_config_change)
+  if found:
+    report(directory)
+  return found
+
+
+def report(workdir: Place, *, pictures: bool = False) -> Path:
+  """Writes `report.html` of a study, of an affinity run, or of one or several runs; returns its path.
+
+  Args:
+    workdir: the folder.
+    pictures: show test images, which may be photos of real people.
+
+  Raises:
+    UserError: for a file that is missing or damaged.
+  """
+  from mtl_jax import reports
+
+  return reports.rebuild(address.workdir(str(workdir)), pictures=pictures)
+
+
+def export(workdir: Place, out: Place, *, step: int | None = None) -> Path:
+  """Writes the model as StableHLO, with a loader for programs without this package; returns the folder.
+
+  Args:
+    workdir: the run's folder.
+    out: the folder to write into.
+    step: another checkpoint than the best.
+
+  Raises:
+    UserError: for a folder that holds no such checkpoint, or one that cannot be written.
+  """
+  from mtl_jax.evaluation import export as verb
+
+  folder = address.local_path(str(out))
+  verb.export(address.workdir(str(workdir)), folder, step=step)
+  return folder

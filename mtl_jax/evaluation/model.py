@@ -1,0 +1,148 @@
+"""A trained network, to use on images: `mtl_jax.load(workdir)`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, UInt8
+from PIL import Image
+
+from mtl_jax.data.input.augment import network_input
+from mtl_jax.data.sources.image_file import decode
+from mtl_jax.errors import DataError
+from mtl_jax.evaluation.step import predict_step
+from mtl_jax.models.backbone import Representation
+from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.tasks import Task
+
+BATCH = 32  # Images a call of the network.
+
+Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
+
+
+class Model:
+  """A trained network.
+
+  Attributes:
+    trained: the network, its weights and what they were trained on.
+  """
+
+  def __init__(self, trained: TrainedModel):
+    self.trained = trained
+    self._apply = jax.jit(self.apply)
+    self._encode = jax.jit(self._representation)
+
+  @property
+  def step(self) -> int:
+    """The step of the checkpoint."""
+    return self.trained.step
+
+  @property
+  def tasks(self) -> tuple[Task, ...]:
+    """The tasks that it predicts, with the names of their labels."""
+    return self.trained.tasks
+
+  @property
+  def image_size(self) -> tuple[int, int]:
+    """Height and width of the network's input in pixels."""
+    return self.trained.facts.image_size
+
+  @property
+  def variables(self) -> Mapping[str, Any]:
+    """The network's weights, the averaged ones where the run kept them: `params`, `batch_stats` ..."""
+    return self.trained.variables
+
+  def apply(self, variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']) -> dict[str, Array]:
+    """Each task's predictions `[b, outputs]` in its labels' own units, for images of the network's size.
+
+    A pure function, to be jitted or differentiated. Attributes and classes are probabilities, landmarks are x and y in
+    [0, 1], ages are years.
+    """
+    trained = self.trained
+    return predict_step(variables, trained.label_stats, images, model=trained.model, tasks=trained.tasks)[1]
+
+  def predict(self, images: Images) -> list[dict[str, Any]]:
+    """Each image's predictions, as `mtl-jax predict` prints them: `{task: {name: value}}`.
+
+    Args:
+      images: uint8 `[n, h, w, 3]`, or a list of arrays `[h, w, 3]` of any sizes, or of image files.
+
+    Returns:
+      For each image a dictionary; landmarks are in pixels of that image.
+
+    Raises:
+      DataError: for a file that is no image, or an array of another type or shape.
+    """
+    return [self.described(predictions, size) for _, predictions, size in self.each(images)]
+
+  def each(
+    self, images: Images, *, refused: Callable[[DataError], None] | None = None
+  ) -> Iterator[tuple[Any, dict[str, np.ndarray], tuple[int, int]]]:
+    """Yields every image with its predictions, as `apply` gives them, and its width and height.
+
+    `refused` hears of the images that cannot be read, and the others are still done; without it the first is an error.
+    """
+    for read, pixels in self._batches(images, refused):
+      predictions = jax.device_get(self._apply(self.variables, pixels))
+      for row, (image, size) in enumerate(read):
+        yield image, {name: values[row] for name, values in predictions.items()}, size
+
+  def described(self, predictions: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
+    """One image's predictions of `apply` by the names of its labels; landmarks in pixels of its width and height."""
+    width, height = size
+    return {task.name: task.describe(predictions[task.name], width=width, height=height) for task in self.tasks}
+
+  def features(self, images: Images) -> np.ndarray | dict[str, np.ndarray]:
+    """The features `[n, f]` that the heads read, or those of each task by name where they differ between tasks.
+
+    Arguments and errors are those of `predict`.
+    """
+    parts = []
+    for read, pixels in self._batches(images, None):
+      found = jax.device_get(self._encode(self.variables, pixels))
+      parts.append(jax.tree.map(lambda values, used=read: values[: len(used)], found))
+    return jax.tree.map(lambda *each: np.concatenate(each), *parts)
+
+  def _representation(self, variables: Mapping[str, Any], images: Array) -> Any:
+    found, _ = self.trained.model.encode(variables, network_input(images), train=False)
+    if isinstance(found, Representation):
+      return found.features
+    return {task: each.features for task, each in found.items()}
+
+  def _batches(
+    self, images: Images, refused: Callable[[DataError], None] | None
+  ) -> Iterator[tuple[list[tuple[Any, tuple[int, int]]], np.ndarray]]:
+    """Images with their widths and heights, and their pixels, filled up to one size of batches: one program."""
+    if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
+      raise DataError('images: give an array [n, h, w, 3], or a list of arrays or files; of one image: [image]')
+    if not len(images):
+      raise DataError('images: there are none')
+    batch_size = min(BATCH, len(images))
+    for first in range(0, len(images), batch_size):
+      read, pixels = [], np.zeros((batch_size, *self.image_size, 3), np.uint8)
+      for image in images[first : first + batch_size]:
+        try:
+          pixels[len(read)], size = self.read(image)
+        except DataError as error:
+          if refused is None:
+            raise
+          refused(error)
+        else:
+          read.append((image, size))
+      if read:
+        yield read, pixels
+
+  def read(self, image: np.ndarray | Path | str) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image, squashed to the network's size, and the width and height that it had."""
+    if isinstance(image, str | Path):
+      return decode(Path(image), self.image_size)
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise DataError(f'images: an image is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}')
+    height, width = self.image_size
+    pixels = image
+    if image.shape[:2] != self.image_size:
+      pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return pixels, (image.shape[1], image.shape[0])

@@ -1,0 +1,102 @@
+"""Python's own door: the functions of `mtl_jax`, the pages' code, and a trained model in use."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_runs
+from ml_collections import ConfigDict
+from PIL import Image
+
+import mtl_jax
+from mtl_jax.data.store import cache as sets
+from mtl_jax.run import workdir
+
+PAGE = Path(__file__).parents[1] / 'docs' / 'python.md'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory) -> mtl_jax.Run:
+  folder = tmp_path_factory.mktemp('api')
+  faces = small_runs.make_faces(folder / 'faces')
+  return mtl_jax.train(small_runs.make_config(faces), folder / 'run')
+
+
+def test_the_code_of_the_page_runs_in_its_order(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  code = '\n'.join(re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL))
+  exec(compile(code, str(PAGE), 'exec'), {'__name__': 'page'})
+  printed = capsys.readouterr().out
+  assert printed.startswith('20 ')
+  assert "did you mean 'steps'?" in printed
+
+
+def test_every_public_name_is_there_and_importing_them_does_not_start_jax():
+  code = 'import sys, mtl_jax; assert "jax" not in sys.modules; print([getattr(mtl_jax, n) for n in mtl_jax.__all__])'
+  subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+  with pytest.raises(AttributeError):
+    mtl_jax.no_such_name  # noqa: B018
+
+
+def test_a_run_tells_its_steps_and_is_evaluated_and_resumed(run):
+  assert run.step == 12
+  assert run.evaluate(split='val')['step'] == run.best_step
+  assert mtl_jax.train(config_of(run), run.workdir) == run
+
+
+def config_of(run: mtl_jax.Run) -> ConfigDict:
+  return workdir.read(run.workdir)[0]
+
+
+def test_arrays_files_and_lists_of_any_sizes_give_the_same_predictions(run, tmp_path):
+  model = run.load()
+  pixels = np.random.default_rng(0).integers(0, 255, (40, *model.image_size, 3), np.uint8)  # More than a batch.
+  Image.fromarray(pixels[0]).save(tmp_path / 'face.png')
+  by_array = model.predict(pixels)
+  assert len(by_array) == 40
+  assert model.predict(list(pixels[:3])) == by_array[:3]
+  assert model.predict([tmp_path / 'face.png', str(tmp_path / 'face.png')]) == [by_array[0]] * 2
+  grey = np.full((8, 8, 3), 99, np.uint8)
+  small, large = model.predict([grey, np.full((16, 24, 3), 99, np.uint8)])
+  np.testing.assert_allclose(large['landmarks']['nose'], small['landmarks']['nose'] * np.array([3, 2]), rtol=1e-5)
+
+
+def test_predictions_by_apply_are_those_of_the_evaluation(run, tmp_path):
+  model = run.load()
+  mtl_jax.evaluate(run.workdir, predictions=tmp_path / 'test.npz')
+  written = np.load(tmp_path / 'test.npz')
+  images = sets.open_set(config_of(run).data.dir).images[written['example_id']]
+  found = jax.jit(model.apply)(model.variables, images)
+  for task in model.tasks:
+    np.testing.assert_allclose(found[task.name], written[f'{task.name}/pred'], rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_what_the_heads_read(run):
+  model = run.load()
+  images = np.random.default_rng(1).integers(0, 255, (5, *model.image_size, 3), np.uint8)
+  features = model.features(images)
+  head = model.variables['params']['head_landmarks']['output']
+  stats = model.trained.label_stats['landmarks']
+  raw = features @ np.asarray(head['kernel']) + np.asarray(head['bias'])
+  np.testing.assert_allclose(model.apply(model.variables, images)['landmarks'], raw * stats.std + stats.mean, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'images', [[], 'face.png', np.zeros((8, 8, 3), np.uint8), [np.zeros((8, 8, 3))], [np.zeros((8, 8), np.uint8)]]
+)
+def test_what_is_no_list_of_images_is_refused(run, images):
+  with pytest.raises(mtl_jax.UserError, match='images'):
+    run.load().predict(images)
+
+
+def test_what_the_command_line_refuses_is_refused_in_the_same_words(run, tmp_path):
+  with pytest.raises(mtl_jax.UserError, match=r'config.optimizer.name: .*'):
+    mtl_jax.train(config_of(run), tmp_path / 'run', overrides={'optimizer.name': 'lyon'})
+  with pytest.raises(mtl_jax.UserError, match='holds no run'):
+    mtl_jax.load(tmp_path)
+  with pytest.raises(mtl_jax.UserError, match='local path'):
+    mtl_jax.export(run.workdir, 'gs://bucket/out')
