@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from mtl_jax import config as configs
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import npz
-from mtl_jax.run import workdir
 from mtl_jax.studies.replicas import Replica, Result
 
 ADVICE = 'remove it, and it is run again'
@@ -28,7 +27,7 @@ def recipe(config: ConfigDict, checksum: str) -> str:
   """
   fields = {
     name: value
-    for name, value in workdir.flat(configs.to_json(config)).items()
+    for name, value in configs.flat(configs.to_json(config)).items()
     if not name.startswith(NOT_IN_RECIPE) and name not in configs.RESUMABLE
   }
   return hashlib.sha256(json.dumps([fields, checksum], sort_keys=True).encode()).hexdigest()[:16]
