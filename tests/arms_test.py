@@ -50,8 +50,10 @@ def test_a_variant_is_the_joint_model_with_its_fields_set():
   ],
 )
 def test_a_variant_that_cannot_be_names_itself_or_its_field(variants, message):
-  with pytest.raises(ConfigError, match=message):
-    arms.from_config(with_variants(**variants), TASKS)
+  config = with_variants(**variants)
+  for named in (config.study.arms, ('single', 'joint')):  # One that is not compared is looked at, too.
+    with pytest.raises(ConfigError, match=message):
+      arms.from_config(with_fields(config, study__arms=named), TASKS)
 
 
 @pytest.mark.parametrize('names', [(), ('single',), ('joint', 'joint')])
@@ -65,7 +67,8 @@ def test_seeds_of_arms_and_of_tuning_never_meet_and_must_fit_into_32_bits():
   again = arms.ARMS['joint_again'](config, TASKS)
   tested = range(400_000, 500_000)
   repeated = range(400_000 + again.first_seed, 500_000 + again.first_seed)
-  assert not {*tested, *repeated} & set(arms.tuning_seeds(config))
+  tuned = arms.tuning(with_fields(config, study__learning_rates=(1e-3, 1e-2)))
+  assert not {*tested, *repeated} & {one.seed for those in tuned.values() for one in those}
   assert not set(tested) & set(repeated)
   with pytest.raises(ConfigError, match=r'config\.train\.seed must be at most'):
     arms.from_config(with_fields(config, train__seed=2**31 - 1), TASKS)

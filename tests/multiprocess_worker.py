@@ -67,7 +67,7 @@ def study(place: Path) -> int:
 
 def kill_in_a_study(place: Path) -> int:
   """The last process is killed when it has finished a replica, while the others train theirs or wait for it."""
-  from mtl_jax.studies.result_store import ResultStore
+  from mtl_jax.studies.results import ResultStore
 
   put = ResultStore.put
 

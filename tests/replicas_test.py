@@ -1,15 +1,19 @@
 """Replicas trained together are the runs they stand for, whatever they share a device or a program with."""
 
+import dataclasses
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
+from mtl_jax.config import with_fields
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import DivergedError
 from mtl_jax.studies import program as programs
 from mtl_jax.studies import replicas
-from mtl_jax.studies.replicas import Replica
+from mtl_jax.studies.arms import Replica
+from mtl_jax.studies.results import Result
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
 
@@ -20,13 +24,18 @@ def program(tiny_config, tmp_path_factory):
   return programs.build(config, mixture.open_data(config.data), directory=tmp_path_factory.mktemp('program'))
 
 
-def train(program, chunk):
-  return replicas.Trainer(program).run(chunk, test=True, stop=lambda: None, advance=lambda _: None)
+@pytest.fixture(scope='module')
+def trained(program):
+  """Results and predictions of seven replicas on eight devices, and the steps that were counted."""
+  counted = []
+  chunk = [Replica(seed, 1e-3) for seed in range(6)] + [Replica(0, 1e30)]
+  found = replicas.Trainer(program).run(chunk, test=True, stop=lambda: None, advance=counted.append)
+  return found, sum(counted)
 
 
 @pytest.fixture(scope='module')
-def results(program):
-  return train(program, [Replica(seed, 1e-3) for seed in range(7)] + [Replica(0, 1e30)])
+def results(trained):
+  return [result for result, _ in trained[0]]
 
 
 def test_a_replica_equals_the_same_run_alone(results, tiny_config, tmp_path):
@@ -37,21 +46,44 @@ def test_a_replica_equals_the_same_run_alone(results, tiny_config, tmp_path):
 
 
 def test_replicas_of_other_seeds_are_other_runs(results):
-  ends = [result.history['val/loss'][-1] for result in results[:7]]
+  ends = [result.history['val/loss'][-1] for result in results[:6]]
   assert len(set(ends)) == len(ends)
 
 
-def test_a_replica_that_diverges_is_told_and_harms_no_other(results):
-  assert results[7].diverged_at
-  assert not results[7].predictions
-  for result in results[:7]:
-    assert not result.diverged_at
-    assert all(np.isfinite(values).all() for values in result.predictions.values())
+def test_those_that_only_fill_the_devices_are_not_counted_and_leave_no_result(trained, program):
+  found, counted = trained
+  assert len(found) == 7
+  assert counted == 7 * program.config.train.steps
+
+
+def test_a_replica_that_diverges_is_told_and_harms_no_other(trained):
+  *sound, (result, predictions) = trained[0]
+  assert result.diverged_at
+  assert not predictions
+  for one, values in sound:
+    assert not one.diverged_at
+    assert all(np.isfinite(each).all() for each in values.values())
 
 
 def test_replicas_on_their_own_devices_exchange_nothing(program):
   trainer = replicas.Trainer(program)
-  assert not any(name in trainer.compiled_steps_text(8) for name in ('all-reduce', 'all-gather', 'collective-permute'))
+  numbers = {'seed': np.arange(8, dtype=np.int32), 'learning_rate': np.zeros(8, np.float32)}
+  state = jax.eval_shape(trainer._init, numbers, program.weights)
+  positions = np.zeros((8, 1, program.config.train.batch_size), np.int32)
+  text = trainer.steps.lower(state, numbers, positions, trainer._source).compile().as_text()
+  assert not any(name in text for name in ('all-reduce', 'all-gather', 'collective-permute'))
+
+
+@pytest.mark.parametrize(
+  ('count', 'asked', 'sizes'), [(3, 0, [3]), (11, 0, [8, 3]), (11, 9, [8, 3]), (11, 16, [11]), (40, 16, [16, 16, 8])]
+)
+def test_chunks_are_of_one_size_that_the_devices_divide(program, count, asked, sizes):
+  config = with_fields(program.config, study__replicas_at_once=asked)
+  own = dataclasses.replace(program, run=dataclasses.replace(program.run, config=config))
+  wanted = [Replica(seed, 1e-3) for seed in range(count)]
+  found = replicas.chunks(own, wanted)
+  assert [one for chunk in found for one in chunk] == wanted
+  assert [len(chunk) for chunk in found] == sizes
 
 
 def test_a_replica_whose_last_update_broke_it_diverged_and_the_others_go_on(monkeypatch):
@@ -61,7 +93,7 @@ def test_a_replica_whose_last_update_broke_it_diverged_and_the_others_go_on(monk
     return -0.5, {'val/loss': 0.5}
 
   monkeypatch.setattr(loop, 'validation_values', values)
-  noted = replicas._Scores(2)
+  noted = [Result(), Result()]
   program = SimpleNamespace(config=None, val=None, run=SimpleNamespace(tasks=()))
-  assert noted.judge(20, ['broken', 'sound'], program).tolist() == [False, True]
-  assert (noted.diverged_at, noted.best, noted.best_step) == ([20, 0], [None, -0.5], [0, 20])
+  assert replicas.judge(noted, 20, ['broken', 'sound'], program).tolist() == [False, True]
+  assert [(one.diverged_at, one.score, one.best_step) for one in noted] == [(20, None, 0), (0, -0.5, 20)]

@@ -15,7 +15,7 @@ from mtl_jax.metrics import draws
 from mtl_jax.metrics.binary import average_precision
 from mtl_jax.studies import significance
 from mtl_jax.studies.delta_m import delta_m
-from mtl_jax.studies.scores import TaskScores, score_task
+from mtl_jax.studies.scores import Scores, score_task
 from mtl_jax.studies.summary import csv_rows, summarize
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, OrdinalTask, RegressionTask
 
@@ -306,6 +306,24 @@ def test_a_persons_images_are_drawn_together_and_unknown_ones_alone():
 # --- delta-m ----------------------------------------------------------------------------------------------------------
 
 
+def scores_of(values, resampled=None, num_clusters=0):
+  """Scores of the arm `a` against the reference `r`, from pairs of values by task and metric, the main one first."""
+  resamples = resampled or {}
+  return [
+    Scores(
+      task,
+      '',
+      metric,
+      metric == next(iter(metrics)),
+      dict(zip('ar', pair, strict=True)),
+      dict(zip('ar', resamples[task][metric], strict=True)) if resampled else None,
+      num_clusters,
+    )
+    for task, metrics in values.items()
+    for metric, pair in metrics.items()
+  ]
+
+
 def test_delta_m_of_a_small_study_by_hand():
   values = {
     'attributes': {
@@ -316,8 +334,7 @@ def test_delta_m_of_a_small_study_by_hand():
     'landmarks': {'nme': (np.array([0.05, 0.06]), np.array([0.04, 0.06]))},  # 10 % up, lower is better.
     'age': {'mae': (np.array([6.0, 6.0]), np.array([5.0, 5.0]))},  # 20 % up, lower is better.
   }
-  mains = {'attributes': 'macro_accuracy', 'landmarks': 'nme', 'age': 'mae'}
-  found = delta_m(values, main_metrics=mains)
+  found = delta_m(scores_of(values), 'a', 'r')
   assert found['mean'] == pytest.approx((-11.25 + 10 + 10 + 20) / 4)
   assert found['values'] == pytest.approx([(-10 + 10 + 20 + 20) / 4, (-12.5 + 10 + 0 + 20) / 4])
   assert found['median'] == pytest.approx(10)
@@ -335,8 +352,7 @@ def test_delta_m_has_an_interval_over_seeds_and_people():
   values = {task: {'macro_f1': pair} for task, pair in f1.items()}
   shared = rng.normal(0, 0.02, (200, 1))  # What a resample's people do to all seeds alike.
   resampled = {task: {'macro_f1': (pair[0] + shared, pair[1] + 0 * shared)} for task, pair in f1.items()}
-  mains = dict.fromkeys(values, 'macro_f1')
-  found = delta_m(values, main_metrics=mains, resampled=resampled, num_clusters=people)
+  found = delta_m(scores_of(values, resampled, people), 'a', 'r')
   by_seed = np.mean([100 * (r - a) / r.mean() for a, r in f1.values()], axis=0)
   terms = [100 * (r - a) / r.mean(-1, keepdims=True) for a, r in (pair['macro_f1'] for pair in resampled.values())]
   expected = significance.interval(
@@ -344,7 +360,7 @@ def test_delta_m_has_an_interval_over_seeds_and_people():
   )
   assert found['ci95_people'] == pytest.approx([expected.low, expected.high])
   assert np.ptp(found['ci95_people']) > 1.5 * np.ptp(found['ci95'])
-  assert delta_m(values, main_metrics=mains)['ci95_people'] is None
+  assert delta_m(scores_of(values), 'a', 'r')['ci95_people'] is None
 
 
 def test_delta_m_names_what_it_leaves_out():
@@ -353,7 +369,7 @@ def test_delta_m_names_what_it_leaves_out():
     'unlabelled': {'ap': (np.full(3, np.nan), np.full(3, np.nan))},
     'common': {'f1': (np.array([0.9, np.nan, 0.6]), np.array([0.5, 0.5, 0.5]))},
   }
-  found = delta_m(values, main_metrics=dict.fromkeys(values, 'f1'))
+  found = delta_m(scores_of(values), 'a', 'r')
   assert found['mean'] == pytest.approx(-50)
   assert found['values'] == [pytest.approx(-80), None, pytest.approx(-20)]
   assert found['num_terms'] == 1
@@ -371,15 +387,15 @@ def study(arms=('single', 'joint'), num_seeds=4, **changes):
   """A study of all kinds of task; `changes` holds, for an arm, a function of (task, seed, predictions)."""
   identities = np.random.default_rng(10).integers(-1, 15, NUM_IMAGES)
   resampling = draws.draw(identities, num_resamples=40)
-  tasks = {}
+  scores = []
   for task in TASKS:
     labels, mask, source_size = split_of(task)
     predictions = {}
     for i, arm in enumerate(arms):
       change = changes.get(arm, lambda task, seed, predictions: predictions)
       predictions[arm] = [change(task, s, predict(task, labels, 100 * i + s)) for s in range(num_seeds)]
-    tasks[task.name] = score_task(task, predictions, labels, mask=mask, source_size=source_size, resampling=resampling)
-  return summarize(tasks, arms=arms, seeds=range(num_seeds))
+    scores += score_task(task, predictions, labels, mask=mask, source_size=source_size, resampling=resampling)
+  return summarize(scores, arms=arms, seeds=range(num_seeds))
 
 
 def test_study_json_has_the_contracts_fields_and_no_nan():
@@ -498,13 +514,13 @@ def test_more_arms_are_each_compared_with_the_single_one():
     matching = found['comparisons']['matching']['tasks'][task.name][task.main_metric]
     assert matching['delta']['mean'] == pytest.approx(main['matching']['mean'] - main['single']['mean'])
   assert 'comparisons' not in alone
-  rows = csv_rows(found)
+  rows = list(csv_rows(found))
   assert {row['arm'] for row in rows} == {'joint', 'matching'}
 
 
 def test_csv_has_a_row_for_each_metric_and_no_none():
   found = study()
-  rows = csv_rows(found)
+  rows = list(csv_rows(found))
   per_task = sum(len(metrics) for metrics in found['tasks'].values())
   per_output = sum(len(m) for outputs in found['outputs'].values() for m in outputs.values())
   assert len(rows) == per_task + per_output
@@ -519,20 +535,11 @@ def test_csv_has_a_row_for_each_metric_and_no_none():
   assert nme['higher_is_better'] is False
 
 
-def test_scores_without_predictions_give_intervals_over_seeds():
-  scores = {
-    'single': [{'nme': 0.04}, {'nme': 0.05}, {'nme': float('nan')}],
-    'joint': [{'nme': 0.05}, {'nme': 0.07}, {'nme': 0.03}],
-  }
-  found = summarize({'landmarks': TaskScores('nme', scores)}, arms=('single', 'joint'), seeds=(0, 1, 2))
+def test_scores_without_resamples_give_intervals_over_seeds():
+  values = {'single': np.array([0.04, 0.05, np.nan]), 'joint': np.array([0.05, 0.07, 0.03])}
+  found = summarize([Scores('landmarks', '', 'nme', True, values)], arms=('single', 'joint'), seeds=(0, 1, 2))
   nme = found['tasks']['landmarks']['nme']
   expected = stats.ttest_rel([0.05, 0.07], [0.04, 0.05]).confidence_interval()
   assert nme['delta']['ci95'] == pytest.approx([expected.low, expected.high])
   assert nme['delta']['standard_error']['images'] is None
   assert found['dropped'] == [{'task': 'landmarks', 'arm': 'single', 'seed': 2}]
-
-
-def test_a_missing_replica_is_refused():
-  scores = {'single': [{'nme': 0.04}], 'joint': []}
-  with pytest.raises(ValueError, match="'landmarks' has scores of"):
-    summarize({'landmarks': TaskScores('nme', scores)}, arms=('single', 'joint'), seeds=(0,))

@@ -20,9 +20,9 @@ from mtl_jax.reports import findings
 from mtl_jax.reports import study_page as report
 from mtl_jax.run import workdir
 from mtl_jax.run.workdir import DataFacts
-from mtl_jax.studies import arms, record, scores, summary
-from mtl_jax.studies.replicas import Replica, Result
-from mtl_jax.studies.result_store import ResultStore
+from mtl_jax.studies import arms, scores, summary
+from mtl_jax.studies.arms import Replica
+from mtl_jax.studies.results import Result, ResultStore, read_record
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask
 
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
@@ -91,12 +91,12 @@ def made(
         noise = {t.name: 0.5 - (gains.get(t.name, 0) if arm != 'single' else 0) for t in own}
         found = {} if away else {t.name: predicted(t, labels(t), noise[t.name], rng) for t in own}
         replica = Replica(seed + side.first_seed, RATE)
-        results.put(program, Result(replica, -0.5, 800, history(own, seed), found, 2.0, 300 if away else 0), made_by='')
+        results.put(program, replica, Result(-0.5, 800, history(own, seed), 2.0, 300 if away else 0), found)
         predictions[arm][seed] |= found
       for rate in grid:
-        results.put(program, Result(Replica(arms.TUNING_SEED, rate), -rate, 800, {}, {}, 2.0, 0), made_by='')
+        results.put(program, Replica(arms.TUNING_SEED, rate), Result(-rate, 800, {}, 2.0), {})
   study = summary.summarize(
-    {task.name: scored(task, predictions, labels(task)) for task in chosen},
+    [one for task in chosen for one in scored(task, predictions, labels(task))],
     arms=list(compared),
     seeds=list(range(num_seeds)),
   ) | {
@@ -228,7 +228,7 @@ def test_plots_lie_beside_the_page(grouped):
 
 def test_curves_are_means_over_seeds_with_their_deviation(grouped):
   directory, study, *_ = grouped
-  kept = record.read(directory, study)
+  kept = read_record(directory, study)
   curve = kept.curve('joint', 'val/landmarks/nme')
   assert curve is not None
   steps, mean, deviation = curve

@@ -2,21 +2,22 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_runs
 
 from mtl_jax import config as configs
 from mtl_jax import reports
-from mtl_jax.config import with_fields
+from mtl_jax.data.input import mixture
+from mtl_jax.data.prepare import prepare
+from mtl_jax.data.synthetic.canvas import PARTS
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import OBJECTIVES, options
-from mtl_jax.studies import arms, study
-from mtl_jax.studies.arms import TUNING_SEED, Arm
-from mtl_jax.studies.replicas import Replica
-from mtl_jax.studies.result_store import ResultStore
+from mtl_jax.studies import arms, program, study
+from mtl_jax.studies.arms import TUNING_SEED, Arm, Replica
+from mtl_jax.studies.results import ResultStore
 from mtl_jax.tasks import BinaryTask
 
 RATES = (1e-3, 3e-3)
@@ -87,36 +88,6 @@ def test_the_table_of_celeba_40_sets_published_values_beside_delta_m(monkeypatch
   assert rows[3] == '| famo | 0.600 | 1.25 (-0.25 to 2.75) | 0.75 | -0.50 (0.50 to 2.00) | 0.75 | 1.00 | 1.21 |'
 
 
-def test_the_bar_counts_the_replicas_that_were_asked_for_and_not_those_that_fill_the_devices(monkeypatch):
-  steps = 4
-
-  class EightDevices:
-    """Stands for a trainer on eight devices; tells of its steps as a real one does."""
-
-    def __init__(self, program):
-      self.program = SimpleNamespace(mesh=SimpleNamespace(devices=np.zeros(8)))
-
-    def width(self, count, asked):
-      return 8
-
-    def run(self, replicas, *, test, stop, advance):
-      assert len(replicas) % 8 == 0
-      for _ in range(steps):
-        advance(1)
-      return [SimpleNamespace(diverged_at=0, replica=replica) for replica in replicas]
-
-  monkeypatch.setattr(study, 'Trainer', EightDevices)
-  monkeypatch.setattr(study.Study, 'program', lambda self, name: name)
-  monkeypatch.setattr(study.Study, '_recipe', lambda self, name: name)
-  kept, counted = [], []
-  results = SimpleNamespace(put=lambda name, result, made_by: kept.append(result))
-  config = SimpleNamespace(study=SimpleNamespace(replicas_at_once=0))
-  one = study.Study(config, None, {}, Path(), results, None)
-  one._train_program('joint', [Replica(seed, 1e-3) for seed in range(11)], test=True, advance=counted.append)
-  assert len(kept) == 11
-  assert sum(counted) == 11 * steps
-
-
 def test_a_finished_study_has_a_page_with_its_curves(finished):
   directory, found = finished
   page = reports.rebuild(directory).read_text()
@@ -126,18 +97,64 @@ def test_a_finished_study_has_a_page_with_its_curves(finished):
       assert f'{100 * found["tasks"][task][metric][arm]["mean"]:.2f}%' in page
 
 
-@pytest.mark.parametrize(
-  ('fields', 'steps'), [({}, 50), ({'train__batch_size': 64}, 100), ({'train__steps': 50}, 50)], ids=str
-)
-def test_matched_compute_is_of_all_images_of_a_run(monkeypatch, tiny_config, fields, steps):
-  """A net twice as dear as the reference, with as many images or half as many."""
-  base = tiny_config(**{'train.steps': 100, 'train.batch_size': 128})
-  sides = {'one': Arm({'one': base}), 'two': Arm({'two': with_fields(base, model__width=8, **fields)})}
-
-  def build(config, store, directory):
-    return SimpleNamespace(flops_trained=lambda: 2.0 if config.model.width == 8 else 1.0)
-
-  monkeypatch.setattr(study.program, 'build', build)
-  found = study.matched(sides, None, Path())
+def test_matched_compute_cuts_the_dearer_arm_and_its_evaluations(tiny_config):
+  base = tiny_config(**{'train.steps': 100, 'eval.every_steps': 10})
+  sides = {'one': Arm({'one': base}), 'two': Arm({'first': base, 'second': base})}
+  found = study.matched(sides, {'one': 2.0, 'first': 1.0, 'second': 3.0})
   assert found['one'].programs['one'].train.steps == 100
-  assert found['two'].programs['two'].train.steps == steps
+  for config in found['two'].programs.values():
+    assert (config.train.steps, config.eval.every_steps) == (50, 5)
+
+
+def test_compute_is_of_all_images_of_a_run(tiny_config, tmp_path):
+  """Twice the steps, or twice the batch, are twice as dear."""
+
+  def flops(**fields):
+    config = tiny_config(**fields)
+    return program.build(config, mixture.open_data(config.data), directory=tmp_path / 'study').flops_trained()
+
+  assert flops() > 0
+  assert flops(**{'train.steps': 8}) == flops(**{'train.batch_size': 16}) == 2 * flops()
+
+
+def test_a_study_that_was_killed_between_two_results_ends_in_the_same_bits(faces, tmp_path, monkeypatch):
+  """Two replicas a device; of eleven five are kept."""
+  fields = {'study.num_seeds': 11, 'study.arms': ('joint', 'joint_again'), 'study.replicas_at_once': 16}
+  config = small_runs.make_config(faces, **{'train.steps': 4, 'study.num_resamples': 100, **fields})
+  whole = study.run(config, tmp_path / 'whole')
+  put, kept = ResultStore.put, []
+
+  def killed(self, *arguments):
+    if len(kept) == 5:
+      raise KeyboardInterrupt
+    kept.append(put(self, *arguments))
+
+  monkeypatch.setattr(ResultStore, 'put', killed)
+  with pytest.raises(KeyboardInterrupt):
+    study.run(config, tmp_path / 'killed')
+  monkeypatch.undo()
+  found = study.run(config, tmp_path / 'killed')
+  assert found['tasks'] == whole['tasks']
+  for path in (tmp_path / 'whole').rglob('*.npz'):
+    ours, theirs = (np.load(one) for one in (path, tmp_path / 'killed' / path.relative_to(tmp_path / 'whole')))
+    for name in set(ours.files) - {'facts'}:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_study_of_a_dense_task_beside_others_scores_its_classes(tmp_path):
+  size = {'image_size': (16, 16), 'num': 60, 'seed': 0}
+  prepare('synthetic', source=None, out=tmp_path / 'set', **size, parsing=True, log=lambda _: None)
+  fields = {'tasks': 'attributes,landmarks,parsing', 'train.steps': 4, 'study.num_seeds': 2, 'study.num_resamples': 100}
+  found = study.run(small_runs.make_config(tmp_path / 'set', **fields), tmp_path / 'study')
+  miou = found['tasks']['parsing']['miou']
+  assert miou['main']
+  assert miou['verdict'] in ('helps', 'hurts', 'no evidence')
+  assert all(0 <= value <= 1 for arm in ('single', 'joint') for value in miou[arm]['values'])
+  assert miou['joint']['mean'] - miou['single']['mean'] == pytest.approx(miou['delta']['mean'])
+  assert miou['delta']['standard_error']['images'] is not None
+  classes = found['outputs']['parsing']
+  assert set(classes) == set(PARTS)
+  assert {'iou', 'recall'} <= set(classes[PARTS[0]])
+  assert found['delta_m']['num_tasks'] == 3
+  assert list(found['power']['tasks']) == ['attributes', 'landmarks', 'parsing']
+  reports.rebuild(tmp_path / 'study')

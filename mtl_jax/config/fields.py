@@ -220,7 +220,8 @@ _DECLARED = (
     "What both sides have alike: the steps of every model, or the arm's whole `compute`."),
   Field('study.num_resamples', 1_000, whole(100, 100_000),
     "Resamples of the test split's people, for the intervals.", resumable=True),
-  Field('study.replicas_at_once', 0, COUNT_OR_0, 'Replicas trained in one program; 0: measured.', resumable=True),
+  Field('study.replicas_at_once', 0, COUNT_OR_0,
+    'Replicas trained in one program; 0: one on each CPU device, up to 8 on others.', resumable=True),
 
   Field('affinity.every_steps', 10, COUNT, "Steps from one look at the tasks' gradients to the next."),
   Field('affinity.step_size', 0.0, AT_LEAST_0,

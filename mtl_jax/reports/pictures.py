@@ -9,8 +9,7 @@ from mtl_jax.data.input import mixture
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.reports import charts
 from mtl_jax.reports.page import Block, Heading, Picture, Pictures, Text
-from mtl_jax.studies.record import Record
-from mtl_jax.studies.result_store import ResultStore
+from mtl_jax.studies.results import Record, ResultStore
 from mtl_jax.tasks import Task
 
 MAX_TASKS = 6
@@ -35,19 +34,20 @@ def worst(directory: Path, record: Record, *, arms: Sequence[str]) -> list[Block
     ),
   ]
   for task in record.tasks[:MAX_TASKS]:
-    found = _predictions(directory, record, task, arms)
+    found = _predictions(directory, record, task, arms, len(test))
     if arms[1] in found:
       body += [Heading(task.name, 3), Pictures(_faces(task, found, test))]
   return body
 
 
-def _predictions(directory: Path, record: Record, task: Task, arms: Sequence[str]) -> dict[str, np.ndarray]:
+def _predictions(directory: Path, record: Record, task: Task, arms: Sequence[str], num: int) -> dict[str, np.ndarray]:
   """Predictions `[S, n, outputs]` of every seed that came through, of each arm that has any, the compared one first."""
   results = ResultStore(directory / 'replicas')
   found = {}
   for arm in dict.fromkeys((arms[1], *arms)):
-    kept = [results.get(program, one.replica) for program, those in record.tested[arm].items() for one in those]
-    values = [result.predictions[task.name] for result in kept if task.name in result.predictions]
+    replicas = [(program, one) for program, those in record.tested[arm].items() for one in those]
+    kept = [results.predictions(*one, {task.name: (num, *task.prediction_shape)}) for one in replicas]
+    values = [predictions[task.name] for predictions in kept if predictions]
     if values:
       found[arm] = np.stack(values)
   return found

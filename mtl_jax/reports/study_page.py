@@ -15,8 +15,8 @@ from mtl_jax.reports.page import Block, Cell, Charts, Column, Fold, Heading, Pai
 from mtl_jax.reports.pictures import worst
 from mtl_jax.reports.runs import read_json
 from mtl_jax.reports.scoreboard import MISSING
-from mtl_jax.studies import arms, record, significance
-from mtl_jax.studies.record import Record
+from mtl_jax.studies import arms, significance
+from mtl_jax.studies.results import Record, read_record
 
 KEYS = ('arms', 'tasks', 'seeds', 'power', 'learning_rates')  # Of a file that is whole.
 MAX_OPEN_PANELS = 8  # More curves than these are folded away.
@@ -47,7 +47,7 @@ def write_report(directory: Path, *, pictures: bool = False) -> None:
     UserError: for a file that is missing or damaged.
   """
   study = read_json(directory / 'study.json', make=f'mtl-jax study --config F.py --workdir {directory}', keys=KEYS)
-  kept = record.read(directory, study)
+  kept = read_record(directory, study)
   sides = [Side(arm, number) for number, arm in enumerate(study['arms'])]
   plots, reference = directory / 'plots', sides[0].name
   body: list[Block] = [Text(note, 'note') for note in _notes(study, kept)]

@@ -1,13 +1,15 @@
 """A working directory: the configuration and data facts that rebuild its model, and the model restored from it."""
 
+import csv
 import dataclasses
+import io
 import json
 import logging
 import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypedDict
@@ -265,6 +267,15 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
 def write_json(path: Path, value: Any, *, root: Path | None = None) -> None:
   """Writes a file of a run; see `atomic_write` for `root`."""
   atomic_write.write(path, json.dumps(value, indent=2, allow_nan=False) + '\n', root=root)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes a table, whole or not at all, whose columns are the fields of the first row."""
+  content = io.StringIO(newline='')
+  writer = csv.DictWriter(content, list(rows[0]))
+  writer.writeheader()
+  writer.writerows(rows)
+  atomic_write.write(path, content.getvalue())
 
 
 def provenance(store: DataSet) -> dict[str, Any]:

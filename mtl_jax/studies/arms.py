@@ -1,4 +1,4 @@
-"""Arms of a study, each made of programs that together learn every task once."""
+"""Arms of a study, each made of programs that together learn every task once, and the replicas that are trained."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,14 @@ from ml_collections import ConfigDict
 from mtl_jax.config import apply_override, choose, validate, with_fields
 from mtl_jax.errors import ConfigError
 from mtl_jax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Replica:
+  """The numbers that set one run of a program apart from the others; all of them share one compiled program."""
+
+  seed: int
+  learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +74,18 @@ def variant(config: ConfigDict, name: str) -> Arm:
   return Arm({name: copy})
 
 
-def tuning_seeds(config: ConfigDict) -> list[int]:
-  """The seeds that learning rates are chosen on."""
+def seeds(config: ConfigDict, arm: Arm) -> list[int]:
+  """The seeds that an arm is tested with."""
+  first = config.train.seed + arm.first_seed
+  return list(range(first, first + config.study.num_seeds))
+
+
+def tuning(config: ConfigDict) -> dict[float, list[Replica]]:
+  """By learning rate of the grid the replicas that a program's rate is chosen by; none where there is one rate."""
   first = config.train.seed + TUNING_SEED
-  return list(range(first, first + config.study.num_tuning_seeds))
+  chosen_on = range(first, first + config.study.num_tuning_seeds)
+  grid = sorted(set(config.study.learning_rates))
+  return {rate: [Replica(seed, rate) for seed in chosen_on] for rate in grid} if len(grid) > 1 else {}
 
 
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
@@ -83,8 +99,7 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
   if config.train.seed > largest:
     raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')
-  found: dict[str, Arm] = {}
+  made = {name: variant(config, name) for name in variants}  # A wrong one is an error, named as an arm or not.
   for name in config.study.arms:
     choose(name, (*ARMS, *variants), field='config.study.arms')
-    found[name] = variant(config, name) if name in variants else ARMS[name](config, tasks)
-  return found
+  return {name: made[name] if name in made else ARMS[name](config, tasks) for name in config.study.arms}

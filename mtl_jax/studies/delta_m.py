@@ -7,35 +7,27 @@ gained. `arm` and `reference` are means over seeds, so a rare attribute's F1 in 
 Small denominators dominate the mean all the same: the median over tasks and each metric alone stand beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.studies.scores import Pair
+from mtl_jax.studies.scores import Pair, Scores
 from mtl_jax.studies.significance import interval
 from mtl_jax.tasks import find_metric, higher_is_better, plain
 
 
-def delta_m(
-  values: Mapping[str, Mapping[str, Pair]],
-  *,
-  main_metrics: Mapping[str, str],
-  resampled: Mapping[str, Mapping[str, Pair | None]] | None = None,
-  num_clusters: int = 0,
-) -> dict[str, Any]:
+def delta_m(scores: Sequence[Scores], arm: str, reference: str) -> dict[str, Any]:
   """Delta-m over all tasks and metrics and of each metric alone, ready for JSON.
 
-  A seed in which any of the terms is missing is left out of all of them; a term without a single complete pair, or
-  whose reference is 0 on average, is left out and named in `left_out`.
+  Of each task, or output, the metrics that are declared for it count; the first where none is. A seed in which any of
+  the terms is missing is left out of all of them; a term without a single complete pair, or whose reference is 0 on
+  average, is left out and named in `left_out`.
 
   Args:
-    values: for each task and metric the arm's and the reference's values, `[S]` each; NaN where there is none.
-    main_metrics: of each task.
-    resampled: the same values over the same resamples of the test split's people, `[B, S]` each, None where there are
-      none.
-    num_clusters: how many people were resampled.
+    scores: of tasks, or of the outputs of one task, each of which then counts as a task.
+    arm: whose Delta-m it is.
+    reference: the arm it is compared with.
 
   Returns:
     `mean`, `ci95` (a t interval over seeds alone), `ci95_people` (over seeds and people together, None without
@@ -43,78 +35,71 @@ def delta_m(
     tasks, of each task's mean over metrics), `num_tasks`, `num_terms`, `left_out`, and the same of each metric under
     `per_metric`. Everything in per cent; `mean`, `ci95` and `median` are None where nothing is left.
   """
-  terms = {
-    (task, metric): pair for task, metrics in values.items() for metric, pair in _chosen(metrics, main_metrics[task])
-  }
-  samples = {(task, metric): pair for task, metrics in (resampled or {}).items() for metric, pair in metrics.items()}
-  people = partial(_people, samples, num_clusters)
-  per_metric = {
-    name: _summary({key: pair for key, pair in terms.items() if plain(key[1]) == name}, people)
-    for name in dict.fromkeys(plain(metric) for _, metric in terms)
-  }
-  return {**_summary(terms, people), 'per_metric': per_metric}
+  groups: dict[str, list[Scores]] = {}
+  for one in scores:
+    groups.setdefault(_name(one), []).append(one)
+  terms: list[Scores] = []
+  for group in groups.values():
+    declared = [one for one in group if (metric := find_metric(one.metric)) and metric.in_delta_m]
+    terms += declared or group[:1]
+  metrics = dict.fromkeys(plain(one.metric) for one in terms)
+  own = {name: [one for one in terms if plain(one.metric) == name] for name in metrics}
+  per_metric = {name: _summary(those, arm, reference) for name, those in own.items()}
+  return {**_summary(terms, arm, reference), 'per_metric': per_metric}
 
 
-def _chosen(metrics: Mapping[str, Pair], main_metric: str) -> list[tuple[str, Pair]]:
-  """The metrics of a task that Delta-m reads; its main metric where there are none."""
-  found = {metric: find_metric(metric) for metric in metrics}
-  listed = [(metric, metrics[metric]) for metric, declared in found.items() if declared and declared.in_delta_m]
-  return listed or [(metric, pair) for metric, pair in metrics.items() if metric == main_metric]
+def _name(one: Scores) -> str:
+  return one.output or one.task
 
 
-def _summary(terms: Mapping[tuple[str, str], Pair], people: Callable[..., list[float] | None]) -> dict[str, Any]:
-  complete = {key: np.isfinite(arm) & np.isfinite(reference) for key, (arm, reference) in terms.items()}
-  left_out = [_why(key, 'no seed has both values') for key, seeds in complete.items() if not seeds.any()]
-  kept = {key: pair for key, pair in terms.items() if complete[key].any()}
-  seeds = np.logical_and.reduce([complete[key] for key in kept]) if kept else np.zeros(0, bool)
-  zero = [key for key, (_, reference) in kept.items() if seeds.any() and reference[seeds].mean() == 0]
-  left_out += [_why(key, 'the reference is 0') for key in zero]
-  kept = {key: pair for key, pair in kept.items() if key not in zero}
+def _summary(terms: Sequence[Scores], arm: str, reference: str) -> dict[str, Any]:
+  kept = [one for one in terms if one.complete(arm, reference).any()]
+  left_out = [_left_out(one, 'no seed has both values') for one in terms if one not in kept]
+  seeds = np.logical_and.reduce([one.complete(arm, reference) for one in kept]) if kept else np.zeros(0, bool)
+  if seeds.any():
+    zero = [one for one in kept if one.values[reference][seeds].mean() == 0]
+    left_out += [_left_out(one, 'the reference is 0') for one in zero]
+    kept = [one for one in kept if one not in zero]
   summary = {'mean': None, 'ci95': None, 'ci95_people': None, 'median': None, 'values': [None] * len(seeds)}
   if kept and seeds.any():
-    percent = {key: _percent(key[1], *(side[seeds] for side in pair)) for key, pair in kept.items()}
-    by_seed = np.mean(list(percent.values()), axis=0)
-    tasks = dict.fromkeys(task for task, _ in kept)
-    by_task = [np.mean([values.mean() for key, values in percent.items() if key[0] == task]) for task in tasks]
-    found = interval(by_seed, np.zeros_like(by_seed))
-    each = iter(by_seed.tolist())
+    percent = np.array([_percent(one, one.pair(arm, reference, seeds)) for one in kept])  # [terms, S'].
+    by_seed = percent.mean(0)
+    by_task = [percent[[_name(one) == name for one in kept]].mean() for name in dict.fromkeys(map(_name, kept))]
+    values = iter(by_seed.tolist())
     summary = {
       'mean': float(by_seed.mean()),
-      'ci95': [found.low, found.high] if found else None,
-      'ci95_people': people(list(kept), by_seed) if seeds.all() else None,
+      'ci95': _ends(by_seed),
+      'ci95_people': _over_people(kept, arm, reference, by_seed) if seeds.all() else None,
       'median': float(np.median(by_task)),
-      'values': [next(each) if seed else None for seed in seeds],
+      'values': [next(values) if seed else None for seed in seeds],
     }
-  return {
-    **summary,
-    'num_tasks': len({task for task, _ in kept}),
-    'num_terms': len(kept),
-    'left_out': left_out,
-  }
+  num_tasks = len({_name(one) for one in kept})
+  return {**summary, 'num_tasks': num_tasks, 'num_terms': len(kept), 'left_out': left_out}
 
 
-def _people(
-  samples: Mapping[tuple[str, str], Pair | None],
-  num_clusters: int,
-  terms: Sequence[tuple[str, str]],
-  by_seed: np.ndarray,
-) -> list[float] | None:
+def _over_people(terms: Sequence[Scores], arm: str, reference: str, by_seed: np.ndarray) -> list[float] | None:
   """The interval over seeds and people of the mean over terms, from each term's resamples."""
-  pairs = [(metric, samples.get((task, metric))) for task, metric in terms]
-  if not pairs or any(pair is None for _, pair in pairs):
+  pairs = [one.resampled_pair(arm, reference, np.ones(len(by_seed), bool)) for one in terms]
+  if any(pair is None for pair in pairs):
     return None
   with np.errstate(divide='ignore', invalid='ignore'):  # A resample without a value of some term is left out.
-    percent = np.mean([_percent(metric, *pair) for metric, pair in pairs if pair is not None], axis=0)
-  zeros = np.zeros_like(percent)
-  found = interval(by_seed, np.zeros_like(by_seed), resampled=(percent, zeros), num_clusters=num_clusters)
+    percent = np.mean([_percent(one, pair) for one, pair in zip(terms, pairs, strict=True) if pair], axis=0)
+  return _ends(
+    by_seed, resampled=(percent, np.zeros_like(percent)), num_clusters=max(one.num_clusters for one in terms)
+  )
+
+
+def _ends(by_seed: np.ndarray, **resamples: Any) -> list[float] | None:
+  found = interval(by_seed, np.zeros_like(by_seed), **resamples)
   return [found.low, found.high] if found else None
 
 
-def _percent(metric: str, arm: np.ndarray, reference: np.ndarray) -> np.ndarray:
-  """One term of each seed, `[..., S]`; their mean is the term of the mean values."""
-  sign = -1 if higher_is_better(metric) else 1
+def _percent(one: Scores, pair: Pair) -> np.ndarray:
+  """A term of each seed, `[..., S]`; their mean is the term of the mean values."""
+  arm, reference = pair
+  sign = -1 if higher_is_better(one.metric) else 1
   return 100 * sign * (arm - reference) / reference.mean(axis=-1, keepdims=True)
 
 
-def _why(key: tuple[str, str], reason: str) -> dict[str, str]:
-  return {'task': key[0], 'metric': key[1], 'reason': reason}
+def _left_out(one: Scores, reason: str) -> dict[str, str]:
+  return {'task': _name(one), 'metric': one.metric, 'reason': reason}

@@ -1,4 +1,4 @@
-"""A program: what the replicas of a run share, as functions of one replica's seed and learning rate."""
+"""A program: what the replicas of a run share, as functions of the numbers that set a replica apart."""
 
 import dataclasses
 import time
@@ -18,7 +18,6 @@ from mtl_jax.data.input import mixture, resident
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
-from mtl_jax.data.input.sampler import Sampler
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
@@ -31,6 +30,8 @@ from mtl_jax.training import building
 from mtl_jax.training.building import Run
 from mtl_jax.training.step import repeat
 
+Numbers = Mapping[str, Any]  # The fields of a `Replica`, which may be traced.
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -39,14 +40,12 @@ class Program:
   Attributes:
     run: the run that replicas vary, on features where those of its frozen stages are kept. Such stages are the same
       for all replicas, also where they are random.
-    val: the validation split, images or features as the train split is.
-    test: the test split, likewise.
+    test: the test split, images or features as the others are.
     weights: pretrained ones of the part of the backbone that is in `network`, if the run has them.
     mesh: this process's devices.
   """
 
   run: Run
-  val: Split
   test: Split
   weights: Any
   mesh: Mesh
@@ -56,31 +55,26 @@ class Program:
     return self.run.config
 
   @property
+  def val(self) -> Split:
+    assert self.run.val is not None  # `build` has looked.
+    return self.run.val
+
+  @property
   def network(self) -> Network:
     """The network that a replica trains: the run's model, or what follows its frozen stages."""
     return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
 
-  @property
-  def input_shape(self) -> tuple[int, ...]:
-    """Shape of the network's input of one example."""
-    return self.run.train.images.shape[1:]
+  def tx(self, numbers: Numbers) -> optax.GradientTransformation:
+    return optimizer.from_config(self.config, learning_rate=numbers['learning_rate'])
 
-  def sampler(self, seed: int) -> Sampler:
-    """The sampler of a replica of that seed."""
-    return self.run.make_sampler(seed)
-
-  def tx(self, learning_rate: Any) -> optax.GradientTransformation:
-    """The optimizer at a peak learning rate, which may be a traced value."""
-    return optimizer.from_config(self.config, learning_rate=learning_rate)
-
-  def init(self, seed: Any, learning_rate: Any, weights: Any) -> TrainState:
+  def init(self, numbers: Numbers, weights: Any) -> TrainState:
     """One replica's state before its first step."""
-    own = {'model': self.network, 'tx': self.tx(learning_rate), 'input_shape': self.input_shape}
-    return self.run.make_state(seed=seed, pretrained_weights=weights, **own)
+    own = {'model': self.network, 'tx': self.tx(numbers), 'input_shape': self.run.train.images.shape[1:]}
+    return self.run.make_state(seed=numbers['seed'], pretrained_weights=weights, **own)
 
-  def steps(self, state: TrainState, seed: Any, learning_rate: Any, positions: Array, source: Any) -> Any:
+  def steps(self, state: TrainState, numbers: Numbers, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
-    one_step = partial(self.run.one_step, tx=self.tx(learning_rate), seed=seed, skip_nonfinite=False)
+    one_step = partial(self.run.one_step, tx=self.tx(numbers), seed=numbers['seed'], skip_nonfinite=False)
     shapes = resident.row_shapes(self.run.train)
 
     def step(state: TrainState, positions: Array) -> Any:
@@ -95,23 +89,22 @@ class Program:
 
   def shapes(self) -> TrainState:
     """The shapes and types of one replica's state."""
-    return jax.eval_shape(self.init, 0, 0.0, self.weights)
+    return jax.eval_shape(self.init, {'seed': 0, 'learning_rate': 0.0}, self.weights)
 
-  def num_params(self) -> int:
-    """Parameters of the whole model, frozen ones too."""
-    variables = self._variables()
-    return cost.num_parameters([variables['params'], variables.get('frozen', {})])
+  def size(self) -> dict[str, float]:
+    """Parameters of the whole model, frozen ones too, and floating-point operations from an image to all predictions.
 
-  def flops_per_image(self) -> float:
-    """Floating-point operations from an image to all predictions; 0 where XLA does not count them."""
-    return cost.flops(self.run.model.outputs, self._variables(), (*self.run.store.image_size, 3)) or 0.0
+    The latter are 0 where XLA does not count them.
+    """
+    variables = jax.eval_shape(self.run.make_state).variables
+    params = cost.num_parameters([variables['params'], variables.get('frozen', {})])
+    flops = cost.flops(self.run.model.outputs, variables, (*self.run.store.image_size, 3))
+    return {'params': params, 'flops_per_image': flops or 0.0}
 
   def flops_trained(self) -> float:
-    """The same of the part that is trained, from features where those are kept."""
-    return cost.flops(self.network.outputs, self.shapes().variables, self.input_shape) or 0.0
-
-  def _variables(self) -> Mapping[str, Any]:
-    return jax.eval_shape(self.run.make_state).variables
+    """Floating-point operations a run, of the part that is trained, from features where those are kept; 0: unknown."""
+    per_image = cost.flops(self.network.outputs, self.shapes().variables, self.run.train.images.shape[1:]) or 0.0
+    return per_image * self.config.train.batch_size * self.config.train.steps
 
 
 def build(
@@ -152,7 +145,7 @@ def build(
       weights = frozen.without_frozen(weights, state.variables)
   run = dataclasses.replace(run, train=splits['train'], val=splits['val'])
   mesh = sharding.make_mesh(jax.local_devices())
-  return Program(run, splits['val'], splits['test'], weights, mesh)
+  return Program(run, splits['test'], weights, mesh)
 
 
 def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:

@@ -1,84 +1,51 @@
-"""Scores of every replica of a study at a task: metrics of the test split, and of its resamples."""
+"""Scores of every replica of a study: each metric of a task and of its outputs, on the test split and its resamples."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.tasks import Task, plain
 
-# For each arm, for each seed in turn.
-Replicas = Mapping[str, Sequence[Mapping[str, Any] | None]]
 Pair = tuple[np.ndarray, np.ndarray]
 _OF_LABELS = ('num_images', 'num_labels', 'positive_rate')  # Numbers, but no metrics.
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskScores:
-  """Scores of every replica at one task, or at one of its outputs.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+  """One metric of a task, or of one of its outputs, for every arm and seed.
 
   Attributes:
-    main_metric: the one that is tested.
-    scores: the task's part of the eval JSON; None for a replica that diverged.
-    resampled: the same with `[B]` values of B resamples of the test split; None where there are none.
-    num_clusters: how many people (or images of unknown people) were resampled.
-    output_clusters: of them those with a label of an output, where that may be fewer.
+    output: of the task; empty for the task as a whole.
+    main: True for the task's main metric, the one that is tested.
+    values: by arm, NaN where a replica has none.
+    resampled: the same for B resamples of the test split; None where there are none.
+    num_clusters: how many people (or images of unknown people) with such a label were resampled.
   """
 
-  main_metric: str
-  scores: Replicas
-  resampled: Replicas | None = None
+  task: str
+  output: str
+  metric: str
+  main: bool
+  values: Mapping[str, Float[np.ndarray, ' S']]
+  resampled: Mapping[str, Float[np.ndarray, 'B S']] | None = None
   num_clusters: int = 0
-  output_clusters: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-  @property
-  def metrics(self) -> tuple[str, ...]:
-    """The main metric first."""
-    known = next((replica for side in self.scores.values() for replica in side if replica is not None), {})
-    others = (name for name, value in known.items() if value is None or isinstance(value, int | float))
-    return tuple(dict.fromkeys([self.main_metric, *(name for name in others if name not in _OF_LABELS)]))
+  def complete(self, arm: str, reference: str) -> Bool[np.ndarray, ' S']:
+    """True for the seeds of which both arms have a value."""
+    return np.isfinite(self.values[arm]) & np.isfinite(self.values[reference])
 
-  def values(self, arm: str, metric: str) -> np.ndarray:
-    """One value a seed, `[S]`; NaN where a replica has none."""
-    found = [None if replica is None else replica[metric] for replica in self.scores[arm]]
-    values = np.array([np.nan if value is None else value for value in found], np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+  def pair(self, arm: str, reference: str, seeds: Bool[np.ndarray, ' S']) -> Pair:
+    """Values of both arms at these seeds, `[S']` each."""
+    return self.values[arm][seeds], self.values[reference][seeds]
 
-  def pair(self, arm: str, reference: str, metric: str) -> Pair:
-    """Values of both arms, `[S]` each."""
-    return self.values(arm, metric), self.values(reference, metric)
-
-  def resampled_pair(self, arm: str, reference: str, metric: str, *, seeds: np.ndarray) -> Pair | None:
-    """Resampled values `[B, S']` of both arms for the S' seeds chosen by `seeds`, `[S]`; None if one has none."""
-    if self.resampled is None or not seeds.any():
-      return None
-    sides = []
-    for side in (arm, reference):
-      chosen = [replica for replica, wanted in zip(self.resampled[side], seeds, strict=True) if wanted]
-      columns = [replica[metric] for replica in chosen if replica is not None and metric in replica]
-      if len(columns) < len(chosen):
-        return None
-      sides.append(np.stack(columns, axis=1))
-    return sides[0], sides[1]
-
-  def outputs(self) -> dict[str, 'TaskScores']:
-    """Each output of the task as if it were a task; empty where there is one output, which is the task itself."""
-    known = next((replica for side in self.scores.values() for replica in side if replica is not None), {})
-    names = list(known.get('per_output', ()))
-    if len(names) < 2:
-      return {}
-    metrics = {name: _main_of_output(self.main_metric, known['per_output'][name]) for name in names}
-    return {
-      name: TaskScores(
-        metrics[name],
-        _of_output(self.scores, name),
-        None if self.resampled is None else _of_output(self.resampled, name),
-        self.output_clusters.get(name, self.num_clusters),
-      )
-      for name in names
-    }
+  def resampled_pair(self, arm: str, reference: str, seeds: Bool[np.ndarray, ' S']) -> Pair | None:
+    """Resampled values of both arms at these seeds, `[B, S']` each."""
+    found = self.resampled
+    return None if found is None else (found[arm][..., seeds], found[reference][..., seeds])
 
 
 def score_task(
@@ -88,9 +55,11 @@ def score_task(
   *,
   mask: np.ndarray,
   source_size: np.ndarray,
-  resampling: Draws | None = None,
-) -> TaskScores:
-  """Scores every replica's predictions of the test split, and its resamples if `resampling` is given.
+  resampling: Draws,
+) -> list[Scores]:
+  """Scores every replica's predictions of the test split and of its resamples; each group's main metric is first.
+
+  Outputs are scored one by one where there are several.
 
   Args:
     task: the task.
@@ -102,35 +71,40 @@ def score_task(
     resampling: the study's one `draws.draw` of the test split's identities.
   """
   present = np.asarray(mask, bool).reshape(len(mask), -1).any(-1)
-  finite = {
-    arm: [p if p is not None and np.isfinite(p[present]).all() else None for p in replicas]
-    for arm, replicas in predictions.items()
-  }
-  scores = {
-    arm: [None if p is None else task.metrics(p, labels, mask=mask, source_size=source_size) for p in replicas]
-    for arm, replicas in finite.items()
-  }
-  if resampling is None:
-    return TaskScores(task.main_metric, scores)
-  same = {'mask': mask, 'source_size': source_size, 'draws': resampling}
-  resampled = {
-    arm: [None if p is None else task.metrics(p, labels, **same) for p in replicas] for arm, replicas in finite.items()
-  }
-  columns: dict[str, list[int]] = {}
-  for column, label in enumerate(task.labels):
-    for output in (label, label.rpartition('_')[0]):  # A label's own, and that of the point whose coordinate it is.
-      columns.setdefault(output, []).append(column)
-  clusters = {output: resampling.num_clusters(mask[:, own]) for output, own in columns.items()}
-  return TaskScores(task.main_metric, scores, resampled, resampling.num_clusters(mask), clusters)
+  found: dict[str, list[tuple[dict[str, Any], dict[str, Any]] | None]] = {}  # Plain and resampled metrics.
+  for arm, replicas in predictions.items():
+    finite = [p if p is not None and np.isfinite(p[present]).all() else None for p in replicas]
+    rest: dict[str, Any] = {'mask': mask, 'source_size': source_size}
+    found[arm] = [
+      None if p is None else (task.metrics(p, labels, **rest), task.metrics(p, labels, **rest, draws=resampling))
+      for p in finite
+    ]
+  known = next((replica[0] for side in found.values() for replica in side if replica), {})
+  outputs = known.get('per_output', {})
+  scores = []
+  for output, metrics in {'': known, **(outputs if len(outputs) > 1 else {})}.items():
+    main = plain(task.main_metric) if output else task.main_metric
+    main = main if main in metrics or not output else next(iter(metrics))
+    numbers = [name for name, value in metrics.items() if value is None or isinstance(value, int | float)]
+    clusters = _num_clusters(task, output, mask, resampling)
+    for metric in dict.fromkeys([main, *(name for name in numbers if name not in _OF_LABELS)]):
+      values, resampled = ({arm: _column(side, i, output, metric) for arm, side in found.items()} for i in (0, 1))
+      tested = metric == main and not output
+      scores.append(Scores(task.name, output, metric, tested, values, resampled, clusters))
+  return scores
 
 
-def _main_of_output(main_metric: str, metrics: Mapping[str, Any]) -> str:
-  """The task's own main metric if outputs have it too, or else their first."""
-  return plain(main_metric) if plain(main_metric) in metrics else next(iter(metrics))
+def _column(
+  replicas: Sequence[tuple[dict[str, Any], dict[str, Any]] | None], which: int, output: str, metric: str
+) -> np.ndarray:
+  """A metric's values, or resampled ones, with a last axis of seeds; NaN of a replica that diverged."""
+  groups = [replica and (replica[which]['per_output'][output] if output else replica[which]) for replica in replicas]
+  values = [np.array(np.nan if group is None else group[metric], np.float64) for group in groups]
+  found = np.stack(np.broadcast_arrays(*values), axis=-1)
+  return np.where(np.isfinite(found), found, np.nan)
 
 
-def _of_output(replicas: Replicas, name: str) -> Replicas:
-  return {
-    arm: [None if replica is None else replica['per_output'][name] for replica in side]
-    for arm, side in replicas.items()
-  }
+def _num_clusters(task: Task, output: str, mask: np.ndarray, resampling: Draws) -> int:
+  """People with a label of the task, or of that output, which is a label or the point whose coordinates are labels."""
+  own = [i for i, label in enumerate(task.labels) if output and output in (label, label.rpartition('_')[0])]
+  return resampling.num_clusters(mask[:, own] if own else mask)
