@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.config import flat
 from mtl_jax.platform import address
 from mtl_jax.reports import charts, page
 from mtl_jax.reports.page import Block, Card, Cards, Charts, Fold, Heading, Pairs, Text, folded, table
 from mtl_jax.reports.runs import read_json
 from mtl_jax.reports.scoreboard import MISSING
 from mtl_jax.run import workdir
-from mtl_jax.run.workdir import flat
 
 MAPS = {
   'affinity': ('Affinity: what a step on the source does to the loss of the target', 'share of the loss taken off'),

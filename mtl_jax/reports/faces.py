@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.config import flat
 from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import npz
@@ -12,7 +13,6 @@ from mtl_jax.reports import charts
 from mtl_jax.reports.page import Block, Heading, Picture, Pictures, Text
 from mtl_jax.reports.runs import Run
 from mtl_jax.reports.scoreboard import kinds_of
-from mtl_jax.run.workdir import flat
 
 MAX_FACES = 12
 

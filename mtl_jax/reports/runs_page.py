@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.config import flat
 from mtl_jax.reports import charts, curves, faces, page
 from mtl_jax.reports.page import Block, Card, Cards, Cell, Charts, Column, Fold, Heading, Pairs, Row, Side, Text, table
 from mtl_jax.reports.runs import Run, load, numbers, series
 from mtl_jax.reports.scoreboard import MISSING, Table, comparison, headlines, kinds_of, text
 from mtl_jax.run import goodput
-from mtl_jax.run.workdir import flat
 from mtl_jax.tasks import KINDS, METRICS
 
 MAX_VERDICTS = 6  # A page with more tasks counts them first.

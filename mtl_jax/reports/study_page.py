@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl_jax.config import flat
 from mtl_jax.platform import address
 from mtl_jax.reports import charts, findings, page
 from mtl_jax.reports.findings import Finding, named
@@ -14,7 +15,6 @@ from mtl_jax.reports.page import Block, Cell, Charts, Column, Fold, Heading, Pai
 from mtl_jax.reports.pictures import worst
 from mtl_jax.reports.runs import read_json
 from mtl_jax.reports.scoreboard import MISSING
-from mtl_jax.run.workdir import flat
 from mtl_jax.studies import arms, significance
 from mtl_jax.studies.results import Record, read_record
 
