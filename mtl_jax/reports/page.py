@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtl_jax.config import flat
 from mtl_jax.platform import atomic_write
 from mtl_jax.reports import charts
 from mtl_jax.reports.charts import Side
 from mtl_jax.reports.figures import MISSING
-from mtl_jax.run.workdir import flat
 
 # The configuration's fields that a page shows first.
 FIELDS = (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import mtl_jax
+from mtl_jax.config import flat
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import npz
@@ -20,7 +21,6 @@ from mtl_jax.reports.page import Block, Cell, Charts, Fold, Heading, Pairs, Row,
 from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
 from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, not_better, scoreboard
 from mtl_jax.run import goodput
-from mtl_jax.run.workdir import flat
 from mtl_jax.tasks import Task, plain
 
 PACKAGES = ('jax', 'flax', 'optax', 'numpy')
