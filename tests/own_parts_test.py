@@ -1,5 +1,8 @@
 """Parts of the user's own, each in a file: trained, resumed, evaluated, exported, and never run unasked."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import small_runs
@@ -9,47 +12,10 @@ import mtl_jax
 from mtl_jax import cli
 from mtl_jax.errors import UserError
 
-PARTS = {
-  'model.backbone': """
-import flax.linen as nn
-from mtl_jax.models.backbone import Backbone
-
-class Net(Backbone):
-  dtype: object = None
-  num_stages = 1
-
-  @nn.compact
-  def stage(self, x, index, *, train):
-    return nn.relu(nn.Conv(4, (3, 3), strides=2)(x))
-""",
-  'model.head': """
-import flax.linen as nn
-from mtl_jax.models.heads import Head
-
-class Net(Head):
-  @nn.compact
-  def __call__(self, representation):
-    return nn.Dense(self.outputs, name='mine')(nn.tanh(representation.features))
-""",
-  'model.sharing': """
-from mtl_jax.models.sharing.hard import Hard
-
-class Net(Hard):
-  pass
-""",
-  'objective.name': """
-from mtl_jax.objectives.objective import of_losses
-
-def Net(power=1.0):
-  return of_losses(lambda losses, present: (losses * present).sum() * power)
-""",
-  'optimizer.name': """
-import optax
-
-def Net(learning_rate, scale=2.0):
-  return optax.chain(optax.scale(scale), optax.sgd(learning_rate))
-""",
-}
+PAGE = (Path(__file__).parents[1] / 'docs' / 'own_parts.md').read_text()
+CODE = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
+FIELDS = ('model.backbone', 'model.head', 'model.sharing', 'objective.name', 'optimizer.name')
+NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule')
 
 
 @pytest.fixture(scope='module')
@@ -62,15 +28,14 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
-def trained(faces, folder, names=PARTS, **overrides) -> tuple[dict, mtl_jax.Run]:
-  """A run of four steps whose parts are the files of `folder`."""
-  fields = {}
-  for field in names:
-    path = folder / f'{field.replace(".", "_")}.py'
-    path.write_text(PARTS[field])
-    fields[field] = f'{path}:Net'
-  fields |= {'train.steps': 4, 'model.width': 0, 'eval.every_steps': 4, **overrides}
-  return fields, mtl_jax.train(small_runs.make_config(faces), folder / 'run', overrides=fields)
+def trained(faces, folder, fields=FIELDS) -> tuple[dict, mtl_jax.Run]:
+  """A run of four steps whose parts are those of the page, in files of `folder`."""
+  overrides = {'train.steps': 4, 'model.width': 4, 'eval.every_steps': 4}
+  for field, name, code in zip(FIELDS, NAMES, CODE, strict=True):
+    if field in fields:
+      (folder / f'{name}.py').write_text(code)
+      overrides[field] = f'{folder / name}.py:{name}'
+  return overrides, mtl_jax.train(small_runs.make_config(faces), folder / 'run', overrides=overrides)
 
 
 def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_files(faces, tmp_path):
@@ -85,7 +50,7 @@ def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_fil
     file.unlink()
   assert mtl_jax.evaluate(run.workdir, split='val', step=4)['tasks'] == found['tasks']
   model = run.load()
-  assert 'mine' in model.variables['params']['head_landmarks']
+  assert set(model.variables['params']['shared']['backbone']) == {'conv0', 'conv1'}
   assert len(model.predict(np.zeros((2, *model.image_size, 3), np.uint8))) == 2
   assert (mtl_jax.export(run.workdir, tmp_path / 'out') / 'model.stablehlo').exists()
 
@@ -125,8 +90,8 @@ def test_a_workdir_cannot_name_files_outside_of_it(faces, tmp_path):
 
 def test_a_run_is_not_resumed_with_another_file_under_the_same_name(faces, tmp_path):
   fields, run = trained(faces, tmp_path, ['model.head'])
-  (tmp_path / 'model_head.py').write_text(PARTS['model.head'].replace('tanh', 'relu'))
-  with pytest.raises(UserError, match=r'config\.model\.head: .*model_head\.py'):
+  (tmp_path / 'Head.py').write_text(CODE[1].replace('tanh', 'relu'))
+  with pytest.raises(UserError, match=r'config\.model\.head: .*Head\.py'):
     mtl_jax.train(small_runs.make_config(faces), run.workdir, overrides=fields)
 
 

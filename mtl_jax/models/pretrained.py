@@ -105,7 +105,7 @@ def _fits(tree: Any, loaded: Any) -> bool:
 
 
 def read(path: Path) -> dict[str, StoredTensor]:
-  """All tensors of a file by name. Raises DataError for one that is damaged or no file of weights; so does their `read`."""
+  """All tensors of a file by name. Raises DataError for one that is damaged or no file of weights, as does `read`."""
   if not path.is_file():
     raise DataError(f'{FIELD}: no file {path}')
   if path.suffix != '.safetensors':

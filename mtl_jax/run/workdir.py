@@ -355,11 +355,3 @@ def _model_devices(config: ConfigDict) -> int:
   """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
   asked = config.train.model_devices
   return 1 if jax.local_device_count() % asked else asked
-
-
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested fields by their dotted names."""
-  fields: dict[str, Any] = {}
-  for key, value in config.items():
-    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return fields
