@@ -41,7 +41,7 @@ def count(tree) -> int:
 def test_every_task_gets_its_outputs_in_float32(tiny_config, backbone, size):
   config = tiny_config(**{'model.backbone': backbone})
   for train in (False, True):
-    _, found = shapes(multitask.from_config(config.model, TASKS), size, train=train)
+    _, found = shapes(multitask.from_config(config.model, TASKS).module, size, train=train)
     outputs = found[0] if train else found
     assert {name: value.shape for name, value in outputs.items()} == {name: (2, n) for name, n in OUTPUTS.items()}
     assert {value.dtype for value in outputs.values()} == {jnp.dtype('float32')}
@@ -194,6 +194,17 @@ def test_maps_lie_as_the_image_does(tiny_config, name):
   assert maps.shape[0] == features.shape[0] == 1
   if name != 'convnet':  # Its features are the flattened map.
     assert maps.shape[-1] == features.shape[-1]
+
+
+@pytest.mark.parametrize('name', multitask.BACKBONES)
+def test_images_of_one_pixel_are_read_or_refused_in_one_line(tiny_config, name):
+  backbone = multitask.backbone_from_config(tiny_config(**{'model.backbone': name}).model)
+  init = lambda: backbone.init(jax.random.key(0), jnp.zeros((1, 1, 1, 3)), train=False)  # noqa: E731
+  if name in ('convnet', 'celeba_cnn', 'convnext_tiny'):
+    with pytest.raises(ConfigError, match=r'config\.model\.backbone: the images are too small'):
+      jax.eval_shape(init)
+  else:
+    jax.eval_shape(init)
 
 
 def represent_with(backbone, x):

@@ -1,9 +1,11 @@
 """Files of weights are read without PyTorch and without running them, and end in every copy of the backbone."""
 
+import contextlib
 import io
 import os
 import pickle
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -14,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -204,10 +208,11 @@ def test_a_tensor_outside_its_storage_is_refused(shape, strides, offset, tmp_pat
 
 
 def test_a_pickle_cannot_alter_what_it_calls():
-  """BUILD sets attributes of what a pickle holds: of a fresh object here, that has none to set."""
+  """BUILD would set attributes of what a pickle holds."""
   code = b'ccollections\nOrderedDict\n}X\x04\x00\x00\x00codeK\x01sb.'
-  with pytest.raises(AttributeError):
-    torch_file.TensorUnpickler(io.BytesIO(code)).load()
+  call = torch_file.TensorUnpickler(io.BytesIO(code)).load()
+  assert call is torch_file.CALLS['collections', 'OrderedDict']
+  assert not hasattr(call, 'code')
 
 
 def test_a_file_cut_short_is_refused(tmp_path, backbone):
@@ -216,6 +221,130 @@ def test_a_file_cut_short_is_refused(tmp_path, backbone):
     torch.save({'a': torch.zeros(99)}, tmp_path / 'whole.pth', _use_new_zipfile_serialization=zipped)
     (tmp_path / 'cut.pth').write_bytes((tmp_path / 'whole.pth').read_bytes()[:-100])
     assert 'cannot be read' in refusal(tmp_path / 'cut.pth', backbone)
+
+
+# Hostile and damaged files.
+
+
+def pickled_view(offset=0, shape=(2,), strides=(1,)) -> bytes:
+  """The pickle of `{'conv1.weight': a tensor}` with these numbers, whatever they are."""
+  storage = b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ'
+  rest = b''.join(pickle.dumps(value, protocol=2)[2:-1] for value in (offset, shape, strides))
+  tensor = b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + rest + b'tR'
+  return b'\x80\x02}X\x0c\x00\x00\x00conv1.weight' + tensor + b's.'
+
+
+def read_all(path: Path) -> None:
+  for tensor in pretrained.read(path).values():
+    tensor.read()
+
+
+@pytest.mark.parametrize(
+  'view',
+  [{'shape': 'ab'}, {'shape': (1.5,)}, {'shape': None}, {'strides': ('x',)}, {'strides': (1, 1)}, {'offset': 0.5},
+   {'offset': None}, {'shape': ((2,),)}, {'shape': (2**70,)}, {'shape': (0, 2**62)}],
+  ids=str,
+)  # fmt: skip
+def test_a_tensor_of_no_sound_shape_stride_or_offset_is_refused(view, tmp_path):
+  path = tmp_path / 'w.pth'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', pickled_view(**view))
+    archive.writestr('archive/data/0', bytes(8))
+  with pytest.raises(DataError, match=r'w\.pth: cannot be read'):
+    read_all(path)
+
+
+def changed_entry(path: Path, *, flag: int = 0, compression: int = zipfile.ZIP_STORED) -> None:
+  """A file of one tensor whose storage's entry says of itself that it is encrypted, or compressed in some way."""
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', pickled_view())
+    archive.writestr('archive/data/0', bytes(8))
+    archive.filelist[-1].flag_bits |= flag
+    archive.filelist[-1].compress_type = compression
+
+
+@pytest.mark.parametrize('entry', [{'flag': 1}, {'compression': 99}, {'compression': zipfile.ZIP_DEFLATED}], ids=str)
+def test_an_encrypted_or_compressed_entry_is_refused(entry, tmp_path):
+  changed_entry(tmp_path / 'w.pth', **entry)
+  with pytest.raises(DataError, match=r'archive/data/0 is compressed or encrypted'):
+    read_all(tmp_path / 'w.pth')
+  changed_entry(tmp_path / 'w.pth')
+  read_all(tmp_path / 'w.pth')
+
+
+BOMBS = {
+  'a far place of the memo': b'\x80\x02}r\xff\xff\xff\x7f',
+  'a long text': b'\x80\x02X\xff\xff\xff\x7fabc.',
+  'many dictionaries': b'\x80\x02(' + b'}' * 2**20,
+  'a deep key': b'\x80\x02})' + b'\x85' * 500_000 + b'K\x01s.',
+}
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+@pytest.mark.parametrize('bomb', BOMBS)
+def test_a_small_file_takes_little_memory(bomb, zipped, tmp_path):
+  write_pickle(tmp_path / 'w.pth', BOMBS[bomb], zipped=zipped)
+  assert peak_of_refusal(tmp_path / 'w.pth') < 100e6
+
+
+def test_what_is_compressed_is_not_unpacked(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'w.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('archive/data.pkl', bytes(200_000_000))
+  assert peak_of_refusal(tmp_path / 'w.pth') < 10e6
+
+
+def peak_of_refusal(path: Path) -> int:
+  """The bytes that reading takes at most before the file is refused."""
+  tracemalloc.start()
+  try:
+    with pytest.raises(DataError):
+      read_all(path)
+    return tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused(value, backbone, named, tmp_path):
+  save_file(named | {'bn1.bias': np.array([0, 1, value, 3], np.float32)}, tmp_path / 'w.safetensors')
+  assert 'bn1.bias of ResNet holds NaN or infinite numbers' in refusal(tmp_path / 'w.safetensors', backbone)
+
+
+def test_types_of_safetensors_that_are_not_read_are_refused(tmp_path):
+  torch, save = pytest.importorskip('torch'), pytest.importorskip('safetensors.torch').save_file
+  save({'a': torch.zeros(3, dtype=torch.float8_e4m3fn)}, tmp_path / 'w.safetensors')
+  with pytest.raises(DataError, match=r'w\.safetensors: cannot be read as a safetensors file \(a\)'):
+    read_all(tmp_path / 'w.safetensors')
+
+
+@pytest.fixture(scope='module')
+def sound_files(tmp_path_factory) -> dict[str, bytes]:
+  """A small file of weights in each format, by its suffix."""
+  torch, folder = pytest.importorskip('torch'), tmp_path_factory.mktemp('sound')
+  tensors = OrderedDict(a=torch.arange(6.0).reshape(2, 3).T, b=torch.ones(2, dtype=torch.half), c=torch.tensor(7))
+  torch.save(tensors, folder / 'zip.pth')
+  torch.save({'state_dict': tensors}, folder / 'legacy.pth', _use_new_zipfile_serialization=False)
+  save_file({name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, folder / 'w.safetensors')
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize('name', ['zip.pth', 'legacy.pth', 'w.safetensors'])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bytes_load_or_give_one_error_in_little_memory(name, sound_files, tmp_path, data):
+  content = bytearray(sound_files[name])
+  for _ in range(data.draw(st.integers(1, 4))):
+    first, length = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 12))
+    content[first : first + length] = data.draw(st.binary(max_size=12))
+  path = tmp_path / name
+  path.write_bytes(content)
+  tracemalloc.start()
+  try:
+    with contextlib.suppress(DataError):
+      read_all(path)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+  finally:
+    tracemalloc.stop()
 
 
 # Into the model.

@@ -475,7 +475,7 @@ def test_options_reach_their_way(tiny_config):
   with config.unlocked():
     config.model.sharing = 'mmoe'
     config.model.sharing_options.experts = 2
-  assert multitask.from_config(config.model, TASKS).shared.experts == 2
+  assert multitask.from_config(config.model, TASKS).module.shared.experts == 2
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_options_reach_their_way(tiny_config):
 )
 def test_wrong_options_are_refused_by_their_field(name, options, told):
   with pytest.raises(ConfigError) as caught:
-    check_options(name, options)
+    check_options(SHARING[name], options, name=name)
   assert str(caught.value).startswith(told)
 
 

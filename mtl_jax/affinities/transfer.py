@@ -30,12 +30,11 @@ from mtl_jax.evaluation.step import label_losses, network_and_input
 from mtl_jax.metrics import draws
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
-from mtl_jax.models.heads import HEADS
 from mtl_jax.models.network import Network
 from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import npz, sharding
 from mtl_jax.platform.progress_bar import bar
-from mtl_jax.run import optimizer, recipe
+from mtl_jax.run import optimizer, start_weights
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.tasks import LabelStats, Task, losses
 from mtl_jax.training import building, loop, splits
@@ -148,7 +147,7 @@ def split_config(config: ConfigDict, store: DataSet) -> ConfigDict:
   """The configuration with every loss as a task of its own, and as many steps as a source is trained."""
   tasks = DataFacts.of(store).selected(config)
   for task in tasks:
-    head = HEADS[multitask.head_of(config.model, task)]
+    head = multitask.head_of(config.model, task)
     if head.spatial or head.dense:
       raise ConfigError(
         f'config.model.head of {task.name} reads maps, and transfer keeps pooled features; choose another head, or '
@@ -176,7 +175,7 @@ class Source:
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run, self.task = building.build(with_fields(config, tasks=task), store), task
-    weights = recipe.pretrained_weights(config, store.image_size)
+    weights = start_weights.load(config, store.image_size)
     self._whole = sharding.replicated(run.mesh)
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
     self.run = building.on_features(run, self._init().variables, directory, stop=lambda: bool(stop()))

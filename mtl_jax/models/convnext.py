@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models.backbone import Backbone, has_small_stem
-from mtl_jax.models.convolution import convolve
+from mtl_jax.models.convolution import check_halves, convolve
 
 EPSILON = 1e-6
 LAYER_SCALE = 1e-6  # What each block's branch is multiplied with at first.
@@ -81,9 +81,11 @@ class ConvNeXt(Backbone):
     norm = partial(nn.LayerNorm, EPSILON, dtype=self.dtype)
     if index == 0:
       size = 2 if has_small_stem(self.stem, x.shape) else 4
+      check_halves(x)
       x = patches(self.width, (size, size), strides=size, name='stem_conv')(x.astype(self.dtype))
       return norm(name='stem_norm')(x)
     if index > 1:
+      check_halves(x)
       x = norm(name=f'features_{2 * index - 2}_norm')(x)
       x = patches(self.width * 2 ** (index - 1), (2, 2), strides=2, name=f'features_{2 * index - 2}_conv')(x)
     block = nn.remat(Block) if self.remat else Block

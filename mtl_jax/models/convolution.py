@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mtl_jax.errors import ConfigError
+
 # Forms for CPUs; benchmarks/results/README.md has what each gains. A map of up to so many pixels a side, after the
 # stride, and a 1x1 kernel are faster as one matrix product, depthwise kernels of up to so many as shifted products.
 PRODUCT_UP_TO, SHIFTED_UP_TO = 2, 7
@@ -115,8 +117,22 @@ def _slices(lhs, kernel_size, strides, padding):
   ]
 
 
+def check_halves(x: Float[Array, 'b h w c']) -> None:
+  """Raises ConfigError for maps of which half would be nothing, so that their mean would be NaN."""
+  if min(x.shape[1:3]) < 2:
+    raise ConfigError(
+      f'config.model.backbone: the images are too small for it, which halves maps of {x.shape[1]}x{x.shape[2]}; '
+      'prepare larger ones, or choose another backbone, such as resnet18'
+    )
+
+
 def max_pool_2x2(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
-  """Max-pooling of stride 2 as the maximum of four slices; a last odd row or column is left out."""
+  """Max-pooling of stride 2 as the maximum of four slices; a last odd row or column is left out.
+
+  Raises:
+    ConfigError: for maps that cannot be halved.
+  """
+  check_halves(x)
   height, width = (n // 2 * 2 for n in x.shape[1:3])
   rows = jnp.maximum(x[:, 0:height:2], x[:, 1:height:2])
   return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])

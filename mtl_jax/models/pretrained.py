@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from mtl_jax.errors import ConfigError, DataError, one_line
+from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import torch_file
 from mtl_jax.models.backbone import Backbone
-from mtl_jax.models.torch_file import StoredTensor
+from mtl_jax.models.torch_file import StoredTensor, one_error
 
 log = logging.getLogger('mtl_jax')
 
@@ -44,19 +44,24 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
   if getattr(backbone, 'norm', None) != (published := getattr(type(backbone), 'norm', None)):
     raise ConfigError(f'config.model.norm: pretrained weights of {_title(backbone)} are of {published} norm; '
                       'leave it at auto')  # fmt: skip
-  found = {_modern(backbone, name): tensor for name, tensor in _read(path).items()}
+  found = {_modern(backbone, name): tensor for name, tensor in read(path).items()}
   wanted = expected(backbone, image_size)
   names = {key: torchvision_name(backbone, key) for key in wanted}
   _check(path, backbone, found, {names[key]: key for key in wanted})
   loaded = {}
   for key, leaf in wanted.items():
-    tensor = backbone.from_torchvision(key[-1], found[names[key]].read(), leaf.shape)
-    if tensor.shape != leaf.shape:
-      shapes = f'{found[names[key]].shape} in the file, not what {leaf.shape} here asks for'
-      raise DataError(f'{path}: {names[key]} of {_title(backbone)} has shape {shapes}')
+    stored, title = found[names[key]], f'{names[key]} of {_title(backbone)}'
+    try:
+      tensor = backbone.from_torchvision(key[-1], stored.read(), leaf.shape)
+    except (IndexError, ValueError):  # Of too few axes.
+      tensor = None
+    if tensor is None or tensor.shape != leaf.shape:
+      raise DataError(f'{path}: {title} has shape {stored.shape} in the file, not what {leaf.shape} here asks for')
     loaded[key] = np.asarray(tensor, np.float32)
+    if not np.isfinite(loaded[key]).all():
+      raise DataError(f'{path}: {title} holds NaN or infinite numbers; take a file of a run that did not diverge')
   unused = sorted(name for name in found.keys() - names.values() if not name.endswith('num_batches_tracked'))
-  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, _listed(unused))
+  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, listed(unused))
   return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(loaded)
 
 
@@ -99,22 +104,20 @@ def _fits(tree: Any, loaded: Any) -> bool:
   return same and all(new.shape in (old.shape, old.shape[1:]) for old, new in pairs)
 
 
-def _read(path: Path) -> dict[str, StoredTensor]:
+def read(path: Path) -> dict[str, StoredTensor]:
+  """All tensors of a file by name. Raises DataError for one that is damaged or no file of weights, as does `read`."""
   if not path.is_file():
     raise DataError(f'{FIELD}: no file {path}')
   if path.suffix != '.safetensors':
     return torch_file.tensors(path)
-  try:
-    with safe_open(path, framework='numpy') as file:
-      shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-  except (SafetensorError, OSError) as error:
-    raise DataError(f'{path}: cannot be read as a safetensors file: {one_line(error)}') from error
-  return {name: StoredTensor(shape, partial(_read_safetensor, path, name)) for name, shape in shapes.items()}
 
+  def tensor(name: str) -> np.ndarray:
+    with one_error(path, f'a safetensors file ({name})'), safe_open(path, framework='numpy') as file:
+      return file.get_tensor(name)
 
-def _read_safetensor(path: Path, name: str) -> np.ndarray:
-  with safe_open(path, framework='numpy') as file:
-    return file.get_tensor(name)
+  with one_error(path, 'a safetensors file'), safe_open(path, framework='numpy') as file:
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+  return {name: StoredTensor(shape, partial(tensor, name)) for name, shape in shapes.items()}
 
 
 def expected(backbone: Backbone, image_size: tuple[int, int]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -150,10 +153,11 @@ def _check(path: Path, backbone: Backbone, found: Mapping[str, StoredTensor], wa
       f'{_title(backbone)}, and {len(others)} others, such as {", ".join(others[:2])}'
     )
   if missing:
-    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {_listed(missing)}')
+    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {listed(missing)}')
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+  """The first few of some names, for a message."""
   more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
   return (', '.join(names[:LISTED]) or 'none') + more
 
