@@ -257,7 +257,9 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
       raise CheckpointError(f'--workdir: {workdir} holds no run: {place.name} is missing')
   config, facts = (json_file.read(place, json_file.Fields, advice=ANOTHER) for place in places)
   version = facts.get('mtl_jax')
-  advice = ANOTHER if version in (None, mtl_jax.__version__) else f'install what wrote it: mtl_jax=={version}'
+  advice = (
+    ANOTHER if version in (None, mtl_jax.__version__) else f'install that version: pip install mtl_jax=={version}'
+  )
   found = DataFacts.from_json(facts, place=places[1], advice=advice)
   try:
     return configs.from_json(config), found
@@ -353,11 +355,3 @@ def _model_devices(config: ConfigDict) -> int:
   """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
   asked = config.train.model_devices
   return 1 if jax.local_device_count() % asked else asked
-
-
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested fields by their dotted names."""
-  fields: dict[str, Any] = {}
-  for key, value in config.items():
-    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return fields
