@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mtl_jax.config.fields import DEFAULTS
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models import convnet, mobilenet, resnet
 from mtl_jax.models.multitask import MultiTaskModel
@@ -37,12 +38,7 @@ BACKBONES = {
   'convnet': partial(convnet.ConvNet, norm='batch'),  # Compiles in no time: for --quick.
 }
 WIDTHS = {'resnet18': 64, 'resnet50': 64, 'mobilenet_v2': 32, 'convnet': 16}
-# The fields of a configuration that a step and its input read, with the values of mtl_jax/config/fields.py: the
-# package that configurations are made with need not be there.
-OPTIMIZER = {
-  'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine', 'warmup_steps': 0, 'weight_decay': 1e-4,
-  'momentum': 0.9, 'clip_norm': 1.0, 'options': {},
-}  # fmt: skip
+OPTIMIZER = DEFAULTS['optimizer']
 
 
 def config() -> Any:

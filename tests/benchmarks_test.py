@@ -177,15 +177,6 @@ def test_what_was_not_measured_is_said_and_null(rooms, tmp_path, capsys):
   assert '| b | 2 (1.5 to 2.5) | ms |' in said
 
 
-def test_benchmarks_optimize_as_the_default_configuration_does(rooms):
-  import workload
-
-  from mtl_jax.configs import default
-
-  configured = default.get_config().optimizer.to_dict()
-  assert {name: configured[name] for name in workload.OPTIMIZER} == workload.OPTIMIZER
-
-
 @pytest.mark.parametrize('losses', [[1.0, 1.0], [1.0, math.nan]])
 def test_steps_that_change_nothing_or_break_are_no_measurement(rooms, losses):
   import workload
