@@ -257,7 +257,9 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
       raise CheckpointError(f'--workdir: {workdir} holds no run: {place.name} is missing')
   config, facts = (json_file.read(place, json_file.Fields, advice=ANOTHER) for place in places)
   version = facts.get('mtl_jax')
-  advice = ANOTHER if version in (None, mtl_jax.__version__) else f'install what wrote it: mtl_jax=={version}'
+  advice = (
+    ANOTHER if version in (None, mtl_jax.__version__) else f'install that version: pip install mtl_jax=={version}'
+  )
   found = DataFacts.from_json(facts, place=places[1], advice=advice)
   try:
     return configs.from_json(config), found
