@@ -20,7 +20,7 @@ from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS
 from mtl_jax.models.network import Network
 from mtl_jax.models.sharing import SHARING, check_options
-from mtl_jax.models.sharing.way import Sharing, name_of
+from mtl_jax.models.sharing.way import name_of
 from mtl_jax.tasks import Task
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -44,8 +44,8 @@ class MultiTaskModel(nn.Module):
   Parameters are `shared` and `head_<task>` for each task; what is frozen lies in the collection `frozen` instead.
 
   Attributes:
-    shared: images `[b, h, w, 3]`, or what the frozen stages make of them, to what the heads read: see
-      `models/sharing`.
+    shared: a `Sharing`, or another module with its methods: images `[b, h, w, 3]`, or what the frozen stages make of
+      them, to what the heads read.
     outputs: the name and number of outputs of each task.
     head_features: width of each head's hidden layer.
     head_kinds: for each task by name, which of `HEADS` it has; `mlp` where none is named.
@@ -53,7 +53,7 @@ class MultiTaskModel(nn.Module):
     frozen: the stages before `shared` that do not learn.
   """
 
-  shared: Sharing
+  shared: Any
   outputs: Sequence[tuple[str, int]]
   head_features: int = 256
   head_kinds: Mapping[str, str] = FrozenDict()
