@@ -234,7 +234,7 @@ class Task:
     return {'kind': self.kind, **dataclasses.asdict(self)}
 
 
-def require_names(names: Any, what: str, *, least: int = 1, most: int | float = math.inf) -> None:
+def require_names(names: Any, what: str, *, least: int = 1, most: float = math.inf) -> None:
   """Raises ValueError, which says what they are, for anything but a tuple of so many different names."""
   if not (isinstance(names, tuple) and all(isinstance(name, str) and name.isprintable() and name for name in names)):
     raise ValueError(f'{what} must be a tuple of names, not {shown(names)}')
@@ -243,7 +243,7 @@ def require_names(names: Any, what: str, *, least: int = 1, most: int | float = 
     raise ValueError(f'{what} must be different names, {number}, not {shown(names)}')
 
 
-def require_classes(task: Any, *, most: int | float = math.inf) -> None:
+def require_classes(task: Any, *, most: float = math.inf) -> None:
   """Raises ValueError where a task of one choice has not one label, or its classes or mirrored ones are wrong."""
   require_names(task.labels, f'the labels of task {task.name!r}', most=1)
   require_names(task.classes, f'the classes of task {task.name!r}', least=2, most=most)
