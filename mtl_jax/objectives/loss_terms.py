@@ -41,13 +41,13 @@ def names(tasks: Sequence[Task], grain: str) -> list[str]:
 
 
 def reduce(
-  per_label: Mapping[str, Shaped[Array, 'b ...']],
-  mask: Mapping[str, Bool[Array, 'b ...']],
+  per_label: Mapping[str, Shaped[Array | np.ndarray, 'b ...']],
+  mask: Mapping[str, Bool[Array | np.ndarray, 'b ...']],
   *,
   entries: Sequence[Entry],
   part: Int64[np.ndarray, ' b'] | None = None,
   parts: int = 1,
-  weights: Mapping[str, Float[Array, 'b ...']] | None = None,
+  weights: Mapping[str, Float[Array | np.ndarray, 'b ...']] | None = None,
 ) -> tuple[Float[Array, 'p k'], Bool[Array, 'p k']]:
   """Each entry's mean loss over the labels it has, and whether it has any, in each part of the batch.
 
