@@ -9,10 +9,9 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 from reporting import Row, best_rates, calls_for, parser, report, row
-from running import Stepper
+from workload import check_losses
 
 from mtl_jax.config import validate
 from mtl_jax.configs import default
@@ -165,19 +164,45 @@ def config(store: Store, mode: str, options: argparse.Namespace) -> ConfigDict:
   return made.lock()
 
 
+class Stepper:
+  """Takes steps as `loop.train_from` does; or, with `constant`, on its first batch over and over."""
+
+  def __init__(self, run: Run, *, constant: bool = False):
+    self.run = run
+    self._state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))()
+    self._source = run.input.place()
+    self._items: Iterator[Any] = loop.input_items(run, 0)
+    self._constant = next(self._items) if constant else None
+    self._steps = 0
+    self.losses: list[float] = []
+
+  def advance(self, dispatches: int) -> int:
+    """Takes steps to their end; returns how many images that were."""
+    before, flying = self._steps, []
+    for size, items in islice(iter(lambda: self._constant or next(self._items), None), dispatches):
+      self._state, metrics = self.run.compiled_steps(self._state, self._source, items)
+      self._steps += size
+      flying.append(metrics['loss'])
+      sharding.hold_back(flying)
+    jax.block_until_ready((self._state, flying))
+    self.losses.append(float(flying[-1][-1]))
+    return (self._steps - before) * self.run.config.train.batch_size
+
+  def check(self) -> None:
+    """The devices took those steps, and learned from them."""
+    assert int(self._state.step) == self._steps, 'steps are missing'
+    check_losses(self.losses)
+
+
 def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, step: Row) -> list[Row]:
   """What each way brings to the devices while they do nothing else, as many steps at once as an accelerator takes."""
   runs = {name: at_once(run) for name, run in runs.items()}
   batches = max(2, 2 * len(runs['resident'].train) // options.batch_size)  # Two epochs.
   parts = {name: partial(stream, runs[name], batches) for name in ('streamed jpeg', 'streamed decoded')}
-  if find_spec('grain'):  # It is no part of the library.
-    parts['grain'] = partial(stream_with_grain, runs['streamed jpeg'], batches)
   parts['resident'] = gatherer(runs['resident'], batches)
   rates = best_rates(parts, rounds=options.rounds)
-  jpeg = row('streamed jpeg to the devices', rates['streamed jpeg'], 'images/s', to=every, target=0.6)
   return [
-    jpeg,
-    *(row("the same with Grain's threads", rates[name], 'images/s', to=jpeg) for name in rates if name == 'grain'),
+    row('streamed jpeg to the devices', rates['streamed jpeg'], 'images/s', to=every, target=0.6),
     row('streamed decoded to the devices', rates['streamed decoded'], 'images/s', to=every),
     row('resident: gathered and augmented', rates['resident'], 'images/s', to=every),
     row('resident: gathered and augmented', rates['resident'], 'images/s', to=step),
@@ -195,23 +220,6 @@ def stream(run: Run, batches: int) -> int:
   images, arrived = 0, None
   for size, items in islice(loop.input_items(run, 0), max(2, batches // run.steps_per_dispatch)):
     images, arrived = images + size * run.config.train.batch_size, items
-  jax.block_until_ready(arrived)
-  return images
-
-
-def stream_with_grain(run: Run, batches: int) -> int:
-  """As `stream`, but elements are made in Grain's threads: would they be worth their place?"""
-  grain = import_module('grain')
-  size, batch = run.steps_per_dispatch, run.config.train.batch_size
-
-  def make(dispatch: int) -> Any:
-    positions = np.random.default_rng(dispatch).integers(0, len(run.train), (size, batch))
-    return sharding.to_global(run.input.read(positions), sharding.by_rows(run.mesh, axis=1))
-
-  reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-  images, arrived = 0, None
-  for items in grain.MapDataset.range(max(2, batches // size)).map(make).to_iter_dataset(reading):
-    images, arrived = images + size * batch, items
   jax.block_until_ready(arrived)
   return images
 

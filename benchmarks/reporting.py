@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import jax
 
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'simplejpeg', 'grain', 'torch')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'simplejpeg', 'torch')
 
 VECTORS = {'avx512f': 'AVX-512', 'avx2': 'AVX2', 'asimd': 'NEON'}  # As the kernel names them, widest first.
 
@@ -56,21 +55,6 @@ def rates_in_turn(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dic
       images = part()
       rates[name].append(images / (time.perf_counter() - began))
   return rates
-
-
-def against_first(
-  title: str, rates: Mapping[str, Sequence[float]], *, unit: str = 'images/s', target: float | None = None
-) -> list[Row]:
-  """The rate of each part, and of all but the first its ratio to that, as medians over rounds with their spread."""
-  rows: list[Row] = []
-  for name, found in rates.items():
-    made = row(f'{title}, {name}', statistics.median(found), unit) | spread(found)
-    if rows:
-      ratios = [one / first for one, first in zip(found, next(iter(rates.values())), strict=True)]
-      made |= {'ratio': statistics.median(ratios), 'ratio_to': rows[0]['name']} | spread(ratios, 'ratio')
-      made |= {} if target is None else {'target': target}
-    rows.append(made)
-  return rows
 
 
 def best_rates(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import absent  # noqa: F401
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mtl_jax.config.fields import DEFAULTS
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.models import convnet, mobilenet, resnet
 from mtl_jax.models.multitask import MultiTaskModel
@@ -37,23 +38,12 @@ BACKBONES = {
   'convnet': partial(convnet.ConvNet, norm='batch'),  # Compiles in no time: for --quick.
 }
 WIDTHS = {'resnet18': 64, 'resnet50': 64, 'mobilenet_v2': 32, 'convnet': 16}
-# The fields of a configuration that a step and its input read, with the values of mtl_jax/config/fields.py: the
-# package that configurations are made with need not be there.
-OPTIMIZER = {
-  'name': 'adamw', 'learning_rate': 1e-3, 'schedule': 'cosine', 'warmup_steps': 0, 'weight_decay': 1e-4,
-  'momentum': 0.9, 'clip_norm': 1.0,
-}  # fmt: skip
-STEPS = 10**6
+OPTIMIZER = DEFAULTS['optimizer']
 
 
-def config(batch: int) -> Any:
-  """A configuration that never logs, evaluates or saves of itself."""
-  return SimpleNamespace(
-    optimizer=SimpleNamespace(**OPTIMIZER),
-    train=SimpleNamespace(steps=STEPS, batch_size=batch, log_every_steps=STEPS, steps_per_dispatch=0),
-    eval=SimpleNamespace(every_steps=0),
-    checkpoint=SimpleNamespace(every_steps=STEPS),
-  )
+def config() -> Any:
+  """What an optimizer is made from."""
+  return SimpleNamespace(optimizer=SimpleNamespace(**OPTIMIZER), train=SimpleNamespace(steps=10**6))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +67,6 @@ class Workload:
   width: int = 0
   norm_rows: int = 0
   tasks: tuple[Task, ...] = TASKS
-  donated: ClassVar[tuple[int, ...]] = (0,)  # Arguments of the step whose memory its results take: the state.
 
   @property
   def network(self) -> str:
@@ -102,7 +91,7 @@ class Workload:
   @property
   def _trained(self) -> dict[str, Any]:
     objective = fixed([1.0] * len(self.tasks))
-    tx = optimizer.from_config(config(self.batch))
+    tx = optimizer.from_config(config())
     return {'model': self.model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
 
   def make_state(self, **given: Any) -> TrainState:
@@ -125,7 +114,7 @@ class Workload:
     whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
     step = jax.jit(
       self.one_step,
-      donate_argnums=self.donated,
+      donate_argnums=0,
       compiler_options=xla.step_options(),
       in_shardings=(whole, rows),
       out_shardings=whole,

@@ -1,8 +1,25 @@
-"""`python -m mtl_jax VERB` is `mtl-jax VERB`."""
+"""`python -m mtl_jax VERB` is `mtl-jax VERB`: both begin here."""
 
+import os
+import signal
 import sys
+from typing import NoReturn
 
-from mtl_jax.cli import main
+
+def main() -> int:
+  """`cli.main`; a signal that comes while that is imported ends the process with 75, as it does later."""
+  for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, _leave)
+  from mtl_jax import cli
+
+  return cli.main()
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+  del number, frame
+  os.write(2, b'mtl-jax: interrupted; the same command starts again\n')
+  os._exit(75)
+
 
 if __name__ == '__main__':
   sys.exit(main())

@@ -146,6 +146,7 @@ def evaluate(
   split: str = 'test',
   step: int | None = None,
   predictions: Place | None = None,
+  allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a checkpoint of a run on a whole split.
 
@@ -155,6 +156,7 @@ def evaluate(
     split: train, val or test.
     step: another checkpoint than the best.
     predictions: a `.npz` file for every prediction, label and mask.
+    allow_code: see `load`.
 
   Returns:
     The content of `eval/<split>.json`.
@@ -171,11 +173,18 @@ def evaluate(
       split=split,
       step=step,
       predictions=None if predictions is None else address.local_path(str(predictions)),
+      allow_code=allow_code,
     )
 
 
-def load(workdir: Place, *, step: int | None = None) -> 'Model':
+def load(workdir: Place, *, step: int | None = None, allow_code: bool = False) -> 'Model':
   """The trained model of a run, at the step that was best on validation unless another is asked for.
+
+  Args:
+    workdir: the run's folder.
+    step: another checkpoint than the best.
+    allow_code: run Python files that the run was made of (`FILE.py:NAME` in its configuration) and that you have not
+      run before. Read them first.
 
   Raises:
     UserError: for a folder that holds no such checkpoint.
@@ -183,7 +192,7 @@ def load(workdir: Place, *, step: int | None = None) -> 'Model':
   from mtl_jax.evaluation.model import Model
   from mtl_jax.run.workdir import restore
 
-  return Model(restore(address.workdir(str(workdir)), step=step))
+  return Model(restore(address.workdir(str(workdir)), step=step, allow_code=allow_code))
 
 
 def study(
@@ -240,13 +249,14 @@ def report(workdir: Place, *, pictures: bool = False) -> Path:
   return reports.rebuild(address.workdir(str(workdir)), pictures=pictures)
 
 
-def export(workdir: Place, out: Place, *, step: int | None = None) -> Path:
+def export(workdir: Place, out: Place, *, step: int | None = None, allow_code: bool = False) -> Path:
   """Writes the model as StableHLO, with a loader for programs without this package; returns the folder.
 
   Args:
     workdir: the run's folder.
     out: the folder to write into.
     step: another checkpoint than the best.
+    allow_code: see `load`.
 
   Raises:
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
@@ -254,5 +264,5 @@ def export(workdir: Place, out: Place, *, step: int | None = None) -> Path:
   from mtl_jax.evaluation import export as verb
 
   folder = address.local_path(str(out))
-  verb.export(address.workdir(str(workdir)), folder, step=step)
+  verb.export(address.workdir(str(workdir)), folder, step=step, allow_code=allow_code)
   return folder

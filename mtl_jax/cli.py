@@ -174,6 +174,11 @@ def _parser() -> argparse.ArgumentParser:
   exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
   exporting.add_argument('--step', type=int, help='another checkpoint than the best')
 
+  for restoring in (evaluation, predict, exporting):
+    restoring.add_argument(
+      '--allow_code', action='store_true', help="run the run's own Python files, once you read them"
+    )
+
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
   return parser
 
@@ -248,7 +253,12 @@ def _train(options: argparse.Namespace) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
   found = mtl_jax.evaluate(
-    options.workdir, data=options.data, split=options.split, step=options.step, predictions=options.predictions
+    options.workdir,
+    data=options.data,
+    split=options.split,
+    step=options.step,
+    predictions=options.predictions,
+    allow_code=options.allow_code,
   )
   if processes.index() == 0:
     print(json.dumps(found, indent=2))
@@ -258,7 +268,11 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  return 2 if predict_files(mtl_jax.load(options.workdir), options.images, out=options.out) else 0
+  return (
+    2
+    if predict_files(mtl_jax.load(options.workdir, allow_code=options.allow_code), options.images, out=options.out)
+    else 0
+  )
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -289,7 +303,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-  _show(mtl_jax.export(options.workdir, options.out, step=options.step))
+  _show(mtl_jax.export(options.workdir, options.out, step=options.step, allow_code=options.allow_code))
   return 0
 
 

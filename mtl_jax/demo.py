@@ -33,7 +33,7 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
   if not (data / 'schema.json').exists():
     log.info('1/3 drawing %d faces and preparing them in %s', num_faces, data)
     api.prepare('synthetic', out=data, num=num_faces, seed=SEED, workers=os.cpu_count() or 1)
-  runs, evaluations = {}, {}
+  runs = {}
   for number, (name, tasks) in enumerate(SIDES.items(), 1):
     config = (base or demo.get_config()).copy_and_resolve_references()
     config.tasks = tasks
@@ -41,9 +41,9 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
     log.info('2/3 model %d of %d: %s', number, len(SIDES), name)
     loop.train(config, workdir / name, name=name)
     predictions = workdir / name / 'eval' / 'test.npz'
-    evaluations[name] = api.evaluate(workdir / name, predictions=predictions)
+    api.evaluate(workdir / name, predictions=predictions)
     runs[name] = workdir / name
   page = workdir / 'report.html'
-  reports.write_report(runs, page, title='mtl_jax demo: drawn faces', pictures=True)
+  reports.write_report(runs, page, title='mtl_jax demo: drawn faces', show_pictures=True)
   log.info('3/3 wrote %s', page)
-  return reports.text_table(evaluations)
+  return reports.text_table(runs)

@@ -138,7 +138,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_matrices(finished, config, tmp_
       affinity.run(config, tmp_path)
     assert stopped.value.exit_code == 75
     assert len(waiting) == remaining
-    with pytest.raises(CheckpointError, match=r'affinity\.json; make it with'):
+    with pytest.raises(CheckpointError, match=r'affinity\.json is missing'):
       reports.rebuild(tmp_path)
   assert not (tmp_path / 'transfer' / 'attributes_rival.npz').exists()
   again, once = affinity.run(config, tmp_path), finished[1]

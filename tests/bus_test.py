@@ -214,8 +214,8 @@ import sys
 from jax._src.lib import _jax
 client = _jax.get_distributed_runtime_client(f'127.0.0.1:{sys.argv[1]}', 1, init_timeout=30, heartbeat_timeout=10)
 client.connect()
-number = client.key_value_increment('mtl_jax/news/count', 1)
-client.key_value_set(f'mtl_jax/news/{number}', sys.argv[2])
+key = sys.argv[3:] or [f'mtl_jax/news/{client.key_value_increment("mtl_jax/news/count", 1)}']
+client.key_value_set(key[0], sys.argv[2])
 """
 
 
@@ -229,6 +229,19 @@ def test_news_that_no_process_has_sent_end_a_run_with_a_code_that_is_not_0(news)
   processes.wait_for('waits')
   subprocess.run([sys.executable, '-c', FORGED, str(processes.port), news], capture_output=True, timeout=60)
   assert all(codes(processes.end()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('of', ['1', 'all'])
+@pytest.mark.parametrize('value', ['{', '9' * 6000, '[' * 100_000])
+def test_a_value_that_no_process_has_given_ends_a_run_with_an_exit_code_and_no_crash(monkeypatch, of, value):
+  monkeypatch.setenv('WAIT_SECS', '15')
+  processes = Processes('wait', [(0, 2, 60), (1, 2, 60)])
+  processes.wait_for('waits')
+  key = f'mtl_jax/values/end of the wait/1/{of}'
+  subprocess.run([sys.executable, '-c', FORGED, str(processes.port), value, key], capture_output=True, timeout=60)
+  ended = processes.end()
+  assert all(code > 0 for code in codes(ended)), ended  # Below 0: killed by a signal, as in a crash.
 
 
 def test_the_private_client_of_jax_has_what_the_bus_calls():

@@ -95,7 +95,7 @@ def end() -> int:
 
 def wait() -> int:
   say('waits')
-  time.sleep(3)
+  time.sleep(float(os.environ.get('WAIT_SECS', '3')))
   assert processes.gather('end of the wait', 1) == [1] * processes.count()
   return 0
 

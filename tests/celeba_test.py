@@ -89,6 +89,21 @@ def test_one_label_file_may_be_missing_and_is_reported(tmp_path, stem, lost, kep
   assert source.notes == (f'warning: {stem} is missing, so there is no task {lost}',)
 
 
+@pytest.mark.parametrize('folder', ['img_align_celeba', 'img_align_celeba_png', 'Img/img_align_celeba_png'])
+def test_png_images_beside_annotations_that_say_jpg_are_read(tmp_path, folder):
+  faces = write_celeba(tmp_path)
+  (tmp_path / folder).parent.mkdir(exist_ok=True)
+  faces.images.rename(tmp_path / folder)
+  for path in (tmp_path / folder).iterdir():
+    path.rename(path.with_suffix('.png'))
+  source = open_celeba(tmp_path)
+  assert [record.name for record in source.records()] == faces.names
+  assert [record.image for record in source.records()] == [
+    (tmp_path / folder / name).with_suffix('.png') for name in faces.names
+  ]
+  assert source.notes == ()
+
+
 def test_images_that_no_file_names_are_left_out_and_reported(tmp_path):
   faces = write_celeba(tmp_path)
   (faces.images / 'extra.jpg').write_bytes(b'')

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -421,3 +424,34 @@ def test_doctor_says_what_is_here(capsys):
   out = capsys.readouterr().out
   assert 'training runs on     8 cpu device(s)' in out
   assert 'flax' in out
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tmp_path, monkeypatch, store_dir):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a,b [1]').symlink_to(store_dir)
+  (tmp_path / 'c.py').write_text('from mtl_jax.configs.default import get_config')
+  assert main(['prepare', 'synthetic', '--num=40', '--out=~/set', '--image_size', '32', '32']) == 0
+  tiny = ['model.backbone=convnet', 'model.width=2', 'model.head=linear', 'train.steps=1', 'train.batch_size=8']
+  flags = [f'--config.{field}' for field in (*tiny, 'data.dirs="~/set","~/a,b [1]"', 'tasks=landmarks')]
+  assert main(['train', '--config=~/c.py', '--workdir=~/run', *flags]) == 0
+  assert main(['eval', '--workdir=~/run', '--data=~/set', '--predictions=~/all.npz']) == 0
+  assert {'set', 'run', 'all.npz'} <= {path.name for path in tmp_path.iterdir()}
+  assert not (tmp_path / '~').exists()
+  written = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert written['data']['dirs'] == [str(tmp_path / 'set'), str(store_dir)]
+
+
+def test_devices_that_are_not_here_are_told_in_one_line_by_doctor_and_by_training(tmp_path, store_dir):
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cuda'}
+  run = partial(subprocess.run, capture_output=True, text=True, env=environment, check=False)
+  doctor = run([sys.executable, '-m', 'mtl_jax', 'doctor'])
+  assert doctor.returncode == 0
+  assert 'JAX_PLATFORMS=cuda' in doctor.stdout.splitlines()[-1]
+  flags = ['--config', 'default', '--workdir', str(tmp_path / 'run'), f'--config.data.dir={store_dir}']
+  train = run([sys.executable, '-m', 'mtl_jax', 'train', *flags])
+  assert train.returncode == 2, train.stderr
+  said = [line for line in train.stderr.splitlines() if line.startswith('mtl-jax: error: ')]
+  assert len(said) == 1
+  assert 'JAX_PLATFORMS=cuda' in said[0]
+  assert 'Traceback' not in train.stderr + doctor.stderr

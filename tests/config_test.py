@@ -82,6 +82,11 @@ def test_every_variant_loads_and_survives_json(path):
     ('data.attributes=Smiling, Male', ('Smiling', 'Male')),
     ("data.attributes=('Smiling',)", ('Smiling',)),
     ('data.attributes=', ()),
+    ('data.dirs=/a [1],/b(2)', ('/a [1]', '/b(2)')),
+    ('data.dirs=[/a,/b]', ('/a', '/b')),
+    ('data.dirs="/a, b","/c [1]"', ('/a, b', '/c [1]')),
+    ("data.dirs=('/a, b', '/c')", ('/a, b', '/c')),
+    ("data.dirs=it's,/b", ("it's", '/b')),
     ('model.trunk_features=64,32', (64.0, 32.0)),
     ('objective.weights.landmarks=0.25', 0.25),
     ('objective.weights.age=2', 2.0),
@@ -302,3 +307,22 @@ def test_values_from_python_are_checked_and_converted_as_overrides_are_and_the_s
   assert source.train.steps == 10_000
   for name, value in {'train.steps': -4, 'optimizer.schedule': 'lyon', 'train': 1}.items():
     assert f'config.{name}' in refusal(configs.load, source, {name: value})
+
+
+@pytest.mark.parametrize('value', ['9' * 6000, '-' + '9' * 6000, '1e999', '[' * 5000])
+@pytest.mark.parametrize('field', ['train.steps', 'optimizer.learning_rate', 'data.weights', 'model.stem', 'nothing'])
+def test_a_monstrous_value_is_refused_in_a_short_line_that_names_the_field(field, value):
+  with pytest.raises(ConfigError, match=f'config.*{field.rpartition(".")[2]}') as caught:
+    configs.apply_override(default.get_config(), f'{field}={value}')
+  assert len(str(caught.value).splitlines()) == 1
+  assert len(str(caught.value)) < 1000
+
+
+def test_a_number_of_thousands_of_digits_in_a_file_is_refused_by_its_field(tmp_path):
+  (tmp_path / 'config.py').write_text(
+    'from mtl_jax.configs import default\n'
+    'def get_config():\n  config = default.get_config()\n  config.train.steps = 10**6000\n  return config\n'
+  )
+  with pytest.raises(ConfigError, match=r'config\.train\.steps must be') as caught:
+    configs.load(tmp_path / 'config.py')
+  assert len(str(caught.value)) < 300

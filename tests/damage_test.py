@@ -193,14 +193,15 @@ mount -o remount,rw,size=40m {mount}
 
 
 @pytest.mark.slow
-def test_a_full_and_a_read_only_disk_end_a_run_in_one_line_until_they_are_mended(config, tmp_path):
+@pytest.mark.parametrize('kilobytes', [190, 260])
+def test_a_full_and_a_read_only_disk_end_a_run_in_one_line_until_they_are_mended(config, tmp_path, kilobytes):
   """On a file system of its own, in a namespace where this process may mount one."""
   if subprocess.run(['unshare', '-rm', 'true'], capture_output=True, check=False).returncode:
     pytest.skip('needs user namespaces')
   mount = tmp_path / 'mount'
   mount.mkdir()
   command = shlex.join(small_runs.command(tmp_path, config, mount / 'run'))
-  script = FULL_DISK.format(kilobytes=260, mount=mount, command=command)
+  script = FULL_DISK.format(kilobytes=kilobytes, mount=mount, command=command)
   ran = subprocess.run(
     ['unshare', '-rm', 'bash', '-c', f'exec 2>&1; {script}'],
     capture_output=True,

@@ -16,6 +16,7 @@ from mtl_jax.configs import default, demo
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.prepare import prepare
+from mtl_jax.data.sources.image_file import read_upright
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.data.synthetic.canvas import PARTS
 from mtl_jax.errors import ConfigError, DataError
@@ -161,5 +162,23 @@ def test_faces_are_parsed_beside_attributes_and_landmarks(tmp_path, capsys):
   capsys.readouterr()
   picture = tmp_path / 'set/source/img_align_celeba/000001.jpg'
   assert predict.predict_files(mtl_jax.load(tmp_path / 'run'), [picture], out=tmp_path / 'drawn') == 0
-  assert sum(json.loads(capsys.readouterr().out)['parsing'].values()) == pytest.approx(1)
-  assert Image.open(tmp_path / 'drawn/000001.png').size[1] == 400
+  shares = json.loads(capsys.readouterr().out)['parsing']
+  assert sum(shares.values()) == pytest.approx(1)
+  plain = read_upright(picture)
+  plain = plain.resize((round(plain.width * 400 / plain.height), 400))
+  with Image.open(tmp_path / 'drawn/000001.png') as drawn:
+    pixels = np.asarray(drawn.crop((0, 0, *plain.size)), int)
+  covered = (np.abs(pixels - np.asarray(plain)).max(-1) > 8).mean()  # By the mask, and a little by landmarks.
+  assert covered == pytest.approx(1 - shares['background'], abs=0.03)
+
+
+def test_a_mask_is_drawn_over_the_picture_and_nothing_else_there(tmp_path):
+  Image.new('RGB', (60, 40), 'white').save(tmp_path / 'a.png')
+  drawn = np.asarray(
+    predict.draw(tmp_path / 'a.png', {'parsing': np.repeat([[0, 1, 2]], 4, 1).repeat(8, 0)}, (PARSING,))
+  )
+  left, right = drawn[200, 300], drawn[200, 500]
+  assert drawn[:, :196].min() == 255
+  assert not np.array_equal(left, right)
+  for x, colour in ((210, left), (390, left), (410, right), (590, right)):
+    assert (drawn[5:395, x] == colour).all()

@@ -112,9 +112,9 @@ def test_a_split_task_has_its_groups_head_unless_it_has_its_own(tiny_config):
   config = with_heads(tiny_config(), attributes='linear', **{'attributes/Male': 'per_output'})
   smiling, male = (BinaryTask(f'attributes/{name}', (name,)) for name in ('Smiling', 'Male'))
   assert [multitask.head_of(config.model, task) for task in (smiling, male, LANDMARKS)] == [
-    'linear',
-    'per_output',
-    'mlp',
+    HEADS['linear'],
+    HEADS['per_output'],
+    HEADS['mlp'],
   ]
 
 

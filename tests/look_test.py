@@ -11,6 +11,7 @@ import pytest
 
 from mtl_jax.affinities import look, watched
 from mtl_jax.models.backbone import Representation
+from mtl_jax.models.heads import Linear
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.network import Network
 from mtl_jax.objectives import loss_terms
@@ -42,7 +43,7 @@ def make(order=range(NUM), *, absent=(), rows=slice(None)):
   weights = [random.normal(size=shape).astype(np.float32) for shape in ((INPUTS, HIDDEN), (HIDDEN,))]
   heads = [(random.normal(size=(HIDDEN, 1)).astype(np.float32), np.float32(random.normal())) for _ in range(NUM)]
   tasks = tuple(RegressionTask(f't{k}', ('value',)) for k in order)
-  model = MultiTaskModel(Dense(), tuple((t.name, 1) for t in tasks), head_kinds={t.name: 'linear' for t in tasks})
+  model = MultiTaskModel(Dense(), tuple((t.name, 1) for t in tasks), head_kinds={t.name: Linear for t in tasks})
   model = Network(model)
   params = {'shared': {'dense': {'kernel': weights[0], 'bias': weights[1]}}} | {
     f'head_t{k}': {'output': {'kernel': heads[k][0], 'bias': heads[k][1][None]}} for k in order

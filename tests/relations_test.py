@@ -258,3 +258,15 @@ table.from50 = {{Young = 0.1}}
 def test_files_of_relations_are_found_from_any_folder_and_names_stay_names(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert relations.absolute(('celeba', 'own.toml', 'celeb')) == ('celeba', str(tmp_path / 'own.toml'), 'celeb')
+
+
+@pytest.mark.parametrize(
+  'content', ['a = ' + '[' * 100_000, 'a = ' + '9' * 6000, 'a.' * 5000 + 'b = 1', '\x00', '[[relation]]\na = 1e9999']
+)
+def test_a_file_that_is_no_toml_of_ours_is_refused_in_one_line(tmp_path, content):
+  path = tmp_path / 'mine.toml'
+  path.write_text(content)
+  config = config_of(relations=(str(path),), distribution=1.0)
+  with pytest.raises(ConfigError, match='mine') as caught:
+    matching.from_config(config.objective, tasks=TASKS[:2], known=TASKS, train=None, val=None)
+  assert len(str(caught.value).splitlines()) == 1

@@ -491,7 +491,7 @@ def test_options_reach_their_way(tiny_config):
 )
 def test_wrong_options_are_refused_by_their_field(name, options, told):
   with pytest.raises(ConfigError) as caught:
-    check_options(name, options)
+    check_options(SHARING[name], options, name=name)
   assert str(caught.value).startswith(told)
 
 

@@ -119,9 +119,11 @@ def test_malformed_names_are_counted_and_the_first_ones_shown(tmp_path):
 
 
 def test_folders_are_searched_and_other_and_hidden_files_are_not_images(tmp_path):
-  write_faces(tmp_path, f'part1/30_1_1_{END}', f'part2/deep/31_1_1_{END}', f'.trash/32_1_1_{END}', f'._33_1_1_{END}')
+  write_faces(
+    tmp_path, f'part1/30_1_1_{END}', f'part2/deep/31_1_1_{TIME}.png', f'.trash/32_1_1_{END}', f'._33_1_1_{END}'
+  )
   (tmp_path / 'landmark_list_part1.txt').write_text('nothing')
-  assert list(said(tmp_path)) == [f'part1/30_1_1_{END}', f'part2/deep/31_1_1_{END}']
+  assert list(said(tmp_path)) == [f'part1/30_1_1_{END}', f'part2/deep/31_1_1_{TIME}.png']
   assert open_utkface(tmp_path).notes == ()
 
 

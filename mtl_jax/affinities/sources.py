@@ -22,7 +22,7 @@ from mtl_jax.evaluation.step import network_and_input
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Representation
 from mtl_jax.platform import sharding
-from mtl_jax.run import recipe
+from mtl_jax.run import start_weights
 from mtl_jax.run.state import TrainState
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.tasks import LabelStats, Task
@@ -86,7 +86,7 @@ class Program:
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run = building.build(config, store)
-    weights = recipe.pretrained_weights(config, store.image_size)
+    weights = start_weights.load(config, store.image_size)
     self.task, self._whole, self._pretrained = task, sharding.replicated(run.mesh), weights is not None
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
     self.run = building.on_features(run, self._init().variables, directory, stop=lambda: bool(stop()))

@@ -21,7 +21,6 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import draws
 from mtl_jax.models import multitask
-from mtl_jax.models.heads import HEADS
 from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import npz
 from mtl_jax.platform.progress_bar import bar
@@ -130,7 +129,7 @@ def split_config(config: ConfigDict, store: DataSet) -> ConfigDict:
   """The configuration with every loss as a task of its own, and as many steps as a source is trained."""
   tasks = DataFacts.of(store).selected(config)
   for task in tasks:
-    head = HEADS[multitask.head_of(config.model, task)]
+    head = multitask.head_of(config.model, task)
     if head.spatial or head.dense:
       raise ConfigError(
         f'config.model.head of {task.name} reads maps, and transfer keeps pooled features; choose another head, or '

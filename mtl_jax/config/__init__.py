@@ -2,7 +2,7 @@
 
 from mtl_jax.config.check import validate
 from mtl_jax.config.fields import FIELDS, RESUMABLE, get_config
-from mtl_jax.config.load import apply_override, differences, from_json, load, presets, to_json, with_fields
+from mtl_jax.config.load import apply_override, differences, flat, from_json, load, presets, to_json, with_fields
 from mtl_jax.kinds import choose
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
   'apply_override',
   'choose',
   'differences',
+  'flat',
   'from_json',
   'get_config',
   'load',

@@ -128,13 +128,17 @@ def _lists_to_tuples(value: Any) -> Any:
   return tuple(value) if isinstance(value, list) else value
 
 
-def differences(
-  old: dict[str, Any], new: dict[str, Any], *, ignore: Container[str] = (), group: str = ''
-) -> Iterator[str]:
+def flat(value: Mapping[str, Any], group: str = '') -> dict[str, Any]:
+  """Nested fields by their dotted names."""
+  fields: dict[str, Any] = {}
+  for key, field in value.items():
+    fields |= flat(field, f'{group}{key}.') if isinstance(field, dict) else {f'{group}{key}': field}
+  return fields
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], *, ignore: Container[str] = ()) -> Iterator[str]:
   """One text `config.a.b: old -> new` for each field in which two configurations differ, but for some by name."""
-  for key in sorted(old.keys() | new.keys()):
-    name, before, after = f'{group}{key}', old.get(key), new.get(key)
-    if isinstance(before, dict) and isinstance(after, dict):
-      yield from differences(before, after, ignore=ignore, group=f'{name}.')
-    elif before != after and name not in ignore:
-      yield f'config.{name}: {before!r} -> {after!r}'
+  before, after = flat(old), flat(new)
+  for name in sorted(before.keys() | after.keys()):
+    if before.get(name) != after.get(name) and name not in ignore:
+      yield f'config.{name}: {before.get(name)!r} -> {after.get(name)!r}'

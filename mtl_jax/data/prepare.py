@@ -4,6 +4,7 @@ A new reader is a file here and a line in `READERS`; a user's own needs no line,
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,18 @@ def prepare(
     raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
   if parsing and name != synthetic.NAME:
     raise DataError(f'prepare {name}: --parsing is for synthetic only; leave it out')
+  opened: Source | Callable[[Path], Source]
   if name in DRAWN:
     if source is not None:
       raise DataError(f'prepare {name} draws its own faces; leave out --source')
-    size = {'image_size': image_size, 'encoding': encoding}
-    return _prepare_synthetic(name, out, num=num, seed=seed, parsing=parsing, workers=workers, log=log, **size)
-  if source is None and not name.startswith(TFDS):
+    opened = partial(_draw, name, num=num, seed=seed, parsing=parsing, workers=workers)
+  elif source is None and not name.startswith(TFDS):
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
-  try:
-    opened = _open(name, source, crop_margin=crop_margin)
-  except OSError as error:
-    raise DataError(f'{source}: cannot be read: {one_line(error)}') from error
+  else:
+    try:
+      opened = _open(name, source, crop_margin=crop_margin)
+    except OSError as error:
+      raise DataError(f'{source}: cannot be read: {one_line(error)}') from error
   return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, log=log)
 
 
@@ -92,26 +94,12 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
   return READERS[name](source) if crop_margin is None else open_mtfl(source, crop_margin=crop_margin)
 
 
-def _prepare_synthetic(
-  name: str,
-  out: Path,
-  *,
-  num: int,
-  seed: int,
-  parsing: bool,
-  workers: int,
-  log: Callable[[str], None],
-  **size: Any,
-) -> dict[str, Any]:
-  """Draws faces into `out/source`: in CelebA's layout, to be read as CelebA, or with expressions."""
-
-  def draw(folder: Path) -> Source:
-    with bar(num, description='draw faces', unit='image') as progress:
-      how = {'num': num, 'seed': seed, 'workers': workers, 'progress': progress.update}
-      if name == expressions.NAME:
-        return expressions.draw(folder / 'source', **how)
-      synthetic.write(folder / 'source', **how, parsing=parsing)
-    source = open_celeba(folder / 'source')
-    return with_parsing(source, folder / 'source') if parsing else source
-
-  return store_writer.prepare(draw, out, log=log, **size)
+def _draw(name: str, folder: Path, *, num: int, parsing: bool, **how: Any) -> Source:
+  """Draws faces into `folder/source`: in CelebA's layout, to be read as CelebA, or with expressions."""
+  place = folder / 'source'
+  with bar(num, description='draw faces', unit='image') as progress:
+    if name == expressions.NAME:
+      return expressions.draw(place, num=num, progress=progress.update, **how)
+    synthetic.write(place, num=num, progress=progress.update, parsing=parsing, **how)
+  source = open_celeba(place)
+  return with_parsing(source, place) if parsing else source

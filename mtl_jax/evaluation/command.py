@@ -34,6 +34,7 @@ def evaluate_workdir(
   split: str = 'test',
   step: int | None = None,
   predictions: Path | None = None,
+  allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a run's best checkpoint and writes `eval/<split>.json`, or warns that it cannot be written.
 
@@ -45,6 +46,7 @@ def evaluate_workdir(
     split: train, val or test.
     step: another checkpoint than the best.
     predictions: a .npz file to write every prediction, label and mask to.
+    allow_code: as in `workdir.restore`.
 
   Returns:
     What was written: step, split, number of examples, metrics of each task, and those of the constant predictions.
@@ -53,7 +55,7 @@ def evaluate_workdir(
     raise DataError(f'no split {split!r}; there are {", ".join(SPLITS)}')
   if predictions:
     _make_room(predictions)
-  model = workdir.restore(directory, step=step)
+  model = workdir.restore(directory, step=step, allow_code=allow_code)
   settings = model.config.data
   place = data or settings.dir
   if data:

@@ -27,13 +27,14 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 FILES = {'program': 'model.stablehlo', 'description': 'model.json', 'loader': 'load.py'}
 
 
-def export(directory: Path, out: Path, *, step: int | None = None) -> None:
+def export(directory: Path, out: Path, *, step: int | None = None, allow_code: bool = False) -> None:
   """Writes the program, its description and the loader into the folder `out`.
 
   Args:
     directory: the run's working directory.
     out: made if it is not there; files of these names in it are replaced.
     step: another checkpoint than the best.
+    allow_code: as in `workdir.restore`.
 
   Raises:
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
@@ -42,7 +43,7 @@ def export(directory: Path, out: Path, *, step: int | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
-  model = workdir.restore(directory, step=step)
+  model = workdir.restore(directory, step=step, allow_code=allow_code)
   exported = program(model)
   program_bytes = bytes(exported.serialize())
   atomic_write.write(out / FILES['program'], program_bytes)

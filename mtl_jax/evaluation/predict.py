@@ -3,9 +3,8 @@
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -41,9 +40,8 @@ def predict_files(model: Model, files: Sequence[Path], *, out: Path | None) -> i
     result = model.described(predictions, size)
     print(json.dumps({'file': str(file), **result}), flush=True)
     if out is not None:
-      overlays = [overlay for task in model.tasks if (overlay := task.overlay(predictions[task.name])) is not None]
       content = io.BytesIO()
-      draw(file, result, model.tasks, overlays=overlays).save(content, 'PNG')
+      draw(file, predictions, model.tasks).save(content, 'PNG')
       atomic_write.write(out / f'{_free_name(file.stem, drawn)}.png', content.getvalue())
   return len(refused)
 
@@ -58,29 +56,30 @@ def _free_name(stem: str, taken: set[str]) -> str:
   return name
 
 
-def draw(
-  file: Path, result: dict[str, dict[str, Any]], tasks: Sequence[Task], *, overlays: Sequence[np.ndarray] = ()
-) -> Image.Image:
-  """The picture with its landmarks and maps, and beside it what else is predicted."""
+def draw(file: Path, predictions: Mapping[str, np.ndarray], tasks: Sequence[Task]) -> Image.Image:
+  """The picture with the points and maps of one image's predictions, and beside it what else is predicted."""
   picture = read_upright(file)
-  scale = max(1.0, 400 / picture.height)
-  picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-  for overlay in overlays:
-    mask = Image.fromarray(overlay).resize(picture.size, Image.Resampling.NEAREST)
-    picture = Image.alpha_composite(picture.convert('RGBA'), mask).convert('RGB')
-  lines = [line for task in tasks for line in task.captions(result[task.name])]
+  width, height = picture.size
+  scale = max(1.0, 400 / height)
+  picture = picture.resize((round(width * scale), round(height * scale)))
   for task in tasks:
-    _draw_points(picture, [(x * scale, y * scale) for x, y in task.marks(result[task.name])])
-  font = ImageFont.load_default(14)
-  panel = 0 if not lines else 220
+    if (overlay := task.overlay(predictions[task.name])) is not None:
+      picture = lay_over(picture, overlay)
+  marker, radius = ImageDraw.Draw(picture), max(2, picture.height // 100)
+  lines = []
+  for task in tasks:
+    for x, y in task.marks(predictions[task.name]) * np.array(picture.size):
+      marker.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(0, 220, 90), outline=(0, 0, 0))
+    lines += task.captions(task.describe(predictions[task.name], width=width, height=height))
+  panel = 220 if lines else 0
   canvas = Image.new('RGB', (picture.width + panel, max(picture.height, 18 * len(lines) + 12)), 'white')
   canvas.paste(picture, (0, 0))
-  ImageDraw.Draw(canvas).multiline_text((picture.width + 10, 6), '\n'.join(lines), fill='black', font=font)
+  place = picture.width + 10, 6
+  ImageDraw.Draw(canvas).multiline_text(place, '\n'.join(lines), fill='black', font=ImageFont.load_default(14))
   return canvas
 
 
-def _draw_points(picture: Image.Image, points: Sequence[tuple[float, float]]) -> None:
-  canvas, radius = ImageDraw.Draw(picture), max(2, picture.height // 100)
-  for x, y in points:
-    box = (x - radius, y - radius, x + radius, y + radius)
-    canvas.ellipse(box, fill=(0, 220, 90), outline=(0, 0, 0))
+def lay_over(picture: Image.Image, overlay: np.ndarray) -> Image.Image:
+  """The picture under a map RGBA uint8 `[h, w, 4]` of any size."""
+  mask = Image.fromarray(overlay).resize(picture.size, Image.Resampling.NEAREST)
+  return Image.alpha_composite(picture.convert('RGBA'), mask).convert('RGB')

@@ -11,6 +11,7 @@ from mtl_jax.metrics.metric import Metric
 METRICS = (
   Metric('miou', 'mean intersection over union', 'mIoU', percent=True, in_delta_m=True),
   Metric('pixel_accuracy', 'pixel accuracy', 'pixel acc.', percent=True, in_delta_m=True),
+  Metric('iou', 'intersection over union', 'IoU', percent=True, shown=False),  # Of one class.
 )
 
 

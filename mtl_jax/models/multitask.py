@@ -12,12 +12,12 @@ from flax.core import FrozenDict
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from mtl_jax.config import choose
+from mtl_jax.config import parts
 from mtl_jax.errors import ConfigError
 from mtl_jax.models import celeba_cnn, convnet, convnext, mobilenet, resnet, vit
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
-from mtl_jax.models.heads import HEADS
+from mtl_jax.models.heads import HEADS, Decoder, Head, Mlp
 from mtl_jax.models.network import Network
 from mtl_jax.models.sharing import SHARING, check_options
 from mtl_jax.models.sharing.way import name_of
@@ -48,7 +48,7 @@ class MultiTaskModel(nn.Module):
       them, to what the heads read.
     outputs: the name and number of outputs of each task.
     head_features: width of each head's hidden layer.
-    head_kinds: for each task by name, which of `HEADS` it has; `mlp` where none is named.
+    head_kinds: each task's head by the task's name; `Mlp` where none is named.
     dtype: type of the computation; parameters are float32.
     frozen: the stages before `shared` that do not learn.
   """
@@ -56,7 +56,7 @@ class MultiTaskModel(nn.Module):
   shared: Any
   outputs: Sequence[tuple[str, int]]
   head_features: int = 256
-  head_kinds: Mapping[str, str] = FrozenDict()
+  head_kinds: Mapping[str, type[Head]] = FrozenDict()
   dtype: Any = jnp.float32
   frozen: FrozenStages | None = None
 
@@ -71,9 +71,9 @@ class MultiTaskModel(nn.Module):
     """Every task's outputs."""
     del train
     return {
-      name: HEADS[self.head_kinds.get(name, 'mlp')](
-        num_outputs, self.head_features, self.dtype, name=name_of('head', name)
-      )(representation if isinstance(representation, Representation) else representation[name])
+      name: self.head_kinds.get(name, Mlp)(num_outputs, self.head_features, self.dtype, name=name_of('head', name))(
+        representation if isinstance(representation, Representation) else representation[name]
+      )
       for name, num_outputs in self.outputs
     }
 
@@ -87,16 +87,16 @@ class MultiTaskModel(nn.Module):
 
 def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
   """The network that `config.model` asks for, with a head for each task."""
-  sharing = choose(settings.sharing, tuple(SHARING), field='config.model.sharing')
+  sharing = parts.find(settings.sharing, SHARING, field='config.model.sharing', base=Sharing)
   dtype = compute_dtype(settings.dtype)
   heads = {task.name: head_of(settings, task) for task in tasks}
-  spatial = any(HEADS[kind].spatial or HEADS[kind].dense for kind in heads.values())
+  spatial = any(head.spatial or head.dense for head in heads.values())
   frozen_stages, backbone = cut(backbone_maker(settings), settings, spatial=spatial)
-  shared = SHARING[sharing](
+  shared = sharing(
     backbone=backbone,
     tasks=tuple(task.name for task in tasks),
     spatial=spatial,
-    **check_options(sharing, settings.sharing_options),
+    **check_options(sharing, settings.sharing_options, name=settings.sharing),
   )
   module = MultiTaskModel(
     shared=shared,
@@ -109,7 +109,7 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
   return Network(module)
 
 
-def head_of(settings: ConfigDict, task: Task) -> str:
+def head_of(settings: ConfigDict, task: Task) -> type[Head]:
   """A task's head: its own, or its group's, or that of all; a dense task has a decoder where none is named for it.
 
   Raises:
@@ -117,18 +117,18 @@ def head_of(settings: ConfigDict, task: Task) -> str:
   """
   own = next((name for name in (task.name, task.group) if name in settings.heads), None)
   if task.dense and not own:
-    return 'decoder'
+    return Decoder
   kind, field = (settings.heads[own], f'heads.{own}') if own else (settings.head, 'head')
-  choose(kind, tuple(HEADS), field=f'config.model.{field}')
-  if HEADS[kind].dense != task.dense:
-    gives = 'a map' if HEADS[kind].dense else 'no map'
+  head = parts.find(kind, HEADS, field=f'config.model.{field}', base=Head)
+  if head.dense != task.dense:
+    gives = 'a map' if head.dense else 'no map'
     raise ConfigError(f'config.model.{field}: {kind} gives {gives}, but {task.name} is of kind {task.kind}')
-  if HEADS[kind].spatial and not task.coordinates:
+  if head.spatial and not task.coordinates:
     raise ConfigError(
       f'config.model.{field}: {kind} gives coordinates, and {task.name} has none; '
       f'name a task of landmarks, as with --config.model.heads.landmarks={kind}'
     )
-  return kind
+  return head
 
 
 def backbone_from_config(settings: ConfigDict) -> Backbone:
@@ -142,9 +142,12 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   Raises:
     ConfigError: for an option that this backbone does not have.
   """
-  name = choose(settings.backbone, tuple(BACKBONES), field='config.model.backbone')
-  make = BACKBONES[name]
-  plain = make()
+  name, field = settings.backbone, 'config.model.backbone'
+  make = parts.find(name, BACKBONES, field=field)
+  with parts.made(name, field=field):
+    plain = make()
+  if not isinstance(plain, Backbone):
+    raise ConfigError(f'{field}: {name} gave {type(plain).__name__}, not a Backbone')
   known = {field.name for field in dataclasses.fields(plain)}  # pyright: ignore[reportArgumentType]
   options = {}
   for option, untouched in BACKBONE_FIELDS.items():
@@ -154,11 +157,16 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
     if option not in known:
       raise ConfigError(f'config.model.{option}: {name} has no such option; leave it at {untouched!r}')
     options[option] = value
-  if settings.weights and 'stem' in known:
+  if is_weights_file(settings.weights) and 'stem' in known:
     options.setdefault('stem', 'imagenet')  # Weights are of the published network, whatever the image size.
   if settings.norm_rows and options.get('norm', plain.norm) != 'batch':
     raise ConfigError('config.model.norm_rows: only batch norm has statistics over rows; leave it at 0')
   return partial(make, **options, dtype=compute_dtype(settings.dtype))
+
+
+def is_weights_file(weights: str) -> bool:
+  """True where `config.model.weights` names a file of pretrained weights; else it names another run, or nothing."""
+  return weights.endswith(('.pth', '.pt', '.safetensors'))
 
 
 def compute_dtype(name: str) -> Any:

@@ -61,7 +61,7 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
     if not np.isfinite(loaded[key]).all():
       raise DataError(f'{path}: {title} holds NaN or infinite numbers; take a file of a run that did not diverge')
   unused = sorted(name for name in found.keys() - names.values() if not name.endswith('num_batches_tracked'))
-  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, _listed(unused))
+  log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, listed(unused))
   return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(loaded)
 
 
@@ -105,7 +105,7 @@ def _fits(tree: Any, loaded: Any) -> bool:
 
 
 def read(path: Path) -> dict[str, StoredTensor]:
-  """All tensors of a file by name. Raises DataError for one that is damaged or no file of weights; so does `read`."""
+  """All tensors of a file by name. Raises DataError for one that is damaged or no file of weights, as does `read`."""
   if not path.is_file():
     raise DataError(f'{FIELD}: no file {path}')
   if path.suffix != '.safetensors':
@@ -153,10 +153,11 @@ def _check(path: Path, backbone: Backbone, found: Mapping[str, StoredTensor], wa
       f'{_title(backbone)}, and {len(others)} others, such as {", ".join(others[:2])}'
     )
   if missing:
-    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {_listed(missing)}')
+    raise DataError(f'{path}: {len(missing)} tensors of {_title(backbone)} are missing: {listed(missing)}')
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+  """The first few of some names, for a message."""
   more = f' and {len(names) - LISTED} more' if len(names) > LISTED else ''
   return (', '.join(names[:LISTED]) or 'none') + more
 

@@ -1,61 +1,78 @@
-"""Draws reports' charts: curves and bars as SVG that follows the page's colours, faces as JPEG data URIs."""
+"""Draws reports' charts: curves, differences and maps, as SVG that follows the page's colours."""
 
-import base64
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from PIL import Image, ImageDraw
 
-from mtl_jax.reports.findings import Finding, named
+from mtl_jax.metrics.metric import Metric
 
 # The light page's colours. Within a page CSS variables replace them, so that the same chart serves light and dark.
 RUN_COLOURS = ('#0072b2', '#d55e00', '#00875f', '#a8487f', '#8a7400', '#555d66')
 INK, GRID = '#1b1f24', '#dfe3e8'
-DASHES = ('solid', (0, (6, 2)), (0, (2, 1.5)), (0, (8, 2, 2, 2)), (0, (4, 4)), (0, (1, 3)))
-SVG_DASHES = ('', '6 2', '2 1.5', '8 2 2 2', '4 4', '1 3')
-# On photographs a colour needs no theme: bright ones, told apart with any kind of colour vision.
-FACE_COLOURS = ('#56b4e9', '#ff9a3d', '#2ad4a0', '#f0a6d0', '#f0e442', '#ffffff')
-
+DASHES = ((), (6, 2), (2, 1.5), (8, 2, 2, 2), (4, 4), (1, 3))
+MARKERS = 'Dosv^p'
 WIDTH_INCHES = 4.6  # Narrow, so that the text stays readable when a phone shows the chart at its full width.
 MAX_POINTS = 300
-MARKERS = 'Dosv^p'
 INCHES_A_TASK = 0.14  # Room for its name; maps of many tasks are wider than others, and scroll on a phone.
 MAX_NUMBERS = 8  # Maps of up to so many tasks have their numbers written into them.
 FAINT = 0.3  # How strongly entries within noise are drawn.
 
-Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+class Side(NamedTuple):
+  """A run or an arm in charts, legends and table heads; its number gives its colour and dashes."""
+
+  name: str
+  number: int
+
+  @property
+  def place(self) -> int:
+    return self.number % len(RUN_COLOURS)
+
+  @property
+  def colour(self) -> str:
+    return f'var(--run-{self.place + 1})'
+
+  @property
+  def dashes(self) -> str:
+    return ' '.join(map(str, DASHES[self.place]))
 
 
-def curves(
-  series: Series, *, run_numbers: Mapping[str, int], percent: bool, spread: Mapping[str, np.ndarray] | None = None
-) -> Any:
-  """A figure of one line per run over training steps.
+class Curve(NamedTuple):
+  """A line over training steps: steps, values and half the height of the band around them, `[m]` each."""
 
-  Args:
-    series: for each run its steps `[m]` and values `[m]`; NaN leaves a gap.
-    run_numbers: the number of each run, which gives its colour and dashes.
-    percent: whether values are fractions to be shown in per cent.
-    spread: half the height `[m]` of the band around each run's line, in the values' unit.
-  """
+  steps: np.ndarray
+  values: np.ndarray
+  deviation: np.ndarray | None = None
+
+
+class Mark(NamedTuple):
+  """A difference with its interval, and those it is the mean of; None is not drawn."""
+
+  value: float | None
+  interval: Sequence[float] | None = None
+  parts: Sequence[float] = ()
+
+
+def curves(lines: Sequence[tuple[Side, Curve]], *, percent: bool) -> Any:
+  """A figure of lines over training steps; values are fractions to be shown in per cent if `percent`. NaN is a gap."""
   from matplotlib import ticker
-  from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(WIDTH_INCHES, 2.5), layout='constrained')
-  axes = figure.add_subplot()
-  for run, (steps, values) in series.items():
-    steps, values = thinned(steps), thinned(values) * (100 if percent else 1)
-    number = run_numbers[run] % len(RUN_COLOURS)
+  figure, axes = _figure(2.5)
+  scale = 100 if percent else 1
+  for side, curve in lines:
+    steps, values = thinned(curve.steps), thinned(curve.values) * scale
+    colour, dashes = RUN_COLOURS[side.place], (0, DASHES[side.place])
     marker = 'o' if len(steps) < 12 else ''
-    axes.plot(steps, values, color=RUN_COLOURS[number], linestyle=DASHES[number], marker=marker, markersize=3, lw=1.5)
-    if spread:
-      half = thinned(spread[run]) * (100 if percent else 1)
-      axes.fill_between(steps, values - half, values + half, color=RUN_COLOURS[number], alpha=0.18, linewidth=0)
-  everything = np.concatenate([values for _, values in series.values()])
+    axes.plot(steps, values, color=colour, linestyle=dashes if dashes[1] else '-', marker=marker, markersize=3, lw=1.5)
+    if curve.deviation is not None:
+      half = thinned(curve.deviation) * scale
+      axes.fill_between(steps, values - half, values + half, color=colour, alpha=0.18, linewidth=0)
+  everything = np.concatenate([curve.values for _, curve in lines])
   everything = everything[np.isfinite(everything)]
   if not percent and everything.size and everything.min() > 0 and everything.max() > 20 * everything.min():
     axes.set_yscale('log')
@@ -68,72 +85,88 @@ def curves(
   axes.xaxis.set_major_formatter(lambda step, _: f'{step / 1000:g}k' if abs(step) >= 1000 else f'{step:g}')
   axes.set_xlabel('step')
   axes.set_xlim(left=0)
-  quiet_axes(axes, grid='both')
+  _quiet(axes, grid='both')
   return figure
 
 
-def bars(
-  names: Sequence[str],
-  values: Mapping[str, Sequence[float]],
-  *,
-  run_numbers: Mapping[str, int],
-  limits: tuple[float, float],
+def differences(
+  names: Sequence[str], marks: Sequence[tuple[Side, Sequence[Mark]]], *, metric: Metric, reference: str
 ) -> Any:
-  """A figure of horizontal bars, a group for each name with a bar per run, the first name on top.
+  """A figure with a row for each name, the first on top, and in it a mark for each side: its difference in the metric.
 
   Args:
-    names: of the groups, `n` of them.
-    values: for each run `[n]` percentage points; NaN draws no bar.
-    run_numbers: the number of each run, which gives its colour.
-    limits: least and greatest value of the axis, so that charts side by side agree.
+    names: `n` of them.
+    marks: for each side `n` marks; intervals are lines, parts small dots.
+    metric: gives scale and direction.
+    reference: what the sides are compared with.
   """
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(WIDTH_INCHES, 0.5 + len(names) * (0.14 + 0.09 * len(values))), layout='constrained')
-  axes = figure.add_subplot()
-  rows = np.arange(len(names))
-  thickness = 0.76 / max(len(values), 1)
-  for i, (run, numbers) in enumerate(values.items()):
-    offset = (i - (len(values) - 1) / 2) * thickness
-    axes.barh(rows + offset, numbers, thickness * 0.9, color=RUN_COLOURS[run_numbers[run] % len(RUN_COLOURS)])
+  figure, axes = _figure(0.75 + len(names) * (0.1 + 0.14 * len(marks)))
+  scale = 100 if metric.percent else 1
+  for place, (side, those) in enumerate(marks):
+    colour, marker = RUN_COLOURS[side.place], MARKERS[side.place]
+    for row, mark in enumerate(those):
+      y = row + (place - (len(marks) - 1) / 2) * 0.7 / len(marks)
+      dots = scale * np.array(mark.parts, float)
+      axes.plot(dots, np.full(len(dots), y), 'o', color=colour, alpha=0.45, markersize=3.2, markeredgewidth=0)
+      if mark.interval:
+        axes.plot(scale * np.array(mark.interval), [y, y], color=colour, linewidth=1.8, solid_capstyle='butt')
+      if mark.value is not None:
+        axes.plot(scale * mark.value, y, marker, color=colour, markersize=4.2, markeredgewidth=0)
   axes.axvline(0, color=INK, linewidth=1)
   # Names come from data sets: they are text, never formulas.
-  axes.set_yticks(rows, [name.replace('_', ' ') for name in names], parse_math=False)
+  axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names], parse_math=False)
   axes.set_ylim(len(names) - 0.5, -0.5)
-  axes.set_xlim(*limits)
-  axes.xaxis.set_major_formatter(lambda points, _: f'{points:+g}' if points else '0')
-  axes.set_xlabel('points above the majority class')
-  quiet_axes(axes, grid='x')
+  axes.margins(x=0.08)
+  axes.xaxis.set_major_formatter(lambda value, _: f'{value:+g}'.replace('-', '\N{MINUS SIGN}') if value else '0')
+  better = 'right' if metric.higher_is_better else 'left'
+  unit = ', points' if metric.percent else ''
+  axes.set_xlabel(f'{metric.phrase} less that of {reference}{unit} ({better} is better)', parse_math=False)
+  _quiet(axes, grid='x')
   axes.spines['left'].set_visible(False)
   return figure
 
 
-def face(image: np.ndarray, true: np.ndarray, predicted: Mapping[int, np.ndarray], *, size: int = 320) -> str:
-  """A face with its landmarks as a JPEG data URI: a ring where a point is, a cross where a run puts it.
+def heat_map(
+  values: Float[np.ndarray, 'k k'], names: Sequence[str], *, above: Bool[np.ndarray, 'k k'], label: str
+) -> Any:
+  """A figure with a row for each source and a column for each target; those within noise are faint, the diagonal empty.
 
   Args:
-    image: uint8 `[h, w, 3]`.
-    true: `[p, 2]`, fractions of width and height; NaN draws nothing.
-    predicted: for each run's number its `[p, 2]`; the runs' crosses are in turn diagonal and upright.
-    size: pixels of the longer side of the picture.
+    values: NaN leaves a gap.
+    names: of the tasks, in the order of rows and columns.
+    above: which entries are above noise.
+    label: of the colours.
   """
-  height, width = image.shape[:2]
-  scale = size / max(height, width)
-  picture = Image.fromarray(np.asarray(image)).resize(
-    (round(width * scale), round(height * scale)), Image.Resampling.BICUBIC
-  )
-  draw = ImageDraw.Draw(picture)
-  extent = np.array(picture.size)
-  for x, y in true[np.isfinite(true).all(-1)] * extent:
-    for radius, colour, thickness in ((10, 'black', 4), (9, 'white', 2)):
-      draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=thickness)
-  for i, (number, points) in enumerate(predicted.items()):
-    for x, y in points[np.isfinite(points).all(-1)] * extent:
-      for colour, thickness in (('black', 4), (FACE_COLOURS[number % len(FACE_COLOURS)], 2)):
-        _cross(draw, x, y, upright=i % 2 == 1, fill=colour, width=thickness)
-  stream = io.BytesIO()
-  picture.save(stream, 'JPEG', quality=88)
-  return 'data:image/jpeg;base64,' + base64.b64encode(stream.getvalue()).decode()
+  from matplotlib import ticker
+
+  num = len(names)
+  shown = np.where(np.eye(num, dtype=bool), np.nan, values)
+  limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
+  width = max(WIDTH_INCHES, 1.4 + INCHES_A_TASK * num)
+  figure, axes = _figure(width * 1.02, width)
+  alpha = np.where(above, 1.0, FAINT)
+  image = axes.imshow(shown, cmap='RdBu', vmin=-limit, vmax=limit, alpha=alpha, interpolation='nearest')
+  text = {'fontsize': float(np.clip(100 / num, 6.5, 8.5)), 'color': INK, 'parse_math': False}
+  labels = [(name.partition('/')[2] or name).replace('_', ' ') for name in names]
+  axes.set_xticks(range(num), labels, rotation=90, **text)
+  axes.set_yticks(range(num), labels, **text)
+  axes.tick_params(length=0, pad=1.5)
+  for spine in axes.spines.values():
+    spine.set_visible(False)
+  for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True) if num <= MAX_NUMBERS else ():
+    dark = above[row, column] and abs(shown[row, column]) > 0.6 * limit
+    number = f'{shown[row, column]:.2g}'.replace('-', '\N{MINUS SIGN}')
+    axes.text(column, row, number, ha='center', va='center', fontsize=7, color='white' if dark else '#333333')
+  axes.set_xlabel('target', fontsize=8.5, color=INK)
+  axes.set_ylabel('source', fontsize=8.5, color=INK)
+  bar = figure.colorbar(image, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
+  bar.locator = ticker.MaxNLocator(4, symmetric=True)
+  bar.formatter = ticker.FormatStrFormatter('%g')
+  bar.update_ticks()
+  bar.set_label(label, fontsize=8.5, color=INK)
+  bar.ax.tick_params(labelsize=7, colors=INK)
+  bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+  return figure
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
@@ -145,8 +178,8 @@ def thinned(values: np.ndarray) -> np.ndarray:
   return padded.reshape(-1, window).mean(-1)
 
 
-def to_svg(figure: Any) -> str:
-  """The figure as an `<svg>` element for a page: themed, unnamed, with text as text and no outside address."""
+def to_svg(figure: Any, *, name: str) -> str:
+  """The figure as an `<svg>` element for a page: themed, with text as text, no outside address and ids by its name."""
   from matplotlib import rc_context
 
   stream = io.StringIO()
@@ -164,16 +197,20 @@ def to_svg(figure: Any) -> str:
   svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
   used = set(re.findall(r'#([\w-]+)', svg))
   svg = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else '', svg)
-  return _with_own_ids(svg)
-
-
-def _with_own_ids(svg: str) -> str:
-  """Ids of a page must differ from chart to chart: what a chart refers to inside itself is named by its content."""
-  prefix = 'c' + hashlib.sha256(svg.encode()).hexdigest()[:8]
+  # Ids of a page must differ from chart to chart.
+  prefix = 'c' + hashlib.sha256((name + svg).encode()).hexdigest()[:8]
   return re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
 
 
-def quiet_axes(axes: Any, *, grid: str) -> None:
+def _figure(height: float, width: float = WIDTH_INCHES) -> tuple[Any, Any]:
+  """An empty figure of that size in inches, and its axes."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout='constrained')
+  return figure, figure.add_subplot()
+
+
+def _quiet(axes: Any, *, grid: str) -> None:
   axes.grid(axis=grid, color=GRID, linewidth=0.7)
   axes.set_axisbelow(True)
   axes.tick_params(which='both', colors=INK, labelsize=8.5, length=0)
@@ -182,112 +219,3 @@ def quiet_axes(axes: Any, *, grid: str) -> None:
     axes.spines[side].set_visible(False)
   for side in ('left', 'bottom'):
     axes.spines[side].set_color(GRID)
-
-
-def _cross(draw: ImageDraw.ImageDraw, x: float, y: float, *, upright: bool, fill: str, width: int) -> None:
-  reach = 6 if upright else 5
-  strokes = ((0, reach), (reach, 0)) if upright else ((reach, reach), (reach, -reach))
-  for dx, dy in strokes:
-    draw.line((x - dx, y - dy, x + dx, y + dy), fill=fill, width=width)
-
-
-def intervals(by_arm: Mapping[str, Sequence[Finding]], *, numbers: Mapping[str, int], reference: str) -> Any:
-  """A figure with a row for each task of one metric: the mean difference, its 95% interval, and the seeds' differences.
-
-  Args:
-    by_arm: for each arm the findings of the same tasks, all of one metric.
-    numbers: of the arms, which give colours.
-    reference: the arm that the others are compared with.
-  """
-  from matplotlib.figure import Figure
-
-  first = next(iter(by_arm.values()))
-  names = [finding.name for finding in first]
-  metric, higher_is_better = first[0].metric, first[0].higher_is_better
-  label, percent = named(metric)
-  scale = 100 if percent else 1
-  height = 0.75 + len(names) * (0.1 + 0.14 * len(by_arm))
-  figure = Figure(figsize=(WIDTH_INCHES, height), layout='constrained')
-  axes = figure.add_subplot()
-  for place, (arm, found) in enumerate(by_arm.items()):
-    colour = RUN_COLOURS[numbers[arm] % len(RUN_COLOURS)]
-    for row, finding in enumerate(found):
-      y = row + (place - (len(by_arm) - 1) / 2) * 0.7 / len(by_arm)
-      seeds = scale * _seeds(finding)
-      axes.plot(seeds, np.full(len(seeds), y), 'o', color=colour, alpha=0.45, markersize=3.2, markeredgewidth=0)
-      if finding.ci95:
-        axes.plot(scale * np.array(finding.ci95), [y, y], color=colour, linewidth=1.8, solid_capstyle='butt')
-      if finding.delta is not None:
-        axes.plot(
-          scale * finding.delta,
-          y,
-          MARKERS[numbers[arm] % len(MARKERS)],
-          color=colour,
-          markersize=4.2,
-          markeredgewidth=0,
-        )
-  axes.axvline(0, color=INK, linewidth=1)
-  axes.set_yticks(range(len(names)), [name.replace('_', ' ') for name in names], parse_math=False)
-  axes.set_ylim(len(names) - 0.5, -0.5)
-  axes.margins(x=0.08)
-  axes.xaxis.set_major_formatter(lambda value, _: f'{value:+g}'.replace('-', '\N{MINUS SIGN}') if value else '0')
-  side = 'right' if higher_is_better else 'left'
-  points = ', points' if percent else ''
-  axes.set_xlabel(f'{label} less that of {reference}{points} ({side} is better)', parse_math=False)
-  quiet_axes(axes, grid='x')
-  axes.spines['left'].set_visible(False)
-  return figure
-
-
-def _seeds(finding: Finding) -> np.ndarray:
-  """Each seed's difference, of those that both arms have."""
-  pairs = zip(finding.arm['values'], finding.reference['values'], strict=True)
-  return np.array([arm - reference for arm, reference in pairs if arm is not None and reference is not None])
-
-
-def heat_map(
-  values: Float[np.ndarray, 'k k'], names: Sequence[str], *, above: Bool[np.ndarray, 'k k'], label: str
-) -> Any:
-  """A figure with a row for each source and a column for each target; those within noise are faint, the diagonal empty.
-
-  Args:
-    values: NaN leaves a gap.
-    names: of the tasks, in the order of rows and columns.
-    above: which entries are above noise.
-    label: of the colours.
-  """
-  from matplotlib import ticker
-  from matplotlib.figure import Figure
-
-  size = len(names)
-  off = ~np.eye(size, dtype=bool)
-  shown = np.where(off, values, np.nan)
-  limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
-  short = [name.partition('/')[2] or name for name in names]
-  side = max(WIDTH_INCHES, 1.4 + INCHES_A_TASK * size)
-  figure = Figure(figsize=(side, side * 1.02), layout='constrained')
-  axes = figure.add_subplot()
-  alpha = np.where(above, 1.0, FAINT)
-  image = axes.imshow(shown, cmap='RdBu', vmin=-limit, vmax=limit, alpha=alpha, interpolation='nearest')
-  text = {'fontsize': float(np.clip(100 / size, 6.5, 8.5)), 'color': INK, 'parse_math': False}
-  labels = [name.replace('_', ' ') for name in short]
-  axes.set_xticks(range(size), labels, rotation=90, **text)
-  axes.set_yticks(range(size), labels, **text)
-  axes.tick_params(length=0, pad=1.5)
-  for spine in axes.spines.values():
-    spine.set_visible(False)
-  if size <= MAX_NUMBERS:
-    for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):
-      dark = above[row, column] and abs(shown[row, column]) > 0.6 * limit
-      number = f'{shown[row, column]:.2g}'.replace('-', '\N{MINUS SIGN}')
-      axes.text(column, row, number, ha='center', va='center', fontsize=7, color='white' if dark else '#333333')
-  axes.set_xlabel('target', fontsize=8.5, color=INK)
-  axes.set_ylabel('source', fontsize=8.5, color=INK)
-  bar = figure.colorbar(image, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
-  bar.locator = ticker.MaxNLocator(4, symmetric=True)
-  bar.formatter = ticker.FormatStrFormatter('%g')
-  bar.update_ticks()
-  bar.set_label(label, fontsize=8.5, color=INK)
-  bar.ax.tick_params(labelsize=7, colors=INK)
-  bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-  return figure

@@ -1,15 +1,18 @@
-"""Charts of what runs logged: losses and metrics over steps, and what their task gradients looked like."""
+"""Charts of what was logged over training steps: losses, metrics, and what the gradients of the losses looked like."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from mtl_jax.reports import charts, page
-from mtl_jax.reports.page import Block, Chart, Charts, Heading, Side, Text
-from mtl_jax.reports.runs import Run, numbers, series
-from mtl_jax.reports.scoreboard import kinds_of
-from mtl_jax.tasks import KINDS, METRICS
+from mtl_jax.reports import charts, figures, page
+from mtl_jax.reports.charts import Curve, Side
+from mtl_jax.reports.page import Block, Chart, Charts, Fold, Heading, Text
+from mtl_jax.tasks import Task
 
-MAX_CURVE_TASKS = 6
-MAX_GRADIENT_PANELS = 12
+# The values that a side logged under a key.
+CurveOf = Callable[[Side, str], Curve | None]
+
+MAX_OPEN_PANELS = 8  # More charts than these are folded away.
+MAX_GRADIENTS = 12
 # What `objective.log` logs, by the beginning of its key, and what the page calls it; in this order.
 GRADIENTS = {
   'conflicting_pairs': 'Share of pairs of losses whose gradients conflict',
@@ -20,55 +23,56 @@ GRADIENTS = {
 }
 
 
-def curve_charts(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
-  """Training loss and validation metric of each task over steps, of the first tasks."""
-  kinds = kinds_of(run.evaluation for run in runs)
-  shown = list(kinds)[:MAX_CURVE_TASKS]
-  panels = []
-  wanted = [(f'{task}: training loss', f'train/{task}/loss', None) for task in shown]
-  main = {task: KINDS[kinds[task]].main_metric for task in shown}
-  wanted += [(f'{task}: validation', f'val/{task}/{main[task]}', main[task]) for task in shown]
-  if len(kinds) > len(shown):
-    wanted.insert(0, ('all tasks: training loss', 'train/loss', None))
-  order = {task: i for i, task in enumerate(shown)}
-  wanted.sort(key=lambda item: order.get(item[0].rpartition(': ')[0], -1))
-  for heading, key, metric in wanted:
-    if not series(runs, key):
-      continue
-    phrase, percent = (METRICS[metric].phrase, METRICS[metric].percent) if metric else ('', False)
-    panels.append(_panel(runs, f'{heading} {phrase}'.strip(), key, percent=percent))
-  legend = [side for side, run in zip(sides, runs, strict=True) if run.log]
-  return _section('Training curves', panels, legend, left_out=len(kinds) - len(shown))
+def training(
+  tasks: Sequence[Task], sides: Sequence[Side], curve_of: CurveOf, *, note: str, folder: Path | None = None
+) -> list[Block]:
+  """Training loss and main validation metric of each task; with a folder the charts also lie there."""
+  wanted = []
+  for task in tasks:
+    phrase = figures.metric(task.main_metric).phrase
+    wanted.append((f'{task.name}: training loss', f'train/{task.name}/loss', 'loss'))
+    wanted.append((f'{task.name}: validation {phrase}', f'val/{task.name}/{task.main_metric}', task.main_metric))
+  return _section('Training curves', note, _panels(wanted, sides, curve_of, folder=folder), sides)
 
 
-def gradient_charts(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
-  """Conflicts, cosines, weights and norms of task gradients over steps, of runs that logged them."""
-  logged = dict.fromkeys(key for run in runs for line in run.log for key in line)
+def gradients(logged: Iterable[str], sides: Sequence[Side], curve_of: CurveOf) -> list[Block]:
+  """Conflicts, cosines, weights and norms of the losses' gradients, of sides that logged them under these keys."""
+  keys = [key.removeprefix('train/') for key in logged if key.startswith('train/')]
   wanted = [
-    (f'{phrase}{": " * bool(name)}{name.replace("~", " and ")}', f'train/{kind}{name}')
+    (f'{phrase}{": " * (key != kind)}{key.removeprefix(kind).replace("~", " and ")}', f'train/{key}', 'loss')
     for kind, phrase in GRADIENTS.items()
-    for name in (key.removeprefix(f'train/{kind}') for key in logged if key.startswith(f'train/{kind}'))
+    for key in keys
+    if key.startswith(kind)
   ]
-  panels = [_panel(runs, heading, key) for heading, key in wanted[:MAX_GRADIENT_PANELS]]
   note = (
     "Means over the steps between log lines. A weight is what the objective gave the loss's gradient; a pair conflicts "
     'where its cosine is below 0.'
   )
-  return _section('Gradients of the losses', panels, sides, left_out=len(wanted) - len(panels), note=note)
+  if len(wanted) > MAX_GRADIENTS:
+    note += f" {len(wanted) - MAX_GRADIENTS} more are in the runs' metrics.jsonl."
+  return _section('Gradients of the losses', note, _panels(wanted[:MAX_GRADIENTS], sides, curve_of), sides)
 
 
-def _section(
-  heading: str, panels: Sequence[Chart], legend: Sequence[Side], *, left_out: int, note: str = ''
-) -> list[Block]:
+def _panels(
+  wanted: Iterable[tuple[str, str, str]], sides: Sequence[Side], curve_of: CurveOf, *, folder: Path | None = None
+) -> list[Chart]:
+  """A chart for each heading, key and metric that some side has logged."""
+  panels = []
+  for heading, key, metric in wanted:
+    lines = [(side, curve) for side in sides if (curve := curve_of(side, key))]
+    if lines:
+      ends = ', '.join(f'{side.name} ends at {figures.level(float(curve.values[-1]), metric)}' for side, curve in lines)
+      figure = charts.curves(lines, percent=figures.metric(metric).percent)
+      alt = f'{heading} over training steps: {ends}.'
+      panels.append(page.chart(heading, figure, alt, folder=folder, name=f'curve-{key}'))
+  return panels
+
+
+def _section(heading: str, note: str, panels: Sequence[Chart], sides: Sequence[Side]) -> list[Block]:
   """The charts under their heading, if there are any."""
   if not panels:
     return []
-  body: list[Block] = [Heading(heading), *([Text(note, 'quiet')] if note else []), Charts(panels, legend)]
-  return [*body, Text(f"{left_out} more are in the runs' metrics.jsonl.", 'quiet')] if left_out > 0 else body
-
-
-def _panel(runs: Sequence[Run], heading: str, key: str, *, percent: bool = False) -> Chart:
-  found = series(runs, key)
-  ends = ', '.join(f'{name} ends at {values[-1]:.4g}' for name, (_, values) in found.items())
-  figure = charts.curves(found, run_numbers=numbers(runs), percent=percent)
-  return page.chart(heading, figure, f'{heading} over training steps: {ends}.')
+  body: list[Block] = [Heading(heading), Text(note, 'quiet'), Charts(panels[:MAX_OPEN_PANELS], sides)]
+  if more := panels[MAX_OPEN_PANELS:]:
+    body.append(Fold(f'{len(more)} more', [Charts(more)]))
+  return body

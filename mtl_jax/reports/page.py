@@ -1,22 +1,25 @@
 """Builds pages: one self-contained HTML file of blocks (headings, texts, tables, charts), all by one template."""
 
-import dataclasses
 import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from mtl_jax.config import flat
 from mtl_jax.platform import atomic_write
 from mtl_jax.reports import charts
-from mtl_jax.reports.scoreboard import MISSING
+from mtl_jax.reports.charts import Side
+from mtl_jax.reports.figures import MISSING
 
 # The configuration's fields that a page shows first.
 FIELDS = (
   'tasks',
   'model.backbone',
   'model.sharing',
+  'model.weights',
+  'model.freeze',
   'objective.name',
   'optimizer.name',
   'optimizer.learning_rate',
@@ -29,59 +32,19 @@ FIELDS = (
 MAX_OPEN_ROWS = 12  # Longer tables that are no one's first question are folded.
 
 
-class Block:
-  """A part of a page; the template draws it by its class's name."""
-
-  @property
-  def kind(self) -> str:
-    return type(self).__name__
-
-
-@dataclasses.dataclass(frozen=True)
-class Heading(Block):
+class Heading(NamedTuple):
   text: str
   level: int = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Text(Block):
+class Text(NamedTuple):
   """A paragraph; its style is empty, `quiet` or `note`."""
 
   text: str
   style: str = ''
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
-  heading: str
-  said: Sequence[str]
-  detail: str = ''
-  caution: str = ''
-
-
-@dataclasses.dataclass(frozen=True)
-class Cards(Block):
-  cards: Sequence[Card]
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-  """A run or an arm in legends and table heads, by its number."""
-
-  name: str
-  number: int
-
-  @property
-  def colour(self) -> str:
-    return f'var(--run-{self.number % len(charts.RUN_COLOURS) + 1})'
-
-  @property
-  def dashes(self) -> str:
-    return charts.SVG_DASHES[self.number % len(charts.SVG_DASHES)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
   """A table's head; `sort` is `text` or `number` where a click sorts by it."""
 
   text: str
@@ -89,8 +52,7 @@ class Column:
   side: Side | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
   """A cell; the value is what it is sorted by."""
 
   text: str
@@ -98,21 +60,17 @@ class Cell:
   value: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
   """A line of a table; without cells it heads those below. It is filtered by what it says."""
 
   name: str
-  cells: Sequence[Cell]
+  cells: Sequence[Cell] = ()
   note: str = ''
   style: str = ''
   says: str = ''
 
 
-@dataclasses.dataclass(frozen=True)
-class Table(Block):
-  """Rows below columns."""
-
+class Table(NamedTuple):
   label: str
   columns: Sequence[Column]
   rows: Sequence[Row]
@@ -126,63 +84,53 @@ class Table(Block):
     return sorted({row.says for row in self.rows} - {''}) if long else []
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
   heading: str
   svg: Any
   alt: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Charts(Block):
+class Charts(NamedTuple):
   charts: Sequence[Chart]
   legend: Sequence[Side] = ()
   style: str = 'charts'
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
   uri: str
   alt: str
   caption: str = ''
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures(Block):
+class Pictures(NamedTuple):
   pictures: Sequence[Picture]
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs(Block):
-  pairs: Mapping[str, str]
+class Pairs(NamedTuple):
+  pairs: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Code(Block):
+class Code(NamedTuple):
   text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Fold(Block):
+class Fold(NamedTuple):
   """Blocks that are shown on a click."""
 
   summary: str
-  blocks: Sequence[Block]
+  blocks: 'Sequence[Block]'
   open: bool = False
 
 
+Block = Heading | Text | Table | Charts | Pictures | Pairs | Code | Fold
+
+
 def table(
-  label: str,
-  columns: Iterable[str | Column],
-  rows: Iterable[Row | Sequence[str]],
-  *,
-  style: str = '',
-  sortable: bool = False,
+  label: str, columns: Iterable[str | Column], rows: Iterable[Row | Sequence[str]], *, style: str = ''
 ) -> Table:
   """A table from plain strings, columns and rows; a row's first string is its name."""
   lines = [row if isinstance(row, Row) else Row(row[0], [Cell(text) for text in row[1:]]) for row in rows]
-  heads = [Column(column) if isinstance(column, str) else column for column in columns]
-  return Table(label, heads, lines, style, sortable)
+  return Table(label, [Column(one) if isinstance(one, str) else one for one in columns], lines, style)
 
 
 def folded(summary: str, one: Table) -> Fold:
@@ -194,7 +142,7 @@ def chart(heading: str, figure: Any, alt: str, *, folder: Path | None = None, na
   """A Matplotlib figure on the page; with a folder also beside it, as PNG and SVG in the light page's colours."""
   import markupsafe
 
-  svg = markupsafe.Markup(charts.to_svg(figure))  # The names in it were escaped when it was drawn.
+  svg = markupsafe.Markup(charts.to_svg(figure, name=alt))  # The names in it were escaped when it was drawn.
   if folder:
     stem = re.sub(r'[^\w.-]+', '_', name)
     for kind in ('png', 'svg'):
@@ -203,6 +151,42 @@ def chart(heading: str, figure: Any, alt: str, *, folder: Path | None = None, na
       atomic_write.write(folder / f'{stem}.{kind}', content.getvalue(), root=folder.parent)
       figure.set_layout_engine('none')  # It is laid out now; to do so again for every format takes most of the time.
   return Chart(heading, svg, alt)
+
+
+def field_text(value: Any) -> str:
+  """A configuration's value as text."""
+  if isinstance(value, list | tuple):
+    value = ', '.join(map(str, value))
+  return MISSING if value is None or value == '' else str(value)
+
+
+def configuration(config: Mapping[str, Any]) -> Code:
+  """A whole configuration."""
+  return Code(json.dumps(config, indent=2, sort_keys=True, default=str))
+
+
+def provenance(
+  found: Mapping[str, Any], config: Mapping[str, Any], *, section: str, more: Mapping[str, str]
+) -> list[Block]:
+  """Data, versions, device and date of a JSON, and more facts; of its configuration the main fields, a section, all."""
+  data, fields = found.get('data', {}), flat(config)
+  names = [name for name in fields if name in FIELDS or name.startswith(f'{section}.')]
+  facts = {
+    'data': data.get('directory'),
+    'checksum': data.get('checksum'),
+    'images': [f'{split} {count}' for split, count in data.get('splits', {}).items()],
+    **more,
+    **found.get('versions', {}),
+    'device': found.get('device'),
+    'date': found.get('date'),
+  }
+  shown = {name: field_text(fields[name]) for name in names if field_text(fields[name]) != MISSING}
+  return [
+    Heading('Data, versions and configuration'),
+    Pairs({name: field_text(value) for name, value in facts.items()}),
+    Pairs(shown),
+    Fold('Whole configuration', [configuration(config)]),
+  ]
 
 
 def write(path: Path, body: Sequence[Block], *, title: str, subtitle: str) -> None:
@@ -216,25 +200,5 @@ def write(path: Path, body: Sequence[Block], *, title: str, subtitle: str) -> No
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  script = any(isinstance(block, Table) and block.sortable for block in _all(body))
-  page = environment.get_template('page.html')
-  atomic_write.write(path, page.render(title=title, subtitle=subtitle, body=body, script=script))
-
-
-def _all(blocks: Iterable[Block]) -> Iterable[Block]:
-  for block in blocks:
-    yield block
-    if isinstance(block, Fold):
-      yield from _all(block.blocks)
-
-
-def field_text(value: Any) -> str:
-  """A configuration's value as text."""
-  if isinstance(value, list | tuple):
-    return ', '.join(str(item) for item in value)
-  return MISSING if value is None or value == '' else str(value)
-
-
-def configuration(config: Mapping[str, Any]) -> Code:
-  """A whole configuration."""
-  return Code(json.dumps(config, indent=2, sort_keys=True, default=str))
+  environment.filters['kind'] = lambda block: type(block).__name__
+  atomic_write.write(path, environment.get_template('page.html').render(title=title, subtitle=subtitle, body=body))

@@ -1,30 +1,51 @@
 """The files of evaluated runs, read for a report."""
 
-import dataclasses
-import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mtl_jax.errors import CheckpointError, one_line
-from mtl_jax.platform import address
+from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import address, json_file
+from mtl_jax.reports.charts import Curve, Side
+from mtl_jax.run import workdir
+from mtl_jax.tasks import Task
 from mtl_jax.training.progress import read_metrics
 
 log = logging.getLogger('mtl_jax')
 
+Outputs = dict[str, dict[str, float | None]]
+Scores = dict[str, float | list[Any] | Outputs | None]  # Of a task by metric; `per_output` holds those of its outputs.
 
-@dataclasses.dataclass(frozen=True)
-class Run:
+
+class Evaluation(TypedDict):
+  """The eval JSON."""
+
+  tasks: dict[str, Scores]
+  baseline: NotRequired[dict[str, Scores]]
+  step: NotRequired[int]
+  split: NotRequired[str]
+  num_examples: NotRequired[int]
+  device: NotRequired[str]
+
+
+class Run(NamedTuple):
   """The files of one evaluated run."""
 
-  name: str
+  side: Side
   folder: Path
-  config: dict[str, Any]
-  evaluation: dict[str, Any]
+  config: ConfigDict
+  tasks: Sequence[Task]
+  evaluation: Evaluation
   log: list[dict[str, Any]]
+
+  def curve(self, key: str) -> Curve | None:
+    """The values that were logged under a key; None without any."""
+    points = [(line['step'], line[key]) for line in self.log if isinstance(line.get(key), int | float)]
+    return Curve(*np.array(points, np.float64).T) if points else None
 
 
 def find_runs(workdir: Path) -> dict[str, Path]:
@@ -50,53 +71,33 @@ def find_runs(workdir: Path) -> dict[str, Path]:
   return {path.name: path for path in found}
 
 
-def load(name: str, folder: Path) -> Run:
-  """A run's configuration, evaluation and log.
+def load(folders: Mapping[str, Path]) -> list[Run]:
+  """The configuration, evaluation and log of runs by name.
 
   Raises:
     CheckpointError: for a file that is missing or damaged; the message says which command makes it.
   """
-  config = read_json(folder / 'config.json', make=f'mtl-jax train --config F.py --workdir {folder}')
-  evaluation = read_json(folder / 'eval' / 'test.json', make=f'mtl-jax eval --workdir {folder}', keys=['tasks'])
-  scored = evaluation['tasks']
-  if not (isinstance(scored, dict) and all(isinstance(metrics, dict) for metrics in scored.values())):
-    raise CheckpointError(f'{folder / "eval" / "test.json"} has no tasks; run `mtl-jax eval --workdir {folder}` again')
-  return Run(name, folder, config, evaluation, read_metrics(folder / 'metrics.jsonl'))
+  runs = []
+  for number, (name, folder) in enumerate(folders.items()):
+    config, facts = workdir.read(folder)
+    make = f'make it with `mtl-jax eval --workdir {folder}`'
+    evaluation = json_file.read(folder / 'eval' / 'test.json', Evaluation, advice=make)
+    tasks = [task for task in facts.selected(config) if task.name in evaluation['tasks']]
+    runs.append(Run(Side(name, number), folder, config, tasks, evaluation, read_metrics(folder / 'metrics.jsonl')))
+  return runs
 
 
-def read_json(path: Path, *, make: str, keys: Iterable[str] = ()) -> dict[str, Any]:
-  """The object in a file.
-
-  Args:
-    path: the file.
-    make: the command that makes it.
-    keys: what it must hold.
-
-  Raises:
-    CheckpointError: for a file that is missing or damaged; the message says that command.
-  """
-  try:
-    value = json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise CheckpointError(f'no {path}; make it with `{make}`') from None
-  except (OSError, ValueError) as error:
-    raise CheckpointError(f'cannot read {path} ({one_line(error)}); make it again with `{make}`') from None
-  if not isinstance(value, dict) or not value.keys() >= set(keys):
-    raise CheckpointError(f'{path} is not as it was written; make it again with `{make}`')
-  return value
+def tasks_of(runs: Sequence[Run]) -> list[Task]:
+  """The tasks that some run was evaluated on."""
+  return list({task.name: task for run in reversed(runs) for task in reversed(run.tasks)}.values())[::-1]
 
 
-def series(runs: Sequence[Run], key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Steps and values `[m]` of each run that logged the key."""
-  found = {}
-  for run in runs:
-    points = [(line['step'], line[key]) for line in run.log if isinstance(line.get(key), int | float)]
-    if points:
-      steps, values = np.array(points, np.float64).T
-      found[run.name] = steps, values
-  return found
+def score(scores: Scores | None, metric: str) -> float | None:
+  """The value of a metric; None where it has none."""
+  value = (scores or {}).get(metric)
+  return value if isinstance(value, float) else None
 
 
-def numbers(runs: Sequence[Run]) -> dict[str, int]:
-  """Each run's number, which decides its colour."""
-  return {run.name: number for number, run in enumerate(runs)}
+def baseline(runs: Sequence[Run], task: str) -> Scores | None:
+  """The scores of the constant prediction, by the first run that has them."""
+  return next((found[task] for run in runs if task in (found := run.evaluation.get('baseline', {}))), None)

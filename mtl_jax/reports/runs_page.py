@@ -1,94 +1,82 @@
-"""The page of evaluated runs: verdicts, a table of metrics, charts, configuration."""
+"""The page of evaluated runs: a table of metrics, every output, curves, pictures, configuration."""
 
 import collections
 import datetime
 import importlib.metadata
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.reports import charts, curves, faces, page
-from mtl_jax.reports.page import Block, Card, Cards, Cell, Charts, Column, Fold, Heading, Pairs, Row, Side, Text, table
-from mtl_jax.reports.runs import Run, load, numbers, series
-from mtl_jax.reports.scoreboard import MISSING, Table, comparison, headlines, kinds_of, text
+import mtl_jax
+from mtl_jax.config import flat
+from mtl_jax.data.input import mixture
+from mtl_jax.errors import CheckpointError
+from mtl_jax.platform import npz
+from mtl_jax.reports import charts, curves, figures, page, pictures
+from mtl_jax.reports.charts import Mark, Side
+from mtl_jax.reports.figures import MISSING
+from mtl_jax.reports.page import Block, Cell, Charts, Fold, Heading, Pairs, Row, Text, table
+from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
+from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, not_better, scoreboard
 from mtl_jax.run import goodput
-from mtl_jax.run.workdir import flat
-from mtl_jax.tasks import KINDS, METRICS
+from mtl_jax.tasks import Task, plain
 
-MAX_VERDICTS = 6  # A page with more tasks counts them first.
+PACKAGES = ('jax', 'flax', 'optax', 'numpy')
 
 
-def write_report(runs: Mapping[str, Path], out: Path, *, title: str, pictures: bool = False) -> None:
-  """Writes one HTML file that needs nothing else: verdicts, table, charts, configuration.
+def write_report(folders: Mapping[str, Path], out: Path, *, title: str, show_pictures: bool = False) -> None:
+  """Writes one HTML file that needs nothing else.
 
   Args:
-    runs: for each run's name its folder, which holds `config.json`, `metrics.jsonl` and `eval/test.json`.
+    folders: for each run's name its folder, which holds `config.json`, `dataset.json`, `metrics.jsonl` and
+      `eval/test.json`.
     out: the file to write.
     title: of the page.
-    pictures: whether to show test faces with their landmarks. They come from the prepared set, which may hold
-      photos of real people, so they are shown only when asked for.
+    show_pictures: whether to show test images with what is predicted in them. They come from the prepared set, which
+      may hold photos of real people, so they are shown only when asked for.
 
   Raises:
-    CheckpointError: for a file that is missing or damaged; the message says which command makes it.
+    UserError: for a file that is missing or damaged; the message says which command makes it.
   """
-  loaded = [load(name, folder) for name, folder in runs.items()]
-  evals = {run.name: run.evaluation for run in loaded}
-  sides = [Side(run.name, number) for number, run in enumerate(loaded)]
-  versions = _versions(loaded)
-  body: list[Block] = [*_verdicts(evals), *(Text(note, 'note') for note in _notes(loaded))]
-  body += _metrics(comparison(evals), sides)
-  body += _outputs(loaded, sides)
-  body += curves.curve_charts(loaded, sides)
-  body += curves.gradient_charts(loaded, sides)
-  body += faces.sheet(loaded) if pictures else []
-  body += _configurations(loaded, sides)
-  body.append(Pairs(versions))
-  steps = ', '.join(run.name + (f' at step {step}' if (step := run.evaluation.get('step')) else '') for run in loaded)
-  num = loaded[0].evaluation.get('num_examples')
-  subtitle = f'{steps}; ' + f'{num} test examples; ' * (num is not None) + f'written {versions["written"]}'
-  page.write(out, body, title=title, subtitle=subtitle)
+  runs = load(folders)
+  sides = [run.side for run in runs]
+  by_side = {run.side: run for run in runs}
+  written = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
+  body: list[Block] = [*(Text(note, 'note') for note in _notes(runs)), *_metrics(runs)]
+  for group in dict.fromkeys(task.group for task in tasks_of(runs)):
+    body += _outputs(runs, group)
+  note = 'Validation is of the main metric.'
+  body += curves.training(tasks_of(runs), sides, lambda side, key: by_side[side].curve(key), note=note)
+  logged = dict.fromkeys(key for run in runs for line in run.log for key in line)
+  body += curves.gradients(logged, sides, lambda side, key: by_side[side].curve(key))
+  body += _pictures(runs) if show_pictures else []
+  body += _configurations(runs)
+  devices = {run.evaluation.get('device') for run in runs} - {None}
+  versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+  body.append(
+    Pairs({'mtl_jax': mtl_jax.__version__, **versions, 'device': ', '.join(map(str, devices)), 'written': written})
+  )
+  steps = ', '.join(f'{run.side.name} at step {run.evaluation.get("step", MISSING)}' for run in runs)
+  num = runs[0].evaluation.get('num_examples', MISSING)
+  page.write(out, body, title=title, subtitle=f'{steps}; {num} test examples; written {written}')
 
 
-def _verdicts(evals: Mapping[str, Any]) -> list[Block]:
-  """A card a task; of many tasks, the counts first."""
-  lines = headlines(evals)
-  cards = Cards([Card(line['task'], [line['verdict']], line['detail'], line['caution']) for line in lines])
-  if len(lines) <= MAX_VERDICTS:
-    return [cards]
-  body: list[Block] = [Fold('Task by task', [cards])]
-  if outcomes := collections.Counter(line['outcome'] for line in lines if line['outcome']):
-    said = (
-      f'Joint training is better on {outcomes["better"]}, worse on {outcomes["worse"]} and the same on '
-      f'{outcomes["same"]} of the {outcomes.total()} tasks that were also trained alone.'
-    )
-    body.insert(0, Cards([Card(f'{len(lines)} tasks', [said])]))
-  return body
-
-
-def _metrics(scores: Table, sides: Sequence[Side]) -> list[Block]:
-  """The metrics of each task by run."""
-  rows = []
-  for i, column in enumerate(scores.columns):
-    if not i or scores.columns[i - 1].task != column.task:
-      rows.append(Row(column.task, [], style='group'))
-    best = scores.best(i)
-    cells = [
-      Cell(row.cells[i], 'base' if not number else 'best' if best is not None and row.values[i] == best else '')
-      for number, row in enumerate(scores.rows)
-    ]
-    rows.append(Row(f'{METRICS[column.metric].phrase} {column.arrow}', cells))
-  baseline = scores.rows[0].name
-  keys = [Column(side.name, side=side if len(sides) > 1 else None) for side in sides]
+def _metrics(runs: Sequence[Run]) -> list[Block]:
+  """The scoreboard, and on how many tasks the joint run is better."""
+  found = scoreboard(runs)
+  counts = collections.Counter(row.says for row in found.rows if row.says)
+  said = ', '.join(f'{outcome} on {counts[outcome]}' for outcome in (BETTER, WORSE, SAME))
+  total = f'Joint training is {said} of the {counts.total()} tasks that were also trained alone, by their main metrics.'
   return [
     Heading('Test metrics'),
-    table('Test metrics', ['Metric', baseline, *keys], rows),
+    *([Text(total)] if counts else []),
+    found,
     Text(
-      f'↑ higher is better, ↓ lower is better; bold is the best run. The column “{baseline}” is what the training '
-      "labels' means alone would score. NME is the distance from the true landmark over the distance between the eyes; "
-      "MAE of landmarks is a fraction of the image's sides. A dash: the run was not trained for this task.",
+      f"↑ higher is better, ↓ lower is better; bold is the best run. The {BASELINE} is what the training labels' means "
+      'alone would score. NME is the distance from the true landmark over the distance between the eyes; MAE of '
+      "landmarks is a fraction of the image's sides. A dash: the run was not trained for this task.",
       'quiet',
     ),
   ]
@@ -96,13 +84,14 @@ def _metrics(scores: Table, sides: Sequence[Side]) -> list[Block]:
 
 def _notes(runs: Sequence[Run]) -> list[str]:
   """Reservations that a reader must know before the comparison."""
+  notes = [f'Not better than the {BASELINE} at {task}: {", ".join(names)}.' for task, names in not_better(runs).items()]
   if len(runs) < 2:
-    return []
-  seeds = {flat(run.config).get('train.seed') for run in runs}
-  notes = [
+    return notes
+  seeds = {run.config.train.seed for run in runs}
+  notes.append(
     f'{"One seed" if len(seeds) == 1 else "One seed a run"}: no statement about significance. Another seed may turn '
     'a small difference around; repeat both sides with other train.seed before you believe it.'
-  ]
+  )
   differing = [field for field in _differing_fields(runs) if field != 'tasks']
   if differing:
     notes.append(
@@ -114,137 +103,99 @@ def _notes(runs: Sequence[Run]) -> list[str]:
   return notes
 
 
+def _outputs(runs: Sequence[Run], group: str) -> list[Block]:
+  """Every output of a group of tasks by run: what each gains over the constant prediction, and a table."""
+  tasks = [task for task in tasks_of(runs) if task.group == group]
+  metric, floor = '', {}
+  scores: dict[Side, dict[str, float]] = {run.side: {} for run in runs}
+  for task in tasks:
+    sources = [(floor, baseline(runs, task.name))]
+    sources += [(scores[run.side], run.evaluation['tasks'].get(task.name)) for run in runs]
+    for found, of_task in sources:
+      outputs = (of_task or {}).get('per_output')
+      for output, values in outputs.items() if isinstance(outputs, dict) else ():
+        metric = metric or (plain(task.main_metric) if plain(task.main_metric) in values else next(iter(values), ''))
+        found |= {output: value} if (value := score(values, metric)) is not None else {}  # pyright: ignore
+  names = list(dict.fromkeys(output for values in scores.values() for output in values))
+  if len(names) < 2:
+    return []
+  sides = [side for side, values in scores.items() if values]
+  declared, sign = figures.metric(metric), 1 if figures.metric(metric).higher_is_better else -1
+  gains = {side: {name: scores[side][name] - floor[name] for name in scores[side] if name in floor} for side in sides}
+  ranked = sorted(names, key=lambda name: -sign * gains[sides[0]].get(name, 0.0))
+  marks = [(side, [Mark(gains[side].get(name)) for name in ranked]) for side in sides]
+  figure = charts.differences(ranked, marks, metric=declared, reference=f'the {BASELINE}')
+  alt = f'{declared.phrase} of {len(names)} outputs less that of the {BASELINE}; the figures are in the table below.'
+  columns = [group, tasks[0].baseline_name, *(side.name for side in sides)]
+  rows = [
+    (figures.name(name), *(figures.level(of.get(name), metric) for of in (floor, *(scores[s] for s in sides))))
+    for name in names
+  ]
+  label = f'{declared.phrase} of each of {group}'
+  return [
+    Heading(f'{group}, one by one'),
+    *([Charts([page.chart('', figure, alt)], sides)] if floor else []),
+    page.folded(f'{label}, as a table', table(label, columns, rows)),
+  ]
+
+
+def _pictures(runs: Sequence[Run]) -> list[Block]:
+  """Test images with the labels and predictions of tasks that can be drawn into them."""
+  config, tasks = runs[0].config, tasks_of(runs)
+  data = mixture.open_data(config.data)
+  test = mixture.load_split(data, 'test', tasks, missing_ok=True, partial_ok=bool(config.data.dirs))
+  body: list[Block] = []
+  for task in tasks:
+    if task.name in test.labels and pictures.can_draw(task, test):
+      those = [run for run in runs if task in run.tasks]
+      found = {run.side: [_predictions(run, task, test.example_id)] for run in those}
+      body += pictures.of_task(task, test, found, worst=False)
+  note = f'Taken at even distances through the test split of {data.directory}, not chosen.'
+  return [Heading('Test images'), Text(note), *body] if body else []
+
+
+def _predictions(run: Run, task: Task, example_ids: np.ndarray) -> np.ndarray:
+  """The predictions `[n, ...]` of the run's evaluation for these examples."""
+  path = run.folder / 'eval' / 'test.npz'
+  make = f'make it with `mtl-jax eval --workdir {run.folder} --predictions {path}`'
+  if not path.exists():
+    raise CheckpointError(f'no {path}; {make}')
+  found = npz.read(path, names=('example_id', f'{task.name}/pred'), advice=make, only=True)
+  values = found[f'{task.name}/pred']
+  if not np.array_equal(found['example_id'], example_ids) or values.shape != (len(example_ids), *task.prediction_shape):
+    raise CheckpointError(f'{path}: is of other images than the test split of {run.config.data.dir}; {make}')
+  return values
+
+
 def _differing_fields(runs: Sequence[Run]) -> list[str]:
-  configs = [flat(run.config) for run in runs]
+  configs = [flat(run.config.to_dict()) for run in runs]
   names = dict.fromkeys(name for config in configs for name in config)
   return [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]
 
 
-def _configurations(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
+def _configurations(runs: Sequence[Run]) -> list[Block]:
   """The fields to show by run, bold where the runs differ, with speed and time; then whole configurations."""
-  configs = [flat(run.config) for run in runs]
+  configs = [flat(run.config.to_dict()) for run in runs]
   differing = _differing_fields(runs)
-  names = [name for name in page.FIELDS if any(config.get(name, []) != [] for config in configs)]
-  names += [name for name in differing if name not in names]
+  names = [name for name in page.FIELDS if any(config.get(name) not in (None, (), '') for config in configs)]
   rows = [
-    Row(
-      name,
-      [Cell(page.field_text(config.get(name))) for config in configs],
-      style='differs' if name in differing else '',
-    )
-    for name in names
+    _row(name, [page.field_text(config.get(name)) for config in configs], 'differs' if name in differing else '')
+    for name in dict.fromkeys((*names, *differing))
   ]
-  rows.append(Row('images/s in training (median)', [Cell(_speed(run)) for run in runs]))
+  rows.append(_row('images/s in training (median)', map(_speed, runs)))
   accounts = [goodput.read(run.folder) for run in runs]
-  spent = [Cell(goodput.text(account['spent']) if account else MISSING) for account in accounts]
-  rows.append(Row('where the time went', spent))
-  columns = ['Field', *(side.name for side in sides)]
-  body: list[Block] = [Heading('Configuration'), table('Configuration', columns, rows, style='wrap')]
+  rows.append(_row('where the time went', [goodput.text(one['spent']) if one else MISSING for one in accounts]))
+  body = [Heading('Configuration'), table('Configuration', ['Field', *(r.side.name for r in runs)], rows, style='wrap')]
   if len(runs) > 1:
     body.append(Text('Bold: the runs differ.', 'quiet'))
-  return body + [Fold(f'Whole configuration of {run.name}', [page.configuration(run.config)]) for run in runs]
+  whole = [Fold(f'Whole configuration of {run.side.name}', [page.configuration(run.config.to_dict())]) for run in runs]
+  return [*body, *whole]
+
+
+def _row(name: str, texts: Any, style: str = '') -> Row:
+  return Row(name, [Cell(text) for text in texts], style=style)
 
 
 def _speed(run: Run) -> str:
-  speeds = series([run], 'images_per_sec').get(run.name)
-  return f'{np.nanmedian(speeds[1]):,.0f}' if speeds and np.isfinite(speeds[1]).any() else MISSING
-
-
-def _versions(runs: Sequence[Run]) -> dict[str, str]:
-  """Packages, device and date. The device is the evaluation's where it says so, else that of this process."""
-  versions = {}
-  for package in ('mtl_jax', 'jax', 'flax', 'optax', 'numpy'):
-    try:
-      versions[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  devices = {str(run.evaluation['device']) for run in runs if run.evaluation.get('device')}
-  if devices:
-    versions['device'] = ', '.join(sorted(devices))
-  else:
-    versions['device of this report'] = _device()
-  versions['written'] = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
-  return versions
-
-
-def _device() -> str:
-  import jax
-
-  try:
-    devices = jax.devices()
-  except RuntimeError:
-    return 'unknown'
-  return devices[0].device_kind + (f', {len(devices)} of them' if len(devices) > 1 else '')
-
-
-def _outputs(runs: Sequence[Run], sides: Sequence[Side]) -> list[Block]:
-  """The metric of every output by run, for each group of tasks: a table, and bars where a majority class exists."""
-  kinds = kinds_of(run.evaluation for run in runs)
-  groups = dict.fromkeys((task.split('/')[0], kind) for task, kind in kinds.items() if kind in ('binary', 'landmarks'))
-  return [block for group, kind in groups for block in _output(runs, sides, group, kind)]
-
-
-def _output(runs: Sequence[Run], sides: Sequence[Side], group: str, kind: str) -> list[Block]:
-  metric = 'accuracy' if kind == 'binary' else 'nme'
-  scores = {run.name: values for run in runs if (values := _per_output(run.evaluation['tasks'], group, metric))}
-  baseline: dict[str, float] = {}
-  for run in runs:
-    baseline = {**_per_output(run.evaluation.get('baseline', {}), group, metric), **baseline}
-  outputs = list(dict.fromkeys(output for values in scores.values() for output in values))
-  if len(outputs) < 2:
-    return []
-  body: list[Block] = [Heading(f'{group}, one by one')]
-  if kind == 'binary' and baseline:
-    said = (
-      'How much each run gains over always answering with the majority class, in points of accuracy; greatest gain of '
-      f'{next(iter(scores))} first.'
-    )
-    legend = [side for side in sides if side.name in scores]
-    body += [Text(said), Charts(_gain_charts(outputs, scores, baseline, numbers=numbers(runs)), legend)]
-  label = f'{METRICS[metric].phrase} of each of {group}'
-  each = (baseline, *scores.values())
-  rows = [(name.replace('_', ' '), *(_output_text(values, name, metric) for values in each)) for name in outputs]
-  one = table(label, [group, KINDS[kind].baseline_name, *scores], rows)
-  return [*body, page.folded(f'{label}, as a table', one)]
-
-
-def _per_output(tasks: Mapping[str, Any], group: str, metric: str) -> dict[str, float]:
-  """The metric of each output of the tasks of a group, where it is defined."""
-  found = {}
-  for task, metrics in tasks.items():
-    if task.split('/')[0] == group:
-      for output, values in metrics.get('per_output', {}).items():
-        if values.get(metric) is not None:
-          found[output] = values[metric]
-  return found
-
-
-def _output_text(values: Mapping[str, float], output: str, metric: str) -> str:
-  return text(values[output], metric) if output in values else MISSING
-
-
-def _gain_charts(
-  outputs: Sequence[str],
-  scores: Mapping[str, Mapping[str, float]],
-  baseline: Mapping[str, float],
-  *,
-  numbers: Mapping[str, int],
-) -> list[page.Chart]:
-  """Bars of accuracy above the majority class, greatest gain first, in one or two columns."""
-  gains = {
-    run: {output: 100 * (values.get(output, math.nan) - baseline.get(output, math.nan)) for output in outputs}
-    for run, values in scores.items()
-  }
-  first = next(iter(gains.values()))
-  ordered = sorted(outputs, key=lambda output: -first[output] if math.isfinite(first[output]) else math.inf)
-  half = len(ordered) if len(ordered) <= 12 else -(-len(ordered) // 2)
-  every = [gain for values in gains.values() for gain in values.values() if math.isfinite(gain)]
-  limits = min([0.0, *every]) - 1, max([0.0, *every]) + 1
-  parts = []
-  for names in (ordered[:half], ordered[half:]):
-    if names:
-      values = {run: [gains[run][name] for name in names] for run in gains}
-      alt = f'Accuracy above the majority class in points, {len(names)} outputs from {names[0]} to {names[-1]}; '
-      figure = charts.bars(names, values, run_numbers=numbers, limits=limits)
-      parts.append(page.chart('', figure, alt + 'the figures are in the table below.'))
-  return parts
+  speeds = run.curve('images_per_sec')
+  return f'{np.nanmedian(speeds.values):,.0f}' if speeds and np.isfinite(speeds.values).any() else MISSING

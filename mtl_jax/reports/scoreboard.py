@@ -1,185 +1,98 @@
-"""Puts runs side by side: a table of their main metrics, and what the figures say about joint training."""
+"""Test metrics of runs side by side, in a table for the page and for the terminal."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from mtl_jax.tasks import KINDS, METRICS, higher_is_better
+from mtl_jax.reports import figures
+from mtl_jax.reports.figures import MISSING
+from mtl_jax.reports.page import Cell, Column, Row, Table, table
+from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
+from mtl_jax.tasks import Task
 
-BASELINE = 'majority class / mean face'
-MISSING = '—'
-UNDEFINED = 'n/a'
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-  """One metric of one task."""
-
-  task: str
-  metric: str
-
-  @property
-  def label(self) -> str:
-    return METRICS[self.metric].label
-
-  @property
-  def higher_is_better(self) -> bool:
-    return higher_is_better(self.metric)
-
-  @property
-  def arrow(self) -> str:
-    return '↑' if self.higher_is_better else '↓'
+BASELINE = 'constant prediction'
+BETTER, WORSE, SAME = 'better', 'worse', 'same'
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """Scores of one run: a value per column, None where it has none, and the same as text."""
+def scoreboard(runs: Sequence[Run]) -> Table:
+  """The metrics of each task by run, after those of the train labels' constant prediction.
 
-  name: str
-  values: tuple[float | None, ...]
-  cells: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-  """Metrics by run; the first row is what the labels' means alone score."""
-
-  columns: tuple[Column, ...]
-  rows: tuple[Row, ...]
-
-  def best(self, index: int) -> float | None:
-    """The best value of a column among the runs, None where there is no choice."""
-    values = [row.values[index] for row in self.rows[1:]]
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-      return None
-    return max(known) if self.columns[index].higher_is_better else min(known)
-
-
-def comparison(evals: Mapping[str, dict[str, Any]]) -> Table:
-  """Main metrics of each task by run, after what the train split's label means alone would score.
-
-  Args:
-    evals: for each run's name the content of its eval JSON.
+  Where a run of several tasks and one of this task alone are among them, a last column compares the first of each. A
+  row says `better`, `worse` or `same` for a task's main metric.
   """
-  kinds = kinds_of(evals.values())
-  columns = tuple(Column(task, metric) for task, kind in kinds.items() for metric in KINDS[kind].shown)
-  baseline: dict[str, Any] = {}
-  for evaluation in evals.values():
-    baseline = {**evaluation.get('baseline', {}), **baseline}
-  rows = [_row(BASELINE, baseline, columns)]
-  rows += [_row(name, evaluation['tasks'], columns) for name, evaluation in evals.items()]
-  return Table(columns, tuple(rows))
+  compared = any(sides_of(runs, task) for task in tasks_of(runs))
+  rows = []
+  for task in tasks_of(runs):
+    rows.append(Row(task.name, note=f'{BASELINE}: {task.baseline_name}', style='group'))
+    rows += [_row(runs, task, metric, compared=compared) for metric in task.shown]
+  heads = [Column(run.side.name, side=run.side if len(runs) > 1 else None) for run in runs]
+  return table('Test metrics', ['Metric', BASELINE, *heads, *(['joint less alone'] if compared else [])], rows)
 
 
-def text_table(evals: Mapping[str, dict[str, Any]], *, width: int = 110) -> str:
-  """The comparison for a terminal; tasks that do not fit into the width follow in a block below."""
-  table = comparison(evals)
-  name_width = max(len(row.name) for row in table.rows)
+def sides_of(runs: Sequence[Run], task: Task) -> tuple[Run, Run] | None:
+  """The first run that was trained for the task and others, and the first for it alone; None without both."""
+  having = [run for run in runs if task.name in run.evaluation['tasks']]
+  joint = next((run for run in having if len(run.tasks) > 1), None)
+  alone = next((run for run in having if len(run.tasks) == 1), None)
+  return (joint, alone) if joint and alone else None
+
+
+def not_better(runs: Sequence[Run]) -> dict[str, list[str]]:
+  """The tasks of which runs learned nothing beyond the labels' means, by the main metric, and those runs."""
+  found = {}
+  for task in tasks_of(runs):
+    floor = score(baseline(runs, task.name), task.main_metric)
+    sign = 1 if figures.metric(task.main_metric).higher_is_better else -1
+    values = {run.side.name: score(run.evaluation['tasks'].get(task.name), task.main_metric) for run in runs}
+    names = [name for name, value in values.items() if value is not None and sign * (value - (floor or 0.0)) <= 0]
+    found |= {task.name: names} if names and floor is not None else {}
+  return found
+
+
+def _row(runs: Sequence[Run], task: Task, metric: str, *, compared: bool) -> Row:
+  scores = [run.evaluation['tasks'].get(task.name) for run in runs]
+  values = [None if one is None else score(one, metric) for one in scores]
+  known = [value for value in values if value is not None]
+  best = (max if figures.metric(metric).higher_is_better else min)(known) if len(known) > 1 else None
+  cells = [Cell(figures.level(score(baseline(runs, task.name), metric), metric), 'base')]
+  cells += [Cell(figures.level(v, metric), 'best' if v is not None and v == best else '') for v in values]
+  outcome = ''
+  if compared:
+    shown = MISSING
+    if pair := sides_of(runs, task):
+      shown, outcome = _compare(metric, *(score(run.evaluation['tasks'][task.name], metric) for run in pair))
+    cells.append(Cell(shown))
+  name = f'{figures.metric(metric).phrase} {figures.arrow(metric)}'
+  return Row(name, cells, says=outcome if metric == task.main_metric else '')
+
+
+def _compare(metric: str, joint: float | None, alone: float | None) -> tuple[str, str]:
+  """The difference and what it is, as far as the shown figures tell."""
+  if joint is None or alone is None:
+    return MISSING, ''
+  shown = figures.difference(joint - alone, metric)[0]
+  if figures.level(joint, metric) == figures.level(alone, metric) or not any(digit in shown for digit in '123456789'):
+    return SAME, SAME
+  outcome = BETTER if (joint > alone) == figures.metric(metric).higher_is_better else WORSE
+  return f'{shown}, {outcome}', outcome
+
+
+def text_table(folders: Mapping[str, Path], *, width: int = 110) -> str:
+  """The metrics of the runs in these folders for a terminal, a line a run; tasks that do not fit follow below."""
+  runs = load(folders)
+  tasks = tasks_of(runs)
+  names = ['', '', ' / '.join(dict.fromkeys(task.baseline_name for task in tasks)), *(run.side.name for run in runs)]
+  left = [f'{name:<{max(map(len, names))}}' for name in names]
   blocks: list[list[str]] = []
-  for task in dict.fromkeys(column.task for column in table.columns):
-    block = _text_columns(table, task)
-    if blocks and len(blocks[-1][0]) + 3 + len(block[0]) <= width:
-      blocks[-1] = [f'{left}   {right}' for left, right in zip(blocks[-1], block, strict=True)]
+  for task in tasks:
+    columns = []
+    for metric in task.shown:
+      cells = [cell.text for cell in _row(runs, task, metric, compared=False).cells]
+      texts = [f'{figures.metric(metric).label} {figures.arrow(metric)}', *cells]
+      columns.append([f'{text:>{max(map(len, texts))}}' for text in texts])
+    lines = ['  '.join(line) for line in zip(*columns, strict=True)]
+    lines = [f'{line:<{max(len(task.name), len(lines[0]))}}' for line in (task.name, *lines)]
+    if blocks and len(blocks[-1][0]) + 3 + len(lines[0]) <= width:
+      blocks[-1] = [f'{one}   {other}' for one, other in zip(blocks[-1], lines, strict=True)]
     else:
-      names = ['', '', *(row.name for row in table.rows)]
-      blocks.append([f'{name:<{name_width}}   {cells}' for name, cells in zip(names, block, strict=True)])
+      blocks.append([f'{name}   {line}' for name, line in zip(left, lines, strict=True)])
   return '\n\n'.join('\n'.join(line.rstrip() for line in block) for block in blocks)
-
-
-def headlines(evals: Mapping[str, dict[str, Any]]) -> list[dict[str, str]]:
-  """Headlines from the main metric of each task: `task`, `outcome`, `verdict`, `detail` and `caution`.
-
-  Joint means a run of several tasks, single-task one that has only this task. The outcome is what the first joint run
-  is against the single-task run, `better`, `worse` or `same`, and empty where there are not both.
-  """
-  table = comparison(evals)
-  baselines = {task: KINDS[kind].baseline_name for task, kind in kinds_of(evals.values()).items()}
-  said = []
-  for i, column in enumerate(table.columns):
-    if i and table.columns[i - 1].task == column.task:
-      continue
-    scores = {row.name: value for row in table.rows if (value := row.values[i]) is not None}
-    cells = {row.name: row.cells[i] for row in table.rows if row.name in scores}
-    joint = [name for name in evals if name in scores and len(evals[name]['tasks']) > 1]
-    single = [name for name in evals if name in scores and len(evals[name]['tasks']) == 1]
-    if joint and single:
-      verdict = ' '.join(_verdict(column, name, single[0], scores) for name in joint)
-    else:
-      phrase = METRICS[column.metric].phrase
-      scored = [cells[name] + (f' ({name})' if len(evals) > 1 else '') for name in joint + single]
-      verdict = f'{phrase[0].upper()}{phrase[1:]} {", ".join(scored) or UNDEFINED}'
-    cells[baselines[column.task]] = cells.pop(BASELINE, MISSING)
-    detail = ' · '.join(f'{name} {cell}' for name, cell in cells.items())
-    outcome = _outcome(column, scores[joint[0]], scores[single[0]]) if joint and single else ''
-    caution = _caution(column, scores)
-    said.append({'task': column.task, 'outcome': outcome, 'verdict': verdict, 'detail': detail, 'caution': caution})
-  return said
-
-
-def kinds_of(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-  """The kind of each task in the order of columns, told by the main metric it has."""
-  kinds: dict[str, str] = {}
-  for evaluation in evaluations:
-    for task, metrics in evaluation['tasks'].items():
-      kind = next((kind for kind in KINDS if KINDS[kind].main_metric in metrics), None)
-      if kind:
-        kinds.setdefault(task, kind)
-  first = [kind for kind in KINDS if kind in ('binary', 'landmarks')]
-  rank = {kind: i for i, kind in enumerate(first)}
-  return dict(sorted(kinds.items(), key=lambda item: rank.get(item[1], len(first))))
-
-
-def _row(name: str, tasks: Mapping[str, Any], columns: Sequence[Column]) -> Row:
-  values = tuple(tasks.get(column.task, {}).get(column.metric) for column in columns)
-  cells = tuple(
-    MISSING if column.task not in tasks else text(value, column.metric)
-    for value, column in zip(values, columns, strict=True)
-  )
-  return Row(name, values, cells)
-
-
-def text(value: float | None, metric: str) -> str:
-  if value is None:
-    return UNDEFINED
-  return f'{100 * value:.2f}%' if METRICS[metric].percent else f'{value:.3g}'
-
-
-def _text_columns(table: Table, task: str) -> list[str]:
-  """The lines of one task: its name, its metrics, a line per row."""
-  indices = [i for i, column in enumerate(table.columns) if column.task == task]
-  lines = [[f'{table.columns[i].label} {table.columns[i].arrow}' for i in indices]]
-  lines += [[row.cells[i] for i in indices] for row in table.rows]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(indices))]
-  texts = ['  '.join(f'{cell:>{width}}' for cell, width in zip(line, widths, strict=True)) for line in lines]
-  width = max(len(task), len(texts[0]))
-  return [f'{task:<{width}}', *(f'{text:>{width}}' for text in texts)]
-
-
-def _outcome(column: Column, ours: float, theirs: float) -> str:
-  """Better, worse, or the same as far as the shown figures tell."""
-  if text(abs(ours - theirs), column.metric) in ('0.00%', '0'):
-    return 'same'
-  return 'better' if (ours > theirs) == column.higher_is_better else 'worse'
-
-
-def _verdict(column: Column, joint: str, single: str, scores: Mapping[str, float]) -> str:
-  """A sentence on a joint run against the run of this task alone."""
-  ours, theirs = scores[joint], scores[single]
-  phrase, percent = METRICS[column.metric].phrase, METRICS[column.metric].percent
-  subject = 'Joint training' if joint == 'joint' else joint
-  outcome = _outcome(column, ours, theirs)
-  if outcome == 'same':
-    return f'{subject} and training alone score the same {phrase}.'
-  size = f'{100 * abs(ours - theirs):.2f} points' if percent else f'{abs(ours - theirs):.3g}'
-  return f'{subject} is {outcome}: {phrase} {size} {"higher" if ours > theirs else "lower"} than training alone.'
-
-
-def _caution(column: Column, scores: Mapping[str, float]) -> str:
-  """Names the runs that learned nothing more than the labels' means."""
-  baseline = scores.get(BASELINE)
-  if baseline is None:
-    return ''
-  sign = 1 if column.higher_is_better else -1
-  losers = [name for name, score in scores.items() if name != BASELINE and sign * (score - baseline) <= 0]
-  return f'Not better than the baseline: {", ".join(losers)}.' if losers else ''

@@ -4,10 +4,12 @@ import dataclasses
 import logging
 import math
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 import jax
@@ -81,6 +83,8 @@ class Checkpoints:
     """
     self._data = data
     logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
+    if sys.excepthook is sys.__excepthook__:
+      sys.excepthook = _without_late_callbacks
     self._local = address.is_local(workdir)
     self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
     atomic_write.refuse_link(self.directory)
@@ -236,6 +240,12 @@ def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
   return jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, shardings
   )
+
+
+def _without_late_callbacks(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+  """Drops tracebacks of TensorStore's threads that find Orbax's event loop closed, dozens after a save that failed."""
+  if kind is not RuntimeError or str(error) != 'Event loop is closed':
+    sys.__excepthook__(kind, error, trace)
 
 
 def _told(record: logging.LogRecord) -> bool:

@@ -52,7 +52,8 @@ def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -
   elif settings.weight_decay:
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
-    made = make(learning_rate=schedule(config, peak=learning_rate), **given)
+    with parts.made(settings.name, field=FIELD):
+      made = make(learning_rate=schedule(config, peak=learning_rate), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error
   if not isinstance(made, optax.GradientTransformation):

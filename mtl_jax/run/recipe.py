@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 from ml_collections import ConfigDict
 
-from mtl_jax.models import multitask, pretrained
+from mtl_jax.models import multitask
 from mtl_jax.models.network import Network
 from mtl_jax.objectives import Objective, loss_terms, options
 from mtl_jax.run import optimizer
@@ -61,11 +60,3 @@ def state_maker(
     num_losses=len(loss_terms.names(tasks, config.objective.grain)),
     **recipe._asdict(),
   )
-
-
-def pretrained_weights(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
-  """The weights that the backbone starts from, if the config names a file; a run that resumes has them already."""
-  if not config.model.weights:
-    return None
-  backbone = multitask.backbone_from_config(config.model)
-  return pretrained.load(Path(config.model.weights), backbone, image_size=image_size)

@@ -29,7 +29,7 @@ from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
 from mtl_jax.platform.address import local_path
-from mtl_jax.run import checkpoint, recipe
+from mtl_jax.run import checkpoint, own_parts, recipe
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.tasks import LabelStats, Task, losses
 
@@ -186,9 +186,9 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   """A copy whose data and weights are found from any folder."""
-  config = config.copy_and_resolve_references()
+  config = own_parts.with_absolute_paths(config)
   if config.model.weights:
-    config.model.weights = str(local_path(config.model.weights).resolve())
+    config.model.weights = address.absolute(config.model.weights)
   config.data.update(mixture.absolute_dirs(config.data))
   if config.data.feature_cache not in ('', 'none'):
     config.data.feature_cache = str(local_path(config.data.feature_cache).resolve())
@@ -225,7 +225,7 @@ def check_resumable(
     return []
   old_config, old_facts = read(workdir)
   old, new = configs.to_json(old_config), configs.to_json(config)
-  changed = list(configs.differences(old, new, ignore=configs.RESUMABLE))
+  changed = [*configs.differences(old, new, ignore=configs.RESUMABLE), *own_parts.changed(workdir, config)]
   if changed and not allow_config_change:
     raise CheckpointError(
       f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
@@ -246,6 +246,7 @@ def begin(workdir: Path, config: ConfigDict, facts: DataFacts) -> None:
   if jax.process_index() == 0:
     write_json(workdir / 'dataset.json', {**facts.to_json(), 'mtl_jax': mtl_jax.__version__})
     write_json(workdir / 'config.json', configs.to_json(config))
+    own_parts.keep(workdir, config)
 
 
 def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
@@ -310,9 +311,13 @@ class TrainedModel:
     return self.facts.tasks
 
 
-def restore(workdir: Path, *, step: int | None = None) -> TrainedModel:
-  """The model of a run, at the step that was best on validation unless another is asked for."""
+def restore(workdir: Path, *, step: int | None = None, allow_code: bool = False) -> TrainedModel:
+  """The model of a run, at the step that was best on validation unless another is asked for.
+
+  `allow_code` runs parts of its user's own though this user has not run them before: see `own_parts`.
+  """
   config, facts = read(workdir)
+  config = own_parts.located(workdir, config, allow_code=allow_code)
   if not (workdir / 'checkpoints').is_dir():
     check_kind(workdir, 'checkpoints')
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
@@ -348,11 +353,3 @@ def _model_devices(config: ConfigDict) -> int:
   """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
   asked = config.train.model_devices
   return 1 if jax.local_device_count() % asked else asked
-
-
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested fields by their dotted names."""
-  fields: dict[str, Any] = {}
-  for key, value in config.items():
-    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return fields

@@ -22,8 +22,9 @@ from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.network import Network
+from mtl_jax.models.own_weights import OWN
 from mtl_jax.platform import sharding
-from mtl_jax.run import optimizer, recipe
+from mtl_jax.run import optimizer, start_weights
 from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
 from mtl_jax.training import building
@@ -135,13 +136,13 @@ def build(
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   splits = {'train': run.train, 'val': run.val, 'test': mixture.load_split(store, 'test', run.tasks)}
-  weights = recipe.pretrained_weights(config, store.image_size)
+  weights = start_weights.load(config, store.image_size)
   if run.model.frozen is not None and run.augmentation == Augmentation():  # Else each replica has stages of its own.
     state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
     kept_in = directory / 'model'
     cache = FeatureCache(config, run.model, state.variables, store.checksum, run.mesh, kept_in, stop)
     splits = cache.replace_images(splits)
-    if weights and 'features' in splits['train'].inputs:
+    if weights and OWN not in weights and 'features' in splits['train'].inputs:
       weights = frozen.without_frozen(weights, state.variables)
   run = dataclasses.replace(run, train=splits['train'], val=splits['val'])
   mesh = sharding.make_mesh(jax.local_devices())

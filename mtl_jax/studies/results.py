@@ -32,7 +32,7 @@ def recipe(config: ConfigDict, checksum: str) -> str:
   """
   fields = {
     name: value
-    for name, value in workdir.flat(configs.to_json(config)).items()
+    for name, value in configs.flat(configs.to_json(config)).items()
     if not name.startswith(NOT_IN_RECIPE) and name not in configs.RESUMABLE
   }
   return hashlib.sha256(json.dumps([fields, checksum], sort_keys=True).encode()).hexdigest()[:16]

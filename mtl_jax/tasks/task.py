@@ -190,14 +190,15 @@ class Task:
     return [f'{name.replace("_", " ")}  {p:.2f}' for p, name in likely]
 
   def overlay(self, predictions: np.ndarray) -> np.ndarray | None:
-    """A picture to lay over the image, RGBA uint8 `[h, w, 4]`, from one example's predictions; None: nothing."""
+    """A picture to lay over the image, RGBA uint8 `[h, w, 4]`, from one example's predictions or
+    labels; None: nothing."""
     del predictions
     return None
 
-  def marks(self, described: dict[str, Any]) -> list[tuple[float, float]]:
-    """Points to mark in a picture, in its pixels, from what `describe` gave."""
-    del described
-    return []
+  def marks(self, values: np.ndarray) -> np.ndarray:
+    """Points to mark in a picture, `[p, 2]` of its width and height, from one example's predictions or labels."""
+    del values
+    return np.zeros((0, 2))
 
   def subset(self, labels: Sequence[str], *, field: str, name: str | None = None) -> 'Task':
     """The same kind of task with only some of the labels; `field` of the config is to blame for a wrong one."""

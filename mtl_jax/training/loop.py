@@ -19,7 +19,7 @@ from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
-from mtl_jax.run import checkpoint, digests, recipe, workdir
+from mtl_jax.run import checkpoint, digests, start_weights, workdir
 from mtl_jax.run.checkpoint import Checkpoints, OtherModelError, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
@@ -139,7 +139,7 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainPr
     if progress.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
       progress.best_step = 0
     return restored
-  weights = recipe.pretrained_weights(run.config, run.store.image_size)
+  weights = start_weights.load(run.config, run.store.image_size)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
   return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), TrainProgress()

@@ -6,6 +6,7 @@ A label that a set lacks is masked there; the masks do all the work in losses an
 import dataclasses
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,8 +28,9 @@ FIELD = 'config.data.rename'
 
 log = logging.getLogger('mtl_jax')
 
-Label: TypeAlias = tuple[str, str]  # Of a task and a label.
-Renames: TypeAlias = Mapping[Label, Label]
+Renames: TypeAlias = Mapping[str, str]  # Labels as `task/label`.
+Column: TypeAlias = tuple[Task, int]  # A task of a set, and the number of one of its labels.
+_LABEL = r'\s*([^/=]*[^/=\s])\s*/\s*([^/=]*[^/=\s])\s*'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,16 +75,12 @@ def open_data(data: ConfigDict) -> DataSet:
   Raises:
     UserError: for a folder without a prepared set, sets that do not fit together, or a wrong rename.
   """
-  if data.dirs:
-    return open_mixture(data.dirs, parse_renames(data.rename), corrupt_share=data.corrupt_share)
-  if not data.dir:
+  if not (data.dirs or data.dir):
     raise ConfigError(
       'config.data.dir is empty; name a prepared set with --config.data.dir=DIR, several with --config.data.dirs=A,B'
     )
-  store = sets.open_set(address.absolute(data.dir), corrupt_share=data.corrupt_share)
-  renames = parse_renames(data.rename)
-  _check_renames(renames, [store])
-  return rename(store, renames)
+  found = open_mixture(data.dirs or [data.dir], parse_renames(data.rename), corrupt_share=data.corrupt_share)
+  return found if data.dirs else found.parts[0]
 
 
 def absolute_dirs(data: ConfigDict) -> dict[str, Any]:
@@ -124,14 +122,14 @@ def parse_renames(texts: Sequence[str]) -> Renames:
   Raises:
     ConfigError: for a text that is no such pair, or a label renamed twice.
   """
-  renames: dict[Label, Label] = {}
+  renames: dict[str, str] = {}
   for text in texts:
-    sides = [tuple(name.strip() for name in side.split('/')) for side in text.split('=')]
-    if [len(side) for side in sides] != [2, 2] or not all(name for side in sides for name in side):
+    sides = re.fullmatch(f'{_LABEL}={_LABEL}', text)
+    if sides is None:
       raise ConfigError(f'{FIELD}: {text!r} is no TASK/LABEL=TASK/LABEL, such as smile/Smiling=attributes/Smiling')
-    old, new = ((task, label) for task, label in sides)
+    old, new = f'{sides[1]}/{sides[2]}', f'{sides[3]}/{sides[4]}'
     if old in renames:
-      raise ConfigError(f'{FIELD}: {"/".join(old)} is renamed twice')
+      raise ConfigError(f'{FIELD}: {old} is renamed twice')
     renames[old] = new
   return renames
 
@@ -141,16 +139,16 @@ def _check_renames(renames: Renames, stores: Sequence[Store]) -> None:
 
   Without the second a slip in the new name would make a column of its own.
   """
-  known = [label for store in stores for task in store.tasks for label in _labels(task)]
-  tasks = {task for task, _ in known}
+  known = list(dict.fromkeys(label for store in stores for label in _labels(store)))
+  tasks = {task.name for store in stores for task in store.tasks}
   for old, new in renames.items():
-    sides = (old, new) if new[0] in tasks else (old,)
-    for side in sides:
-      choose('/'.join(side), ['/'.join(label) for label in dict.fromkeys(known)], field=FIELD)
+    for side in (old, new) if new.partition('/')[0] in tasks else (old,):
+      choose(side, known, field=FIELD)
 
 
-def _labels(task: Task) -> list[Label]:
-  return [(task.name, label) for label in task.labels]
+def _labels(store: Store) -> dict[str, Column]:
+  """The columns of a set's labels by `task/label`."""
+  return {f'{task.name}/{label}': (task, i) for task in store.tasks for i, label in enumerate(task.labels)}
 
 
 def rename(store: Store, renames: Renames) -> Store:
@@ -159,32 +157,37 @@ def rename(store: Store, renames: Renames) -> Store:
   Raises:
     ConfigError: where two labels would get one name, or a label would join a task of another kind.
   """
-  if not any(label in renames for task in store.tasks for label in _labels(task)):
+  own = _labels(store)
+  if not renames.keys() & own.keys():
     return store
-  sources: dict[str, dict[str, Label]] = {}  # For each new task its labels, and where they are in the set.
-  for task in store.tasks:
-    for old in _labels(task):
-      name, label = renames.get(old, old)
-      if label in sources.setdefault(name, {}):
-        both = ' and '.join('/'.join(one) for one in (sources[name][label], old))
-        raise ConfigError(f'{FIELD}: {both} of {store.directory} would both be {name}/{label}')
-      sources[name][label] = old
-  tasks = tuple(_renamed_task(name, columns, store) for name, columns in sources.items())
-  labels = {task.name: _stack(store.labels, sources[task.name], store, task) for task in tasks}
-  mask = {task.name: _stack(store.mask, sources[task.name], store, task) for task in tasks}
-  return dataclasses.replace(store, tasks=tasks, labels=labels, mask=mask)
+  renamed: dict[str, dict[str, Column]] = {}  # For each new task the columns of its labels.
+  taken: dict[str, str] = {}
+  for old, column in own.items():
+    name, _, label = (new := renames.get(old, old)).partition('/')
+    if new in taken:
+      raise ConfigError(f'{FIELD}: {taken[new]} and {old} of {store.directory} would both be {new}')
+    taken[new] = old
+    renamed.setdefault(name, {})[label] = column
+
+  def stacked(arrays: Mapping[str, np.ndarray], columns: dict[str, Column]) -> np.ndarray:
+    found = [arrays[task.name] if task.dense else arrays[task.name][:, i] for task, i in columns.values()]
+    return found[0] if next(iter(columns.values()))[0].dense else np.stack(found, axis=1)
+
+  return dataclasses.replace(
+    store,
+    tasks=tuple(_renamed_task(name, columns, store) for name, columns in renamed.items()),
+    labels={name: stacked(store.labels, columns) for name, columns in renamed.items()},
+    mask={name: stacked(store.mask, columns) for name, columns in renamed.items()},
+  )
 
 
-def _renamed_task(name: str, columns: Mapping[str, Label], store: Store) -> Task:
+def _renamed_task(name: str, columns: dict[str, Column], store: Store) -> Task:
   """The task of that name that the set's labels make."""
-  by_name = {task.name: task for task in store.tasks}
-  first = by_name[next(iter(columns.values()))[0]]
-  for task, label in columns.values():
-    if _facts(by_name[task]) != _facts(first):
-      raise ConfigError(
-        f'{FIELD}: {task}/{label} of {store.directory} is {by_name[task].kind} and cannot join {name}, which is '
-        f'{first.kind}'
-      )
+  first = next(iter(columns.values()))[0]
+  for task, i in columns.values():
+    if _facts(task) != _facts(first):
+      joins = f'{task.name}/{task.labels[i]} of {store.directory} is {task.kind}'
+      raise ConfigError(f'{FIELD}: {joins} and cannot join {name}, which is {first.kind}')
   try:
     if isinstance(first, LandmarkTask):
       return landmark_task(tuple(columns), name=name)
@@ -196,15 +199,6 @@ def _renamed_task(name: str, columns: Mapping[str, Label], store: Store) -> Task
 def _facts(task: Task) -> dict[str, Any]:
   """The kind of a task and all else but its name and labels."""
   return {**task.to_json(), 'name': '', 'labels': ()}
-
-
-def _stack(arrays: Mapping[str, np.ndarray], columns: Mapping[str, Label], store: Store, task: Task) -> np.ndarray:
-  """The columns `[n, k]` of a renamed task from the arrays of the set's own tasks."""
-  if task.dense:
-    return arrays[columns[task.labels[0]][0]]
-  own = {task.name: task.labels for task in store.tasks}
-  taken = [arrays[name][:, own[name].index(label)] for name, label in (columns[label] for label in task.labels)]
-  return np.stack(taken, axis=1)
 
 
 def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
@@ -288,8 +282,6 @@ def _columns(store: Store, arrays: Mapping[str, np.ndarray], rows: range, task: 
 
 def identities(data: DataSet, example_ids: np.ndarray) -> np.ndarray:
   """The number of the person on each of these examples, -1 where unknown; sets of a mixture share no person."""
-  if isinstance(data, Store):
-    return np.asarray(data.identity)[example_ids]
   known, first = [], 0
   for part in data.parts:
     own = np.asarray(part.identity, np.int64)

@@ -65,7 +65,10 @@ class Records:
     self._corrupt_share = corrupt_share
     self._lock = threading.Lock()
     # Not mapped: pages of a mapped file count as this process's memory, and one cut short while mapped kills it.
-    self._file = os.open(path, os.O_RDONLY)
+    try:
+      self._file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+      raise DataError(f'{path}: cannot be read: {error.strerror}') from error
     self._num_bytes = os.fstat(self._file).st_size
     weakref.finalize(self, os.close, self._file)
 

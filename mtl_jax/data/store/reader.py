@@ -143,20 +143,19 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
   arrays = {name: load_array(directory / name, *kind) for name, kind in kinds.items()}
   try:
     image_names = (directory / 'names.txt').read_text('utf-8').split('\n')[:-1]
-    offsets = arrays['offsets.npy'] if 'offsets.npy' in arrays else _offsets(directory / images, header)
-    if len(image_names) != header.num_examples:
-      raise ValueError(f'{len(image_names)} names of {header.num_examples} rows')
-    records = Records(
-      directory / images,
-      shape=(*header.image_size, 3),
-      offsets=offsets,
-      crc32=arrays.get('crc32.npy'),
-      encoding=header.encoding,
-      names=image_names,
-      corrupt_share=corrupt_share,
-    )
-  except (OSError, ValueError, EOFError) as error:
-    raise DataError(f'{directory} is not as it was written: {one_line(error)}; {AGAIN}') from error
+  except (OSError, ValueError) as error:
+    raise DataError(f'{directory / "names.txt"}: cannot be read: {one_line(error)}; {AGAIN}') from error
+  if len(image_names) != header.num_examples:
+    raise DataError(f'{directory / "names.txt"}: holds {len(image_names)} names of {header.num_examples} rows; {AGAIN}')
+  records = Records(
+    directory / images,
+    shape=(*header.image_size, 3),
+    offsets=arrays['offsets.npy'] if 'offsets.npy' in arrays else _offsets(directory / images, header),
+    crc32=arrays.get('crc32.npy'),
+    encoding=header.encoding,
+    names=image_names,
+    corrupt_share=corrupt_share,
+  )
   return Store(
     directory=directory,
     image_size=header.image_size,

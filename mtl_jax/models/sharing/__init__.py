@@ -40,13 +40,13 @@ SHARING: dict[str, type[Sharing]] = {
 KINDS: dict[type, Kind] = {str: TEXT, int: whole(1), float: real(0)}
 
 
-def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-  """The options of a way, of its fields' types.
+def check_options(way: type[Sharing], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
+  """The options of a way, of its fields' types; errors call it by its name.
 
   Raises:
     ConfigError: for one that it has not, or whose value cannot be.
   """
   inherited = {field.name for field in dataclasses.fields(Sharing)}
-  own = {field.name: field.default for field in dataclasses.fields(SHARING[name]) if field.name not in inherited}
+  own = {field.name: field.default for field in dataclasses.fields(way) if field.name not in inherited}
   known = {option: KINDS[type(default)] for option, default in own.items()}
   return options(given, known, field='config.model.sharing_options', owner=name)

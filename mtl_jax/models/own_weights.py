@@ -1,0 +1,88 @@
+"""Weights of one of our models for another: by name and shape, whatever is frozen, shared in another way, or new."""
+
+import logging
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import traverse_util
+
+from mtl_jax.errors import DataError
+from mtl_jax.models import pretrained
+from mtl_jax.models.pretrained import FIELD, listed
+
+log = logging.getLogger('mtl_jax')
+
+OWN = 'own'  # The key of weights of ours, where a backbone's have their collections.
+
+Path = tuple[str, ...]
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+  """A model's arrays by names that do not depend on what is frozen: `params/backbone/conv1/kernel`."""
+  return {'/'.join(_plain(path)): leaf for path, leaf in traverse_util.flatten_dict(variables).items()}
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """The arrays of a `.safetensors` file of ours, by the names of `flatten`; none for a file of other names."""
+  if path.suffix != '.safetensors':
+    return {}
+  found = pretrained.read(path)
+  return {name: tensor.read() for name, tensor in found.items()} if any(n.startswith('params/') for n in found) else {}
+
+
+def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+  """The variables with every array that `weights` holds under its name and in its shape; logs what is new or left over.
+
+  Where a model holds several copies of the backbone, each starts from the weights' one, if they have one alone.
+
+  Args:
+    variables: of the model, before its first step.
+    weights: as `flatten` gives them.
+
+  Raises:
+    DataError: if none of the encoder fits.
+  """
+  flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
+  taken, new, result = set(), [], {}
+  for path, leaf in flat.items():
+    name = '/'.join(_plain(path))
+    found = next((one for one in (name, _of_one_copy(name)) if one in weights and _fits(leaf, weights[one])), None)
+    result[path] = leaf if found is None else jnp.broadcast_to(weights[found], leaf.shape).astype(leaf.dtype)
+    if found is None:
+      new.append(name)
+    else:
+      taken.add(found)
+  if not any('/backbone' in name for name in taken):
+    raise DataError(f'{FIELD} holds nothing of this model; is it of another backbone or width?')
+  log.info(
+    'weights: %d of %d arrays are taken; new here: %s; left over there: %s',
+    len(taken), len(weights), listed(_modules(new)), listed(_modules(weights.keys() - taken)),
+  )  # fmt: skip
+  return traverse_util.unflatten_dict(result)
+
+
+def _plain(path: Path) -> Path:
+  """A path without the frame of frozen stages, of the shared part, and of a backbone's remainder."""
+  if path[0] == 'frozen':
+    path = path[path.index('variables') + 1 :]
+  kept = [path[0]]
+  for part in path[1:]:
+    if part != 'shared' and not (part == 'backbone' and kept[-1].startswith('backbone')):
+      kept.append(part)
+  return tuple(kept)
+
+
+def _of_one_copy(name: str) -> str:
+  return re.sub(r'/backbone_\w+/', '/backbone/', name)
+
+
+def _fits(leaf: Any, weight: Any) -> bool:
+  return weight.shape in (leaf.shape, leaf.shape[1:])
+
+
+def _modules(names: Any) -> list[str]:
+  """The modules of arrays: their names without the collection and the array's own."""
+  return sorted({'/'.join(name.split('/')[1:-1]) for name in names})

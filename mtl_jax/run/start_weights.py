@@ -1,0 +1,37 @@
+"""The weights that a run starts from: a file of pretrained ones, or those of another run."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mtl_jax.models import multitask, own_weights, pretrained
+from mtl_jax.models.own_weights import OWN
+from mtl_jax.platform import address
+from mtl_jax.run import workdir
+
+log = logging.getLogger('mtl_jax')
+
+
+def load(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """What `config.model.weights` names, for `init_state`; None where it names nothing. A run that resumes has them.
+
+  Raises:
+    UserError: for a file or a run that cannot be read, or is of another architecture.
+  """
+  place = config.model.weights
+  if not place:
+    return None
+  if multitask.is_weights_file(place):
+    path = Path(place)
+    if own := own_weights.read(path):
+      return {OWN: own}
+    return pretrained.load(path, multitask.backbone_from_config(config.model), image_size=image_size)
+  found = re.fullmatch(r'(.*?)(?:@(\d+))?', place)
+  assert found is not None  # Both parts may be missing.
+  trained = workdir.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)
+  log.info('weights: step %d of %s', trained.step, found[1])
+  return {OWN: jax.device_get(own_weights.flatten(trained.variables))}

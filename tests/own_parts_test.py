@@ -1,0 +1,112 @@
+"""Parts of the user's own, each in a file: trained, resumed, evaluated, exported, and never run unasked."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_runs
+from PIL import Image
+
+import mtl_jax
+from mtl_jax import cli
+from mtl_jax.errors import UserError
+
+PAGE = (Path(__file__).parents[1] / 'docs' / 'own_parts.md').read_text()
+CODE = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
+FIELDS = ('model.backbone', 'model.head', 'model.sharing', 'objective.name', 'optimizer.name')
+NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule')
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory):
+  return small_runs.make_faces(tmp_path_factory.mktemp('parts') / 'faces')
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
+def trained(faces, folder, fields=FIELDS) -> tuple[dict, mtl_jax.Run]:
+  """A run of four steps whose parts are those of the page, in files of `folder`."""
+  overrides = {'train.steps': 4, 'model.width': 4, 'eval.every_steps': 4}
+  for field, name, code in zip(FIELDS, NAMES, CODE, strict=True):
+    if field in fields:
+      (folder / f'{name}.py').write_text(code)
+      overrides[field] = f'{folder / name}.py:{name}'
+  return overrides, mtl_jax.train(small_runs.make_config(faces), folder / 'run', overrides=overrides)
+
+
+def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_files(faces, tmp_path):
+  fields, run = trained(faces, tmp_path)
+  assert run.step == 4
+  found = run.evaluate(split='val')
+  more = mtl_jax.train(
+    small_runs.make_config(faces), run.workdir, overrides=fields | {'train.steps': 6}, allow_config_change=True
+  )
+  assert more.step == 6
+  for file in tmp_path.glob('*.py'):
+    file.unlink()
+  assert mtl_jax.evaluate(run.workdir, split='val', step=4)['tasks'] == found['tasks']
+  model = run.load()
+  assert set(model.variables['params']['shared']['backbone']) == {'conv0', 'conv1'}
+  assert len(model.predict(np.zeros((2, *model.image_size, 3), np.uint8))) == 2
+  assert (mtl_jax.export(run.workdir, tmp_path / 'out') / 'model.stablehlo').exists()
+
+
+def test_code_from_elsewhere_runs_only_when_it_is_allowed_and_is_then_known(faces, tmp_path, monkeypatch, capsys):
+  _, run = trained(faces, tmp_path, ['model.head'])
+  Image.new('RGB', (16, 16)).save(tmp_path / 'face.png')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'another'))
+  command = ['predict', '--workdir', str(run.workdir), str(tmp_path / 'face.png')]
+  assert cli.main(command) == 2
+  assert '--allow_code' in capsys.readouterr().err
+  assert cli.main([*command, '--allow_code']) == 0
+  assert cli.main(command) == 0
+
+
+def test_a_kept_file_that_was_changed_or_lost_is_refused(faces, tmp_path):
+  _, run = trained(faces, tmp_path, ['model.head'])
+  (kept,) = (run.workdir / 'parts').iterdir()
+  kept.write_text(kept.read_text() + '# more\n')
+  with pytest.raises(UserError, match=kept.name):
+    run.load()
+  kept.unlink()
+  with pytest.raises(UserError, match=kept.name):
+    mtl_jax.load(run.workdir, allow_code=True)
+
+
+def test_a_workdir_cannot_name_files_outside_of_it(faces, tmp_path):
+  _, run = trained(faces, tmp_path, ['model.head'])
+  outside = tmp_path / 'outside.py'
+  outside.write_text('raise SystemExit("ran")')
+  listed = run.workdir / 'parts.json'
+  (kept,) = (run.workdir / 'parts').iterdir()
+  listed.write_text(listed.read_text().replace(kept.name, '../../outside.py'))
+  with pytest.raises(UserError, match=r'outside\.py'):
+    mtl_jax.load(run.workdir, allow_code=True)
+
+
+def test_a_run_is_not_resumed_with_another_file_under_the_same_name(faces, tmp_path):
+  fields, run = trained(faces, tmp_path, ['model.head'])
+  (tmp_path / 'Head.py').write_text(CODE[1].replace('tanh', 'relu'))
+  with pytest.raises(UserError, match=r'config\.model\.head: .*Head\.py'):
+    mtl_jax.train(small_runs.make_config(faces), run.workdir, overrides=fields)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('model.backbone', 'builtins:dict'),
+    ('model.backbone', 'missing.py:Net'),
+    ('model.head', 'builtins:dict'),
+    ('model.sharing', 'builtins:dict'),
+    ('objective.name', 'os.path:join'),
+    ('model.head', 'no.such.module:Net'),
+    ('model.heads.landmarks', 'missing.py:Net'),
+  ],
+)
+def test_what_is_no_such_part_is_refused_with_its_field(faces, tmp_path, field, value):
+  with pytest.raises(UserError, match=f'config.{field}'):
+    mtl_jax.train(small_runs.make_config(faces), tmp_path / 'run', overrides={field: value})

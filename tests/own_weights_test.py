@@ -1,0 +1,110 @@
+"""Runs that start from another run's weights: what is taken, what is new, and what is refused."""
+
+import logging
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small_runs
+from flax import traverse_util
+
+from mtl_jax.data.store import cache as sets
+from mtl_jax.errors import UserError
+from mtl_jax.models import own_weights
+from mtl_jax.run import start_weights, workdir
+from mtl_jax.training import building, loop
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory):
+  return small_runs.make_faces(tmp_path_factory.mktemp('weights') / 'faces')
+
+
+@pytest.fixture(scope='module')
+def source(faces, tmp_path_factory):
+  """A run with averaged weights."""
+  directory = tmp_path_factory.mktemp('weights') / 'run'
+  loop.train(small_runs.make_config(faces, **{'optimizer.ema_decay': 0.9, 'eval.every_steps': 12}), directory)
+  return directory
+
+
+def start(faces, **overrides) -> dict[str, np.ndarray]:
+  """The arrays that a run begins with, by their plain names."""
+  config = small_runs.make_config(faces, **overrides)
+  store = sets.open_set(config.data.dir)
+  run = building.build(config, store)
+  state = jax.jit(run.make_state)(pretrained_weights=start_weights.load(config, store.image_size))
+  return own_weights.flatten(jax.device_get(state.variables))
+
+
+def test_a_run_starts_from_the_averaged_weights_of_another_and_says_so(faces, source, caplog):
+  caplog.set_level(logging.INFO, 'mtl_jax')
+  found = start(faces, **{'model.weights': str(source)})
+  theirs = own_weights.flatten(workdir.restore(source).variables)
+  assert found.keys() == theirs.keys()
+  for name, value in found.items():
+    np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+  assert 'new here: none; left over there: none' in caplog.text
+
+
+def test_other_tasks_get_new_heads_and_the_shared_part_of_the_run(faces, source, caplog):
+  caplog.set_level(logging.INFO, 'mtl_jax')
+  found = start(faces, **{'model.weights': f'{source}@12', 'tasks': 'landmarks', 'model.head': 'mlp'})
+  theirs = own_weights.flatten(workdir.restore(source, step=12).variables)
+  for name in found:
+    if 'backbone' in name:
+      np.testing.assert_array_equal(found[name], theirs[name], err_msg=name)
+  assert 'new here: head_landmarks/hidden, head_landmarks/output' in caplog.text
+  assert 'left over there: head_attributes/output' in caplog.text
+
+
+@pytest.mark.parametrize('freeze', ['stage1', 'backbone'])
+def test_frozen_stages_are_taken_from_a_run_that_trained_them(faces, source, freeze):
+  found = start(faces, **{'model.weights': str(source), 'model.freeze': freeze})
+  theirs = own_weights.flatten(workdir.restore(source).variables)
+  assert {name for name in found if 'backbone' in name} == {name for name in theirs if 'backbone' in name}
+  for name in found:
+    np.testing.assert_array_equal(found[name], theirs[name], err_msg=name)
+
+
+def test_every_copy_of_a_backbone_starts_from_the_one_of_the_run(faces, source):
+  found = start(faces, **{'model.weights': str(source), 'model.sharing': 'mmoe'})
+  theirs = own_weights.flatten(workdir.restore(source).variables)
+  copies = {name: re.sub(r'backbone_\w+?/', 'backbone/', name) for name in found if '/backbone_' in name}
+  assert len(copies) > len(set(copies.values()))
+  for name, one in copies.items():
+    np.testing.assert_array_equal(found[name], theirs[one], err_msg=name)
+
+
+def test_a_resumed_run_does_not_need_the_run_it_started_from(faces, source, tmp_path):
+  copy = shutil.copytree(source, tmp_path / 'copy')
+  config = small_runs.make_config(faces, **{'model.weights': str(copy), 'train.steps': 6})
+  loop.train(config, tmp_path / 'run')
+  shutil.rmtree(copy)
+  assert loop.train(config, tmp_path / 'run').step == 6
+  workdir.restore(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  ('value', 'told'),
+  [
+    ('{source}@7', 'step 7'),
+    ('{source}/nothing', 'nothing'),
+    ('{source}@12@3', '@12'),
+  ],
+)
+def test_a_run_or_step_that_is_not_there_is_refused(faces, source, value, told):
+  with pytest.raises(UserError, match=told):
+    start(faces, **{'model.weights': value.format(source=source)})
+
+
+def test_a_run_of_another_backbone_is_refused(faces, source):
+  with pytest.raises(UserError, match=r'config.model.weights .*backbone'):
+    start(faces, **{'model.weights': str(source), 'model.width': 3})
+
+
+def test_plain_names_are_those_of_arrays_once_each(faces, source):
+  variables = workdir.restore(source).variables
+  assert len(own_weights.flatten(variables)) == len(traverse_util.flatten_dict(variables))
