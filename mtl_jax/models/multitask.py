@@ -20,7 +20,7 @@ from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS, Decoder, Head, Mlp
 from mtl_jax.models.network import Network
 from mtl_jax.models.sharing import SHARING, check_options
-from mtl_jax.models.sharing.way import name_of
+from mtl_jax.models.sharing.way import Sharing, name_of
 from mtl_jax.tasks import Task
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -60,14 +60,14 @@ class MultiTaskModel(nn.Module):
   dtype: Any = jnp.float32
   frozen: FrozenStages | None = None
 
-  def encode(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
+  def encode(self, images: Float[Array, 'b ...'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
   def decode(
     self, representation: Representation | Mapping[str, Representation], *, train: bool
-  ) -> dict[str, Float[Array, 'b n']]:
+  ) -> dict[str, Float[Array, 'b ...']]:
     """Every task's outputs."""
     del train
     return {
@@ -77,7 +77,7 @@ class MultiTaskModel(nn.Module):
       for name, num_outputs in self.outputs
     }
 
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> dict[str, Float[Array, 'b n']]:
+  def __call__(self, images: Float[Array, 'b ...'], *, train: bool) -> dict[str, Float[Array, 'b ...']]:
     return self.decode(self.encode(images, train=train), train=train)
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:
