@@ -109,7 +109,7 @@ def _shifted(lhs, rhs, strides, padding):
   return sum(x * taps[i] for i, x in enumerate(_slices(lhs, rhs.shape[:2], strides, padding)))
 
 
-def _slices(lhs, kernel_size, strides, padding, fill=0):
+def _slices(lhs, kernel_size, strides, padding, fill=0.0):
   """The maps that each entry of a kernel meets: `p * q` maps `[b, h2, w2, c]`."""
   rows, columns = kernel_size
   padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)), constant_values=fill)
