@@ -105,7 +105,7 @@ def test_an_address_that_was_made_a_local_path_is_refused(faces, tmp_path, monke
 
 @pytest.mark.parametrize('verb', ['train', 'eval'])
 def test_other_stores_are_refused_with_what_works(verb, capsys, tmp_path):
-  config = ['--config', tmp_path / 'config.py'] if verb == 'train' else []
+  config = ['--config', 'default'] if verb == 'train' else []
   told = refused(capsys, verb, *config, '--workdir', 's3://b/run')
   assert 's3://b/run: checkpoints are written to folders and gs:// alone' in told
   assert 'take a local or shared folder' in told
