@@ -1,5 +1,6 @@
 """Every wrong use of the command line is told in one line that names what is wrong, with exit code 2."""
 
+import csv
 import io
 import json
 import os
@@ -288,6 +289,26 @@ def test_predict_prints_a_line_an_image_and_draws_it(capsys, trained_dir, faces,
   assert {path.stem for path in (tmp_path / 'drawn').iterdir()} == {stem, f'{stem}_2', faces[1].stem}
 
 
+def test_a_folder_gives_its_pictures_by_name_and_a_table_has_a_row_for_each(capsys, trained_dir, faces, tmp_path):
+  (tmp_path / 'pictures').mkdir()
+  for name in ('b.jpg', 'a.JPEG'):
+    shutil.copy(faces[0], tmp_path / 'pictures' / name)
+  (tmp_path / 'pictures' / 'notes.txt').write_text('no picture')
+  Image.new('RGB', (90, 30)).save(tmp_path / 'wide.png')
+  places = [str(tmp_path / 'pictures'), str(tmp_path / 'wide.png')]
+  command = ['predict', '--workdir', str(trained_dir), *places, '--csv', str(tmp_path / 'all.csv'), '--step', '4']
+  assert main(command) == 0
+  printed, told = capsys.readouterr()
+  lines = [json.loads(line) for line in printed.splitlines()]
+  assert [Path(line['file']).name for line in lines] == ['a.JPEG', 'b.jpg', 'wide.png']
+  assert told.count('squashed') == told.count(f'{tmp_path / "wide.png"}: 90 x 30') == 1
+  with (tmp_path / 'all.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row['file'] for row in rows] == [line['file'] for line in lines]
+  assert float(rows[1]['landmarks/nose/y']) == lines[1]['landmarks']['nose'][1]
+  assert float(rows[2]['attributes/Male']) == lines[2]['attributes']['Male']
+
+
 def test_a_drawing_never_replaces_the_picture(trained_dir, tmp_path):
   Image.new('RGB', (30, 30), 'red').save(tmp_path / 'a.png')
   before = (tmp_path / 'a.png').read_bytes()
@@ -299,7 +320,8 @@ def test_a_drawing_never_replaces_the_picture(trained_dir, tmp_path):
 def test_bad_images_are_named_and_the_good_ones_still_done(capsys, trained_dir, faces, tmp_path):
   (tmp_path / 'text.jpg').write_text('not an image')
   (tmp_path / 'cut.jpg').write_bytes(faces[0].read_bytes()[:500])
-  bad = [tmp_path / 'text.jpg', tmp_path / 'cut.jpg', tmp_path / 'missing.jpg', tmp_path]
+  (tmp_path / 'empty').mkdir()
+  bad = [tmp_path / 'text.jpg', tmp_path / 'cut.jpg', tmp_path / 'missing.jpg', tmp_path / 'empty']
   mixed = [bad[0], faces[0], *bad[1:], faces[1]]
   assert main(['predict', '--workdir', str(trained_dir), *map(str, mixed)]) == 2
   out, err = capsys.readouterr()
