@@ -155,8 +155,10 @@ def _parser() -> argparse.ArgumentParser:
 
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
   predict.add_argument('--workdir', required=True, help=WORKDIR)
-  predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE')
+  predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
+  predict.add_argument('--csv', type=local_path, metavar='FILE', help='write a table with a row for each image')
+  predict.add_argument('--step', type=int, help='another checkpoint than the best')
 
   text = 'train joint and single-task models with several seeds and test the difference'
   study = verb('study', _study, text, several=True)
@@ -268,11 +270,8 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  return (
-    2
-    if predict_files(mtl_jax.load(options.workdir, allow_code=options.allow_code), options.images, out=options.out)
-    else 0
-  )
+  model = mtl_jax.load(options.workdir, step=options.step, allow_code=options.allow_code)
+  return 2 if predict_files(model, options.images, out=options.out, table=options.csv) else 0
 
 
 def _study(options: argparse.Namespace) -> int:

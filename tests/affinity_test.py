@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from mtl_jax import cli, reports
-from mtl_jax.affinities import affinity, transfer, watched
+from mtl_jax.affinities import affinity
 from mtl_jax.config import to_json, with_fields
 from mtl_jax.configs import default
 from mtl_jax.data.prepare import prepare
 from mtl_jax.errors import CheckpointError, ConfigError, Interrupted
+from mtl_jax.platform import npz
 from mtl_jax.training import loop
 
 NAMES = [f'attributes/{label}' for label in latent.LABELS]
@@ -117,22 +118,15 @@ def test_watching_changes_no_bit_of_the_training(finished, config, tmp_path):
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_matrices(finished, config, tmp_path, monkeypatch):
-  stop_at = {'look': '000000050.npz', 'source': 'attributes_first_b.npz'}
+  waiting, write = ['000000050.npz', 'attributes_first_b.npz'], npz.write
 
-  def stopping(store_class, last):
-    put = store_class.put
+  def stopping(path, *arguments, **keywords):
+    write(path, *arguments, **keywords)
+    if path.name in waiting:
+      waiting.remove(path.name)
+      os.kill(os.getpid(), signal.SIGTERM)
 
-    def wrapped(self, *arguments, **keywords):
-      put(self, *arguments, **keywords)
-      if (self.directory / last).exists() and last in waiting:
-        waiting.remove(last)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(store_class, 'put', wrapped)
-
-  waiting = list(stop_at.values())
-  stopping(watched.LookStore, stop_at['look'])
-  stopping(transfer.SourceStore, stop_at['source'])
+  monkeypatch.setattr(npz, 'write', stopping)
   for remaining in (1, 0):
     with pytest.raises(Interrupted) as stopped:
       affinity.run(config, tmp_path)
@@ -188,3 +182,20 @@ def test_bad_input_is_told_in_one_line(finished, config, tmp_path, capsys):
   (tmp_path / 'bad').mkdir()
   (tmp_path / 'bad' / 'affinity.json').write_text('[]')
   assert cli.main(['report', '--workdir', str(tmp_path / 'bad')]) == 2
+
+
+@pytest.mark.parametrize(('folder', 'name'), [('looks', 'after'), ('looks', 'seconds'), ('transfer', 'losses')])
+def test_a_spoilt_measurement_is_named_in_one_line(finished, config, tmp_path, folder, name):
+  shutil.copytree(finished[0], tmp_path / 'copy')
+  path = sorted((tmp_path / 'copy' / folder).glob('*.npz'))[-1]
+  whole = path.read_bytes()
+  with np.load(path) as file:
+    arrays = {key: file[key] for key in file.files}
+  wrong = (arrays[name][..., None], np.array('a'))
+  for content in (whole[:-30], b'', *wrong):
+    if isinstance(content, bytes):
+      path.write_bytes(content)
+    else:
+      npz.write(path, arrays | {name: content}, root=tmp_path)
+    with pytest.raises(CheckpointError, match=f'{path.name}.*remove '):
+      affinity.run(config, tmp_path / 'copy')

@@ -185,7 +185,7 @@ def test_methods_that_balance_gradients_balance_those_of_tasks_and_add_the_coupl
   def auxiliary(params):
     labels, mask = batch['labels'], batch['mask']
     _, state = step_of(None, batch)
-    outputs = tiny.make_model(TASKS).apply(
+    outputs = tiny.make_model(TASKS).module.apply(
       state.variables | {'params': params}, network_input(batch['image']), train=True, mutable=['batch_stats']
     )[0]
     return sum(coupling_of().auxiliary(labels, mask, label_stats=state.label_stats, step=0)(outputs).values())

@@ -86,8 +86,8 @@ def test_pure_noise_is_seldom_above_noise():
   random = np.random.default_rng(0)
   alarms = 0
   for _ in range(400):
-    found = noise.over_looks(random.normal(size=(60, 4, 4)))
-    above = noise.above(found.mean, found.stderr, degrees=59)
+    values = random.normal(size=(60, 4, 4))
+    above = noise.above(noise.mean(values), noise.standard_error(values)[0], degrees=59)
     alarms += bool(above[~np.eye(4, dtype=bool)].any())
   assert 0.02 < alarms / 400 < 0.08  # Where nothing is there, the false discovery rate is that of any alarm: 0.05.
 
@@ -95,29 +95,30 @@ def test_pure_noise_is_seldom_above_noise():
 @pytest.mark.parametrize('num_looks', [4, 6, 10])
 def test_entries_of_few_looks_are_seldom_above_noise_either(num_looks):
   values = np.random.default_rng(0).normal(size=(num_looks, 60, 60))
-  found = noise.over_looks(values)
-  p_values = 2 * stats.t.sf(np.abs(found.mean / found.stderr), found.degrees)
+  stderr, degrees = noise.standard_error(values)
+  p_values = 2 * stats.t.sf(np.abs(noise.mean(values) / stderr), degrees)
   assert 0.03 < (p_values < 0.05).mean() < 0.08
 
 
 def test_a_drift_does_not_pass_for_noise():
   random = np.random.default_rng(0)
   values = random.normal(0, 0.1, (200, 2, 2))
-  steady, drifting = (noise.over_looks(values + drift) for drift in (0, np.linspace(-5, 5, 200)[:, None, None]))
-  assert values.std() / np.sqrt(200) == pytest.approx(steady.stderr.mean(), rel=0.1)
-  np.testing.assert_allclose(drifting.stderr, steady.stderr, rtol=0.1)
+  drifts = (0, np.linspace(-5, 5, 200)[:, None, None])
+  steady, drifting = (noise.standard_error(values + drift)[0] for drift in drifts)
+  assert values.std() / np.sqrt(200) == pytest.approx(steady.mean(), rel=0.1)
+  np.testing.assert_allclose(drifting, steady, rtol=0.1)
 
 
 def test_entries_that_are_missing_count_nowhere():
   values = np.random.default_rng(0).normal(1, 0.1, (10, 2, 2))
   values[::2, 0, 1] = np.nan
   values[:, 1, 0] = np.nan
-  found = noise.over_looks(values)
+  mean, (stderr, found) = noise.mean(values), noise.standard_error(values)
   degrees = {n: 2 * (n - 1) ** 2 / (3 * n - 4) for n in (10, 5)}
-  np.testing.assert_allclose(found.degrees, [[degrees[10], degrees[5]], [2, degrees[10]]])
-  assert found.mean[0, 1] == pytest.approx(values[1::2, 0, 1].mean())
-  assert np.isnan([found.mean[1, 0], found.stderr[1, 0]]).all()
-  assert noise.above(found.mean, found.stderr, degrees=9).tolist() == [[True, True], [False, True]]
+  np.testing.assert_allclose(found, [[degrees[10], degrees[5]], [2, degrees[10]]])
+  assert mean[0, 1] == pytest.approx(values[1::2, 0, 1].mean())
+  assert np.isnan([mean[1, 0], stderr[1, 0]]).all()
+  assert noise.above(mean, stderr, degrees=9).tolist() == [[True, True], [False, True]]
 
 
 def test_halves_agree_where_there_is_signal_and_not_where_there_is_none():

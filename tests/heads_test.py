@@ -155,7 +155,7 @@ def test_coordinate_losses_are_their_formulas_with_finite_gradients(name, formul
   task = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in 'abcd' for axis in 'xy')).with_coordinate_loss(
     name
   )
-  targets = np.full_like(ERRORS, 0.25)
+  targets = jnp.full_like(ERRORS, 0.25)
   np.testing.assert_allclose(task.loss(jnp.array(targets + ERRORS), targets), formula(ERRORS), rtol=1e-4, atol=1e-6)
   gradient = jax.grad(lambda outputs: task.loss(outputs, targets).sum())(jnp.array(targets + ERRORS))
   assert np.isfinite(gradient).all()

@@ -134,3 +134,15 @@ def test_a_missing_file_is_named(tmp_path, capsys):
   arguments = ['--source', str(tmp_path), '--out', str(tmp_path / 'set')]
   assert cli.main(['prepare', str(tmp_path / 'none.py'), *arguments]) == 2
   assert capsys.readouterr().err.endswith('none.py; it must define open_source(directory)\n')
+
+
+def test_a_file_in_the_home_folder_is_found_and_an_unknown_home_is_told_in_one_line(
+  faces, tmp_path, capsys, monkeypatch
+):
+  (tmp_path / 'mine.py').write_text(EXAMPLE)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  arguments = ['--source', str(faces), '--image_size', '8', '8', '--out', str(tmp_path / 'set')]
+  assert cli.main(['prepare', '~/mine.py', *arguments]) == 0
+  capsys.readouterr()
+  assert cli.main(['prepare', '~no_such_user/mine.py', *arguments[:-1], str(tmp_path / 'other')]) == 2
+  assert '~no_such_user' in capsys.readouterr().err.splitlines()[-1]

@@ -113,7 +113,7 @@ BROWSER = next(
 )
 LISTEN = '<script>var problems = []; addEventListener("error", event => problems.push(event.message));</script>'
 PROBE = """<script>
-const table = document.querySelector('table.sortable'), filter = document.querySelector('.filter');
+const filter = document.querySelector('.filter'), table = document.getElementById(filter.dataset.for);
 const shown = () => [...table.tBodies[0].rows].filter(row => row.offsetHeight);
 const names = () => shown().map(row => row.cells[0].firstChild.textContent.trim());
 const buttons = [...table.querySelectorAll('thead button')];

@@ -1,5 +1,6 @@
 """A study trains every arm with the same seeds, keeps what is done, and writes what DESIGN promises."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mtl_jax import reports
 from mtl_jax.data.input import mixture
 from mtl_jax.data.prepare import prepare
 from mtl_jax.data.synthetic.canvas import PARTS
-from mtl_jax.errors import ConfigError
+from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import OBJECTIVES, options
 from mtl_jax.studies import arms, program, study
@@ -139,6 +140,16 @@ def test_a_study_that_was_killed_between_two_results_ends_in_the_same_bits(faces
     ours, theirs = (np.load(one) for one in (path, tmp_path / 'killed' / path.relative_to(tmp_path / 'whole')))
     for name in set(ours.files) - {'facts'}:
       np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_disk_that_fills_up_in_a_study_is_one_line_that_names_the_workdir(faces, tmp_path, monkeypatch):
+  def full(self, *arguments):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(ResultStore, 'put', full)
+  fields = {'study.num_seeds': 1, 'study.arms': ('joint', 'joint_again'), 'train.steps': 1, 'eval.every_steps': 0}
+  with pytest.raises(CheckpointError, match=f'{tmp_path}.*No space left.*the same command goes on'):
+    study.run(small_runs.make_config(faces, **fields), tmp_path / 'study')
 
 
 def test_a_study_of_a_dense_task_beside_others_scores_its_classes(tmp_path):

@@ -4,7 +4,7 @@ A group's gain for one of its tasks is the mean affinity of the others onto it (
 gains 0: nothing helps or hurts it. Unlike there, groups do not overlap: each task is trained in one network.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,9 +41,9 @@ def gains(affinity: Float[np.ndarray, 'k k'], labels: Labels) -> Float[np.ndarra
 def best(affinity: Float[np.ndarray, 'k k'], *, networks: int, starts: int = NUM_STARTS, seed: int = 0) -> Grouping:
   """The division into at most so many groups with the greatest mean gain.
 
-  All ways are looked at for up to nine tasks. For more the answer is a heuristic's: from a division by hierarchical
-  clustering and from random ones, tasks are moved to another group, or two are swapped, whichever gains most, until
-  nothing gains; the best of all these ends is taken. No better one is one move or swap away; a better one may exist.
+  All ways are looked at for up to nine tasks. For more the answer is a heuristic's: from random divisions, tasks are
+  moved to another group, or two are swapped, whichever gains most, until nothing gains; the best of all these ends is
+  taken. No better one is one move or swap away; a better one may exist.
 
   Args:
     affinity: entry `[i, j]` is that of i onto j; what is on the diagonal is not read. NaN counts as 0, not known.
@@ -51,15 +51,17 @@ def best(affinity: Float[np.ndarray, 'k k'], *, networks: int, starts: int = NUM
     starts: random divisions to begin from.
     seed: of these.
   """
-  pairs = _pairs(affinity)
-  if len(pairs) <= MAX_EXHAUSTIVE:
+  pairs = np.nan_to_num(affinity) + np.nan_to_num(affinity).T  # Gains of each pair, both ways.
+  np.fill_diagonal(pairs, 0)
+  exact = len(pairs) <= MAX_EXHAUSTIVE
+  if exact:
     ways = divisions(len(pairs), networks)
-    found = ways[int(np.argmax(_totals(pairs, ways)))]
   else:
-    begun = _starts(pairs, networks, starts, seed)
-    found = max((_climb(pairs, start, networks) for start in begun), key=lambda labels: _total(pairs, labels))
-  labels = numbered(found)
-  return Grouping(labels, _total(pairs, labels) / len(pairs), exact=len(pairs) <= MAX_EXHAUSTIVE)
+    random, groups = np.random.default_rng(seed), min(networks, len(pairs))
+    ways = np.stack([_climb(pairs, random.integers(0, groups, len(pairs)), groups) for _ in range(starts)])
+  totals = _totals(pairs, ways)
+  best = int(np.argmax(totals))
+  return Grouping(numbered(ways[best]), float(totals[best]) / len(pairs), exact)
 
 
 def numbered(labels: Sequence[int] | Labels) -> Labels:
@@ -80,24 +82,15 @@ def divisions(num: int, networks: int) -> Int[np.ndarray, 'n k']:
   return ways
 
 
-def cluster(similarity: Float[np.ndarray, 'k k']) -> Float[np.ndarray, 'n 4']:
-  """The tree of average linkage of tasks, where the greatest similarity is the least distance; leaves well ordered."""
+def order(similarity: Float[np.ndarray, 'k k']) -> list[int]:
+  """Tasks in an order in which similar ones are neighbours: the leaves of the tree of average linkage."""
+  if len(similarity) == 1:
+    return [0]
   values = np.nan_to_num((similarity + similarity.T) / 2)
   distance = values.max() - values
   np.fill_diagonal(distance, 0)
-  return hierarchy.linkage(squareform(distance, checks=False), 'average', optimal_ordering=True)
-
-
-def order(similarity: Float[np.ndarray, 'k k']) -> list[int]:
-  """Tasks in an order in which similar ones are neighbours: the leaves of the tree."""
-  return [0] if len(similarity) == 1 else [int(leaf) for leaf in hierarchy.leaves_list(cluster(similarity))]
-
-
-def _pairs(affinity: Float[np.ndarray, 'k k']) -> Float[np.ndarray, 'k k']:
-  """Gains of each pair both ways, 0 on the diagonal: a group's total is half of their sum over its size less one."""
-  pairs = np.nan_to_num(affinity) + np.nan_to_num(affinity).T
-  np.fill_diagonal(pairs, 0)
-  return pairs
+  tree = hierarchy.linkage(squareform(distance, checks=False), 'average', optimal_ordering=True)
+  return [int(leaf) for leaf in hierarchy.leaves_list(tree)]
 
 
 def _worth(within: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -105,12 +98,8 @@ def _worth(within: np.ndarray, sizes: np.ndarray) -> np.ndarray:
   return np.where(sizes > 1, within / np.maximum(sizes - 1, 1), 0)
 
 
-def _total(pairs: Float[np.ndarray, 'k k'], labels: Labels) -> float:
-  return float(_totals(pairs, np.asarray(labels)[None])[0])
-
-
 def _totals(pairs: Float[np.ndarray, 'k k'], ways: Int[np.ndarray, 'n k']) -> Float[np.ndarray, ' n']:
-  """The total gain of each division."""
+  """The total gain of each division: of a group half the sum of its pairs over its size less one."""
   totals = np.zeros(len(ways))
   for label in range(int(ways.max()) + 1):
     member = (ways == label).astype(np.float64)
@@ -118,19 +107,9 @@ def _totals(pairs: Float[np.ndarray, 'k k'], ways: Int[np.ndarray, 'n k']) -> Fl
   return totals
 
 
-def _starts(pairs: Float[np.ndarray, 'k k'], networks: int, count: int, seed: int) -> Iterator[Labels]:
-  """The clustering's division, then random ones."""
-  groups = min(networks, len(pairs))
-  yield hierarchy.fcluster(cluster(pairs), groups, criterion='maxclust') - 1
-  random = np.random.default_rng(seed)
-  for _ in range(count):
-    yield random.integers(0, groups, len(pairs))
-
-
-def _climb(pairs: Float[np.ndarray, 'k k'], start: Labels, networks: int) -> Labels:
+def _climb(pairs: Float[np.ndarray, 'k k'], start: Labels, groups: int) -> Labels:
   """Improves a division by the best move or swap, again and again, until none of them betters it."""
   labels, tasks = np.array(start), np.arange(len(pairs))
-  groups = min(networks, len(pairs))
   while True:
     member = np.eye(groups)[labels]
     to_group = pairs @ member  # [k, g]: a task's pairs with each group's members.

@@ -14,6 +14,7 @@ from mtl_jax.config.fields import FIELDS
 from mtl_jax.errors import ConfigError, UserError, one_line
 from mtl_jax.kinds import PART, Open, choose
 from mtl_jax.platform import user_file
+from mtl_jax.platform.address import local_path
 
 
 def find(name: str, known: Mapping[str, Any], *, field: str, base: type | None = None) -> Any:
@@ -89,4 +90,4 @@ def is_own(name: str) -> bool:
 def own_file(name: str) -> Path | None:
   """The file of a part of the user's own; None for a built-in part, and for one of an installed module."""
   place = name.rpartition(':')[0]
-  return Path(place).expanduser() if place.endswith('.py') else None
+  return local_path(place) if place.endswith('.py') else None

@@ -21,6 +21,7 @@ from mtl_jax.data.synthetic import expressions
 from mtl_jax.data.synthetic import source as synthetic
 from mtl_jax.data.synthetic.parsing import with_parsing
 from mtl_jax.errors import DataError, one_line
+from mtl_jax.platform.address import local_path
 from mtl_jax.platform.progress_bar import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
@@ -90,7 +91,7 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
     return open_tfds(name.removeprefix(TFDS), source)
   assert source is not None
   if name.endswith('.py'):
-    return open_own(Path(name), source)
+    return open_own(local_path(name), source)
   return READERS[name](source) if crop_margin is None else open_mtfl(source, crop_margin=crop_margin)
 
 

@@ -1,35 +1,49 @@
 """Predictions for image files: one JSON line an image, and drawings of them."""
 
+import csv
 import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mtl_jax.data.sources.image_file import read_upright
-from mtl_jax.errors import DataError
+from mtl_jax.errors import CheckpointError, DataError
 from mtl_jax.evaluation.model import Model
 from mtl_jax.platform import atomic_write
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
 
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
+MOST_STRETCHED = 1.6  # CelebA's own images are squashed by 1.22.
 
-def predict_files(model: Model, files: Sequence[Path], *, out: Path | None) -> int:
-  """Prints a JSON line for each image file, and draws it into `out` if that is given.
+
+def predict_files(model: Model, places: Sequence[Path], *, out: Path | None = None, table: Path | None = None) -> int:
+  """Prints a JSON line for each image file.
+
+  Args:
+    model: what predicts.
+    places: image files, and folders, of which all image files are taken.
+    out: a folder to draw the predictions into.
+    table: a CSV file to write, with a row for each image.
 
   Returns:
     The number of files that could not be read; each is logged in one line, and the others are still done.
+
+  Raises:
+    DataError: for an `out` or `table` that cannot be written.
   """
   if out is not None:
     try:
       out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
-  refused: list[DataError] = []
+  files, refused, rows = image_files(places), [], []
 
   def refuse(error: DataError) -> None:
     log.error('mtl-jax: error: %s', error)
@@ -37,13 +51,52 @@ def predict_files(model: Model, files: Sequence[Path], *, out: Path | None) -> i
 
   drawn = {file.stem for file in files if out and file.resolve() == (out / f'{file.stem}.png').resolve()}  # Keep these.
   for file, predictions, size in model.each(files, refused=refuse):
+    _warn_of_shape(file, size, model.image_size)
     result = model.described(predictions, size)
     print(json.dumps({'file': str(file), **result}), flush=True)
+    rows.append({'file': str(file), **flat(result)})
     if out is not None:
       content = io.BytesIO()
       draw(file, predictions, model.tasks).save(content, 'PNG')
       atomic_write.write(out / f'{_free_name(file.stem, drawn)}.png', content.getvalue())
+  if table is not None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0] if rows else ['file'])
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+      atomic_write.write(table, text.getvalue())
+    except (OSError, CheckpointError) as error:
+      raise DataError(f'--csv: cannot write {table}: {error}') from error
   return len(refused)
+
+
+def image_files(places: Sequence[Path]) -> list[Path]:
+  """Files as they are given, and of folders all files with an image's suffix, by name; a folder without is kept."""
+  files = []
+  for place in places:
+    inside = place.iterdir() if place.is_dir() else ()
+    files += sorted(file for file in inside if file.suffix.lower() in SUFFIXES) or [place]
+  return files
+
+
+def flat(result: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """An image's predictions in columns: `task/name`, and `task/name/x` and `/y` of points."""
+  columns = {}
+  for task, values in result.items():
+    for name, value in values.items():
+      axes = {f'/{axis}': v for axis, v in zip('xy', value, strict=True)} if isinstance(value, list) else {'': value}
+      columns |= {f'{task}/{name}{axis}': v for axis, v in axes.items()}
+  return columns
+
+
+def _warn_of_shape(file: Path, size: tuple[int, int], image_size: tuple[int, int]) -> None:
+  width, height = size
+  stretched = (width / height) / (image_size[1] / image_size[0])
+  if max(stretched, 1 / stretched) > MOST_STRETCHED:
+    log.warning(
+      'warning: %s: %d x %d pixels are squashed to %d x %d; crop it to the face', file, width, height, *image_size[::-1]
+    )
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

@@ -30,8 +30,16 @@ class Representation(NamedTuple):
 class Backbone(nn.Module):
   """Stages in a row; a subclass gives `num_stages` and a compact `stage`, and may pool in its own way.
 
-  Ways of sharing connect the stages of several backbones; a frozen backbone is cut between two stages. A field named
-  as one of `config.model` (width, stem, norm, norm_rows, remat) is set from there; one that is missing does not apply.
+  Ways of sharing connect the stages of several backbones; a frozen backbone is cut between two stages. These fields are
+  set from `config.model`; one that a subclass has not does not apply to it.
+
+  Attributes:
+    width: features of the first layer or stage.
+    stem: the first layers, for large images (`imagenet`) or small ones; `auto` goes by the image.
+    norm: see `normalization.make`.
+    norm_rows: likewise.
+    remat: compute each block again in the backward pass instead of keeping what is inside it.
+    dtype: type of the computation; parameters are float32.
   """
 
   # How parameters are called in torchvision: patterns and what takes their place, in turn, in `layer1_0.conv1.weight`.

@@ -28,14 +28,7 @@ class Top(NamedTuple):
 
 
 class CelebACNN(Backbone):
-  """Images to features: `[b, h, w, 3]` normalised floats to `[b, 8 * width]`; h and w at least 8.
-
-  Attributes:
-    width: features of the first layer.
-    norm: see `normalization.make`.
-    norm_rows: likewise.
-    dtype: type of the computation; parameters are float32.
-  """
+  """Images to features: `[b, h, w, 3]` normalised floats to `[b, 8 * width]`; h and w at least 8."""
 
   width: int = 64
   norm: str = 'batch'

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
 from mtl_jax.models.backbone import Backbone
-from mtl_jax.models.convolution import KERNEL_INIT, convolve, max_pool_2x2
+from mtl_jax.models.convolution import Conv, max_pool_2x2
 from mtl_jax.models.normalization import Normalization
 
 BLOCKS = 2
@@ -16,9 +16,7 @@ BLOCKS = 2
 
 def block(x: Array, features: int, name: str, *, norm: Normalization | None, dtype: Any) -> Array:
   """A 3x3 convolution, with a bias where no normalisation follows, and ReLU. Called inside a backbone."""
-  conv = nn.Conv(features, (3, 3), padding=1, use_bias=norm is None, dtype=dtype, kernel_init=KERNEL_INIT,
-                 conv_general_dilated=convolve, name=f'conv{name}')  # fmt: skip
-  x = conv(x)
+  x = Conv(features, (3, 3), padding=1, use_bias=norm is None, dtype=dtype, name=f'conv{name}')(x)
   return nn.relu(x if norm is None else norm(name=f'bn{name}')(x))
 
 
@@ -27,9 +25,7 @@ class ConvNet(Backbone):
 
   Attributes:
     width: features of the first block, half of the second's; the example's is 16.
-    norm: see `normalization.make`; the example has none.
-    norm_rows: likewise.
-    dtype: type of the computation; parameters are float32.
+    norm: `none` as in the example, or another.
   """
 
   width: int = 16

@@ -43,8 +43,6 @@ class ConvNeXt(Backbone):
     stage_sizes: blocks in each stage.
     width: features of the first stage; ConvNeXt-Tiny's is 96.
     stem: patches of 4 (`imagenet`) or 2 (`small`) pixels a side; `auto` takes the small ones for small images.
-    remat: compute each block again in the backward pass instead of keeping what is inside it.
-    dtype: type of the computation; parameters are float32.
   """
 
   stage_sizes: Sequence[int] = (3, 3, 9, 3)

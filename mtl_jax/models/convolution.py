@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mtl_jax.errors import ConfigError
 
 # Forms for CPUs; benchmarks/results/README.md has what each gains. A map of up to so many pixels a side, after the
-# stride, and a 1x1 kernel are faster as one matrix product, depthwise kernels of up to so many as shifted products.
+# stride, and a 1x1 kernel are one matrix product, depthwise kernels of up to so many a side shifted products.
 PRODUCT_UP_TO, SHIFTED_UP_TO = 2, 7
 CHANNELS_LAST = ('NHWC', 'HWIO', 'NHWC')
 
@@ -60,6 +60,10 @@ def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides
   return (on_cpu if jax.default_backend() == 'cpu' else native)(lhs, rhs)
 
 
+# A convolution layer of a network that trains from scratch.
+Conv = partial(nn.Conv, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+
+
 def _between_barriers(convolution, lhs, rhs):
   """The convolution of maps, and later of their gradients, that lie in memory."""
   return lax.optimization_barrier(convolution(lax.optimization_barrier(lhs), rhs))
@@ -69,7 +73,7 @@ def _between_barriers(convolution, lhs, rhs):
 def _canonical(strides, padding, lhs, rhs):
   """Convolution whose gradients are convolutions of channels-last maps too.
 
-  XLA:CPU brings others into that form where they stand outside loops, and is 6 to 50 times slower where it does not.
+  XLA:CPU brings others into that form only where they stand outside loops.
   """
   return lax.conv_general_dilated(lhs, rhs, strides, padding, dimension_numbers=CHANNELS_LAST)
 
@@ -105,10 +109,10 @@ def _shifted(lhs, rhs, strides, padding):
   return sum(x * taps[i] for i, x in enumerate(_slices(lhs, rhs.shape[:2], strides, padding)))
 
 
-def _slices(lhs, kernel_size, strides, padding):
+def _slices(lhs, kernel_size, strides, padding, fill=0.0):
   """The maps that each entry of a kernel meets: `p * q` maps `[b, h2, w2, c]`."""
   rows, columns = kernel_size
-  padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+  padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)), constant_values=fill)
   height, width = ((n - k) // s + 1 for n, k, s in zip(padded.shape[1:3], (rows, columns), strides, strict=True))
   return [
     padded[:, i : i + (height - 1) * strides[0] + 1 : strides[0], j : j + (width - 1) * strides[1] + 1 : strides[1]]
@@ -143,10 +147,4 @@ def max_pool_3x3(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
 
   Unlike select-and-scatter its gradient is deterministic on GPUs, and fast on CPUs.
   """
-  height, width = ((n - 1) // 2 + 1 for n in x.shape[1:3])
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-  slices = [padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
-  result = slices[0]
-  for other in slices[1:]:
-    result = jnp.maximum(result, other)
-  return result
+  return reduce(jnp.maximum, _slices(x, (3, 3), (2, 2), ((1, 1), (1, 1)), fill=-jnp.inf))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models.backbone import Representation
-from mtl_jax.models.convolution import KERNEL_INIT, convolve
+from mtl_jax.models.convolution import Conv
 
 
 class Head(nn.Module):
@@ -77,7 +77,7 @@ class SoftArgmax(Head):
   def __call__(self, representation):
     maps = representation.maps
     assert maps is not None  # The model asks for maps where a head is spatial.
-    conv = partial(nn.Conv, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+    conv = partial(Conv, dtype=self.dtype)
     for i in range(self.doublings):
       maps = nn.relu(conv(self.hidden, (3, 3), padding=1, name=f'doubled{i}')(maps.repeat(2, 1).repeat(2, 2)))
     hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(maps))
@@ -110,7 +110,7 @@ class Decoder(Head):
   def __call__(self, representation):
     maps = representation.maps
     assert maps is not None  # The model asks for maps where a head is dense.
-    conv = partial(nn.Conv, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+    conv = partial(Conv, dtype=self.dtype)
     width = max(self.hidden // 4, 1)
     maps = nn.relu(nn.Dense(width, dtype=self.dtype, name='hidden')(maps))
     for i in range(2):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
 from mtl_jax.models.backbone import Backbone, has_small_stem
-from mtl_jax.models.convolution import KERNEL_INIT, convolve
+from mtl_jax.models.convolution import Conv
 from mtl_jax.models.normalization import Normalization
 
 # Of each group of blocks: expansion, features at width 32, number, stride of the first.
@@ -52,10 +52,6 @@ class MobileNetV2(Backbone):
     width: features of the first convolution; the published 32 is torchvision's `width_mult` of 1. All others scale
       with it and are rounded to multiples of 8.
     stem: a first convolution of stride 2 (`imagenet`) or 1 (`small`); `auto` takes the small one for small images.
-    norm: see `normalization.make`.
-    norm_rows: likewise.
-    remat: compute each block again in the backward pass instead of keeping what is inside it.
-    dtype: type of the computation; parameters are float32.
   """
 
   width: int = 32
@@ -88,7 +84,7 @@ class MobileNetV2(Backbone):
 
   @nn.compact
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Float[Array, 'b h2 w2 c2']:
-    conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+    conv = partial(Conv, use_bias=False, dtype=self.dtype)
     norm = normalization.make(self.norm, rows=self.norm_rows, train=train, dtype=self.dtype)
     last_norm = normalization.last_of_branch(norm, self.norm)
     block = nn.remat(InvertedResidual) if self.remat else InvertedResidual

@@ -44,8 +44,8 @@ class MultiTaskModel(nn.Module):
   Parameters are `shared` and `head_<task>` for each task; what is frozen lies in the collection `frozen` instead.
 
   Attributes:
-    shared: images `[b, h, w, 3]`, or what the frozen stages make of them, to what the heads read: see
-      `models/sharing`.
+    shared: a `Sharing`, or another module with its methods: images `[b, h, w, 3]`, or what the frozen stages make of
+      them, to what the heads read.
     outputs: the name and number of outputs of each task.
     head_features: width of each head's hidden layer.
     head_kinds: each task's head by the task's name; `Mlp` where none is named.
@@ -53,21 +53,21 @@ class MultiTaskModel(nn.Module):
     frozen: the stages before `shared` that do not learn.
   """
 
-  shared: Sharing
+  shared: Any
   outputs: Sequence[tuple[str, int]]
   head_features: int = 256
   head_kinds: Mapping[str, type[Head]] = FrozenDict()
   dtype: Any = jnp.float32
   frozen: FrozenStages | None = None
 
-  def encode(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
+  def encode(self, images: Float[Array, 'b ...'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
   def decode(
     self, representation: Representation | Mapping[str, Representation], *, train: bool
-  ) -> dict[str, Float[Array, 'b n']]:
+  ) -> dict[str, Float[Array, 'b ...']]:
     """Every task's outputs."""
     del train
     return {
@@ -77,7 +77,7 @@ class MultiTaskModel(nn.Module):
       for name, num_outputs in self.outputs
     }
 
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> dict[str, Float[Array, 'b n']]:
+  def __call__(self, images: Float[Array, 'b ...'], *, train: bool) -> dict[str, Float[Array, 'b ...']]:
     return self.decode(self.encode(images, train=train), train=train)
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,19 +10,30 @@ from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
 from mtl_jax.models.backbone import Backbone, has_small_stem
-from mtl_jax.models.convolution import KERNEL_INIT, convolve, max_pool_3x3
+from mtl_jax.models.convolution import Conv, max_pool_3x3
 from mtl_jax.models.normalization import Normalization
 
 
-class BasicBlock(nn.Module):
-  """Two 3x3 convolutions and a shortcut (He et al. 2016)."""
+class Block(nn.Module):
+  """The fields of a residual block (He et al. 2016), and its shortcut."""
 
   features: int
   stride: int
   conv: Callable[..., nn.Module]
   norm: Normalization
   last_norm: Normalization
-  expansion = 1
+  expansion: ClassVar[int] = 1
+
+  def shortcut(self, x: Float[Array, 'b h w c'], features: int) -> Float[Array, 'b h2 w2 f']:
+    """The block's input, projected where its size or width changes."""
+    if x.shape[-1] == features and self.stride == 1:
+      return x
+    x = self.conv(features, (1, 1), strides=self.stride, padding=0, name='downsample_conv')(x)
+    return self.norm(name='downsample_bn')(x)
+
+
+class BasicBlock(Block):
+  """Two 3x3 convolutions and a shortcut."""
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 f']:
@@ -30,18 +41,13 @@ class BasicBlock(nn.Module):
     y = nn.relu(self.norm(name='bn1')(y))
     y = self.conv(self.features, (3, 3), padding=1, name='conv2')(y)
     y = self.last_norm(name='bn2')(y)
-    return nn.relu(y + shortcut(self, x, y.shape[-1]))
+    return nn.relu(y + self.shortcut(x, y.shape[-1]))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
   """1x1, 3x3 and 1x1 convolutions and a shortcut; the 3x3 one carries the stride."""
 
-  features: int
-  stride: int
-  conv: Callable[..., nn.Module]
-  norm: Normalization
-  last_norm: Normalization
-  expansion = 4
+  expansion: ClassVar[int] = 4
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 f']:
@@ -50,15 +56,7 @@ class BottleneckBlock(nn.Module):
     y = nn.relu(self.norm(name='bn2')(y))
     y = self.conv(4 * self.features, (1, 1), name='conv3')(y)
     y = self.last_norm(name='bn3')(y)
-    return nn.relu(y + shortcut(self, x, y.shape[-1]))
-
-
-def shortcut(block: BasicBlock | BottleneckBlock, x: Array, features: int) -> Array:
-  """The block's input, projected where its size or width changes. Called inside the block."""
-  if x.shape[-1] == features and block.stride == 1:
-    return x
-  x = block.conv(features, (1, 1), strides=block.stride, padding=0, name='downsample_conv')(x)
-  return block.norm(name='downsample_bn')(x)
+    return nn.relu(y + self.shortcut(x, y.shape[-1]))
 
 
 class ResNet(Backbone):
@@ -70,14 +68,10 @@ class ResNet(Backbone):
     width: features of the first stage; torchvision's is 64.
     stem: `imagenet` (7x7 of stride 2, max-pool) or `small` (3x3 of stride 2, no pool); `auto` takes the small
       one for small images.
-    norm: see `normalization.make`.
-    norm_rows: likewise.
-    remat: compute each block again in the backward pass instead of keeping what is inside it.
-    dtype: type of the computation; parameters are float32.
   """
 
   stage_sizes: Sequence[int]
-  block: type[BasicBlock] | type[BottleneckBlock]
+  block: type[Block]
   width: int = 64
   stem: str = 'auto'
   norm: str = 'batch'
@@ -98,7 +92,7 @@ class ResNet(Backbone):
 
   @nn.compact
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Float[Array, 'b h2 w2 c2']:
-    conv = partial(nn.Conv, use_bias=False, dtype=self.dtype, conv_general_dilated=convolve, kernel_init=KERNEL_INIT)
+    conv = partial(Conv, use_bias=False, dtype=self.dtype)
     norm = normalization.make(self.norm, rows=self.norm_rows, train=train, dtype=self.dtype)
     last_norm = normalization.last_of_branch(norm, self.norm)
     if index == 0:

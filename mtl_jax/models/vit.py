@@ -48,8 +48,6 @@ class VisionTransformer(Backbone):
     width: features of a token, a multiple of 64 or less than that.
     depth: encoder layers.
     groups: stages into which the layers are divided.
-    remat: compute each layer again in the backward pass instead of keeping what is inside it.
-    dtype: type of the computation; parameters are float32.
   """
 
   width: int = 768

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int64
+from jaxtyping import Array, Bool, Float, Int64, Shaped
 
 from mtl_jax.tasks import Task
 
@@ -41,13 +41,13 @@ def names(tasks: Sequence[Task], grain: str) -> list[str]:
 
 
 def reduce(
-  per_label: Mapping[str, Float[Array, 'b n']],
-  mask: Mapping[str, Bool[Array, 'b n']],
+  per_label: Mapping[str, Shaped[Array | np.ndarray, 'b ...']],
+  mask: Mapping[str, Bool[Array | np.ndarray, 'b ...']],
   *,
   entries: Sequence[Entry],
   part: Int64[np.ndarray, ' b'] | None = None,
   parts: int = 1,
-  weights: Mapping[str, Float[Array, 'b n']] | None = None,
+  weights: Mapping[str, Float[Array | np.ndarray, 'b ...']] | None = None,
 ) -> tuple[Float[Array, 'p k'], Bool[Array, 'p k']]:
   """Each entry's mean loss over the labels it has, and whether it has any, in each part of the batch.
 
@@ -87,7 +87,7 @@ def batch_parts(sets: Int64[np.ndarray, ' b'], num: int) -> Int64[np.ndarray, ' 
   return part
 
 
-def rows_of_first_part(values: Array, part: Int64[np.ndarray, ' b'], num: int) -> Array:
+def rows_of_first_part(values: Array | np.ndarray, part: Int64[np.ndarray, ' b'], num: int) -> Array:
   """The rows of part 0 of `batch_parts`, one of every `num`.
 
   As `batch[part == 0]` it would be a gather over the whole batch, for which devices exchange their rows.

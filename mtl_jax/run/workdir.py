@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -104,7 +105,8 @@ def lock(workdir: Path) -> Iterator[None]:
   One in a bucket is taken from whoever holds it, who notices at the next save: see `check_held`.
 
   Raises:
-    CheckpointError: while another run holds it, or where it cannot be written or is not seen by all processes.
+    CheckpointError: while another run holds it, or where it cannot be written (any more) or is not seen by all
+      processes.
     LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
   """
   if jax.process_count() != processes.count():
@@ -112,13 +114,21 @@ def lock(workdir: Path) -> Iterator[None]:
       f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '
       'start all of them as docs/scale.md says'
     )
-  if processes.index() != 0:  # The first process holds it for all.
-    _check_shared(workdir, processes.from_first('workdir', None))
-    yield
-    return
-  with _held(workdir):
-    processes.from_first('workdir', HOLDER)
-    yield
+  try:
+    if processes.index() != 0:  # The first process holds it for all.
+      _check_shared(workdir, processes.from_first('workdir', None))
+      yield
+    else:
+      with _held(workdir):
+        processes.from_first('workdir', HOLDER)
+        yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+      raise
+    raise CheckpointError(
+      f'--workdir: {workdir} cannot be written: {error.strerror}; what was saved before is as it was: make room, and '
+      'the same command goes on from there'
+    ) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from mtl_jax.metrics.categorical import METRICS, categorical
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks import losses
-from mtl_jax.tasks.task import Task, require_classes
+from mtl_jax.tasks.task import Task, most_likely, require_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +71,6 @@ class CategoricalTask(Task):
   def describe(self, predictions, *, width, height):
     del width, height
     return {name: float(p) for name, p in zip(self.classes, predictions, strict=True)}
+
+  def captions(self, described):
+    return [most_likely(described)]

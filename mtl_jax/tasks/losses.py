@@ -58,6 +58,6 @@ def masked_mean(values: Float[Array, 'b k'], mask: Bool[Array, 'b k']) -> Float[
   return total / jnp.maximum(mask.sum(), 1)
 
 
-def guard(labels: Float[Array, 'b k'], mask: Bool[Array, 'b k']) -> Float[Array, 'b k']:
+def guard(labels: Float[Array, '*b'], mask: Bool[Array, '*b']) -> Float[Array, '*b']:
   """Labels with 0 where there is none, so that neither a loss nor its gradient can meet a NaN."""
   return jax.lax.stop_gradient(jnp.where(mask, labels, 0))

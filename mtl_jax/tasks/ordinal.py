@@ -10,7 +10,7 @@ import numpy as np
 
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.metrics.ordinal import METRICS, median, ordinal
-from mtl_jax.tasks.task import Task, require_classes
+from mtl_jax.tasks.task import Task, most_likely, require_classes
 
 LEAST_GAP = 1e-3  # Between successive thresholds, in logits, so that no bin's likelihood is 0.
 
@@ -91,6 +91,9 @@ class OrdinalTask(Task):
   def describe(self, predictions, *, width, height):
     del width, height
     return {name: float(p) for name, p in zip(self.classes, predictions, strict=True)}
+
+  def captions(self, described):
+    return [most_likely(described)]
 
   def errors(self, predictions, labels):
     """Distance of the median bin from the true one, in bins."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -259,3 +259,9 @@ def require_classes(task: Any, *, most: float = math.inf) -> None:
       f'mirrored of task {task.name!r} must give for each class, 0 to {len(numbers) - 1}, the one that it becomes, '
       f'which becomes it, not {shown(mirrored)}'
     )
+
+
+def most_likely(described: Mapping[str, float]) -> str:
+  """The line of text for the class of the greatest probability, whatever that is."""
+  best = max(described, key=lambda name: described[name])
+  return f'{best.replace("_", " ")}  {described[best]:.2f}'

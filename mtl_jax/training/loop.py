@@ -1,7 +1,6 @@
 """The story of a training run: resume, step, look, save, end."""
 
 import dataclasses
-import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -106,21 +105,13 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
   """At the end, however it comes, waits for the last save and says what the run's time went into.
 
   Of several processes one that fails by itself does not wait: the others would not come to the end of that save.
-
-  Raises:
-    CheckpointError: where the workdir cannot be written any more.
   """
   together = True
   try:
     yield
   except BaseException as error:
     together = processes.count() == 1 or isinstance(error, Interrupted | DivergedError)  # To which all come alike.
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-      raise
-    raise CheckpointError(
-      f'--workdir: {directory} cannot be written: {error.strerror}; what was saved before is as it was: make room, and '
-      'the same command goes on from there'
-    ) from error
+    raise
   finally:
     try:
       if together:

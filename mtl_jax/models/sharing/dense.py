@@ -46,7 +46,7 @@ class Fusion(nn.Module):
 
   @nn.compact
   def __call__(
-    self, reached: Float[Array, 'b ... tc'], earlier: list[Float[Array, 'b ... td']]
+    self, reached: Float[Array, 'b ... tc'], earlier: list[Float[Array, 'b ... _']]
   ) -> Float[Array, 'b ... c']:
     channels = reached.shape[-1] // self.num_tasks
     shares = own_and_others(self.num_tasks, self.own)[self.task]

@@ -40,7 +40,7 @@ class Multilinear(Hard):
     return self.strength / 2 * sum(mahalanobis(tensor) for tensor in tensors)
 
 
-def common_layers(heads: Sequence[Mapping[str, Any]]) -> list[Float[Array, 'i o t']]:
+def common_layers(heads: Sequence[Mapping[str, Any]]) -> list[Float[Array, '_ _ t']]:
   """Kernels that every head has in the same shape, stacked along a last axis."""
   kernels = [{keystr(path): leaf for path, leaf in tree_leaves_with_path(head) if leaf.ndim == 2} for head in heads]
   found = []
@@ -56,7 +56,7 @@ def mahalanobis(tensor: Float[Array, 'i o t']) -> Float[Array, '']:
   return (tensor * whitened(tensor, precisions(jax.lax.stop_gradient(tensor)))).sum()
 
 
-def precisions(tensor: Float[Array, 'i o t']) -> list[Float[Array, 'm m']]:
+def precisions(tensor: Float[Array, 'i o t']) -> list[Float[Array, '_ _']]:
   """The inverse covariance of each mode, estimated one after another given the ones before."""
   inverses = [jnp.eye(size) for size in tensor.shape]
   for mode in (2, 1, 0):
@@ -67,6 +67,6 @@ def precisions(tensor: Float[Array, 'i o t']) -> list[Float[Array, 'm m']]:
   return inverses
 
 
-def whitened(tensor: Float[Array, 'i o t'], inverses: Sequence[Float[Array, 'm m']]) -> Float[Array, 'i o t']:
+def whitened(tensor: Float[Array, 'i o t'], inverses: Sequence[Float[Array, '_ _']]) -> Float[Array, 'i o t']:
   """The tensor with a matrix applied along each axis."""
   return jnp.einsum('iot,ij,op,tq->jpq', tensor, *inverses, precision='highest')

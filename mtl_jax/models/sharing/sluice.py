@@ -71,7 +71,7 @@ class Skips(nn.Module):
   """Mixes a task's depths into what its head reads."""
 
   @nn.compact
-  def __call__(self, features: Float[Array, 'b f'], earlier: list[Float[Array, 'b c']]) -> Float[Array, 'b f']:
+  def __call__(self, features: Float[Array, 'b f'], earlier: list[Float[Array, 'b _']]) -> Float[Array, 'b f']:
     unit = self.param('unit', lambda _: jnp.zeros(len(earlier) + 1).at[-1].set(1.0))
     size, dtype = features.shape[-1], features.dtype
     each = [nn.Dense(size, dtype=dtype, use_bias=False, name=f'project_{i}')(x) for i, x in enumerate(earlier)]

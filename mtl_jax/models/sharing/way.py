@@ -28,7 +28,7 @@ class Sharing(nn.Module):
   tasks: tuple[str, ...]
   spatial: bool = False
 
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Representation | Mapping[str, Representation]:
+  def __call__(self, images: Float[Array, 'b ...'], *, train: bool) -> Representation | Mapping[str, Representation]:
     """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
     raise NotImplementedError
 
@@ -41,7 +41,7 @@ class Sharing(nn.Module):
     """A backbone with parameters of its own. Called where the module computes."""
     return self.backbone.copy(name=copy_name(name))
 
-  def trunk(self, images: Float[Array, 'b h w 3'], *, last: int, option: str, train: bool) -> Any:
+  def trunk(self, images: Float[Array, 'b ...'], *, last: int, option: str, train: bool) -> Any:
     """Applies the stages before the last so many to images, in a backbone that all tasks share.
 
     Raises:

@@ -79,8 +79,8 @@ def match(
 
 def posterior(
   log_prior: Float[Array | np.ndarray, ' e'],
-  evidence: Sequence[Float[Array, 'b c']],
-  tables: Sequence[Float[Array | np.ndarray, 'e c']],
+  evidence: Sequence[Float[Array, 'b _']],
+  tables: Sequence[Float[Array | np.ndarray, '_ _']],
   *,
   eps: float,
 ) -> Float[Array, 'b e']:

@@ -45,35 +45,11 @@ class Variable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Categorical(Variable):
-  """The classes of a categorical task."""
+class _Column(Variable):
+  """One label of a task, the number of a class."""
 
   task: str
-
-  def log_p(self, outputs, label_stats):
-    return jax.nn.log_softmax(outputs[self.task].astype(jnp.float32))
-
-  def observe(self, labels, mask):
-    known = jnp.asarray(mask[self.task])[:, 0]
-    return guard(jnp.asarray(labels[self.task])[:, 0], known).astype(jnp.int32), known
-
-  def columns(self):
-    return ((self.task, 0),)
-
-  def label_of(self, classes, column):
-    return classes.astype(jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class YesNo(Variable):
-  """One label of a binary task; class 1 is yes."""
-
-  task: str
-  column: int
-
-  def log_p(self, outputs, label_stats):
-    logits = outputs[self.task][:, self.column].astype(jnp.float32)
-    return jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=1)
+  column: int = 0
 
   def observe(self, labels, mask):
     known = jnp.asarray(mask[self.task])[:, self.column]
@@ -84,6 +60,21 @@ class YesNo(Variable):
 
   def label_of(self, classes, column):
     return classes.astype(jnp.float32)
+
+
+class Categorical(_Column):
+  """The classes of a categorical task."""
+
+  def log_p(self, outputs, label_stats):
+    return jax.nn.log_softmax(outputs[self.task].astype(jnp.float32))
+
+
+class YesNo(_Column):
+  """One label of a binary task; class 1 is yes."""
+
+  def log_p(self, outputs, label_stats):
+    logits = outputs[self.task][:, self.column].astype(jnp.float32)
+    return jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A look at a batch gives TAG's affinities: against NumPy by hand, and with the invariances they must have."""
+"""A look-ahead on a batch gives TAG's affinities: against NumPy by hand, and with the invariances they must have."""
 
 import dataclasses
 from functools import lru_cache
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.affinities import look, watched
+from mtl_jax.affinities import lookahead
+from mtl_jax.affinities.lookahead import Lookahead
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.heads import Linear
 from mtl_jax.models.multitask import MultiTaskModel
@@ -34,7 +35,7 @@ class Dense(nn.Module):
 
 
 def make(order=range(NUM), *, absent=(), rows=slice(None)):
-  """A batch of regression tasks in some order, with parameters, and the look at it."""
+  """A batch of regression tasks in some order, with parameters, and NumPy's own."""
   random = np.random.default_rng(0)
   images = random.normal(size=(ROWS, INPUTS)).astype(np.float32)
   targets = random.normal(size=(ROWS, NUM)).astype(np.float32)
@@ -65,23 +66,22 @@ def make(order=range(NUM), *, absent=(), rows=slice(None)):
 
 @pytest.fixture(scope='module')
 def looked():
-  """`looked(order, **options) -> Looks` of that one look."""
+  """`looked(order, **options) -> Lookahead` of that one batch."""
 
   @lru_cache
   def compiled(order, chunk):
     forward, _, _ = make(order)
 
     def at(params, step, **batch):
-      return look.look(dataclasses.replace(forward, **batch), params, step_size=step, chunk=chunk)
+      return lookahead.look_ahead(dataclasses.replace(forward, **batch), params, step_size=step, chunk=chunk)
 
     return jax.jit(at)
 
-  def run(order=range(NUM), *, chunk=0, step=STEP, **options) -> watched.Looks:
+  def run(order=range(NUM), *, chunk=0, step=STEP, **options) -> Lookahead:
     forward, params, _ = make(order, **options)
     batch = {'images': forward.images, 'labels': forward.labels, 'mask': forward.mask}
     found = compiled(tuple(order), chunk)(params, step, **batch)
-    batch = [np.asarray(part)[None] for part in found]
-    return watched.Looks(np.zeros(1, int), *batch, np.zeros(1))
+    return Lookahead(*(np.asarray(part)[None] for part in found))
 
   return run
 
