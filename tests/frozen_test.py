@@ -25,7 +25,9 @@ from mtl_jax.run.state import TrainState
 from mtl_jax.training import building, loop
 from mtl_jax.training.progress import read_metrics
 
-PLAIN = {'data.augment': {'flip': False, 'shift': 0.0, 'zoom': 0.0, 'brightness': 0.0, 'contrast': 0.0}}
+PLAIN = {f'data.augment.{name}': 0.0 for name in ('shift', 'zoom', 'rotate', 'brightness', 'contrast')} | {
+  'data.augment.flip': False
+}
 SMALL = {'model.backbone': 'convnet', 'model.norm': 'batch'}  # Of two stages; 512 features of a 32x32 image.
 RESNET = {'model.backbone': 'resnet18', 'model.norm': 'auto'}
 TASKS = ('attributes', 'landmarks')
