@@ -78,7 +78,8 @@ def several(each: Kind, words: str) -> Kind:
   """A tuple of values of one kind."""
 
   def read(text: str) -> tuple[Any, ...]:
-    bracketed = re.fullmatch(r'\(([^()]*)\)|\[([^\[\]]*)\]', text.strip(), re.DOTALL)
+    quoted = r'\s*[\'"].*[\'"]\s*,?\s*'  # May hold brackets, as names of folders do.
+    bracketed = re.fullmatch(rf'\(([^()]*|{quoted})\)|\[([^\[\]]*|{quoted})\]', text.strip(), re.DOTALL)
     inner = (bracketed[1] or bracketed[2] or '') if bracketed else text
     quote = min(re.findall('[\'"]', inner), key=inner.index, default='"')
     try:

@@ -239,6 +239,19 @@ def test_a_wrong_place_for_predictions_is_refused_before_the_work(refused, train
   assert not (tmp_path / 'x.csv.npz').exists()
 
 
+def test_predictions_that_cannot_be_kept_are_said_and_what_was_found_is_printed(
+  capsys, run_copy, tmp_path, said, monkeypatch
+):
+  def full(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr('mtl_jax.platform.npz.write', full)
+  place = tmp_path / 'all.npz'
+  assert main(['eval', '--workdir', str(run_copy), '--predictions', str(place)]) == 0
+  assert set(json.loads(capsys.readouterr().out)['tasks']) == {'attributes', 'landmarks'}
+  assert any(f'{place} could not be kept' in line for line in said)
+
+
 def test_a_split_without_rows_is_refused(refused, trained_dir, tmp_path):
   prepare('synthetic', source=None, out=tmp_path / 'four', image_size=(32, 32), num=4, seed=0, log=lambda _: None)
   told = refused('eval', '--workdir', trained_dir, '--data', tmp_path / 'four', '--split', 'val')

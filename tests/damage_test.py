@@ -2,11 +2,13 @@
 
 import errno
 import json
+import logging
 import re
 import resource
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import small_runs
 
 from mtl_jax.errors import CheckpointError, Interrupted
 from mtl_jax.run import digests, workdir
+from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.training import loop
 
 
@@ -215,6 +218,30 @@ def test_a_full_and_a_read_only_disk_end_a_run_in_one_line_until_they_are_mended
   assert 'Read-only file system' in read_only.splitlines()[-1]
   assert re.findall(r'^exit (\d+)', ran.stdout, re.M) == ['2', '2', '0']
   assert re.search(r'resuming at step \d+', mended)
+
+
+class Raising:
+  """Raises at its end, where no caller can take it."""
+
+  def __init__(self, told: str):
+    self.told = told
+
+  def __del__(self):
+    raise RuntimeError(self.told)
+
+
+def test_after_a_save_that_failed_only_our_line_is_shown(tmp_path, capsys, caplog, monkeypatch):
+  """TensorStore's threads and asyncio tell the rest of it, of every array, in tracebacks."""
+  monkeypatch.setattr('sys.unraisablehook', sys.__unraisablehook__)  # pytest has one of its own.
+  Checkpoints(tmp_path).close()
+  for told in ('Event loop is closed', 'of the user'):
+    Raising(told)
+  shown = capsys.readouterr().err
+  assert 'closed' not in shown
+  assert 'RuntimeError: of the user' in shown
+  for told in ('_GatheringFuture exception was never retrieved', 'of the user'):
+    logging.getLogger('asyncio').error(told)
+  assert caplog.messages == ['of the user']
 
 
 def test_a_workdir_that_vanishes_is_said_and_not_made_anew(config, tmp_path, monkeypatch):

@@ -313,6 +313,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     ({'labels': (1, 2)}, 'Male is 2'),
     ({'labels': 'x'}, 'dictionary'),
     ({'labels': {'attributes': None}}, 'attributes'),
+    ({'labels': {'attributes': [1, None]}}, 'NaN where one is missing'),
+    ({'labels': {'attributes': 1}}, 'an array of shape (), not 2 labels'),
     ({'labels': {'attributes': ['a', 'b']}}, 'must be numbers'),
     ({'labels': {'attributes': [1, 10**400]}}, 'attributes'),
     ({'labels': {'other': [1, 0]}}, "'other'"),

@@ -144,9 +144,13 @@ def stated_labels(record: Record, task: Task) -> np.ndarray:
   """
   value = record.labels.get(task.name)
   try:
-    labels = np.array(value() if callable(value) else value, np.float32)
+    stated = np.asarray(value() if callable(value) else value)
+    if stated.dtype == object and None in stated.flat:  # NumPy makes it NaN.
+      raise TypeError('None is no number')
+    labels = stated.astype(np.float32)
   except (TypeError, ValueError, OverflowError):
-    raise DataError(f'{record.name}: {task.name}: must be numbers, not {shown(value)}; correct the source') from None
+    said = f'must be numbers, NaN where one is missing, not {shown(value)}'
+    raise DataError(f'{record.name}: {task.name}: {said}; correct the source') from None
   try:
     task.check(labels)
   except ValueError as error:

@@ -1,8 +1,10 @@
 """Evaluating a trained run from its working directory: restore, run over a split, write the JSON."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,13 +89,22 @@ def evaluate_workdir(
   }
   if jax.process_index() == 0:
     name = f'{address.name(data)}-{split}' if data else split
-    try:
-      workdir.write_json(directory / 'eval' / f'{name}.json', found, root=directory)
-    except (OSError, UserError) as error:  # The work is done, and the result still comes back.
-      log.warning('warning: %s could not be kept: %s', directory / 'eval' / f'{name}.json', one_line(error))
+    place = directory / 'eval' / f'{name}.json'
+    with _work_kept(place):
+      workdir.write_json(place, found, root=directory)
     if predictions:
-      npz.write(predictions, evaluate.dump(result, part))
+      with _work_kept(predictions):
+        npz.write(predictions, evaluate.dump(result, part))
   return found
+
+
+@contextlib.contextmanager
+def _work_kept(place: Path) -> Iterator[None]:
+  """Warns of a file that cannot be written: the work is done, and the result still comes back."""
+  try:
+    yield
+  except (OSError, UserError) as error:
+    log.warning('warning: %s could not be kept: %s', place, one_line(error))
 
 
 def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Path, store: DataSet) -> Split:
@@ -112,6 +123,8 @@ def _make_room(predictions: Path) -> None:
     raise DataError(f'--predictions: {predictions} must be a file named *.npz')
   try:
     predictions.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=predictions.parent):
+      pass
   except OSError as error:
     raise DataError(f'--predictions: cannot write {predictions}: {error.strerror}') from error
 

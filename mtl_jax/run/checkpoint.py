@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import jax
@@ -83,8 +82,9 @@ class Checkpoints:
     """
     self._data = data
     logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
-    if sys.excepthook is sys.__excepthook__:
-      sys.excepthook = _without_late_callbacks
+    logging.getLogger('asyncio').addFilter(_retrieved)
+    if sys.unraisablehook is sys.__unraisablehook__:
+      sys.unraisablehook = _without_late_callbacks
     self._local = address.is_local(workdir)
     self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
     atomic_write.refuse_link(self.directory)
@@ -242,10 +242,15 @@ def abstract_state(state_fn: Any, sharding: Any) -> TrainState:
   )
 
 
-def _without_late_callbacks(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _without_late_callbacks(raised: Any) -> None:
   """Drops tracebacks of TensorStore's threads that find Orbax's event loop closed, dozens after a save that failed."""
-  if kind is not RuntimeError or str(error) != 'Event loop is closed':
-    sys.__excepthook__(kind, error, trace)
+  if raised.exc_type is not RuntimeError or str(raised.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(raised)
+
+
+def _retrieved(record: logging.LogRecord) -> bool:
+  """Drops what the writes of a failed save raise after the first, which is told; asyncio logs them as it ends."""
+  return 'was never retrieved' not in record.getMessage()
 
 
 def _told(record: logging.LogRecord) -> bool:

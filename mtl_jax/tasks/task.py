@@ -120,7 +120,8 @@ class Task:
   def check(self, labels: np.ndarray) -> None:
     """Raises ValueError for labels `[k]` that no source may state; NaN says that a label is missing."""
     if labels.shape != self.label_shape:
-      raise ValueError(f'{labels.size} labels, not {len(self.labels)}')
+      has = f'{labels.size} labels' if labels.ndim == 1 else f'an array of shape {labels.shape}'
+      raise ValueError(f'{has}, not {len(self.labels)} labels')
     if np.isinf(labels).any():
       raise ValueError('a label is infinite')
 
