@@ -1,6 +1,7 @@
 """Tasks are chosen by name, move their labels with the image, and tell what the train split says of them."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -311,6 +312,9 @@ def test_predictions_are_probabilities(outputs):
     (LandmarkTask, ('points', ('nose_x', 'nose_y', 'chin_x')), {}),
     (LandmarkTask, ('points', ('lefteye_x', 'lefteye_y')), {}),
     (LandmarkTask, ('points', ('nose',)), {}),
+    *((LandmarkTask, ('points', ('a_x', 'a_y', 'b_x', 'b_y')), {'nme_over': over}) for over in (
+      ('a', 'a'), ('a', 'c'), ('a',), 'width', 0, -1.0, math.inf, math.nan, True, None,
+    )),
   ],
 )  # fmt: skip
 def test_a_task_that_cannot_be_is_refused_where_it_is_made_and_where_it_is_read(kind, arguments, fields):
@@ -322,6 +326,16 @@ def test_a_task_that_cannot_be_is_refused_where_it_is_made_and_where_it_is_read(
     with pytest.raises(DataError) as caught:
       from_json(written)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('over', [('a', 'b'), 'diagonal', 30, 2.5])
+def test_a_landmark_task_keeps_what_nme_divides_by_and_without_one_is_judged_by_mae(over):
+  named, plain = (LandmarkTask('points', ('a_x', 'a_y', 'b_x', 'b_y'), nme_over=value) for value in (over, ''))
+  assert from_json(json.loads(json.dumps(named.to_json()))) == named
+  assert 'nme_over' not in plain.to_json()  # Sets and runs that had none open as the same task.
+  assert (named.main_metric, plain.main_metric, LANDMARKS.main_metric) == ('nme', 'mae', 'nme')
+  assert 'nme' in named.shown
+  assert plain.shown == ('mae',)
 
 
 FIELDS = st.sampled_from(['kind', 'name', 'labels', 'classes', 'mirrored', 'edges', 'size'])
