@@ -121,7 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     metavar='SET',
     help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
   )
-  prepare.add_argument('--source', metavar='DIR', help="folder with the files of the set; TFDS's data_dir")
+  prepare.add_argument(
+    '--source',
+    metavar='DIR',
+    help="folder with the files of the set; TFDS's data_dir; not needed where FILE.py's open_source() takes none",
+  )
   prepare.add_argument('--out', metavar='DIR', required=True, help='folder to make, may be in a bucket')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
