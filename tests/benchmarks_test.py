@@ -62,6 +62,10 @@ def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path, name
   assert any(row['unit'] == 'images/s' and row['value'] > 0 for row in result['rows'] if row['value'] is not None)
 
 
+def test_a_benchmark_of_whole_runs_begins_there_too():
+  run_where_little_is('entries', '--help')
+
+
 def test_the_toy_problems_ways_begin_at_the_starts_and_descend(rooms):
   import toy
 
