@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -167,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
   affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
   _add_config(affinity)
 
+  for printing in (evaluation, study, affinity):
+    printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
+
   report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
   report.add_argument('--workdir', required=True, help=WORKDIR)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
@@ -262,8 +265,7 @@ def _eval(options: argparse.Namespace) -> int:
     predictions=options.predictions,
     allow_code=options.allow_code,
   )
-  if processes.index() == 0:
-    print(json.dumps(found, indent=2))
+  _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))
   return 0
 
 
@@ -276,14 +278,25 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _study(options: argparse.Namespace) -> int:
   found = mtl_jax.study(**_configured(options))
-  if processes.index() == 0:
-    print(json.dumps(found, indent=2))
+  _print(options, found, lambda terminal: terminal.of_study(found))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  print(json.dumps(mtl_jax.affinity(**_configured(options)), indent=2))
+  found = mtl_jax.affinity(**_configured(options))
+  _print(options, found, lambda terminal: terminal.of_affinity(found))
   return 0
+
+
+def _print(options: argparse.Namespace, found: dict[str, Any], text: Callable[[Any], str]) -> None:
+  """Prints a result once, from process 0: what `text` makes of it with `reports.terminal`, or its JSON."""
+  if processes.index() == 0:
+    if options.json:
+      print(json.dumps(found, indent=2))
+    else:
+      from mtl_jax.reports import terminal
+
+      _show(text(terminal))
 
 
 def _configured(options: argparse.Namespace) -> dict[str, Any]:
