@@ -14,12 +14,17 @@ PACKAGES = ('PIL', 'clu', 'jaxtyping', 'ml_collections', 'safetensors', 'simplej
             'tensorboardX.event_file_writer', 'tensorboardX.proto.event_pb2', 'tqdm')  # fmt: skip
 
 
-class _Subscriptable(type):
+class _Annotation(type):
   def __getitem__(cls, _: Any) -> Any:
     return cls
 
+  def __getattr__(cls, name: str) -> Any:
+    if name.startswith('__'):
+      raise AttributeError(name)
+    return cls
 
-class Absent(metaclass=_Subscriptable):
+
+class Absent(metaclass=_Annotation):
   """Any name of such a package: good enough for an annotation, and for nothing else."""
 
   def __init__(self, *_: Any, **__: Any):

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -21,7 +20,7 @@ import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
 from reporting import Row, best_rates, calls_for, parser, report, row
-from workload import check_losses
+from running import Stepper
 
 from mtl_jax.config import validate
 from mtl_jax.configs import default
@@ -33,7 +32,6 @@ from mtl_jax.data.store.images import ENCODINGS, THREADS
 from mtl_jax.data.store.reader import Store, open_store
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.data.synthetic import source as synthetic
-from mtl_jax.platform import sharding
 from mtl_jax.training import building, loop
 from mtl_jax.training.building import Run
 
@@ -162,36 +160,6 @@ def config(store: Store, mode: str, options: argparse.Namespace) -> ConfigDict:
   )
   validate(made)
   return made.lock()
-
-
-class Stepper:
-  """Takes steps as `loop.train_from` does; or, with `constant`, on its first batch over and over."""
-
-  def __init__(self, run: Run, *, constant: bool = False):
-    self.run = run
-    self._state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))()
-    self._source = run.input.place()
-    self._items: Iterator[Any] = loop.input_items(run, 0)
-    self._constant = next(self._items) if constant else None
-    self._steps = 0
-    self.losses: list[float] = []
-
-  def advance(self, dispatches: int) -> int:
-    """Takes steps to their end; returns how many images that were."""
-    before, flying = self._steps, []
-    for size, items in islice(iter(lambda: self._constant or next(self._items), None), dispatches):
-      self._state, metrics = self.run.compiled_steps(self._state, self._source, items)
-      self._steps += size
-      flying.append(metrics['loss'])
-      sharding.hold_back(flying)
-    jax.block_until_ready((self._state, flying))
-    self.losses.append(float(flying[-1][-1]))
-    return (self._steps - before) * self.run.config.train.batch_size
-
-  def check(self) -> None:
-    """The devices took those steps, and learned from them."""
-    assert int(self._state.step) == self._steps, 'steps are missing'
-    check_losses(self.losses)
 
 
 def feeding(runs: dict[str, Run], options: argparse.Namespace, *, every: Row, step: Row) -> list[Row]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,21 @@ def rates_in_turn(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dic
 def best_rates(parts: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:
   """The best of each part's rates in turn."""
   return {name: max(rates) for name, rates in rates_in_turn(parts, rounds=rounds).items()}
+
+
+def against_first(
+  title: str, rates: Mapping[str, Sequence[float]], *, unit: str = 'images/s', target: float | None = None
+) -> list[Row]:
+  """The rate of each part, and of all but the first its ratio to that, as medians over rounds with their spread."""
+  rows: list[Row] = []
+  for name, found in rates.items():
+    made = row(f'{title}, {name}', statistics.median(found), unit) | spread(found)
+    if rows:
+      ratios = [one / first for one, first in zip(found, next(iter(rates.values())), strict=True)]
+      made |= {'ratio': statistics.median(ratios), 'ratio_to': rows[0]['name']} | spread(ratios, 'ratio')
+      made |= {} if target is None else {'target': target}
+    rows.append(made)
+  return rows
 
 
 def calls_for(advance: Callable[[int], int], secs: float, *, least: int = 2) -> int:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything a GPU host should report, within 7 minutes: benchmarks/run_all.sh [FOLDER for the JSON files]
+# Everything a GPU host should report, within 8 minutes: benchmarks/run_all.sh [FOLDER for the JSON files]
 # Needs jax, flax, optax and orbax-checkpoint, and torch for the comparison; a part that fails does not stop the others.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 read -r count kind < <(python3 -c 'import jax; print(jax.device_count(), jax.devices()[0].device_kind.replace(" ", "_"))')
 results=${1:-benchmarks/results/$kind}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -23,6 +23,10 @@ part() {  # Seconds, name, flags.
 [ "$count" != 1 ] || { JAX_PLATFORMS=cpu part 400 scaling >"$cache/scaling.log" 2>&1 & }
 part 105 step --seconds 60 --round_secs 0.5 || failed=1
 part 120 versus_torch --seconds 60 --round_secs 0.5 || failed=1
+part 40 end_to_end --rounds 4 --round_secs 1 || failed=1
+part 95 epoch || failed=1
+# What takes one compilation each; all entries, on both networks, are a run of their own: python3 benchmarks/entries.py
+part 60 entries --seconds 35 --round_secs 0.4 --only metrics layout optimizer || failed=1
 if [ "$count" = 1 ]; then
   wait $! || failed=1
   cat "$cache/scaling.log"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import cached_property, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import absent  # noqa: F401
 import jax
@@ -39,11 +39,17 @@ BACKBONES = {
 }
 WIDTHS = {'resnet18': 64, 'resnet50': 64, 'mobilenet_v2': 32, 'convnet': 16}
 OPTIMIZER = DEFAULTS['optimizer']
+STEPS = 10**6
 
 
-def config() -> Any:
-  """What an optimizer is made from."""
-  return SimpleNamespace(optimizer=SimpleNamespace(**OPTIMIZER), train=SimpleNamespace(steps=10**6))
+def config(batch: int) -> Any:
+  """A configuration that never logs, evaluates or saves of itself: what an optimizer and the input are made from."""
+  return SimpleNamespace(
+    optimizer=SimpleNamespace(**OPTIMIZER),
+    train=SimpleNamespace(seed=0, steps=STEPS, batch_size=batch, log_every_steps=STEPS, steps_per_dispatch=0),
+    eval=SimpleNamespace(every_steps=0),
+    checkpoint=SimpleNamespace(every_steps=STEPS),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Workload:
   width: int = 0
   norm_rows: int = 0
   tasks: tuple[Task, ...] = TASKS
+  donated: ClassVar[tuple[int, ...]] = (0,)  # Arguments of the step whose memory its results take: the state.
 
   @property
   def network(self) -> str:
@@ -91,7 +98,7 @@ class Workload:
   @property
   def _trained(self) -> dict[str, Any]:
     objective = fixed([1.0] * len(self.tasks))
-    tx = optimizer.from_config(config())
+    tx = optimizer.from_config(config(self.batch))
     return {'model': self.model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
 
   def make_state(self, **given: Any) -> TrainState:
@@ -114,7 +121,7 @@ class Workload:
     whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
     step = jax.jit(
       self.one_step,
-      donate_argnums=0,
+      donate_argnums=self.donated,
       compiler_options=xla.step_options(),
       in_shardings=(whole, rows),
       out_shardings=whole,

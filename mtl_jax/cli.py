@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -121,7 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     metavar='SET',
     help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
   )
-  prepare.add_argument('--source', metavar='DIR', help="folder with the files of the set; TFDS's data_dir")
+  prepare.add_argument(
+    '--source',
+    metavar='DIR',
+    help="folder with the files of the set; TFDS's data_dir; not needed where FILE.py's open_source() takes none",
+  )
   prepare.add_argument('--out', metavar='DIR', required=True, help='folder to make, may be in a bucket')
   prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
   prepare.add_argument(
@@ -166,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
 
   affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
   _add_config(affinity)
+
+  for printing in (evaluation, study, affinity):
+    printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
 
   report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
   report.add_argument('--workdir', required=True, help=WORKDIR)
@@ -262,8 +269,7 @@ def _eval(options: argparse.Namespace) -> int:
     predictions=options.predictions,
     allow_code=options.allow_code,
   )
-  if processes.index() == 0:
-    print(json.dumps(found, indent=2))
+  _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))
   return 0
 
 
@@ -276,14 +282,25 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _study(options: argparse.Namespace) -> int:
   found = mtl_jax.study(**_configured(options))
-  if processes.index() == 0:
-    print(json.dumps(found, indent=2))
+  _print(options, found, lambda terminal: terminal.of_study(found))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  print(json.dumps(mtl_jax.affinity(**_configured(options)), indent=2))
+  found = mtl_jax.affinity(**_configured(options))
+  _print(options, found, lambda terminal: terminal.of_affinity(found))
   return 0
+
+
+def _print(options: argparse.Namespace, found: dict[str, Any], text: Callable[[Any], str]) -> None:
+  """Prints a result once, from process 0: what `text` makes of it with `reports.terminal`, or its JSON."""
+  if processes.index() == 0:
+    if options.json:
+      print(json.dumps(found, indent=2))
+    else:
+      from mtl_jax.reports import terminal
+
+      _show(text(terminal))
 
 
 def _configured(options: argparse.Namespace) -> dict[str, Any]:

@@ -46,4 +46,4 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
   page = workdir / 'report.html'
   reports.write_report(runs, page, title='mtl_jax demo: drawn faces', show_pictures=True)
   log.info('3/3 wrote %s', page)
-  return reports.text_table(runs)
+  return reports.terminal.of_runs(runs)

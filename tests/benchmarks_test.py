@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.platform import sharding
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
@@ -46,13 +49,21 @@ def run_where_little_is(name: str, *flags: str) -> None:
   assert done.returncode == 0, done.stderr
 
 
-def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path):
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('end_to_end', 'epoch', 'entries')]
+
+
+@pytest.mark.parametrize('name', ['step', *SLOW])
+def test_a_benchmark_runs_where_only_jax_flax_optax_and_orbax_are(tmp_path, name):
   out = tmp_path / 'result.json'
-  run_where_little_is('step', '--quick', '--json', str(out))
+  run_where_little_is(name, '--quick', '--json', str(out))
   result = json.loads(out.read_text())
   assert result.keys() == {'device', 'versions', 'flags', 'date', 'rows'}
   assert all({'name', 'value', 'unit'} <= row.keys() for row in result['rows'])
   assert any(row['unit'] == 'images/s' and row['value'] > 0 for row in result['rows'] if row['value'] is not None)
+
+
+def test_a_benchmark_of_whole_runs_begins_there_too():
+  run_where_little_is('entries', '--help')
 
 
 def test_the_toy_problems_ways_begin_at_the_starts_and_descend(rooms):
@@ -158,6 +169,16 @@ def test_parts_take_turns_and_each_round_has_its_own_rate(clock):
   assert reporting.best_rates(parts, rounds=1) == {'a': 2.0, 'b': 1.0}
 
 
+def test_ratios_are_of_each_round_to_the_first_part(rooms):
+  import reporting
+
+  first, other = reporting.against_first('net', {'a': [8.0, 4.0, 6.0], 'b': [4.0, 4.0, 12.0]})
+  assert (first['name'], first['value'], first['value_high']) == ('net, a', 6.0, 8.0)
+  assert 'ratio' not in first
+  assert (other['value'], other['ratio'], other['ratio_low'], other['ratio_high']) == (4.0, 1.0, 0.5, 2.0)
+  assert other['ratio_to'] == 'net, a'
+
+
 @pytest.mark.parametrize(('secs', 'least', 'calls'), [(6.0, 2, 12), (0.1, 2, 2), (0.1, 1, 1)])
 def test_as_many_calls_as_fill_the_time_at_half_a_second_each(clock, secs, least, calls):
   import reporting
@@ -183,3 +204,129 @@ def test_steps_that_change_nothing_or_break_are_no_measurement(rooms, losses):
 
   with pytest.raises(AssertionError, match='loss'):
     workload.check_losses(losses)
+
+
+def test_benchmarks_augment_as_the_default_configuration_does(rooms):
+  import variants
+
+  from mtl_jax.configs import default
+
+  assert Augmentation(**default.get_config().data.augment) == variants.AUGMENTATION
+
+
+def test_adam_on_one_vector_makes_the_updates_of_the_default_optimizer(rooms):
+  import variants
+  import workload
+
+  from mtl_jax.run import optimizer
+
+  random = np.random.default_rng(0)
+  params = {
+    'conv': {'kernel': random.normal(size=(3, 2)), 'bias': random.normal(size=2)},
+    'norm': {'scale': np.ones(2)},
+  }
+  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+  flat = variants.changed(workload.Workload('convnet', 8, 8, 'float32'), variants.Flat)._trained['tx']
+  found = []
+  for tx in (flat, optimizer.from_config(workload.config(8))):
+    state, moved = tx.init(params), params
+    for factor in (1.0, 0.1, 30.0):
+      gradients = jax.tree.map(lambda leaf, factor=factor: factor * jnp.cos(leaf), moved)
+      updates, state = tx.update(gradients, state, moved)
+      moved = optax.apply_updates(moved, updates)
+    found.append(moved)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), *found)
+  assert np.abs(found[0]['norm']['scale'] - 1).max() > 1e-4
+
+
+def test_what_is_changed_for_an_entry_is_changed_in_the_step(rooms):
+  import variants
+  import workload
+
+  net = workload.Workload('resnet18', 32, 8, 'float32', width=4)
+  models = [variants.changed(net, kind).one_step.keywords['model'] for kind in (type(net), variants.Remat)]
+  assert [model.module.shared.backbone.remat for model in models] == [False, True]
+  plain = workload.Workload('convnet', 8, 8, 'float32', width=4)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  given = []
+  for kind in (type(plain), variants.NotDonated):
+    one = variants.changed(plain, kind)
+    lowered = one.lowered(jax.eval_shape(one.make_state), one.make_batch(), mesh=mesh)
+    given.append(
+      sum(leaf.donated for leaf in jax.tree.leaves(lowered.args_info, is_leaf=lambda x: hasattr(x, 'donated')))
+    )
+  assert given[0] > 10
+  assert given[1] == 0
+
+
+def test_input_prepared_apart_is_what_the_step_would_read(rooms):
+  import variants
+  import workload
+
+  from mtl_jax.training import step
+
+  one = workload.Workload('convnet', 8, 4, 'float32', width=4)
+  batch = one.make_batch()
+  state = SimpleNamespace(step=jnp.int32(3), variables={}, label_stats={})
+  forward, _ = step.forward_of(
+    state, batch, model=one.model, tasks=one.tasks, augmentation=variants.AUGMENTATION, seed=0, entries=()
+  )
+  found = variants._prepared(batch, state.step, tasks=one.tasks)
+  jax.tree.map(np.testing.assert_array_equal, (found['image'], found['labels']), (forward.images, dict(forward.labels)))
+  assert np.abs(found['labels']['landmarks'] - batch['labels']['landmarks']).max() > 0.01
+
+
+CHILD = """
+import os, sys
+if '--known' not in os.environ['XLA_FLAGS']:
+  sys.exit(1)
+print(0, flush=True)
+for line in sys.stdin:
+  print(8 * int(line), flush=True)
+sys.exit('--bad' in os.environ['XLA_FLAGS'] and 3)
+"""
+
+
+def test_a_child_takes_the_steps_it_is_told_to_under_flags_of_its_own(rooms):
+  import variants
+
+  child = variants.Child('--known', ['-c', CHILD])
+  assert [child.advance(2), child.advance(5)] == [16, 40]
+  child.check()
+  child.close()
+  with pytest.raises(ChildProcessError, match='ended with 1'):
+    variants.Child('--unknown', ['-c', CHILD])
+  bad = variants.Child('--known --bad', ['-c', CHILD])
+  with pytest.raises(ChildProcessError, match='ended with 3'):
+    bad.check()
+
+
+def test_layout_is_counted_in_the_compiled_program(rooms):
+  import entries
+
+  text = """
+  %a = f32[2,8,8,4]{3,2,1,0} convolution(%x, %k), window={size=3x3}, dim_labels=b01f_01io->b01f
+  %b = (bf16[2,4]{1,0}, u8[0]{0}) custom-call(%y, %l), dim_labels=bf01_oi01->bf01
+  %t = f32[4,2]{1,0} transpose(%x), dimensions={1,0}
+  %transpose_copy_fusion = f32[9]{0} fusion(%t)
+  ROOT %c = bf16[64,4096]{0,1} copy(%t)"""
+  plain = SimpleNamespace(compiled=SimpleNamespace(as_text=lambda: text))
+  rows = entries.layout(SimpleNamespace(plain=plain, workload=SimpleNamespace(title='net')))
+  assert [row['value'] for row in rows] == [2, 1, 1, 4 * 8 / 2**20, 1, 0.5]
+  assert rows[0]['kinds'] == {'b01f': 1, 'bf01': 1}
+
+
+def test_entries_that_there_is_no_time_or_device_for_are_not_measured(rooms, tmp_path, monkeypatch, capsys):
+  import entries
+
+  out = tmp_path / 'entries.json'
+  monkeypatch.setattr(sys, 'argv', ['entries.py', '--quick', '--seconds', '1e-9', '--json', str(out)])
+  entries.main()
+  rows = json.loads(out.read_text())['rows']
+  assert len(rows) == len(entries.ENTRIES)
+  assert {row['value'] for row in rows} == {None}
+  assert 'donation (no time left) | not measured |' in capsys.readouterr().out
+  bench = entries.Bench(entries.QUICK[0], 0, argparse.Namespace(quick=True, rounds=1, round_secs=0.0))
+  rows = entries.flags(bench)
+  assert [math.isnan(row['value']) for row in rows] == [True] * len(entries.FLAGS)
+  assert 'no command buffers (flags of GPUs)' in rows[-1]['name']

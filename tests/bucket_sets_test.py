@@ -125,6 +125,6 @@ def test_without_gcsfs_the_command_that_installs_it_is_told(capsys, monkeypatch,
 
 @pytest.mark.parametrize('field', ['model.weights', 'data.feature_cache'])
 def test_a_field_that_must_be_local_is_not_taken_for_a_folder_named_gs(faces, field):
-  config = small_runs.make_config(faces, **{field: 'gs://b/file'})
-  with pytest.raises(BucketError, match='gs://b/file: only --workdir and prepared sets may lie in a bucket'):
+  config = small_runs.make_config(faces, **{field: 'gs://b/file.pth'})
+  with pytest.raises(BucketError, match=r'gs://b/file\.pth: only --workdir and prepared sets may lie in a bucket'):
     workdir.with_absolute_paths(config)

@@ -222,13 +222,20 @@ def test_a_step_that_was_not_saved_is_refused_with_those_that_were(refused, trai
 # Evaluating.
 
 
-def test_eval_prints_json_and_writes_it(capsys, run_copy, tmp_path):
+def test_eval_writes_json_and_prints_it_or_its_figures_in_a_table(capsys, run_copy, tmp_path):
   out = tmp_path / 'new' / 'all.npz'
-  assert main(['eval', '--workdir', str(run_copy), '--split', 'val', '--predictions', str(out)]) == 0
+  command = ['eval', '--workdir', str(run_copy), '--split', 'val']
+  assert main([*command, '--predictions', str(out), '--json']) == 0
   found = json.loads(capsys.readouterr().out)
   assert found == json.loads((run_copy / 'eval' / 'val.json').read_text())
   with np.load(out) as arrays:
     assert len(arrays['example_id']) == found['num_examples']
+  assert main(command) == 0
+  table = capsys.readouterr().out
+  for task, metric in (('attributes', 'accuracy'), ('landmarks', 'NME')):
+    line = next(line for line in table.splitlines() if line.startswith(f'{metric} '))
+    value = found['tasks'][task]['macro_accuracy' if task == 'attributes' else 'nme']
+    assert line.split()[-1] == f'{100 * value:.2f}%'
 
 
 def test_a_wrong_place_for_predictions_is_refused_before_the_work(refused, trained_dir, tmp_path):
@@ -419,7 +426,7 @@ def test_links_that_lead_to_each_other_are_named(refused, trained_dir, faces, tm
 
 def test_an_eval_that_cannot_be_kept_is_printed(capsys, run_copy, said):
   (run_copy / 'eval').write_text('a file where the folder should be')
-  assert main(['eval', '--workdir', str(run_copy)]) == 0
+  assert main(['eval', '--workdir', str(run_copy), '--json']) == 0
   assert set(json.loads(capsys.readouterr().out)['tasks']) == {'attributes', 'landmarks'}
   assert [line for line in said if str(run_copy / 'eval' / 'test.json') in line]
 

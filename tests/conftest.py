@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
 from ml_collections import ConfigDict
 
 # Read when JAX is first imported, also by the processes that tests start.
@@ -24,6 +25,10 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As a shell starts what runs in the background.
   signal.signal(signal.SIGINT, signal.default_int_handler)  # Else the processes that tests start ignore it too.
+
+# Calls of these packages are held to the shapes and types of arrays in their annotations.
+SHAPED = ['mtl_jax.objectives', 'mtl_jax.tasks']
+install_import_hook(SHAPED, 'shapes.checked')
 
 import mtl_jax  # noqa: E402, F401  Sets XLA's flags, before a test's first computation.
 

@@ -145,7 +145,7 @@ def test_predictions_for_the_source_pictures_are_those_of_the_test_split(demo_di
 
 
 def test_evaluating_on_another_set_is_written_under_its_name(demo_dir, store_dir, tmp_path, capsys):
-  assert cli.main(['eval', '--workdir', str(demo_dir / 'joint'), '--split', 'val']) == 0
+  assert cli.main(['eval', '--workdir', str(demo_dir / 'joint'), '--split', 'val', '--json']) == 0
   printed = json.loads(capsys.readouterr().out)
   assert printed == result(demo_dir / 'joint', 'val')
   assert printed['num_examples'] == len(open_store(demo_dir / 'data').splits['val'])

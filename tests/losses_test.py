@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jaxtyping import TypeCheckError
 
 from mtl_jax.tasks import losses
 
@@ -94,3 +95,8 @@ def test_a_missing_class_moves_no_output():
 def test_no_gradient_flows_through_labels():
   gradient = jax.grad(lambda labels: losses.guard(labels, jnp.ones(SHAPE, bool)).sum())(jnp.ones(SHAPE))
   assert not gradient.any()
+
+
+def test_a_call_with_other_shapes_than_its_annotations_say_is_refused_in_tests():
+  with pytest.raises(TypeCheckError, match='targets'):
+    losses.squared_error(jnp.ones((2, 3)), jnp.ones((2, 4)))

@@ -156,11 +156,12 @@ def test_a_unit_that_speaks_against_a_class_does_not_imply_it():
 
 def test_all_units_imply_the_class_with_the_most_of_them():
   weights = np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.1, 0.2, 1.0]])
+  prior = np.full(3, 1 / 3)
   labels = jnp.array([[1, 1, 0], [1, 0, 0], [1, 0, 1], [0, 0, 0], [1, 1, 1]])
-  classes, implied = losses.implied_source(labels, jnp.ones((5, 3), bool), weights, [1 / 3] * 3)
+  classes, implied = losses.implied_source(labels, jnp.ones((5, 3), bool), weights, prior)
   assert implied.tolist() == [True, True, False, False, True]  # The third row: two classes of one unit each.
   assert classes[np.array([0, 1, 4])].tolist() == [1, 0, 1]
-  assert not losses.implied_source(labels, jnp.zeros((5, 3), bool), weights, [1 / 3] * 3)[1].any()
+  assert not losses.implied_source(labels, jnp.zeros((5, 3), bool), weights, prior)[1].any()
 
 
 def test_the_counted_table_converges_to_the_true_one():

@@ -154,6 +154,19 @@ def test_points_without_eyes_have_no_nme():
   assert result['num_images'] == 0
 
 
+def test_nme_over_two_points_the_diagonal_and_pixels_by_hand():
+  # In 200 x 100 the tips are 100 px apart, in 30 x 40 one of them is not labelled; the tail is off by 5 px in both.
+  labels = np.array([[0.1, 0.5, 0.6, 0.5, 0.5, 0.6], [0.2, 0.3, np.nan, np.nan, 0.5, 0.5]])
+  sizes = np.array([[200, 100], [30, 40]])
+  predictions = labels + np.array([[0, 0, 0, 0, 3 / 200, 4 / 100], [0, 0, 0, 0, 3 / 30, 4 / 40]])
+  expected = {('tip', 'fin'): (5 / 100 / 3, 1), 'diagonal': ((5 / np.hypot(200, 100) / 3 + 5 / 50 / 2) / 2, 2)}
+  for over, (nme, num_images) in {**expected, 20: ((5 / 20 / 3 + 5 / 20 / 2) / 2, 2)}.items():
+    result = metrics.landmarks(
+      predictions, labels, mask=~np.isnan(labels), points=('tip', 'fin', 'tail'), source_size=sizes, over=over
+    )
+    assert (result['nme'], result['num_images']) == (pytest.approx(nme), num_images)
+
+
 def test_regression_by_hand():
   labels = np.array([[30.0, 1.0], [40.0, np.nan]])
   result = metrics.regression(labels + np.array([[3, -1], [4, 0]]), labels, mask=~np.isnan(labels), names=('age', 'x'))

@@ -202,7 +202,7 @@ def test_four_processes_train_and_evaluate_from_the_command_line(alone, config, 
   for here, there in zip(ours, theirs, strict=True):
     del here['images_per_sec'], there['images_per_sec']
     assert_close(here, there)
-  ended = launch(4, 'eval', '--workdir', run, '--split', 'val', command=command)
+  ended = launch(4, 'eval', '--workdir', run, '--split', 'val', '--json', command=command)
   assert ended.returncode == 0, ended.stderr
   found = json.loads(ended.stdout)
   assert found == json.loads((run / 'eval' / 'val.json').read_text())

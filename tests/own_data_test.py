@@ -136,6 +136,20 @@ def test_a_missing_file_is_named(tmp_path, capsys):
   assert capsys.readouterr().err.endswith('none.py; it must define open_source(directory)\n')
 
 
+def test_a_source_that_needs_no_folder_is_prepared_without_one_and_others_are_told_to_name_it(faces, tmp_path, capsys):
+  (tmp_path / 'mine.py').write_text(EXAMPLE)
+  arguments = ['prepare', str(tmp_path / 'mine.py'), '--image_size', '8', '8', '--out', str(tmp_path / 'set')]
+  assert cli.main(arguments) == 2
+  assert '--source' in capsys.readouterr().err.splitlines()[-1]
+  (tmp_path / 'mine.py').write_text(
+    EXAMPLE.replace('open_source(directory)', 'open_source(directory=None)').replace(
+      'Faces(directory)', f'Faces(__import__("pathlib").Path({str(faces)!r}))'
+    )
+  )
+  assert cli.main(arguments) == 0
+  assert open_store(tmp_path / 'set').schema['source'] == 'my_faces'
+
+
 def test_a_file_in_the_home_folder_is_found_and_an_unknown_home_is_told_in_one_line(
   faces, tmp_path, capsys, monkeypatch
 ):

@@ -74,15 +74,15 @@ def test_a_page_is_as_it_was(tmp_path, kind):
   directory = tmp_path / 'here'
   if kind == 'runs':
     make_runs(directory)
-    text = '\n' + reports.text_table(reports.find_runs(directory)) + '\n'
+    text = reports.terminal.of_runs(reports.find_runs(directory))
   elif kind == 'study':
     sides = ('single', 'joint', 'joint_again')
     make_study(directory, (ATTRIBUTES, LANDMARKS), sides=sides, gains={'landmarks': 0.3}, grid=(pages.RATE, 3e-3))
-    text = ''
+    text = reports.terminal.of_study(json.loads((directory / 'study.json').read_text()))
   else:
     make_affinity(directory)
-    text = ''
-  text = written(directory)[1].golden(directory) + text
+    text = reports.terminal.of_affinity(json.loads((directory / 'affinity.json').read_text()))
+  text = written(directory)[1].golden(directory) + f'\n{text}\n'
   path = GOLDEN / f'{kind}.txt'
   if os.environ.get('MTL_JAX_WRITE_GOLDEN'):
     path.parent.mkdir(exist_ok=True)

@@ -383,12 +383,12 @@ def test_delta_m_names_what_it_leaves_out():
 # --- the study's JSON -------------------------------------------------------------------------------------------------
 
 
-def study(arms=('single', 'joint'), num_seeds=4, **changes):
-  """A study of all kinds of task; `changes` holds, for an arm, a function of (task, seed, predictions)."""
+def study(arms=('single', 'joint'), num_seeds=4, tasks=TASKS, **changes):
+  """A study of these tasks; `changes` holds, for an arm, a function of (task, seed, predictions)."""
   identities = np.random.default_rng(10).integers(-1, 15, NUM_IMAGES)
   resampling = draws.draw(identities, num_resamples=40)
   scores = []
-  for task in TASKS:
+  for task in tasks:
     labels, mask, source_size = split_of(task)
     predictions = {}
     for i, arm in enumerate(arms):
@@ -396,6 +396,15 @@ def study(arms=('single', 'joint'), num_seeds=4, **changes):
       predictions[arm] = [change(task, s, predict(task, labels, 100 * i + s)) for s in range(num_seeds)]
     scores += score_task(task, predictions, labels, mask=mask, source_size=source_size, resampling=resampling)
   return summarize(scores, arms=arms, seeds=range(num_seeds))
+
+
+def test_points_without_a_distance_to_divide_by_are_tested_by_their_mae():
+  wings = LandmarkTask('wings', ('tip_x', 'tip_y', 'tail_x', 'tail_y'))
+  found = study(tasks=(wings,))
+  assert list(found['tasks']['wings']) == ['mae', 'mse', 'rmse']
+  assert found['tasks']['wings']['mae']['verdict'] in ('helps', 'hurts', 'no evidence')
+  assert found['delta_m']['num_terms'] == 1
+  assert (found['delta_m']['left_out'], found['dropped']) == ([], [])
 
 
 def test_study_json_has_the_contracts_fields_and_no_nan():

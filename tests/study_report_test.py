@@ -121,7 +121,7 @@ const found = {filterShown: filter.offsetHeight > 0, first: names(), tabs: butto
 const sorts = () => [...table.tHead.rows[0].cells].map(head => head.getAttribute('aria-sort'));
 buttons[0].click(); found.byName = names(); found.byNameState = sorts();
 buttons[0].click(); found.byNameDown = names();
-buttons[1].click(); found.byDifference = names(); found.byDifferenceState = sorts();
+buttons[2].click(); found.byDifference = names(); found.byDifferenceState = sorts();
 const [search, says] = [filter.querySelector('input'), filter.querySelector('select')];
 search.value = 'attribute 1'; search.dispatchEvent(new Event('input'));
 found.searched = names(); found.status = filter.querySelector('[role=status]').textContent;
@@ -158,7 +158,7 @@ def test_the_page_sorts_and_filters_in_a_browser(grouped, tmp_path):
   assert found['byNameState'][:2] == ['ascending', None]
   assert found['byNameDown'] == names[::-1]
   assert [gains[name] for name in found['byDifference']] == sorted(gains.values())
-  assert found['byDifferenceState'][:2] == [None, 'ascending']
+  assert found['byDifferenceState'][:3] == [None, None, 'ascending']
   assert sorted(found['searched']) == [name for name in names if name.startswith('Attribute 1')]
   assert found['status'] == '10 of 40 shown'
   inside = {name for name in MANY.labels if (ci := outputs[name]['accuracy']['delta']['ci95'])[0] <= 0 <= ci[1]}

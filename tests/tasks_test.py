@@ -1,6 +1,7 @@
 """Tasks are chosen by name, move their labels with the image, and tell what the train split says of them."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,11 @@ def test_a_star_makes_each_label_a_task_of_its_own():
   assert {task.group for task in chosen[:3]} == {'attributes'}
 
 
+@pytest.mark.parametrize('asked', ['all', '', ()])
+def test_all_and_none_named_are_all_tasks(asked):
+  assert select(ALL, asked) == ALL
+
+
 def test_one_label_can_be_a_task():
   assert select(ALL, 'attributes/Male') == (BinaryTask('attributes/Male', ('Male',)),)
 
@@ -75,8 +81,6 @@ def test_a_subset_of_attributes_keeps_the_order_asked_for():
     ('attributes/*,attributes/Male', "'attributes/Male' is named twice"),
     ('landmarks/*', "name 'landmarks'"),
     ('landmarks/nose_x', "name 'landmarks'"),
-    (' , ', 'names no task'),
-    ((), 'names no task'),
   ],
 )
 def test_unknown_and_repeated_names_are_refused(asked, told):
@@ -311,6 +315,9 @@ def test_predictions_are_probabilities(outputs):
     (LandmarkTask, ('points', ('nose_x', 'nose_y', 'chin_x')), {}),
     (LandmarkTask, ('points', ('lefteye_x', 'lefteye_y')), {}),
     (LandmarkTask, ('points', ('nose',)), {}),
+    *((LandmarkTask, ('points', ('a_x', 'a_y', 'b_x', 'b_y')), {'nme_over': over}) for over in (
+      ('a', 'a'), ('a', 'c'), ('a',), 'width', 0, -1.0, math.inf, math.nan, True, None,
+    )),
   ],
 )  # fmt: skip
 def test_a_task_that_cannot_be_is_refused_where_it_is_made_and_where_it_is_read(kind, arguments, fields):
@@ -322,6 +329,16 @@ def test_a_task_that_cannot_be_is_refused_where_it_is_made_and_where_it_is_read(
     with pytest.raises(DataError) as caught:
       from_json(written)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('over', [('a', 'b'), 'diagonal', 30, 2.5])
+def test_a_landmark_task_keeps_what_nme_divides_by_and_without_one_is_judged_by_mae(over):
+  named, plain = (LandmarkTask('points', ('a_x', 'a_y', 'b_x', 'b_y'), nme_over=value) for value in (over, ''))
+  assert from_json(json.loads(json.dumps(named.to_json()))) == named
+  assert 'nme_over' not in plain.to_json()  # Sets and runs that had none open as the same task.
+  assert (named.main_metric, plain.main_metric, LANDMARKS.main_metric) == ('nme', 'mae', 'nme')
+  assert 'nme' in named.shown
+  assert plain.shown == ('mae',)
 
 
 FIELDS = st.sampled_from(['kind', 'name', 'labels', 'classes', 'mirrored', 'edges', 'size'])

@@ -44,7 +44,8 @@ COMMON_TASKS = ('attributes', 'landmarks', 'pose', 'age', 'race', 'gender', 'smi
 # fmt: off
 _DECLARED = (
   Field('tasks', 'attributes,landmarks', TASKS,
-    'Tasks to learn; one task alone is the single-task model. `attributes/*` makes each attribute a task of its own.'),
+    'Tasks to learn; one task alone is the single-task model. `attributes/*` makes each attribute a task of its own; '
+    '`all`, or none named, is all that the data has.'),
 
   Field('data.dir', '', TEXT, 'Folder of a prepared set (`mtl-jax prepare`).', resumable=True),
   Field('data.dirs', (), NAMES,

@@ -51,7 +51,7 @@ def prepare(
   """Prepares a set by name; those in DRAWN draw `num` faces from `seed`, the others are read from `source`.
 
   `tfds:NAME` is a set that TFDS has prepared in its data_dir `source`, or in its default one where that is None. A name
-  that ends in `.py` is a file that opens a set of the user's own.
+  that ends in `.py` is a file that opens a set of the user's own, which may need no source.
 
   `parsing`, for `synthetic` alone, adds the task of that name: the part of the face that each pixel shows. Pictures and
   other labels stay as they are. `workers` is the number of processes that draw; with more than 1 the program that calls
@@ -76,7 +76,7 @@ def prepare(
     if source is not None:
       raise DataError(f'prepare {name} draws its own faces; leave out --source')
     opened = partial(_draw, name, num=num, seed=seed, parsing=parsing, workers=workers)
-  elif source is None and not name.startswith(TFDS):
+  elif source is None and name in READERS:
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
   else:
     try:
@@ -89,9 +89,9 @@ def prepare(
 def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Source:
   if name.startswith(TFDS):
     return open_tfds(name.removeprefix(TFDS), source)
-  assert source is not None
   if name.endswith('.py'):
     return open_own(local_path(name), source)
+  assert source is not None
   return READERS[name](source) if crop_margin is None else open_mtfl(source, crop_margin=crop_margin)
 
 

@@ -37,8 +37,8 @@ def chosen_by_platform() -> Iterator[None]:
     _BY_PLATFORM.reset(token)
 
 
-def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q c f'], strides, padding, **kwargs):
-  """`lax.conv_general_dilated` for `flax.linen.Conv`.
+def convolve(lhs: Float[Array, 'b h w c'], rhs: Float[Array, 'p q g f'], strides, padding, **kwargs):
+  """`lax.conv_general_dilated` for `flax.linen.Conv`, with `g` channels in each group of the input's `c`.
 
   On a CPU small maps and 1x1 kernels take the form of a matrix product, small depthwise kernels that of shifted
   products, and all stand between barriers, for the sake of their weight gradients: see `xla.step_options`.

@@ -1,22 +1,24 @@
 """A method on a plain matrix of gradients, for tests and for teaching."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mtl_jax import objectives
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives.objective import Objective
-from mtl_jax.objectives.shapes import Array, Bool, Float
+from mtl_jax.objectives.shapes import Array, Float
 
 
 def aggregate(
-  matrix: Float[Array, 'k n'],
+  matrix: ArrayLike,
   method: str | Objective,
   *,
-  losses: Float[Array, ' k'] | None = None,
-  present: Bool[Array, ' k'] | None = None,
+  losses: ArrayLike | None = None,
+  present: ArrayLike | Sequence[bool] | None = None,
   key: Any = None,
   **options: Any,
 ) -> Float[Array, ' n']:
@@ -26,10 +28,11 @@ def aggregate(
   Array([0.29, 1.9 , 1.9 ], dtype=float32)
 
   Args:
-    matrix: a gradient a row. A method that takes three batches is given the same in each.
+    matrix: `[K, n]`, a gradient a row. A method that takes three batches is given the same in each.
     method: one of `OBJECTIVES`, whose `options` follow, or an objective.
-    losses: of the tasks; ones by default. In class L the update is the sum of the rows times the slopes of the total.
-    present: which rows count; all by default.
+    losses: `[K]`, of the tasks; ones by default. In class L the update is the sum of the rows times the slopes of the
+      total.
+    present: `[K]`, which rows count; all by default.
     key: for methods that draw; one of seed 0 by default.
 
   Raises:

@@ -1,14 +1,15 @@
 """The form of every objective: a pair of pure functions, like an Optax transformation, in one of three cost classes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mtl_jax.objectives.balancing.gram import GramWeighting
-from mtl_jax.objectives.shapes import Array, Bool, Float
+from mtl_jax.objectives.shapes import Array, Float
 
 Point = Literal['losses', 'representation', 'parameters']
 
@@ -78,7 +79,7 @@ class Objective:
     state: Any,
     *misplaced: Any,
     losses: Float[Array, ' k'] | None = None,
-    present: Bool[Array, ' k'] | None = None,
+    present: ArrayLike | Sequence[bool] | None = None,
     key: Any = None,
     at: Any = None,
   ) -> tuple[Any, Any]:

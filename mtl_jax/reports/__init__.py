@@ -1,4 +1,4 @@
-"""Pages and plots over the JSON that `eval`, `study` and `affinity` write, and the table for the terminal."""
+"""Pages and plots over the JSON that `eval`, `study` and `affinity` write, and their tables for the terminal."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,12 +7,11 @@ from typing import Any
 
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import json_file
-from mtl_jax.reports import affinity_page, study_page
+from mtl_jax.reports import affinity_page, study_page, terminal
 from mtl_jax.reports.runs import find_runs
 from mtl_jax.reports.runs_page import write_report
-from mtl_jax.reports.scoreboard import text_table
 
-__all__ = ['find_runs', 'rebuild', 'text_table', 'write_report']
+__all__ = ['find_runs', 'rebuild', 'terminal', 'write_report']
 
 
 def rebuild(directory: Path, *, pictures: bool = False) -> Path:

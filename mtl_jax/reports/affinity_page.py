@@ -29,7 +29,7 @@ def write_report(found: Mapping[str, Any], directory: Path) -> None:
     'looking, s': f'{looks["seconds"]["all"]:.1f}; {looks["seconds"]["each"]:.3g} each',
     **({'transfer, s': f'{transfer["seconds"]:.1f}; {transfer["seconds_each"]:.3g} a source'} if transfer else {}),
   }
-  body = [*_groups(found), *_maps(found, directory / 'plots'), *_partners(found)]
+  body = [*groups(found), *_maps(found, directory / 'plots'), *_partners(found)]
   body += page.provenance(found, workdir.read(directory)[0].to_dict(), section='affinity', more=more)
   subtitle = (
     f'Affinity between {len(found["tasks"])} losses; {looks["count"]} looks along {looks["steps"]} steps of joint '
@@ -38,7 +38,7 @@ def write_report(found: Mapping[str, Any], directory: Path) -> None:
   page.write(directory / 'report.html', body, title=address.name(directory), subtitle=subtitle)
 
 
-def _groups(found: Mapping[str, Any]) -> list[Block]:
+def groups(found: Mapping[str, Any]) -> list[Block]:
   """The division suggested, and that of every number of networks."""
   chosen, size = found['groupings'][-1], found['looks']['step_size']
   networks = f'{chosen["networks"]} network{"s" * (chosen["networks"] != 1)}'

@@ -75,8 +75,9 @@ def _metrics(runs: Sequence[Run]) -> list[Block]:
     found,
     Text(
       f"↑ higher is better, ↓ lower is better; bold is the best run. The {BASELINE} is what the training labels' means "
-      'alone would score. NME is the distance from the true landmark over the distance between the eyes; MAE of '
-      "landmarks is a fraction of the image's sides. A dash: the run was not trained for this task.",
+      'alone would score. NME is the distance from the true landmark over the distance between the eyes, or '
+      "over what its task names; MAE of landmarks is a fraction of the image's sides. A dash: the run was not trained "
+      'for this task.',
       'quiet',
     ),
   ]

@@ -1,12 +1,11 @@
-"""Test metrics of runs side by side, in a table for the page and for the terminal."""
+"""Test metrics of runs side by side, in a table."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from mtl_jax.reports import figures
 from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Cell, Column, Row, Table, table
-from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
+from mtl_jax.reports.runs import Run, baseline, score, tasks_of
 from mtl_jax.tasks import Task
 
 BASELINE = 'constant prediction'
@@ -74,25 +73,3 @@ def _compare(metric: str, joint: float | None, alone: float | None) -> tuple[str
     return SAME, SAME
   outcome = BETTER if (joint > alone) == figures.metric(metric).higher_is_better else WORSE
   return f'{shown}, {outcome}', outcome
-
-
-def text_table(folders: Mapping[str, Path], *, width: int = 110) -> str:
-  """The metrics of the runs in these folders for a terminal, a line a run; tasks that do not fit follow below."""
-  runs = load(folders)
-  tasks = tasks_of(runs)
-  names = ['', '', ' / '.join(dict.fromkeys(task.baseline_name for task in tasks)), *(run.side.name for run in runs)]
-  left = [f'{name:<{max(map(len, names))}}' for name in names]
-  blocks: list[list[str]] = []
-  for task in tasks:
-    columns = []
-    for metric in task.shown:
-      cells = [cell.text for cell in _row(runs, task, metric, compared=False).cells]
-      texts = [f'{figures.metric(metric).label} {figures.arrow(metric)}', *cells]
-      columns.append([f'{text:>{max(map(len, texts))}}' for text in texts])
-    lines = ['  '.join(line) for line in zip(*columns, strict=True)]
-    lines = [f'{line:<{max(len(task.name), len(lines[0]))}}' for line in (task.name, *lines)]
-    if blocks and len(blocks[-1][0]) + 3 + len(lines[0]) <= width:
-      blocks[-1] = [f'{one}   {other}' for one, other in zip(blocks[-1], lines, strict=True)]
-    else:
-      blocks.append([f'{name}   {line}' for name, line in zip(left, lines, strict=True)])
-  return '\n\n'.join('\n'.join(line.rstrip() for line in block) for block in blocks)

@@ -237,6 +237,17 @@ def all_arms(study: Mapping[str, Any]) -> list[Block]:
   ]
 
 
+def tests(study: Mapping[str, Any]) -> list[Block]:
+  """The tests of each arm: its main metrics without their power."""
+  body: list[Block] = []
+  for arm in study['arms'][1:]:
+    sides, heading = [Side(name, 0) for name in (arm, study['arms'][0])], f'{arm} against {study["arms"][0]}: the tests'
+    whole = _table(heading, findings(study, arm, main=True), *sides)
+    rows = [row._replace(cells=row.cells[:6]) for row in whole.rows]
+    body += [Heading(heading), whole._replace(columns=whole.columns[:7], rows=rows)]
+  return body
+
+
 def _delta_m(delta_m: Mapping[str, Any], arm: str, reference: str) -> list[Block]:
   parts = [('all', delta_m), *((metric(name).phrase, part) for name, part in delta_m['per_metric'].items())]
   parts += [(f'outputs of {task}', part) for task, part in delta_m['per_output'].items() if part['num_terms']]

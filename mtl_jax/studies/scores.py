@@ -86,8 +86,9 @@ def score_task(
     main = plain(task.main_metric) if output else task.main_metric
     main = main if main in metrics or not output else next(iter(metrics))
     numbers = [name for name, value in metrics.items() if value is None or isinstance(value, int | float)]
+    left_out = {*_OF_LABELS, *task.undefined}
     clusters = _num_clusters(task, output, mask, resampling)
-    for metric in dict.fromkeys([main, *(name for name in numbers if name not in _OF_LABELS)]):
+    for metric in dict.fromkeys([main, *(name for name in numbers if name not in left_out)]):
       values, resampled = ({arm: _column(side, i, output, metric) for arm, side in found.items()} for i in (0, 1))
       tested = metric == main and not output
       scores.append(Scores(task.name, output, metric, tested, values, resampled, clusters))

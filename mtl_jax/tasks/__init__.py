@@ -42,6 +42,7 @@ KINDS: dict[str, type[Task]] = {
 METRICS: dict[str, Metric] = {metric.name: metric for kind in reversed(KINDS.values()) for metric in kind.measures}
 METRICS['loss'] = Metric('loss', 'loss', 'loss', higher_is_better=False)
 _MACRO = 'macro_'
+ALL = 'all'
 
 
 def plain(metric: str) -> str:
@@ -80,7 +81,7 @@ def select(
   Args:
     available: the tasks a prepared set has labels for.
     names: task names, as a tuple or separated by commas; `name/*` splits a task into one task per label, and
-      `name/label` takes one of them.
+      `name/label` takes one of them. None, or `all`, takes all tasks.
     attributes: keeps only these labels of the task `attributes`; empty keeps all.
 
   Raises:
@@ -92,7 +93,8 @@ def select(
   if attributes:
     by_name['attributes'] = by_name['attributes'].subset(attributes, field='config.data.attributes')
   chosen: list[Task] = []
-  for name in _split_names(names):
+  asked = _split_names(names)
+  for name in by_name if asked in ([], [ALL]) and ALL not in by_name else asked:
     group, _, label = name.partition('/')
     if group not in by_name:
       raise ConfigError(f'config.tasks: no task {group!r} in this data set; it has {", ".join(by_name)}')
@@ -105,8 +107,8 @@ def select(
       wanted = task.labels if label == '*' else (label,)
       chosen.extend(task.subset((one,), field='config.tasks', name=f'{group}/{one}') for one in wanted)
   repeated = [task.name for i, task in enumerate(chosen) if task.name in {t.name for t in chosen[:i]}]
-  if repeated or not chosen:
-    raise ConfigError(f'config.tasks: {repeated[0]!r} is named twice' if repeated else 'config.tasks: names no task')
+  if repeated:
+    raise ConfigError(f'config.tasks: {repeated[0]!r} is named twice')
   return tuple(chosen)
 
 

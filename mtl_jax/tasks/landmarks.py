@@ -1,13 +1,15 @@
 """Tasks of points in the image."""
 
 import dataclasses
+import math
 import re
 from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.metrics.landmarks import METRICS, landmarks
+from mtl_jax.kinds import shown
+from mtl_jax.metrics.landmarks import DIAGONAL, METRICS, NORMALIZED, Over, eyes, landmarks
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks import losses
 from mtl_jax.tasks.task import Task
@@ -17,9 +19,16 @@ SIDES = {'left': 'right', 'right': 'left'}
 
 @dataclasses.dataclass(frozen=True)
 class LandmarkTask(Task):
-  """Points as x and y in turn, `<point>_x`, `<point>_y`, in [0, 1] of the stored image's width and height."""
+  """Points as x and y in turn, `<point>_x`, `<point>_y`, in [0, 1] of the stored image's width and height.
+
+  Attributes:
+    nme_over: what NME divides an error by: two points, whose true distance it is; `diagonal`, the source image's; or a
+      number of its pixels. Empty: the distance between the eyes, where points are named so; else the task has no NME,
+      and its main metric is MAE.
+  """
 
   coordinate_loss: str = 'squared'
+  nme_over: Over = ''
 
   kind: ClassVar[str] = 'landmarks'
   measures: ClassVar[tuple[Metric, ...]] = METRICS
@@ -37,6 +46,14 @@ class LandmarkTask(Task):
       for side, other in SIDES.items():
         if point.startswith(side) and other + point.removeprefix(side) not in points:
           raise ValueError(f'{point[:40]!r} needs its {other} partner, since images are mirrored')
+    over = self.nme_over
+    two_points = isinstance(over, tuple) and len(over) == 2 and over[0] != over[1] and all(p in points for p in over)
+    pixels = type(over) in (int, float) and 0 < over < math.inf  # pyright: ignore
+    if not (two_points or pixels or (isinstance(over, str) and over in ('', DIAGONAL))):
+      raise ValueError(
+        f'nme_over of task {self.name!r} must be two of its points, {DIAGONAL!r} or a number of pixels above 0, '
+        f'not {shown(over)}'
+      )
 
   @property
   def points(self) -> tuple[str, ...]:
@@ -49,6 +66,10 @@ class LandmarkTask(Task):
     swapped = [re.sub('^(left|right)', lambda side: SIDES[side[0]], label) for label in self.labels]
     return tuple(map(self.labels.index, swapped))
 
+  @property
+  def undefined(self):
+    return frozenset() if self.nme_over or eyes(self.points) else NORMALIZED
+
   def loss(self, outputs, targets):
     return losses.COORDINATE_LOSSES[self.coordinate_loss](outputs, targets)
 
@@ -57,7 +78,8 @@ class LandmarkTask(Task):
 
   def to_json(self):
     """JSON without the loss: how the task is learned is the config's to say, not the data's."""
-    return {key: value for key, value in super().to_json().items() if key != 'coordinate_loss'}
+    left_out = {'coordinate_loss', *(() if self.nme_over else ('nme_over',))}  # As sets had it before there was one.
+    return {key: value for key, value in super().to_json().items() if key not in left_out}
 
   def move(self, labels, mask, geometry):
     points = labels.reshape(labels.shape[0], -1, 2)
@@ -81,7 +103,15 @@ class LandmarkTask(Task):
     return points.reshape(-1)
 
   def metrics(self, predictions, labels, *, mask, source_size, draws=None):
-    return landmarks(predictions, labels, mask=mask, points=self.points, source_size=source_size, draws=draws)
+    return landmarks(
+      predictions,
+      labels,
+      mask=mask,
+      points=self.points,
+      source_size=source_size,
+      over=self.nme_over,
+      draws=draws,
+    )
 
   def describe(self, predictions, *, width, height):
     points = predictions.reshape(-1, 2) * np.array([width, height])

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
@@ -48,7 +49,7 @@ def categorical_cross_entropy(logits: Float[Array, 'b c'], labels: Float[Array, 
   return optax.softmax_cross_entropy_with_integer_labels(logits, classes)[:, None]
 
 
-def masked_mean(values: Float[Array, 'b k'], mask: Bool[Array, 'b k']) -> Float[Array, '']:
+def masked_mean(values: Float[Array, 'b k'], mask: Bool[Array | np.ndarray, 'b k']) -> Float[Array, '']:
   """Mean of the values under a True mask, 0 where there is none; what lies under a False is never read.
 
   On a mesh the sum and the count both run over the global batch, so the result does not depend on how
@@ -58,6 +59,6 @@ def masked_mean(values: Float[Array, 'b k'], mask: Bool[Array, 'b k']) -> Float[
   return total / jnp.maximum(mask.sum(), 1)
 
 
-def guard(labels: Float[Array, '*b'], mask: Bool[Array, '*b']) -> Float[Array, '*b']:
+def guard(labels: Float[Array | np.ndarray, '*b'], mask: Bool[Array | np.ndarray, '*b']) -> Float[Array, '*b']:
   """Labels with 0 where there is none, so that neither a loss nor its gradient can meet a NaN."""
   return jax.lax.stop_gradient(jnp.where(mask, labels, 0))

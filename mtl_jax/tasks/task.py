@@ -58,8 +58,6 @@ class Task:
 
   kind: ClassVar[str]
   measures: ClassVar[tuple[Metric, ...]]  # Its metrics, the main one first.
-  main_metric: ClassVar[str]
-  shown: ClassVar[tuple[str, ...]]  # Names of those that reports have columns for.
   baseline_name: ClassVar[str]  # What the constant prediction of `LabelStats` amounts to.
   standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
@@ -75,9 +73,20 @@ class Task:
       raise ValueError(f'the task {shown(self.name)} must be named by letters, digits and _')
     require_names(self.labels, f'the labels of task {self.name!r}')
 
-  def __init_subclass__(cls) -> None:
-    cls.main_metric = cls.measures[0].name
-    cls.shown = tuple(metric.name for metric in cls.measures if metric.shown)
+  @property
+  def undefined(self) -> frozenset[str]:
+    """Names of those of its kind's metrics that this task has no values of."""
+    return frozenset()
+
+  @property
+  def main_metric(self) -> str:
+    """The metric that is tested and that the task is judged by."""
+    return next(metric.name for metric in self.measures if metric.name not in self.undefined)
+
+  @property
+  def shown(self) -> tuple[str, ...]:
+    """Names of the metrics that reports have columns for."""
+    return tuple(metric.name for metric in self.measures if metric.shown and metric.name not in self.undefined)
 
   @property
   def group(self) -> str:

@@ -190,7 +190,10 @@ def _renamed_task(name: str, columns: dict[str, Column], store: Store) -> Task:
       raise ConfigError(f'{FIELD}: {joins} and cannot join {name}, which is {first.kind}')
   try:
     if isinstance(first, LandmarkTask):
-      return landmark_task(tuple(columns), name=name)
+      points = {first.points[i // 2]: label[:-2] for label, (_, i) in columns.items()}
+      over = first.nme_over
+      over = tuple(points.get(end, end) for end in over) if isinstance(over, tuple) else over
+      return dataclasses.replace(landmark_task(tuple(columns), name=name), nme_over=over)
     return dataclasses.replace(first, name=name, labels=tuple(columns))
   except ValueError as error:
     raise ConfigError(f'{FIELD}: {name} of {store.directory}: {error}') from error
@@ -210,7 +213,7 @@ def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
       if _facts(task) != _facts(first):
         raise DataError(
           f'{part.directory}: its task {task.name!r} is {task.kind}, that of the sets before it {first.kind}, or of '
-          f'other classes; leave one of them out, or mend {FIELD}'
+          f'other classes or nme_over; leave one of them out, or mend {FIELD}'
         )
       try:
         merged[task.name] = dataclasses.replace(first, labels=tuple(dict.fromkeys((*first.labels, *task.labels))))

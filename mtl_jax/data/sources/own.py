@@ -51,15 +51,19 @@ class BlamedSource:
     return read if callable(value) else value
 
 
-def open_own(path: Path, directory: Path) -> BlamedSource:
-  """Calls `open_source(directory)` of a Python file.
+def open_own(path: Path, directory: Path | None) -> BlamedSource:
+  """Calls `open_source(directory)` of a Python file, or `open_source()` where there is no directory.
 
   Raises:
     DataError: where there is no such file or function, it fails, or what it gives is no `Source`.
   """
   if not path.is_file():
     raise DataError(f'prepare: no file {path}; it must define {FUNCTION}(directory)')
-  source = user_file.call(path, FUNCTION, Path(directory), raises=DataError)
+  given = [] if directory is None else [Path(directory)]
+  try:
+    source = user_file.call(path, FUNCTION, *given, raises=DataError)
+  except DataError as error:
+    raise error if given else DataError(f'{error}; if it needs a folder, name it: --source DIR') from error
   missing = [part for part in ('name', 'tasks', 'records') if not hasattr(source, part)]
   if missing:
     raise DataError(f'{path}: what {FUNCTION} gives has no {missing[0]}; see Source in mtl_jax/data/source.py')

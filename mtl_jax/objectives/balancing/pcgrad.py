@@ -34,8 +34,12 @@ def pcgrad() -> GramWeighting:
   return stateless(rule)
 
 
-def random_orders(key: Key[Array, ''], num_tasks: int) -> Int[Array, 'k k']:
-  """Draws an order of all tasks for each task, each equally likely."""
+def random_orders(key: Key[Array, ''] | None, num_tasks: int) -> Int[Array, 'k k']:
+  """Draws an order of all tasks for each task, each equally likely.
+
+  Raises:
+    TypeError: there is no key.
+  """
   return jnp.argsort(jax.random.uniform(guard.drawn_with(key), (num_tasks, num_tasks)), axis=1)
 
 
