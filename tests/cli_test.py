@@ -129,7 +129,6 @@ def test_a_config_file_that_raises_is_named_with_its_error(refused, train, tmp_p
     ('data.dir', Path(__file__).parent, f'{Path(__file__).parent}.*schema.json'),
     ('tasks', 'atributes', "config.tasks: .*'atributes'"),
     ('tasks', 'attributes/Smilin', "config.tasks: .*'Smiling'"),
-    ('tasks', '', 'config.tasks: '),
     ('data.attributes', 'Smilin', "config.data.attributes: .*'Smiling'"),
     ('data.attributes', 'Male,Male', "config.data.attributes: 'Male'"),
     ('model.backbone', 'resnet19', "config.model.backbone: .*'resnet18'"),
@@ -254,7 +253,7 @@ def test_predictions_that_cannot_be_kept_are_said_and_what_was_found_is_printed(
 
   monkeypatch.setattr('mtl_jax.platform.npz.write', full)
   place = tmp_path / 'all.npz'
-  assert main(['eval', '--workdir', str(run_copy), '--predictions', str(place)]) == 0
+  assert main(['eval', '--json', '--workdir', str(run_copy), '--predictions', str(place)]) == 0
   assert set(json.loads(capsys.readouterr().out)['tasks']) == {'attributes', 'landmarks'}
   assert any(f'{place} could not be kept' in line for line in said)
 

@@ -107,7 +107,7 @@ LABELS_OF_AGE = "{'age': [number(row['age'])], 'attributes': [number(row['smilin
     ('import csv', 'import csv (', r'mine\.py failed: SyntaxError'),
     ("{'age':", "{'aeg':", r"'faces/0\.png': labels: no choice 'aeg'; did you mean 'age'\?"),
     (LABELS_OF_AGE, '[1]', r"'faces/0\.png': labels must be a dictionary by task"),
-    (LABELS_OF_AGE, "{'age': row['split']}", r"faces/0\.png: age: must be numbers, not 'train'"),
+    (LABELS_OF_AGE, "{'age': row['split']}", r"faces/0\.png: age: must be numbers.*'train'"),
     (LABELS_OF_AGE, "{'age': [1, 2]}", r'faces/0\.png: age: 2 labels, not 1'),
     (LABELS_OF_AGE, "{'age': [math.inf]}", r'faces/0\.png: age: a label is infinite'),
     (LABELS_OF_AGE, "{'attributes': [1, 2]}", r'faces/0\.png: attributes: Male is 2, not 0 or 1'),

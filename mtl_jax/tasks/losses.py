@@ -49,7 +49,7 @@ def categorical_cross_entropy(logits: Float[Array, 'b c'], labels: Float[Array, 
   return optax.softmax_cross_entropy_with_integer_labels(logits, classes)[:, None]
 
 
-def masked_mean(values: Float[Array, 'b k'], mask: Bool[Array | np.ndarray, 'b k']) -> Float[Array, '']:
+def masked_mean(values: Float[Array, '*b'], mask: Bool[Array | np.ndarray, '*b']) -> Float[Array, '']:
   """Mean of the values under a True mask, 0 where there is none; what lies under a False is never read.
 
   On a mesh the sum and the count both run over the global batch, so the result does not depend on how

@@ -120,8 +120,8 @@ class Task:
     return outputs
 
   def move(
-    self, labels: Float[Array, 'b k'], mask: Bool[Array, 'b k'], geometry: Geometry
-  ) -> tuple[Float[Array, 'b k'], Bool[Array, 'b k']]:
+    self, labels: Float[Array | np.ndarray, '*b'], mask: Bool[Array | np.ndarray, '*b'], geometry: Geometry
+  ) -> tuple[Float[Array | np.ndarray, '*b'], Bool[Array | np.ndarray, '*b']]:
     """Labels and mask after the image was cropped and mirrored."""
     del geometry
     return labels, mask
