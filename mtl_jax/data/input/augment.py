@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,9 @@ def augment(
   if settings.brightness or settings.contrast:
     gain, bias = (c[:, None, None, None] for c in colour)
     images = images * gain + bias
-  moved = {task.name: task.move(labels[task.name], mask[task.name], geometry) for task in tasks}
+  moved: dict[str, tuple[Any, Any]] = {
+    task.name: task.move(labels[task.name], mask[task.name], geometry) for task in tasks
+  }
   return images, {name: pair[0] for name, pair in moved.items()}, {name: pair[1] for name, pair in moved.items()}
 
 
