@@ -1,4 +1,4 @@
-"""Which way of weighing losses or balancing gradients serves joint training best? Each is an arm of one study."""
+"""Ways of weighing losses and balancing gradients, each an arm of one study: does one serve joint training best?"""
 
 from mtl_jax.configs.study_methods import get_config
 

@@ -53,7 +53,7 @@ def faces_dir(tmp_path_factory):
 
 
 def of_faces(task):
-  """What stands for the labels of the faces when predictions are made up."""
+  """Stand-ins for the labels of the faces when predictions are made up."""
   return np.zeros((NUM_FACES, *task.label_shape)) if task.dense else pages.labels(task)[:NUM_FACES]
 
 

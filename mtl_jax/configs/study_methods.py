@@ -1,4 +1,4 @@
-"""Which way of weighing losses or balancing gradients serves joint training best? Each is an arm of one study.
+"""Ways of weighing losses and balancing gradients, each an arm of one study: does one serve joint training best?
 
 Beside them are both tasks alone, the plain sum (`joint`) and other fixed weights. What learns is a shared layer and the
 heads over a frozen MobileNetV2: prepare at 224x224, and name --config.data.dir and --config.model.weights=FILE.

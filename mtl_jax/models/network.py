@@ -58,7 +58,7 @@ class Network:
     return self._apply('encode', variables, inputs, train=train, key=key, changing=('batch_stats', 'frozen'))
 
   def encode_frozen(self, variables: Variables, images: Float[Array, 'b h w 3']) -> Float[Array, 'b ...']:
-    """What the frozen stages make of normalised images; `variables` are theirs, by collection."""
+    """The frozen stages' outputs for normalised images; `variables` are theirs, by collection."""
     return self.module.frozen.apply(variables, images, train=False)
 
   def decode(

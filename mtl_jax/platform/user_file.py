@@ -12,7 +12,7 @@ from mtl_jax.errors import UserError, one_line
 
 
 def load(path: Path, name: str, *, raises: type[UserError], blame: str = '') -> Any:
-  """What a Python file, which may import from its own folder, calls `name`.
+  """Loads what a Python file, which may import from its own folder, calls `name`.
 
   Args:
     path: the file; it is run.

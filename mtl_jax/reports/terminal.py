@@ -1,4 +1,4 @@
-"""What the pages say, as text for a terminal: headings, tables and reservations."""
+"""The pages as text for a terminal: headings, tables and reservations."""
 
 import textwrap
 from collections.abc import Iterable, Mapping

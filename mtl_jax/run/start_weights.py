@@ -17,7 +17,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def load(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
-  """What `config.model.weights` names, for `init_state`; None where it names nothing. A run that resumes has them.
+  """Loads what `config.model.weights` names, for `init_state`; None where it names nothing. A resumed run has them.
 
   Raises:
     UserError: for a file or a run that cannot be read, or is of another architecture.

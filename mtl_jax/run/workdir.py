@@ -49,7 +49,7 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
 
 
 class _Facts(TypedDict):
-  """What `DataFacts.to_json` writes."""
+  """The schema of `DataFacts.to_json`."""
 
   image_size: tuple[Side, Side]
   tasks: list[json_file.Fields]
