@@ -2,7 +2,17 @@
 
 from mtl_jax.config.check import validate
 from mtl_jax.config.fields import FIELDS, RESUMABLE, get_config
-from mtl_jax.config.load import apply_override, differences, flat, from_json, load, presets, to_json, with_fields
+from mtl_jax.config.load import (
+  apply_override,
+  differences,
+  flat,
+  from_json,
+  load,
+  presets,
+  to_json,
+  with_fields,
+  with_values,
+)
 from mtl_jax.kinds import choose
 
 __all__ = [
@@ -19,4 +29,5 @@ __all__ = [
   'to_json',
   'validate',
   'with_fields',
+  'with_values',
 ]

@@ -95,9 +95,14 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
 
 def with_fields(config: ConfigDict, **fields: object) -> ConfigDict:
   """A copy of a configuration with some fields, `a.b` written `a__b`, set."""
+  return with_values(config, {name.replace('__', '.'): value for name, value in fields.items()})
+
+
+def with_values(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
+  """A copy of a configuration, locked, with some fields set by their names `a.b`."""
   copy = config.copy_and_resolve_references()
   with copy.unlocked():
-    copy.update_from_flattened_dict({name.replace('__', '.'): value for name, value in fields.items()})
+    copy.update_from_flattened_dict(dict(values))
   return copy.lock()
 
 

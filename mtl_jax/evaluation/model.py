@@ -10,7 +10,7 @@ from jaxtyping import Array, UInt8
 from PIL import Image
 
 from mtl_jax.data.input.augment import network_input
-from mtl_jax.data.sources.image_file import decode
+from mtl_jax.data.sources.image_file import decode, squash
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models.backbone import Representation
@@ -141,8 +141,4 @@ class Model:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
       raise DataError(f'images: an image is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}')
-    height, width = self.image_size
-    pixels = image
-    if image.shape[:2] != self.image_size:
-      pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-    return pixels, (image.shape[1], image.shape[0])
+    return squash(Image.fromarray(image), self.image_size)

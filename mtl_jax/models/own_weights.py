@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from mtl_jax.errors import DataError
 from mtl_jax.models import pretrained
-from mtl_jax.models.pretrained import FIELD, listed
+from mtl_jax.models.pretrained import FIELD, fits, listed
 
 log = logging.getLogger('mtl_jax')
 
@@ -49,7 +49,7 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
   taken, new, result = set(), [], {}
   for path, leaf in flat.items():
     name = '/'.join(_plain(path))
-    found = next((one for one in (name, _of_one_copy(name)) if one in weights and _fits(leaf, weights[one])), None)
+    found = next((one for one in (name, _of_one_copy(name)) if one in weights and fits(leaf, weights[one])), None)
     result[path] = leaf if found is None else jnp.broadcast_to(weights[found], leaf.shape).astype(leaf.dtype)
     if found is None:
       new.append(name)
@@ -77,10 +77,6 @@ def _plain(path: Path) -> Path:
 
 def _of_one_copy(name: str) -> str:
   return re.sub(r'/backbone_\w+/', '/backbone/', name)
-
-
-def _fits(leaf: Any, weight: Any) -> bool:
-  return weight.shape in (leaf.shape, leaf.shape[1:])
 
 
 def _modules(names: Any) -> list[str]:

@@ -101,7 +101,12 @@ def _fits(tree: Any, loaded: Any) -> bool:
   """The same names, and shapes that agree up to a leading axis of copies."""
   same = jax.tree.structure(tree) == jax.tree.structure(loaded)
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(loaded), strict=True) if same else ()
-  return same and all(new.shape in (old.shape, old.shape[1:]) for old, new in pairs)
+  return same and all(fits(old, new) for old, new in pairs)
+
+
+def fits(variable: Any, weight: Any) -> bool:
+  """True for a weight of the variable's shape, or of one of the copies that are stacked in it."""
+  return weight.shape in (variable.shape, variable.shape[1:])
 
 
 def read(path: Path) -> dict[str, StoredTensor]:

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import parts
+from mtl_jax.config import parts, with_values
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import address, atomic_write, json_file
 
@@ -41,10 +41,10 @@ def keep(workdir: Path, config: ConfigDict) -> None:
   kept: dict[str, Kept] = {}
   for path, _ in _files(config).values():
     content = path.read_bytes()
-    kept[str(path)] = {'name': f'{_digest(content)[:8]}-{path.name}', 'sha256': _digest(content)}
-    (workdir / FOLDER).mkdir(exist_ok=True)
-    atomic_write.write(workdir / FOLDER / kept[str(path)]['name'], content, root=workdir)
-    _allow(kept[str(path)]['sha256'])
+    digest = _digest(content)
+    kept[str(path)] = one = Kept(name=f'{digest[:8]}-{path.name}', sha256=digest)
+    atomic_write.write(workdir / FOLDER / one['name'], content, root=workdir)
+    _allow(digest)
   for module in _modules(config):
     _allow(_digest(module.encode()))
   if kept:
@@ -107,10 +107,7 @@ def _modules(config: ConfigDict) -> list[str]:
 
 
 def _renamed(config: ConfigDict, places: Mapping[str, tuple[Path, str]]) -> ConfigDict:
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    config.update_from_flattened_dict({field: f'{path}:{part}' for field, (path, part) in places.items()})
-  return config
+  return with_values(config, {field: f'{path}:{part}' for field, (path, part) in places.items()})
 
 
 def _digest(content: bytes) -> str:

@@ -46,6 +46,11 @@ def _eight_bits(picture: Image.Image, opened: Image.Image) -> Image.Image:
   return Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
 
 
+def squash(picture: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+  """A picture's pixels, uint8 `[h, w, 3]`, at that height and width, and the width and height that it had."""
+  return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)), picture.size
+
+
 def decode(
   image: Path | BinaryIO,
   size: tuple[int, int],
@@ -67,7 +72,6 @@ def decode(
   """
   picture = read_upright(image, name=name)
   try:
-    picture = picture.crop(crop) if crop else picture
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)), picture.size
+    return squash(picture.crop(crop) if crop else picture, size)
   except (ValueError, OSError, Image.DecompressionBombError) as error:  # A crop of more pixels than an image may have.
     raise DataError(f'{name}: is no readable image ({one_line(error)}); correct its crop') from error
