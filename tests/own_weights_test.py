@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_runs
 from flax import traverse_util
+from safetensors.numpy import save_file
 
 from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import UserError
@@ -103,6 +104,18 @@ def test_a_run_or_step_that_is_not_there_is_refused(faces, source, value, told):
 def test_a_run_of_another_backbone_is_refused(faces, source):
   with pytest.raises(UserError, match=r'config.model.weights .*backbone'):
     start(faces, **{'model.weights': str(source), 'model.width': 3})
+
+
+def test_a_file_of_our_names_is_taken_as_the_run_is_and_refused_with_nan(faces, source, tmp_path):
+  theirs = {name: np.array(value) for name, value in own_weights.flatten(workdir.restore(source).variables).items()}
+  save_file(theirs, tmp_path / 'own.safetensors')
+  found = start(faces, **{'model.weights': f'{tmp_path}/own.safetensors'})
+  for name, value in found.items():
+    np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+  theirs['params/head_landmarks/output/bias'][0] = np.nan
+  save_file(theirs, tmp_path / 'own.safetensors')
+  with pytest.raises(UserError, match=r'own\.safetensors: params/head_landmarks/output/bias'):
+    start(faces, **{'model.weights': f'{tmp_path}/own.safetensors'})
 
 
 def test_plain_names_are_those_of_arrays_once_each(faces, source):

@@ -26,11 +26,15 @@ def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """The arrays of a `.safetensors` file of ours, by the names of `flatten`; none for a file of other names."""
-  if path.suffix != '.safetensors':
+  """The arrays of a `.safetensors` file of ours, by the names of `flatten`; none for a file of other names.
+
+  Raises:
+    DataError: for a file that is damaged, or holds NaN.
+  """
+  found = pretrained.read(path) if path.suffix == '.safetensors' else {}
+  if not any(name.startswith('params/') for name in found):
     return {}
-  found = pretrained.read(path)
-  return {name: tensor.read() for name, tensor in found.items()} if any(n.startswith('params/') for n in found) else {}
+  return {name: pretrained.finite(tensor.read(), f'{path}: {name}') for name, tensor in found.items()}
 
 
 def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:

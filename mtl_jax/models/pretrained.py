@@ -57,9 +57,7 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
       tensor = None
     if tensor is None or tensor.shape != leaf.shape:
       raise DataError(f'{path}: {title} has shape {stored.shape} in the file, not what {leaf.shape} here asks for')
-    loaded[key] = np.asarray(tensor, np.float32)
-    if not np.isfinite(loaded[key]).all():
-      raise DataError(f'{path}: {title} holds NaN or infinite numbers; take a file of a run that did not diverge')
+    loaded[key] = finite(np.asarray(tensor, np.float32), f'{path}: {title}')
   unused = sorted(name for name in found.keys() - names.values() if not name.endswith('num_batches_tracked'))
   log.info('weights: %d tensors of %s; unused: %s', len(loaded), path, listed(unused))
   return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(loaded)
@@ -102,6 +100,13 @@ def _fits(tree: Any, loaded: Any) -> bool:
   same = jax.tree.structure(tree) == jax.tree.structure(loaded)
   pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(loaded), strict=True) if same else ()
   return same and all(fits(old, new) for old, new in pairs)
+
+
+def finite(weight: np.ndarray, name: str) -> np.ndarray:
+  """The weight. Raises DataError, which names it, for NaN and infinity."""
+  if not np.isfinite(weight).all():
+    raise DataError(f'{name} holds NaN or infinite numbers; take a file of a run that did not diverge')
+  return weight
 
 
 def fits(variable: Any, weight: Any) -> bool:
