@@ -54,7 +54,8 @@ def predict_files(model: Model, places: Sequence[Path], *, out: Path | None = No
     _warn_of_shape(file, size, model.image_size)
     result = model.described(predictions, size)
     print(json.dumps({'file': str(file), **result}), flush=True)
-    rows.append({'file': str(file), **flat(result)})
+    if table is not None:
+      rows.append({'file': str(file), **flat(result)})
     if out is not None:
       content = io.BytesIO()
       draw(file, predictions, model.tasks).save(content, 'PNG')
