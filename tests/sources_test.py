@@ -60,6 +60,8 @@ def folder(request, tmp_path_factory):
 @example(which=0, cut=None, content=b'lfw_5590\\face_0.jpg' + b' 1' * 14)
 @example(which=1, cut=None, content=b'AFLW\\0000-image.jpg' + b' 1' * 14)
 @example(which=0, cut=(20, 1), content=b'\r')
+@example(which=0, cut=(2, 0), content=b'\0')
+@example(which=2, cut=(2, 0), content=b'\x1b')
 def test_any_bytes_are_read_or_refused_in_one_line(folder, which, cut, content):
   root, opened, files = folder
   path = list(files)[which % len(files)]
