@@ -87,7 +87,7 @@ class MultiTaskModel(nn.Module):
 
 def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
   """The network that `config.model` asks for, with a head for each task."""
-  sharing = parts.find(settings.sharing, SHARING, field='config.model.sharing', base=Sharing)
+  sharing = way_of_sharing(settings)
   dtype = compute_dtype(settings.dtype)
   heads = {task.name: head_of(settings, task) for task in tasks}
   spatial = any(head.spatial or head.dense for head in heads.values())
@@ -107,6 +107,11 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
     frozen=frozen_stages,
   )
   return Network(module)
+
+
+def way_of_sharing(settings: ConfigDict) -> type[Sharing]:
+  """The class of `config.model.sharing`."""
+  return parts.find(settings.sharing, SHARING, field='config.model.sharing', base=Sharing)
 
 
 def head_of(settings: ConfigDict, task: Task) -> type[Head]:

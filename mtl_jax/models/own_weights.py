@@ -15,6 +15,7 @@ from mtl_jax.models.pretrained import FIELD, fits, listed
 
 log = logging.getLogger('mtl_jax')
 
+FILE = 'model.safetensors'  # In a folder that `export` has written.
 OWN = 'own'  # The key of weights of ours, where a backbone's have their collections.
 
 Path = tuple[str, ...]
