@@ -180,9 +180,11 @@ def _parser() -> argparse.ArgumentParser:
   report.add_argument('--workdir', required=True, help=WORKDIR)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
-  exporting = verb('export', _export, 'write the model as StableHLO for programs without this package')
+  exporting = verb('export', _export, 'write the model for programs without this package, or to publish it')
   exporting.add_argument('--workdir', required=True, help=WORKDIR)
-  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
+  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the model and its loader')
+  formats = 'one program with its weights (default), or weights by name with a loader in plain JAX and a model card'
+  exporting.add_argument('--format', choices=('stablehlo', 'safetensors'), default='stablehlo', help=formats)
   exporting.add_argument('--step', type=int, help='another checkpoint than the best')
 
   for restoring in (evaluation, predict, exporting):
@@ -322,7 +324,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-  _show(mtl_jax.export(options.workdir, options.out, step=options.step, allow_code=options.allow_code))
+  how = {'format': options.format, 'step': options.step, 'allow_code': options.allow_code}
+  _show(mtl_jax.export(options.workdir, options.out, **how))
   return 0
 
 

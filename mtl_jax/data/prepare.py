@@ -3,6 +3,7 @@
 A new reader is a file here and a line in `READERS`; a user's own needs no line, see `own_source`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -102,5 +103,5 @@ def _draw(name: str, folder: Path, *, num: int, parsing: bool, **how: Any) -> So
     if name == expressions.NAME:
       return expressions.draw(place, num=num, progress=progress.update, **how)
     synthetic.write(place, num=num, progress=progress.update, parsing=parsing, **how)
-  source = open_celeba(place)
+  source = dataclasses.replace(open_celeba(place), name=name)
   return with_parsing(source, place) if parsing else source

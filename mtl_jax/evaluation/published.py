@@ -85,9 +85,17 @@ def write(model: TrainedModel, out: Path) -> None:
     of_tasks = plain.pop('tasks')
     described |= plain | {'tasks': [one | other for one, other in zip(described['tasks'], of_tasks, strict=True)]}
     atomic_write.write(out / LOADER, loader(described))
-  atomic_write.write(out / own_weights.FILE, save(weights, {'format': 'mtl_jax'}))
+  atomic_write.write(out / own_weights.FILE, save(weights, _stem(model)))
   workdir.write_json(out / DESCRIPTION, described)
   log.info('%s: step %d, %d arrays', out / own_weights.FILE, model.step, len(weights))
+
+
+def _stem(model: TrainedModel) -> dict[str, str]:
+  """The first layers that the weights are of, for who begins with them; nothing where the backbone has no choice."""
+  stem = getattr(multitask.backbone_from_config(model.config.model), 'stem', None)
+  if stem is None:
+    return {}
+  return {own_weights.STEM: 'small' if has_small_stem(stem, (1, *model.facts.image_size, 3)) else 'imagenet'}
 
 
 def describe_plainly(model: TrainedModel) -> dict[str, Any]:
@@ -97,7 +105,7 @@ def describe_plainly(model: TrainedModel) -> dict[str, Any]:
   if not (way in ONE_NET or (way in NET_EACH and not settings.freeze)):
     raise NotWritten(f'sharing by {parts.title(settings.sharing)}' + ' over frozen stages' * (way in NET_EACH))
   plain = _name(BACKBONES, type(backbone), f'the backbone {parts.title(settings.backbone)}')
-  norm, stem = getattr(backbone, 'norm', 'none'), getattr(backbone, 'stem', 'imagenet')
+  norm = getattr(backbone, 'norm', 'none')
   of_tasks = []
   for task in model.tasks:
     head, stats = multitask.head_of(settings, task), model.label_stats[task.name]
@@ -114,7 +122,7 @@ def describe_plainly(model: TrainedModel) -> dict[str, Any]:
   return {
     'backbone': plain,
     'norm': 'no_norm' if norm == 'none' and plain == 'convnet' else NORMS[norm].__name__,
-    'stem': 'small' if has_small_stem(stem, (1, *model.facts.image_size, 3)) else 'imagenet',
+    'stem': _stem(model).get(own_weights.STEM),
     'blocks': list(getattr(backbone, 'stage_sizes', [getattr(backbone, 'depth', 0)])),
     'trunk': len(settings.trunk_features),
     'tasks': of_tasks,

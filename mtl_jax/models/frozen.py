@@ -1,6 +1,6 @@
 """A backbone cut in two: frozen stages that never learn, and what learns after them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -139,10 +139,3 @@ def _num_frozen(freeze: str, num_stages: int) -> int:
   if freeze in ('', 'backbone'):
     return num_stages if freeze else 0
   return int(freeze.removeprefix('stage')) + 1
-
-
-def without_frozen(weights: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
-  """The weights of a backbone `{collection: {module: tree}}` that are not of the model's frozen stages."""
-  held = [tree['variables']['params']['backbone'] for tree in variables['frozen'].values()]
-  names = {name for tree in held for name in tree}
-  return {kind: {name: own for name, own in tree.items() if name not in names} for kind, tree in weights.items()}
