@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import DataError
-from mtl_jax.models import celeba_cnn, convnet, multitask, normalization, pretrained, vit
+from mtl_jax.models import convnet, multitask, normalization, pretrained, vit
 
 torch = pytest.importorskip('torch')
 import torch_models  # noqa: E402
@@ -64,7 +64,7 @@ SHORTER = {
 @pytest.mark.parametrize('name', multitask.BACKBONES)
 def test_features_equal_pytorchs_with_random_weights(name, tmp_path, monkeypatch):
   our_options, their_options = SHORTER.get(name, ({}, {}))
-  for without in (convnet.ConvNet, celeba_cnn.CelebACNN):
+  for without in (convnet.ConvNet, convnet.CelebACNN):
     monkeypatch.setattr(without, 'torchvision_names', ())  # It has none, but the same names do.
   theirs = torch_models.randomized(reference(name, **their_options))
   torch.save(theirs.state_dict(), tmp_path / 'weights.pth')

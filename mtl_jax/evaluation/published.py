@@ -16,7 +16,7 @@ from mtl_jax import tasks
 from mtl_jax.config import parts
 from mtl_jax.data.input import augment
 from mtl_jax.evaluation import exported_loader, plain_models, stablehlo
-from mtl_jax.models import celeba_cnn, convnet, convnext, heads, mobilenet, multitask, own_weights, resnet, sharing, vit
+from mtl_jax.models import convnet, convnext, heads, mobilenet, multitask, own_weights, resnet, sharing, vit
 from mtl_jax.models.backbone import has_small_stem
 from mtl_jax.models.sharing.way import copy_name, name_of
 from mtl_jax.platform import atomic_write
@@ -30,7 +30,7 @@ DESCRIPTION, LOADER = 'config.json', 'load_model.py'
 # What `plain_models` has, by our classes.
 BACKBONES: dict[type, Any] = {
   convnet.ConvNet: plain_models.convnet,
-  celeba_cnn.CelebACNN: plain_models.celeba_cnn,
+  convnet.CelebACNN: plain_models.celeba_cnn,
   resnet.ResNet: plain_models.resnet,
   mobilenet.MobileNetV2: plain_models.mobilenet,
   convnext.ConvNeXt: plain_models.convnext,

@@ -62,6 +62,12 @@ class Backbone(nn.Module):
     """Applies stage `index` to the last one's output; stage 0 takes normalised images `[b, h, w, 3]`."""
     raise NotImplementedError
 
+  def apply_stages(self, x: Any, *, first: int = 0, end: int | None = None, train: bool) -> Any:
+    """Applies all stages, or those from `first` to before `end`, one after another."""
+    for index in range(self.num_stages)[first:end]:
+      x = self.stage(x, index, train=train)
+    return x
+
   def pool(self, x: Any) -> Float[Array, 'b f']:
     """The last stage's output as features."""
     return x.mean(axis=(1, 2))
@@ -75,7 +81,4 @@ class Backbone(nn.Module):
     return Representation(self.pool(x), self.maps(x) if spatial else None)
 
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Float[Array, 'b f']:
-    x: Any = images
-    for index in range(self.num_stages):
-      x = self.stage(x, index, train=train)
-    return self.pool(x)
+    return self.pool(self.apply_stages(images, train=train))

@@ -1,7 +1,6 @@
 """A backbone cut in two: frozen stages that never learn, and what learns after them."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -55,9 +54,7 @@ class _FirstStages(nn.Module):
     self.backbone = self.make()
 
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Array:
-    x: Any = images
-    for index in range(self.num_stages):
-      x = self.backbone.stage(x, index, train=train)
+    x = self.backbone.apply_stages(images, end=self.num_stages, train=train)
     return self.backbone.pool(x) if self.pooled else x
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import parts
 from mtl_jax.errors import ConfigError
-from mtl_jax.models import celeba_cnn, convnet, convnext, mobilenet, resnet, vit
+from mtl_jax.models import convnet, convnext, mobilenet, resnet, vit
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS, Decoder, Head, Mlp
@@ -32,7 +32,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
   'vit_s16': vit.vit_s16,
   'vit_b16': vit.vit_b16,
   'convnet': convnet.ConvNet,
-  'celeba_cnn': celeba_cnn.CelebACNN,
+  'celeba_cnn': convnet.CelebACNN,
 }
 # Fields of `config.model` that a backbone takes if it has them, and the values that leave the choice to it.
 BACKBONE_FIELDS = {'width': 0, 'stem': 'auto', 'norm': 'auto', 'norm_rows': 0, 'remat': False}
