@@ -185,7 +185,7 @@ def test_a_card_names_no_path_of_this_machine(run, folder):
   for name in ('README.md', 'config.json', 'load_model.py'):
     text = (folder / name).read_text()
     assert str(run.parent) not in text
-    assert 'store' not in text  # The folder of the data.
+    assert workdir.read(run)[0].data.dir not in text
 
 
 def test_metrics_of_another_step_are_not_taken(run, tmp_path, said):
