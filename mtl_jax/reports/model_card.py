@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from mtl_jax import config as configs
 from mtl_jax.config import parts
 from mtl_jax.data.store import reader
@@ -56,6 +55,8 @@ def write(directory: Path, out: Path) -> None:
   tasks, labels = facts.selected(config), {label for task in facts.selected(config) for label in task.labels}
   described = json_file.read(out / 'config.json', json_file.Fields, advice='export the run again')
   sets = [schema for place in config.data.dirs or [config.data.dir] if (schema := _schema(place))]
+  if len(sets) == 1 and sets[0]['checksum'] != facts.checksum:
+    sets = []  # Another set lies there by now.
   sources, (height, width) = [str(schema['source']) for schema in sets], described['image_size']
   evaluation, fields = _evaluation(directory, described['run']['step']), configs.flat(configs.to_json(config))
   text = jinja2.Environment(
