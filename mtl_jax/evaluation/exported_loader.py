@@ -27,7 +27,7 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
   folder = Path(directory) if directory else Path(__file__).resolve().parent
   description = json.loads((folder / 'model.json').read_text())
   exported = jax.export.deserialize(bytearray((folder / 'model.stablehlo').read_bytes()))
-  compiled = jax.jit(exported.call, compileroptions=options())
+  compiled = jax.jit(exported.call, compiler_options=options())
   height, width = description['input']['image_size']
 
   def predict(images: Any) -> dict[str, Any]:

@@ -150,8 +150,8 @@ def _per_output(task: Task, each: Mapping[str, Any], intervals: Mapping[str, Any
   rows = [
     (
       name,
-      str(found.get('num_labels', MISSING)),
-      *(figures.percent(found[rate]) for rate in rates),
+      f'{found["num_labels"]:.0f}' if 'num_labels' in found else MISSING,
+      *(f'{found[rate]:.1%}' for rate in rates),
       *(figures.level(found.get(metric), metric) for metric in metrics),
       _ends((intervals.get(name) or {}).get(main), main),
     )
@@ -177,4 +177,4 @@ def markdown(blocks: Iterable[Block]) -> str:
       rows += [[row.name if row.cells else f'**{row.name}**', *(cell.text for cell in row.cells)] for row in block.rows]
       rows = [[*row, *[''] * (len(block.columns) - len(row))] for row in rows]
       parts.append('\n'.join(f'| {" | ".join(cell.replace("|", "&#124;") for cell in row)} |' for row in rows))
-  return '\n\n'.join(parts) + '\n'
+  return '\n\n'.join(parts)
