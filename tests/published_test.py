@@ -133,7 +133,7 @@ def test_every_backbone_head_and_kind_is_written_plainly(trained_dir, tiny_confi
   namespace = {'__file__': str(tmp_path / 'load_model.py')}
   exec((tmp_path / 'load_model.py').read_text(), namespace)
   images = make_images(2)
-  found, expected = namespace['load']()[0](images), Model(model).apply(model.variables, images)
+  found, expected = namespace['load']()[0](images), jax.jit(Model(model).apply)(model.variables, images)
   assert found.keys() == expected.keys() == {task.name for task in tasks}
   for name, values in expected.items():
     assert np.ptp(np.asarray(values, np.float32)) > 0 or name == 'parsing'
