@@ -55,7 +55,8 @@ def prepare(
   """Reads a data set once and stores it for training.
 
   Args:
-    name: celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python file of your own.
+    name: celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python
+      file of your own.
     out: the folder to make, which may be in a bucket.
     source: the folder with the files of the set; TFDS's data_dir.
     image_size: height and width of the stored images in pixels.

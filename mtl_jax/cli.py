@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     'set',
     metavar='SET',
-    help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
+    help='celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your FILE.py',
   )
   prepare.add_argument(
     '--source',

@@ -11,7 +11,9 @@ from typing import Any
 from mtl_jax.config import choose
 from mtl_jax.data.source import Source
 from mtl_jax.data.sources.celeba import open_celeba
+from mtl_jax.data.sources.clothing import open_clothing
 from mtl_jax.data.sources.cub import open_cub
+from mtl_jax.data.sources.fairface import open_fairface
 from mtl_jax.data.sources.mtfl import open_mtfl
 from mtl_jax.data.sources.own import open_own
 from mtl_jax.data.sources.tfds import open_tfds
@@ -26,7 +28,9 @@ from mtl_jax.platform.progress_bar import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
   'celeba': open_celeba,
+  'clothing': open_clothing,
   'cub': open_cub,
+  'fairface': open_fairface,
   'mtfl': open_mtfl,
   'utkface': open_utkface,
 }

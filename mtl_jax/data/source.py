@@ -172,6 +172,11 @@ def tenth_of(digest: str) -> int:
   return int(digest[:8], 16) % 10
 
 
+def split_by_digest(image: Path) -> str:
+  """The split of an image of a set that has none of its own: a tenth is `val`, another `test`."""
+  return {0: 'val', 1: 'test'}.get(tenth_of(content_digest(image)), 'train')
+
+
 def held_out(image: Path) -> bool:
   """True for a tenth of images, by their bytes: those of the training set that are for validation."""
   return tenth_of(content_digest(image)) == 0
