@@ -135,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     help='keep pixels, or JPEGs of that size, a quarter to a seventh as large; default: decoded',
   )
   prepare.add_argument(
+    '--fit',
+    choices=('squash', 'crop', 'pad'),
+    default='squash',
+    help='images of other shapes: squash them, crop to their middle, or pad with black; default: squash',
+  )
+  prepare.add_argument(
     '--crop_margin',
     type=float,
     metavar='M',
@@ -162,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
   predict.add_argument('--csv', type=local_path, metavar='FILE', help='write a table with a row for each image')
+  predict.add_argument(
+    '--align', action='store_true', help="turn, scale and move photos to the training set's mean landmarks first"
+  )
   predict.add_argument('--step', type=int, help='another checkpoint than the best')
 
   text = 'train joint and single-task models with several seeds and test the difference'
@@ -246,6 +255,7 @@ def _prepare(options: argparse.Namespace) -> int:
     source=options.source,
     image_size=tuple(options.image_size),
     encoding=options.encoding,
+    fit=options.fit,
     crop_margin=options.crop_margin,
     num=options.num,
     seed=options.seed,
@@ -277,7 +287,7 @@ def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
   model = mtl_jax.load(options.workdir, step=options.step, allow_code=options.allow_code)
-  return 2 if predict_files(model, options.images, out=options.out, table=options.csv) else 0
+  return 2 if predict_files(model, options.images, out=options.out, table=options.csv, align=options.align) else 0
 
 
 def _study(options: argparse.Namespace) -> int:

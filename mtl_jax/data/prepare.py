@@ -49,6 +49,7 @@ def prepare(
   log: Callable[[str], None],
   crop_margin: float | None = None,
   encoding: str = 'decoded',
+  fit: str = 'squash',
   parsing: bool = False,
   workers: int = 1,
 ) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def prepare(
   other labels stay as they are. `workers` is the number of processes that draw; with more than 1 the program that calls
   this must be guarded by `if __name__ == '__main__'`.
 
-  `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` see `store_writer.prepare`.
+  `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` and `fit` see `store_writer.prepare`.
 
   Returns:
     The schema of the prepared set.
@@ -87,7 +88,7 @@ def prepare(
       opened = _open(name, source, crop_margin=crop_margin)
     except OSError as error:
       raise DataError(f'{source}: cannot be read: {one_line(error)}') from error
-  return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, log=log)
+  return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, fit=fit, log=log)
 
 
 def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Source:
