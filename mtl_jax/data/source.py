@@ -193,3 +193,6 @@ def landmark_task(columns: Sequence[str], *, name: str = 'landmarks') -> Landmar
   if alone := sorted(set(labels) ^ set(columns)):
     raise ValueError(f'landmarks are named POINT_x and POINT_y in pairs; see {alone[0][:40]!r}')
   return LandmarkTask(name, tuple(labels))
+
+
+LANDMARKS = landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy'])  # The task of most sets.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.source import POINTS, Crop, ListedImages, landmark_task
+from mtl_jax.data.source import LANDMARKS, POINTS, Crop, ListedImages
 from mtl_jax.data.sources.text_table import PIXELS, Cell, Table, read_lines, read_official, read_table
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
@@ -24,7 +24,7 @@ CELLS: dict[str, Cell] = {
   'pose': Cell({str(c + 1): float(c) for c in range(5)}.__getitem__, '1 (left profile) to 5 (right profile)'),
 }
 TASKS: tuple[Task, ...] = (
-  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
+  LANDMARKS,
   BinaryTask('gender', ('Male',)),
   BinaryTask('smile', ('Smiling',)),
   BinaryTask('glasses', ('Eyeglasses',)),
