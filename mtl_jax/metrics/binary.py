@@ -101,8 +101,8 @@ def best_threshold(scores: np.ndarray, true: np.ndarray, *, by: str) -> float | 
   last = np.flatnonzero(np.diff(scores, append=-1) != 0)
   said, hits, positive = last + 1, np.cumsum(true[order])[last], true.sum()
   negative = len(true) - positive
-  recalls = hits / positive, 1 - (said - hits) / negative
-  values = 2 * hits / (said + positive) if by == 'f1' else sum(recalls) / 2
+  balanced = (hits / positive + 1 - (said - hits) / negative) / 2
+  values = 2 * hits / (said + positive) if by == 'f1' else balanced
   below = np.append(scores[last[1:]], -scores[-1])
   halfway = (scores[last] + below) / 2
   thresholds = np.where(halfway > below, halfway, scores[last])  # Of neighbouring numbers there is nothing between.
