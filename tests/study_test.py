@@ -175,13 +175,13 @@ def test_a_study_of_a_dense_task_beside_others_scores_its_classes(tmp_path):
 
 def test_a_grid_over_any_field_is_tried_on_seeds_of_its_own_and_counted(faces, tmp_path):
   """One field is an argument of the compiled step, the other changes its shapes."""
-  grid = {'study.grid.optimizer.weight_decay': '0.01,0.3', 'study.grid.train.batch_size': '4,8'}
+  grid = {'study.grid.optimizer.weight_decay': '0.01,0.3', 'study.grid.train.batch_size': '8,16'}
   fields = {'study.arms': ('joint', 'joint_again'), 'study.num_seeds': 2, 'train.steps': 3, 'study.num_resamples': 100}
   config = configs.load(small_runs.make_config(faces, **fields), grid)
   found = study.run(config, tmp_path)
   chosen = found['chosen']['joint']
   assert chosen['optimizer.weight_decay'] in (0.01, 0.3)
-  assert chosen['train.batch_size'] in (4, 8)
+  assert chosen['train.batch_size'] in (8, 16)
   kept = [path.name for path in (tmp_path / 'replicas' / 'joint').iterdir()]
   assert sorted(f'seed{TUNING_SEED}' in name for name in kept) == 4 * [False] + 4 * [True]
   assert found['cost']['joint']['tuning_seconds'] > 0

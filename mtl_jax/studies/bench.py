@@ -93,7 +93,11 @@ class Bench:
     count, made_by = sum(map(len, groups.values())), {}
     for (name, *_), those in groups.items():
       made_by |= {(name, one): recipe(one.config(self.configs[name]), self.store.checksum) for one in those}
-    done = {key for key, made in made_by.items() if self.results.has(*key, made)} if processes.index() == 0 else ()
+    done = (
+      {(name, one) for (name, one), made in made_by.items() if self.results.has(name, one, made)}
+      if processes.index() == 0
+      else ()
+    )
     left = processes.from_first('left', [key not in done for key in made_by])  # Before one puts its first result.
     missing = {key for key, wanted in zip(made_by, left, strict=True) if wanted}
     kept = f', of which {count - len(missing)} are done' if count > len(missing) else ''
