@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,7 @@ def draw(name: str, folder: Path, *, num: int, seed: int, parsing: bool = False,
       progress.update()
   labels, identities, splits = zip(*rows, strict=True)
   names = [source.file_name(index) for index in range(num)]
-  stated = {task.name: np.stack([row[task.name] for row in labels]).reshape(num, -1) for task in tasks}
+  stated: dict[str, Any] = {task.name: np.stack([row[task.name] for row in labels]).reshape(num, -1) for task in tasks}
   if name == FACES:  # In hundredths of a pixel, as CelebA's layout once kept them.
     stated['landmarks'] = np.array([[float(f'{v:.2f}') for v in row] for row in stated['landmarks'].tolist()])
   if parsing:
