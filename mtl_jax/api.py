@@ -46,6 +46,7 @@ def prepare(
   source: Place | None = None,
   image_size: tuple[int, int] = (64, 64),
   encoding: str = 'decoded',
+  fit: str = 'squash',
   crop_margin: float | None = None,
   num: int = 4000,
   seed: int = 0,
@@ -55,11 +56,14 @@ def prepare(
   """Reads a data set once and stores it for training.
 
   Args:
-    name: celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python file of your own.
+    name: celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python
+      file of your own.
     out: the folder to make, which may be in a bucket.
     source: the folder with the files of the set; TFDS's data_dir.
     image_size: height and width of the stored images in pixels.
     encoding: decoded (pixels) or jpeg (a quarter to a seventh as large).
+    fit: the way of images of other shapes to that size: squash, crop (their middle) or pad (black); `predict` does as
+      the set that a model has learned from.
     crop_margin: of `mtfl`: crop train images to their landmarks and this many times their extent at each side.
     num: number of faces of a synthetic set.
     seed: of a synthetic set.
@@ -87,6 +91,7 @@ def prepare(
       seed=seed,
       crop_margin=crop_margin,
       encoding=encoding,
+      fit=fit,
       parsing=parsing,
       workers=workers,
       log=logging.getLogger('mtl_jax').info,
@@ -147,6 +152,7 @@ def evaluate(
   step: int | None = None,
   predictions: Place | None = None,
   slices: Sequence[str] = (),
+  tune_thresholds: str = '',
   allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a checkpoint of a run on a whole split.
@@ -158,6 +164,8 @@ def evaluate(
     step: another checkpoint than the best.
     predictions: a `.npz` file for every prediction, label and mask.
     slices: labels, such as `attributes/Male`, for each value of which the metrics are taken by themselves.
+    tune_thresholds: balanced_accuracy or f1: picks the threshold of each yes-or-no label by it, on validation, and
+      keeps them with the run, for `load`.
     allow_code: see `load`.
 
   Returns:
@@ -176,26 +184,33 @@ def evaluate(
       step=step,
       predictions=None if predictions is None else address.local_path(str(predictions)),
       slices=slices,
+      tune_thresholds=tune_thresholds,
       allow_code=allow_code,
     )
 
 
-def load(workdir: Place, *, step: int | None = None, allow_code: bool = False) -> 'Model':
+def load(
+  workdir: Place, *, step: int | None = None, tuned_thresholds: bool = False, allow_code: bool = False
+) -> 'Model':
   """The trained model of a run, at the step that was best on validation unless another is asked for.
 
   Args:
     workdir: the run's folder.
     step: another checkpoint than the best.
+    tuned_thresholds: predictions also say yes or no to each attribute, by the thresholds that `evaluate` has tuned.
     allow_code: run Python files that the run was made of (`FILE.py:NAME` in its configuration) and that you have not
       run before. Read them first.
 
   Raises:
-    UserError: for a folder that holds no such checkpoint.
+    UserError: for a folder that holds no such checkpoint, or no thresholds of it.
   """
+  from mtl_jax.evaluation import thresholds
   from mtl_jax.evaluation.model import Model
   from mtl_jax.run.workdir import restore
 
-  return Model(restore(address.workdir(str(workdir)), step=step, allow_code=allow_code))
+  directory = address.workdir(str(workdir))
+  trained = restore(directory, step=step, allow_code=allow_code)
+  return Model(thresholds.tuned(directory, trained) if tuned_thresholds else trained)
 
 
 def study(

@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     'set',
     metavar='SET',
-    help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
+    help='celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your FILE.py',
   )
   prepare.add_argument(
     '--source',
@@ -133,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     choices=('decoded', 'jpeg'),
     default='decoded',
     help='keep pixels, or JPEGs of that size, a quarter to a seventh as large; default: decoded',
+  )
+  prepare.add_argument(
+    '--fit',
+    choices=('squash', 'crop', 'pad'),
+    default='squash',
+    help='images of other shapes: squash them, crop to their middle, or pad with black; default: squash',
   )
   prepare.add_argument(
     '--crop_margin',
@@ -159,12 +165,26 @@ def _parser() -> argparse.ArgumentParser:
   slices = 'also the metrics of the images with each value of a label, with intervals: attributes/Male,attributes/Young'
   evaluation.add_argument('--slices', metavar='LABELS', type=lambda text: text.split(','), default=(), help=slices)
 
+  evaluation.add_argument(
+    '--tune_thresholds',
+    metavar='METRIC',
+    nargs='?',
+    const='balanced_accuracy',
+    default='',
+    help='pick the threshold of each attribute on validation, by balanced_accuracy (default) or f1, and keep it',
+  )
+
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
   predict.add_argument('--workdir', required=True, help=WORKDIR)
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
   predict.add_argument('--csv', type=local_path, metavar='FILE', help='write a table with a row for each image')
+  predict.add_argument(
+    '--align', action='store_true', help="turn, scale and move photos to the training set's mean landmarks first"
+  )
   predict.add_argument('--step', type=int, help='another checkpoint than the best')
+  tuned = 'also say yes or no to each attribute, by the thresholds of `eval --tune_thresholds`'
+  predict.add_argument('--tuned_thresholds', action='store_true', help=tuned)
 
   text = 'train joint and single-task models with several seeds and test the difference'
   study = verb('study', _study, text, several=True)
@@ -250,6 +270,7 @@ def _prepare(options: argparse.Namespace) -> int:
     source=options.source,
     image_size=tuple(options.image_size),
     encoding=options.encoding,
+    fit=options.fit,
     crop_margin=options.crop_margin,
     num=options.num,
     seed=options.seed,
@@ -272,6 +293,7 @@ def _eval(options: argparse.Namespace) -> int:
     step=options.step,
     predictions=options.predictions,
     slices=options.slices,
+    tune_thresholds=options.tune_thresholds,
     allow_code=options.allow_code,
   )
   _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))
@@ -281,8 +303,10 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  model = mtl_jax.load(options.workdir, step=options.step, allow_code=options.allow_code)
-  return 2 if predict_files(model, options.images, out=options.out, table=options.csv) else 0
+  model = mtl_jax.load(
+    options.workdir, step=options.step, tuned_thresholds=options.tuned_thresholds, allow_code=options.allow_code
+  )
+  return 2 if predict_files(model, options.images, out=options.out, table=options.csv, align=options.align) else 0
 
 
 def _study(options: argparse.Namespace) -> int:

@@ -72,6 +72,7 @@ def write(model: TrainedModel, out: Path) -> None:
     'run': stablehlo.describe_run(model),
     'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
     'image_size': list(model.facts.image_size),
+    'fit': model.facts.fit,
     'mean': augment.MEAN,
     'std': augment.STD,
     'tasks': [{'name': task.name, **stablehlo.describe_outputs(task)} for task in model.tasks],

@@ -27,6 +27,8 @@ SETS = {
   'mtfl': 'MTFL (Zhang et al. 2014), photos of people from the web and from AFLW, for non-commercial research.',
   'utkface': 'UTKFace (Zhang et al. 2017), photos of people from the web, for non-commercial research only.',
   'fairface': 'FairFace (Kärkkäinen and Joo 2021), photos of people from Flickr, CC BY 4.0.',
+  'clothing': 'the Clothing Attributes Dataset (Chen, Gallagher and Girod 2012), photos of people from the web; its'
+  ' terms are those of its page.',
   'cub': 'CUB-200-2011 (Wah et al. 2011), photos of birds from Flickr, for non-commercial research and education.',
   'synthetic': 'faces that mtl_jax has drawn: no photos, and nobody is on them.',
   'synthetic:expressions': 'faces that mtl_jax has drawn: no photos, and nobody is on them.',
@@ -39,6 +41,8 @@ FIELDS = (
   'model.backbone', 'model.sharing', 'model.weights', 'model.freeze', 'objective.name', 'optimizer.name',
   'optimizer.learning_rate', 'train.steps', 'train.batch_size', 'train.seed',
 )  # fmt: skip
+# How an image is brought to the network's size, by `prepare --fit`.
+FITS = {'squash': 'image.resize(', 'crop': 'ImageOps.fit(image, ', 'pad': 'ImageOps.pad(image, '}
 # Hugging Face's names of what kinds of task are for, the first that is there first.
 PIPELINES = {
   'image-classification': ('binary', 'categorical', 'ordinal'),
@@ -74,6 +78,7 @@ def write(directory: Path, out: Path) -> None:
     sources=sources,
     terms=SETS,
     unknown=UNKNOWN,
+    fits=FITS,
     pipeline=next((tag for tag, kinds in PIPELINES.items() if any(task.kind in kinds for task in tasks)), ''),
     results=_results(evaluation, tasks, ', '.join(sources) or 'not known'),
     evaluation=evaluation,
