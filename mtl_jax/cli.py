@@ -156,6 +156,17 @@ def _parser() -> argparse.ArgumentParser:
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
   evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
   evaluation.add_argument('--predictions', metavar='FILE.npz', help='write every prediction')
+  slices = 'also the metrics of the images with each value of a label, with intervals: attributes/Male,attributes/Young'
+  evaluation.add_argument('--slices', metavar='LABELS', type=lambda text: text.split(','), default=(), help=slices)
+
+  evaluation.add_argument(
+    '--tune_thresholds',
+    metavar='METRIC',
+    nargs='?',
+    const='balanced_accuracy',
+    default='',
+    help='pick the threshold of each attribute on validation, by balanced_accuracy (default) or f1, and keep it',
+  )
 
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
   predict.add_argument('--workdir', required=True, help=WORKDIR)
@@ -163,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
   predict.add_argument('--csv', type=local_path, metavar='FILE', help='write a table with a row for each image')
   predict.add_argument('--step', type=int, help='another checkpoint than the best')
+  tuned = 'also say yes or no to each attribute, by the thresholds of `eval --tune_thresholds`'
+  predict.add_argument('--tuned_thresholds', action='store_true', help=tuned)
 
   text = 'train joint and single-task models with several seeds and test the difference'
   study = verb('study', _study, text, several=True)
@@ -267,6 +280,8 @@ def _eval(options: argparse.Namespace) -> int:
     split=options.split,
     step=options.step,
     predictions=options.predictions,
+    slices=options.slices,
+    tune_thresholds=options.tune_thresholds,
     allow_code=options.allow_code,
   )
   _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))
@@ -276,7 +291,9 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  model = mtl_jax.load(options.workdir, step=options.step, allow_code=options.allow_code)
+  model = mtl_jax.load(
+    options.workdir, step=options.step, tuned_thresholds=options.tuned_thresholds, allow_code=options.allow_code
+  )
   return 2 if predict_files(model, options.images, out=options.out, table=options.csv) else 0
 
 

@@ -189,7 +189,8 @@ _DECLARED = (
     'one; they take the same rows of a batch. 1: every device holds the whole state.', resumable=True),
   Field('train.seed', 0, COUNT_OR_0, 'Decides initial weights, the order of the data, and augmentation.'),
   Field('train.steps_per_dispatch', 0, COUNT_OR_0,
-    'Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU, more over kept features.'),
+    'Steps compiled into one call; 0: 8 on GPU and TPU, on CPU 1, or 4 in runs of 1,000 steps or more; more over kept '
+    'features.'),
   Field('train.log_every_steps', 20, COUNT, 'A line of metrics.jsonl holds means over this many steps.'),
   Field('train.on_nonfinite', 'stop', choice('stop', 'skip', 'rollback'),
     "Where a step's loss or gradient is NaN or infinite: stop (exit code 3), skip (leave its update out), or rollback "
