@@ -9,7 +9,6 @@ from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.learned import FARTHEST, learned
 
-
 Start = Annotated[float, number(-FARTHEST, FARTHEST)]
 
 
