@@ -12,8 +12,8 @@ from mtl_jax.objectives.declared import traceable
 
 NUM = 3
 DRAWN = np.random.default_rng(0)
-GRADIENTS = np.float32(DRAWN.normal(size=(4, 3, NUM, 5)))  # Of four steps, in three parts of a batch.
-LOSSES = np.float32(DRAWN.uniform(0.2, 2, (4, NUM)))
+GRADIENTS = DRAWN.normal(size=(4, 3, NUM, 5)).astype(np.float32)  # Of four steps, in three parts of a batch.
+LOSSES = DRAWN.uniform(0.2, 2, (4, NUM)).astype(np.float32)
 # Two values of every number that is none of these are 0.3 and 0.7.
 OTHER_VALUES = {
   'weights': ([1.0, 2.0, 3.0], [0.5, 4.0, 1.0]),
@@ -85,7 +85,7 @@ def test_weights_and_options_of_a_config_may_be_traced():
     return objective.update(jnp.asarray(LOSSES[0]), state)[0]
 
   found = jax.jit(lambda one, other: totals('fixed', {'a': one, 'b': other}, '', None))(2.0, 3.0)
-  assert float(found) == pytest.approx(float(LOSSES[0] @ np.float32([2, 3, 3])), rel=1e-6)
+  assert float(found) == pytest.approx(float(LOSSES[0] @ [2, 3, 3]), rel=1e-6)
   assert float(found) == float(totals('fixed', {'a': 2.0, 'b': 3.0}, '', None))
   traced = jax.jit(lambda theta: totals('pbi', {}, 'theta', theta))(2.0)
   assert float(traced) == pytest.approx(float(totals('pbi', {}, 'theta', 2.0)), rel=1e-6)

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-import jax
+from jax.core import Tracer
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choice, either, real, require, several, whole
@@ -34,7 +34,7 @@ class Numeric(Kind):
 
 def numeric(kind: Kind) -> Numeric:
   """A kind of numbers, or of several, with traced ones among them."""
-  return Numeric(**vars(kind) | {'allows': lambda value: isinstance(value, jax.core.Tracer) or kind.allows(value)})
+  return Numeric(**vars(kind) | {'allows': lambda value: isinstance(value, Tracer) or kind.allows(value)})
 
 
 def number(least: float, most: float = math.inf) -> Numeric:
@@ -47,7 +47,7 @@ def _for_each(kind: Kind) -> Kind:
 
 
 def _not_all_0(value: Any) -> bool:
-  return not isinstance(value, tuple) or any(isinstance(one, jax.core.Tracer) or one for one in value)
+  return not isinstance(value, tuple) or any(isinstance(one, Tracer) or one for one in value)
 
 
 _FACTORS = _for_each(number(0))
@@ -124,7 +124,7 @@ def with_ranges(*makers: Maker) -> dict[str, Maker]:
 
 def _plain(value: Any) -> Any:
   """A NumPy or JAX number or array, or a list, as Python's numbers."""
-  if isinstance(value, jax.core.Tracer):
+  if isinstance(value, Tracer):
     return value
   value = value.tolist() if hasattr(value, 'tolist') else value
   return tuple(map(_plain, value)) if isinstance(value, list | tuple) and not hasattr(value, '_fields') else value
