@@ -34,7 +34,11 @@ class Numeric(Kind):
 
 def numeric(kind: Kind) -> Numeric:
   """A kind of numbers, or of several, with traced ones among them."""
-  return Numeric(**vars(kind) | {'allows': lambda value: isinstance(value, Tracer) or kind.allows(value)})
+
+  def allows(value: Any) -> bool:
+    return isinstance(value, Tracer) or kind.allows(value)
+
+  return Numeric(kind.words, allows, kind.read, kind.convert, bounds=kind.bounds)
 
 
 def number(least: float, most: float = math.inf) -> Numeric:
