@@ -42,6 +42,8 @@ class Backbone(nn.Module):
     dtype: type of the computation; parameters are float32.
   """
 
+  num_stages: ClassVar[Any]  # How many there are: a number, or a property.
+
   # How parameters are called in torchvision: patterns and what takes their place, in turn, in `layer1_0.conv1.weight`.
   # None of them where torchvision has no such network.
   torchvision_names: ClassVar[tuple[tuple[str, str], ...] | None] = None
@@ -52,11 +54,6 @@ class Backbone(nn.Module):
     """A tensor of torchvision's as parameter `name` of this shape: `[h, w, in, out]` and `[in, out]` here."""
     del name, shape
     return tensor.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim, range(tensor.ndim)))
-
-  @property
-  def num_stages(self) -> int:
-    """The number of stages."""
-    raise NotImplementedError
 
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Any:
     """Applies stage `index` to the last one's output; stage 0 takes normalised images `[b, h, w, 3]`."""

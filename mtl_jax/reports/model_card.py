@@ -140,8 +140,10 @@ def _metrics(evaluation: Evaluation, tasks: Sequence[Task]) -> list[Block]:
       name = f'{task.name}: {figures.metric(metric).phrase} {figures.arrow(metric)}'
       levels = [figures.level(score(side, metric), metric) for side in (floor, found)]
       rows.append((name, *levels, _ends(intervals.get(metric), metric)))
-    if isinstance(each := (found or {}).get('per_output'), dict) and len(each) > 1:
-      outputs += [Heading(f'{task.name}, one by one', 3), _per_output(task, each, intervals.get('per_output') or {})]
+    each, ends = (side.get('per_output') for side in (found or {}, intervals))
+    if isinstance(each, dict) and len(each) > 1:
+      ends = ends if isinstance(ends, dict) else {}
+      outputs += [Heading(f'{task.name}, one by one', 3), _per_output(task, each, ends)]
   columns = ['Metric', 'constant prediction', 'this model', '95% interval']
   return [table('', columns, rows), *outputs, *by_slice(evaluation, tasks)]
 

@@ -27,9 +27,8 @@ def load(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | No
   place = config.model.weights
   if not place:
     return None
-  exported = None if address.is_address(place) else Path(place) / own_weights.FILE
-  if multitask.is_weights_file(place) or (exported and exported.is_file()):
-    path = Path(place) if multitask.is_weights_file(place) else exported
+  path = Path(place) if multitask.is_weights_file(place) else Path(place) / own_weights.FILE
+  if multitask.is_weights_file(place) or (not address.is_address(place) and path.is_file()):
     if own := own_weights.read(path):
       return own
     backbone = multitask.backbone_from_config(config.model)
