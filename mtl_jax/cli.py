@@ -149,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 
   train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint', several=True)
   _add_config(train)
+  train.add_argument('--profile', action='store_true', help='trace a few steps into the folder profile of the workdir')
 
   evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
   evaluation.add_argument('--workdir', required=True, help=WORKDIR)
@@ -256,7 +257,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-  mtl_jax.train(**_configured(options))
+  mtl_jax.train(**_configured(options), profile=options.profile)
   return 0
 
 

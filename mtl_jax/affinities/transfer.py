@@ -224,7 +224,7 @@ class Heads:
     self.config, self.tasks, self.label_stats = config, tasks, label_stats
     self.model: Network = multitask.from_config(config.model, tasks).after_frozen
     # A norm clipped over all heads would let them meet.
-    self.tx = optimizer.from_config(with_fields(config, optimizer__clip_norm=0.0))
+    self.tx = optimizer.from_config(with_fields(config, optimizer__clip_norm=0.0).optimizer, steps=config.train.steps)
     self._steps = jax.jit(self._several_steps, donate_argnums=(0, 1))
     self._losses = jax.jit(self._label_losses)
 

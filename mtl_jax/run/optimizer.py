@@ -15,30 +15,59 @@ from mtl_jax.errors import ConfigError, one_line
 FIELD, OPTIONS = 'config.optimizer.name', 'config.optimizer.options'
 
 
-def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Schedule:
-  """Learning rate by step: linear warm-up from zero to the peak, then cosine to zero or constant.
+def schedule(settings: ConfigDict, *, steps: int, peak: ArrayLike | None = None) -> optax.Schedule:
+  """Learning rate by step: linear warm-up from zero to the peak, then as `settings.schedule` says.
 
-  `peak`, which may be traced, takes the place of the config's learning rate.
+  `warmup_stable_decay` (Hu et al. 2024, https://arxiv.org/abs/2404.06395) stays at the peak, and falls linearly to zero
+  in the last `decay_steps` steps.
+
+  Args:
+    settings: the config's `optimizer`.
+    steps: of the whole run.
+    peak: takes the place of the settings' learning rate; may be traced.
   """
-  options, steps = config.optimizer, config.train.steps
-  rate: Any = options.learning_rate if peak is None else peak
-  warmup = min(options.warmup_steps, steps - 1)
-  if options.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(rate, max(steps - warmup, 1))
-  else:
-    after = optax.constant_schedule(rate)
-  if not warmup:
-    return after
-  return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+  rate: Any = settings.learning_rate if peak is None else peak
+  warmup = min(settings.warmup_steps, steps - 1)
+  parts, bounds = [optax.constant_schedule(rate)], []
+  if settings.schedule == 'cosine':
+    parts = [optax.cosine_decay_schedule(rate, max(steps - warmup, 1))]
+  elif settings.schedule == 'warmup_stable_decay':
+    falls = _decay_start(settings, steps)
+    parts, bounds = [*parts, optax.linear_schedule(rate, 0.0, steps - falls)], [falls]
+  if warmup:
+    parts, bounds = [optax.linear_schedule(0.0, rate, warmup), *parts], [warmup, *bounds]
+  return optax.join_schedules(parts, bounds) if bounds else parts[0]
 
 
-def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -> optax.GradientTransformation:
-  """Clipping, then the optimizer with its schedule (see there for `learning_rate`); kernels alone decay.
+def settled_steps(settings: ConfigDict, *, steps: int) -> int:
+  """Steps, from the start of a run of `steps`, whose learning rates do not depend on that number.
+
+  A longer run takes them alike, so it may go on from there. `settings` is the config's `optimizer`.
+  """
+  if settings.schedule == 'cosine' or settings.warmup_steps >= steps:
+    return 0
+  return steps if settings.schedule == 'constant' else _decay_start(settings, steps)
+
+
+def _decay_start(settings: ConfigDict, steps: int) -> int:
+  """The step after which `warmup_stable_decay` falls."""
+  decay = settings.decay_steps or -(-steps // 5)
+  return max(steps - decay, min(settings.warmup_steps, steps - 1))
+
+
+def from_config(
+  settings: ConfigDict, *, steps: int, learning_rate: ArrayLike | None = None
+) -> optax.GradientTransformation:
+  """Clipping, then the optimizer with its schedule; kernels alone decay.
+
+  Args:
+    settings: the config's `optimizer`.
+    steps: of the whole run.
+    learning_rate: see `peak` of `schedule`.
 
   Raises:
     ConfigError: for an unknown optimizer, or an option that it has not.
   """
-  settings = config.optimizer
   make = parts.find(settings.name, optimizers(), field=FIELD)
   known = inspect.signature(make).parameters
   given: dict[str, Any] = dict(settings.options)
@@ -53,7 +82,7 @@ def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
     with parts.made(settings.name, field=FIELD):
-      made = make(learning_rate=schedule(config, peak=learning_rate), **given)
+      made = make(learning_rate=schedule(settings, steps=steps, peak=learning_rate), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error
   if not isinstance(made, optax.GradientTransformation):

@@ -66,7 +66,9 @@ class Program:
     return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
 
   def tx(self, numbers: Numbers) -> optax.GradientTransformation:
-    return optimizer.from_config(self.config, learning_rate=numbers['learning_rate'])
+    return optimizer.from_config(
+      self.config.optimizer, steps=self.config.train.steps, learning_rate=numbers['learning_rate']
+    )
 
   def init(self, numbers: Numbers, weights: Any) -> TrainState:
     """One replica's state before its first step."""
