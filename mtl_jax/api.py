@@ -155,6 +155,7 @@ def evaluate(
   split: str = 'test',
   step: int | None = None,
   predictions: Place | None = None,
+  slices: Sequence[str] = (),
   allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a checkpoint of a run on a whole split.
@@ -165,6 +166,7 @@ def evaluate(
     split: train, val or test.
     step: another checkpoint than the best.
     predictions: a `.npz` file for every prediction, label and mask.
+    slices: labels, such as `attributes/Male`, for each value of which the metrics are taken by themselves.
     allow_code: see `load`.
 
   Returns:
@@ -182,6 +184,7 @@ def evaluate(
       split=split,
       step=step,
       predictions=None if predictions is None else address.local_path(str(predictions)),
+      slices=slices,
       allow_code=allow_code,
     )
 

@@ -157,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
   evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
   evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
   evaluation.add_argument('--predictions', metavar='FILE.npz', help='write every prediction')
+  slices = 'also the metrics of the images with each value of a label, with intervals: attributes/Male,attributes/Young'
+  evaluation.add_argument('--slices', metavar='LABELS', type=lambda text: text.split(','), default=(), help=slices)
 
   predict = verb('predict', _predict, 'predict for image files, a JSON line each')
   predict.add_argument('--workdir', required=True, help=WORKDIR)
@@ -268,6 +270,7 @@ def _eval(options: argparse.Namespace) -> int:
     split=options.split,
     step=options.step,
     predictions=options.predictions,
+    slices=options.slices,
     allow_code=options.allow_code,
   )
   _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))

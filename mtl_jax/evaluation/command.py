@@ -19,6 +19,7 @@ from mtl_jax.data.store import cache as sets
 from mtl_jax.data.store.reader import Store
 from mtl_jax.errors import DataError, UserError, one_line
 from mtl_jax.evaluation import evaluate
+from mtl_jax.evaluation import slices as slicing
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
@@ -36,6 +37,7 @@ def evaluate_workdir(
   split: str = 'test',
   step: int | None = None,
   predictions: Path | None = None,
+  slices: Sequence[str] = (),
   allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a run's best checkpoint and writes `eval/<split>.json`, or warns that it cannot be written.
@@ -48,10 +50,12 @@ def evaluate_workdir(
     split: train, val or test.
     step: another checkpoint than the best.
     predictions: a .npz file to write every prediction, label and mask to.
+    slices: labels, `task/label`, for each value of which the metrics are taken by themselves, with intervals.
     allow_code: as in `workdir.restore`.
 
   Returns:
-    What was written: step, split, number of examples, metrics of each task, and those of the constant predictions.
+    What was written: step, split, number of examples, metrics of each task, those of the constant predictions, and
+    what `slices.of_split` gives.
   """
   if split not in SPLITS:
     raise DataError(f'no split {split!r}; there are {", ".join(SPLITS)}')
@@ -66,7 +70,7 @@ def evaluate_workdir(
   else:
     store = mixture.open_data(settings)
   store = _numbered_as(model.tasks, store)
-  tasks = _common_tasks(model, store)
+  tasks, by = _common_tasks(model, store), slicing.choose(slices, store)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
     result = evaluate.evaluate_split(
@@ -87,6 +91,8 @@ def evaluate_workdir(
     'tasks': evaluate.task_metrics(result.predictions, part, tasks),
     'baseline': evaluate.baseline_metrics(model.label_stats, part, tasks),
   }
+  if by:
+    found |= slicing.of_split(by, result.predictions, part, tasks, store, name=split)
   if jax.process_index() == 0:
     name = f'{address.name(data)}-{split}' if data else split
     place = directory / 'eval' / f'{name}.json'

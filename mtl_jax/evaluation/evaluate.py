@@ -13,6 +13,7 @@ from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation.step import eval_step
+from mtl_jax.metrics.draws import Draws
 from mtl_jax.models.network import Network
 from mtl_jax.platform import sharding
 from mtl_jax.tasks import LabelStats, Task, higher_is_better
@@ -81,12 +82,21 @@ def gathered(results: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
 
 
 def task_metrics(
-  predictions: Mapping[str, np.ndarray], split: Split, tasks: Sequence[Task]
+  predictions: Mapping[str, np.ndarray],
+  split: Split,
+  tasks: Sequence[Task],
+  *,
+  mask: Mapping[str, np.ndarray] | None = None,
+  draws: Draws | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """The metrics of each task, as the eval JSON has them."""
+  """The metrics of each task, as the eval JSON has them; under another mask than the split's, or of draws."""
   return {
     task.name: task.metrics(
-      predictions[task.name], split.labels[task.name], mask=split.mask[task.name], source_size=split.source_size
+      predictions[task.name],
+      split.labels[task.name],
+      mask=(mask or split.mask)[task.name],
+      source_size=split.source_size,
+      draws=draws,
     )
     for task in tasks
   }

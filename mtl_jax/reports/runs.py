@@ -19,12 +19,25 @@ log = logging.getLogger('mtl_jax')
 
 Outputs = dict[str, dict[str, float | None]]
 Scores = dict[str, float | list[Any] | Outputs | None]  # Of a task by metric; `per_output` holds those of its outputs.
+Intervals = dict[str, tuple[float, float] | dict[str, Any] | None]  # Of a task likewise.
+
+
+class Slice(TypedDict):
+  """The eval JSON of the images with one value of a label."""
+
+  num_examples: int
+  tasks: dict[str, Scores]
+  intervals: dict[str, Intervals]
+  one_class: list[str]
+  unlabelled: list[str]
 
 
 class Evaluation(TypedDict):
   """The eval JSON."""
 
   tasks: dict[str, Scores]
+  intervals: NotRequired[dict[str, Intervals]]
+  slices: NotRequired[dict[str, dict[str, Slice]]]
   baseline: NotRequired[dict[str, Scores]]
   step: NotRequired[int]
   split: NotRequired[str]

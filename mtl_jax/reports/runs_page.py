@@ -20,6 +20,7 @@ from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Cell, Charts, Fold, Heading, Pairs, Row, Text, table
 from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
 from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, not_better, scoreboard
+from mtl_jax.reports.slices import by_slice
 from mtl_jax.run import goodput
 from mtl_jax.tasks import Task, plain
 
@@ -45,6 +46,8 @@ def write_report(folders: Mapping[str, Path], out: Path, *, title: str, show_pic
   by_side = {run.side: run for run in runs}
   written = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
   body: list[Block] = [*(Text(note, 'note') for note in _notes(runs)), *_metrics(runs)]
+  for run in runs:
+    body += by_slice(run.evaluation, run.tasks, name=run.side.name)
   for group in dict.fromkeys(task.group for task in tasks_of(runs)):
     body += _outputs(runs, group)
   note = 'Validation is of the main metric.'

@@ -74,7 +74,11 @@ def from_json(value: dict[str, Any]) -> Task:
 
 
 def select(
-  available: Sequence[Task], names: str | Sequence[str], *, attributes: Sequence[str] = ()
+  available: Sequence[Task],
+  names: str | Sequence[str],
+  *,
+  attributes: Sequence[str] = (),
+  field: str = 'config.tasks',
 ) -> tuple[Task, ...]:
   """The tasks a config names, in that order.
 
@@ -83,6 +87,7 @@ def select(
     names: task names, as a tuple or separated by commas; `name/*` splits a task into one task per label, and
       `name/label` takes one of them. None, or `all`, takes all tasks.
     attributes: keeps only these labels of the task `attributes`; empty keeps all.
+    field: that names them, for errors.
 
   Raises:
     ConfigError: for an unknown or repeated task or label.
@@ -97,18 +102,18 @@ def select(
   for name in by_name if asked in ([], [ALL]) and ALL not in by_name else asked:
     group, _, label = name.partition('/')
     if group not in by_name:
-      raise ConfigError(f'config.tasks: no task {group!r} in this data set; it has {", ".join(by_name)}')
+      raise ConfigError(f'{field}: no task {group!r} in this data set; it has {", ".join(by_name)}')
     task = by_name[group]
     if not label:
       chosen.append(task)
     elif not task.splittable:
-      raise ConfigError(f'config.tasks: {name!r} cannot be had, since {group} is one task; name {group!r}')
+      raise ConfigError(f'{field}: {name!r} cannot be had, since {group} is one task; name {group!r}')
     else:
       wanted = task.labels if label == '*' else (label,)
-      chosen.extend(task.subset((one,), field='config.tasks', name=f'{group}/{one}') for one in wanted)
+      chosen.extend(task.subset((one,), field=field, name=f'{group}/{one}') for one in wanted)
   repeated = [task.name for i, task in enumerate(chosen) if task.name in {t.name for t in chosen[:i]}]
   if repeated:
-    raise ConfigError(f'config.tasks: {repeated[0]!r} is named twice')
+    raise ConfigError(f'{field}: {repeated[0]!r} is named twice')
   return tuple(chosen)
 
 
