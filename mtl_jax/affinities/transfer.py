@@ -175,7 +175,7 @@ class Source:
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run, self.task = building.build(with_fields(config, tasks=task), store), task
-    weights = start_weights.load(config, store.image_size)
+    weights = start_weights.load(config.model, store.image_size)
     self._whole = sharding.replicated(run.mesh)
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
     self.run = building.on_features(run, self._init().variables, directory, stop=lambda: bool(stop()))

@@ -160,7 +160,7 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainPr
     if progress.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
       progress.best_step = 0
     return restored
-  weights = start_weights.load(run.config, run.store.image_size)
+  weights = start_weights.load(run.config.model, run.store.image_size)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
   return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), TrainProgress()
