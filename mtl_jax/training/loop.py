@@ -106,16 +106,9 @@ def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoint
   settled = optimizer.settled_steps(before.optimizer, steps=old)
   checkpoints.drop_after(settled)
   falls = optimizer.settled_steps(config.optimizer, steps=new)
-  end = f', then falls to 0 at step {new}' if falls < new else f' up to step {new}'
-  log.info(
-    'config.train.steps: %d -> %d: on from step %d; the learning rate stays at %g until step %d%s',
-    old,
-    new,
-    max(checkpoints.steps(), default=0),
-    config.optimizer.learning_rate,
-    falls,
-    end,
-  )
+  then = f'falls from step {falls} on, to 0 at step {new}' if falls < new else 'stays as it is'
+  at = max(checkpoints.steps(), default=0)
+  log.info('config.train.steps: %d -> %d: on from step %d; the learning rate %s', old, new, at, then)
 
 
 class RunServices(NamedTuple):

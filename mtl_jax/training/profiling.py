@@ -33,9 +33,7 @@ def tracing(directory: Path) -> Iterator[Callable[[Run, int], Callable[..., Any]
         jax.profiler.stop_trace()
         if not local:
           atomic_write.write_all(folder, directory / FOLDER)
-        log.info(
-          'profile: %d dispatches are in %s; look at them with: xprof %s', calls - FIRST + 1, directory / FOLDER, folder
-        )
+        log.info('profile: %d dispatches are in %s, for xprof or TensorBoard', calls - FIRST + 1, directory / FOLDER)
 
     def watch(run: Run, step: int) -> Callable[..., Any]:
       del step
@@ -58,5 +56,5 @@ def tracing(directory: Path) -> Iterator[Callable[[Run, int], Callable[..., Any]
       yield watch
     finally:
       close()
-      if calls < FIRST:
-        log.warning('warning: profile: a start of %d dispatches is too short for a trace', calls)
+    if calls < FIRST:
+      log.warning('warning: profile: a start of %d dispatches is too short for a trace', calls)
