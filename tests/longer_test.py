@@ -55,17 +55,17 @@ def test_a_run_that_goes_on_equals_the_longer_run_bit_for_bit(faces, finished, t
 
 
 @pytest.mark.parametrize(
-  ('schedule', 'steps', 'overrides'),
+  ('schedule', 'steps', 'overrides', 'named'),
   [
-    ('cosine', LONG, {}),  # The rate would rise again.
-    ('constant', 5, {}),
-    ('constant', LONG, {'optimizer.learning_rate': 0.5}),
-    ('constant', LONG, {'optimizer.schedule': 'cosine'}),
+    ('cosine', LONG, {}, 'train.steps'),  # The rate would rise again.
+    ('constant', 5, {}, 'train.steps'),
+    ('constant', LONG, {'optimizer.learning_rate': 0.5}, 'optimizer.learning_rate'),
+    ('constant', LONG, {'optimizer.schedule': 'cosine'}, 'optimizer.schedule'),
   ],
 )
-def test_what_a_longer_run_would_not_share_needs_the_flag(faces, finished, tmp_path, schedule, steps, overrides):
+def test_what_a_longer_run_would_not_share_needs_the_flag(faces, finished, tmp_path, schedule, steps, overrides, named):
   run = finished(schedule, tmp_path / 'run')
-  with pytest.raises(CheckpointError, match=rf'train.steps: {SHORT} -> {steps}.*--allow_config_change'):
+  with pytest.raises(CheckpointError, match=rf'config\.{named}: .*--allow_config_change'):
     loop.train(config_of(faces, schedule, steps, **overrides), run)
   assert steps_in(run) == [SHORT]
 
@@ -85,9 +85,9 @@ def test_without_a_checkpoint_from_before_the_fall_the_run_is_not_gone_on_with(f
 
 
 def test_a_field_that_may_differ_is_named_where_it_does(faces, tmp_path, said):
-  loop.train(config_of(faces, 'constant', 2), tmp_path)
-  loop.train(config_of(faces, 'constant', 3, **{'data.mode': 'streamed'}), tmp_path)
+  loop.train(config_of(faces, 'constant', 3), tmp_path)
+  loop.train(config_of(faces, 'constant', 4, **{'data.mode': 'streamed'}), tmp_path)
   assert [line for line in said if line.startswith('resuming with')] == [
     "resuming with config.data.mode: 'auto' -> 'streamed'",
-    'resuming with config.train.steps: 2 -> 3',
+    'resuming with config.train.steps: 3 -> 4',
   ]

@@ -12,56 +12,88 @@ from mtl_jax.errors import Interrupted, UserError
 from mtl_jax.training import loop, trackers
 from mtl_jax.training.progress import read_metrics
 
-# A client that keeps each call, as a line, in the folder of the test.
-WANDB = """
-import json, os
+# Stand-ins for the clients, which keep each call, as a line, in the folder of the test.
+KEEP = """
+import json, os, types
 
 def keep(*call):
+  if os.environ.get('FAILS') and call[0] == 'log':
+    raise ConnectionError('the service\\nis away')
   with open(os.environ['KEPT'], 'a') as file:
     file.write(json.dumps(call) + '\\n')
-
+"""
+WANDB = """
 class Run:
   id = 'run-1'
   def log(self, values, step):
-    if os.environ.get('FAILS'):
-      raise ConnectionError('the service\\nis away')
     keep('log', step, sorted(values))
   def finish(self):
     keep('finish')
 
 def init(**given):
-  keep('init', given['id'], given['project'], given['config']['train.steps'])
+  keep('init', given['id'], given['project'], str(given['config']['train.steps']))
   return Run()
+"""
+MLFLOW = """
+class MlflowClient:
+  def get_experiment_by_name(self, name):
+    self.name = name
+  def create_experiment(self, name):
+    return 7
+  def create_run(self, experiment, run_name):
+    return types.SimpleNamespace(info=types.SimpleNamespace(run_id='run-1'))
+  def update_run(self, run_id, status):
+    keep('init', run_id, 'mtl_jax', '6')
+  def log_batch(self, run_id, params=(), metrics=()):
+    assert len(params) <= 100
+    for key, value in params:
+      if key == 'train.steps':
+        keep('init', None, self.name, value)
+    for step in {metric[3] for metric in metrics}:
+      keep('log', step, sorted(metric[0] for metric in metrics))
+  def set_terminated(self, run_id):
+    keep('finish')
+
+def Param(*fields):
+  return fields
+Metric = Param
 """
 
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-  """The calls that the fake of wandb got so far."""
-  (tmp_path / 'clients').mkdir()
-  (tmp_path / 'clients' / 'wandb.py').write_text(WANDB)
-  monkeypatch.syspath_prepend(str(tmp_path / 'clients'))
-  monkeypatch.delitem(sys.modules, 'wandb', raising=False)
+  """The calls that the stand-ins got so far."""
+  clients = tmp_path / 'clients'
+  clients.mkdir()
+  (clients / 'wandb.py').write_text(KEEP + WANDB)
+  (clients / 'mlflow').mkdir()
+  (clients / 'mlflow' / '__init__.py').write_text(KEEP + MLFLOW)
+  (clients / 'mlflow' / 'entities.py').write_text('from mlflow import Metric, Param')
+  monkeypatch.syspath_prepend(str(clients))
+  for name in [name for name in sys.modules if name.split('.')[0] in ('wandb', 'mlflow')]:
+    monkeypatch.delitem(sys.modules, name)
   monkeypatch.setenv('KEPT', str(tmp_path / 'kept'))
   yield lambda: [json.loads(line) for line in (tmp_path / 'kept').read_text().splitlines()]
-  sys.modules.pop('wandb', None)
+  for name in ('wandb', 'mlflow', 'mlflow.entities'):
+    sys.modules.pop(name, None)
 
 
 def config_of(faces: Path, names: tuple[str, ...], **overrides):
   return small_runs.make_config(faces, **{'train.trackers': names, 'train.steps': 6, **overrides})
 
 
+@pytest.mark.parametrize('name', trackers.SERVICES)
 def test_the_lines_of_the_log_reach_the_service_and_a_resumed_run_goes_on_under_its_id(
-  faces, tmp_path, monkeypatch, calls
+  faces, tmp_path, monkeypatch, calls, name
 ):
-  config = config_of(faces, ('wandb',))
+  config = config_of(faces, (name,))
   with monkeypatch.context() as patch:
     small_runs.at_step(patch, 2)
     with pytest.raises(Interrupted):
       loop.train(config, tmp_path / 'run')
   loop.train(config, tmp_path / 'run')
   found = calls()
-  assert [call for call in found if call[0] == 'init'] == [['init', id, 'mtl_jax', 6] for id in (None, 'run-1')]
+  assert [call for call in found if call[0] == 'init'] == [['init', id, 'mtl_jax', '6'] for id in (None, 'run-1')]
   assert found.count(['finish']) == 2
   lines = read_metrics(tmp_path / 'run' / 'metrics.jsonl')
   assert [call[1:] for call in found if call[0] == 'log'] == [
@@ -98,10 +130,11 @@ def test_a_service_that_cannot_be_opened_is_one_line(faces, tmp_path, monkeypatc
     loop.train(config_of(faces, ('wandb',)), tmp_path / 'run')
 
 
-def test_mlflow_keeps_parameters_and_metrics_of_one_run_over_restarts(faces, tmp_path, monkeypatch):
+def test_mlflow_keeps_parameters_and_metrics_of_one_run_over_restarts(tmp_path, monkeypatch):
   mlflow = pytest.importorskip('mlflow', reason="needs pip install 'mtl_jax[mlflow]'")
   monkeypatch.setenv('MLFLOW_TRACKING_URI', (tmp_path / 'mlruns').as_uri())
   monkeypatch.setenv('MLFLOW_EXPERIMENT_NAME', 'faces')
+  monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
   start = trackers.Start('run', tmp_path, {'train.steps': 6, 'model.heads': {}}, step=0)
   for step in (1, 2):
     (tracker,) = trackers.open_all(['mlflow'], tmp_path, start)
