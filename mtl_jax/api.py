@@ -156,6 +156,7 @@ def evaluate(
   step: int | None = None,
   predictions: Place | None = None,
   slices: Sequence[str] = (),
+  tune_thresholds: str = '',
   allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a checkpoint of a run on a whole split.
@@ -167,6 +168,8 @@ def evaluate(
     step: another checkpoint than the best.
     predictions: a `.npz` file for every prediction, label and mask.
     slices: labels, such as `attributes/Male`, for each value of which the metrics are taken by themselves.
+    tune_thresholds: balanced_accuracy or f1: picks the threshold of each yes-or-no label by it, on validation, and
+      keeps them with the run, for `load`.
     allow_code: see `load`.
 
   Returns:
@@ -185,26 +188,33 @@ def evaluate(
       step=step,
       predictions=None if predictions is None else address.local_path(str(predictions)),
       slices=slices,
+      tune_thresholds=tune_thresholds,
       allow_code=allow_code,
     )
 
 
-def load(workdir: Place, *, step: int | None = None, allow_code: bool = False) -> 'Model':
+def load(
+  workdir: Place, *, step: int | None = None, tuned_thresholds: bool = False, allow_code: bool = False
+) -> 'Model':
   """The trained model of a run, at the step that was best on validation unless another is asked for.
 
   Args:
     workdir: the run's folder.
     step: another checkpoint than the best.
+    tuned_thresholds: predictions also say yes or no to each attribute, by the thresholds that `evaluate` has tuned.
     allow_code: run Python files that the run was made of (`FILE.py:NAME` in its configuration) and that you have not
       run before. Read them first.
 
   Raises:
-    UserError: for a folder that holds no such checkpoint.
+    UserError: for a folder that holds no such checkpoint, or no thresholds of it.
   """
+  from mtl_jax.evaluation import thresholds
   from mtl_jax.evaluation.model import Model
   from mtl_jax.run.workdir import restore
 
-  return Model(restore(address.workdir(str(workdir)), step=step, allow_code=allow_code))
+  directory = address.workdir(str(workdir))
+  trained = restore(directory, step=step, allow_code=allow_code)
+  return Model(thresholds.tuned(directory, trained) if tuned_thresholds else trained)
 
 
 def study(

@@ -205,6 +205,15 @@ def _parser() -> argparse.ArgumentParser:
   slices = 'also the metrics of the images with each value of a label, with intervals: attributes/Male,attributes/Young'
   evaluation.add_argument('--slices', metavar='LABELS', type=lambda text: text.split(','), default=(), help=slices)
 
+  evaluation.add_argument(
+    '--tune_thresholds',
+    metavar='METRIC',
+    nargs='?',
+    const='balanced_accuracy',
+    default='',
+    help='pick the threshold of each attribute on validation, by balanced_accuracy (default) or f1, and keep it',
+  )
+
   predict = verb(
     'predict',
     _predict,
@@ -216,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions over copies in this folder')
   predict.add_argument('--csv', type=local_path, metavar='FILE', help='also write a table with a row for each image')
+  tuned = 'also say yes or no to each attribute, by the thresholds of `eval --tune_thresholds`'
+  predict.add_argument('--tuned_thresholds', action='store_true', help=tuned)
 
   study = verb(
     'study',

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
 
 from mtl_jax import metrics
 from mtl_jax.errors import DivergedError
+from mtl_jax.metrics.binary import TUNED_BY, best_threshold
 
 POINTS = ('lefteye', 'righteye', 'nose')
 # Tenths make ties likely, and 0.5 is the threshold itself.
@@ -43,6 +45,13 @@ def quietly(function, *arguments, **keywords):
     return function(*arguments, **keywords)
 
 
+def calibration_error(scores, true):
+  """By scikit-learn's curve; 15 bins."""
+  frequencies, means = calibration_curve(true, scores, n_bins=15)
+  counts = np.histogram(scores, np.linspace(0, 1, 16))[0]
+  return np.average(np.abs(frequencies - means), weights=counts[counts > 0])
+
+
 def sklearn_binary(scores, true):
   predicted = scores >= 0.5
   return {
@@ -52,6 +61,7 @@ def sklearn_binary(scores, true):
     'recall': sklearn_metrics.recall_score(true, predicted, zero_division=0),
     'f1': sklearn_metrics.f1_score(true, predicted, zero_division=0),
     'ap': sklearn_metrics.average_precision_score(true, scores) if true.any() else None,
+    'ece': calibration_error(scores, true),
     'positive_rate': true.mean(),
     'num_labels': len(true),
   }
@@ -70,7 +80,7 @@ def test_binary_metrics_equal_scikit_learn(case):
       continue
     outputs.append(sklearn_binary(predictions[mask[:, i], i], labels[mask[:, i], i]))
     assert result['per_output'][name] == pytest.approx(outputs[-1], abs=1e-12)
-  for metric in ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1', 'ap'):
+  for metric in ('accuracy', 'balanced_accuracy', 'precision', 'recall', 'f1', 'ap', 'ece'):
     defined = [output[metric] for output in outputs if output[metric] is not None]
     assert result[f'macro_{metric}'] == (pytest.approx(np.mean(defined), abs=1e-12) if defined else None)
   if mask.any():
@@ -92,6 +102,12 @@ def test_categorical_metrics_equal_scikit_learn(case):
     assert np.sum(result['confusion']) == 0
     return
   assert result['accuracy'] == pytest.approx(sklearn_metrics.accuracy_score(true, predicted))
+  sure = predictions[mask[:, 0]].max(-1)
+  assert result['ece'] == pytest.approx(calibration_error(sure, true == predicted), abs=1e-12)
+  assert sum(n for n, _, _ in result['reliability']) == len(true)
+  assert np.average([p for _, p, _ in result['reliability']], weights=[n for n, _, _ in result['reliability']]) == (
+    pytest.approx(sure.mean())
+  )
   assert result['balanced_accuracy'] == pytest.approx(quietly(sklearn_metrics.balanced_accuracy_score, true, predicted))
   assert result['macro_f1'] == pytest.approx(
     sklearn_metrics.f1_score(true, predicted, average='macro', zero_division=0)
@@ -106,6 +122,29 @@ def test_categorical_metrics_equal_scikit_learn(case):
     assert result['per_output'][name] == (
       pytest.approx(expected) if seen else {**dict.fromkeys(expected), 'num_labels': 0}
     )
+
+
+@settings(deadline=None, max_examples=100)
+@given(binary_cases(), st.sampled_from(TUNED_BY))
+def test_no_threshold_is_better_than_the_best(case, by):
+  scores, labels = case[0][:, 0], case[1][:, 0]
+  best = best_threshold(scores, labels == 1, by=by)
+  if len(set(labels)) < 2:
+    assert best is None
+    return
+  score = {'f1': sklearn_metrics.f1_score, 'balanced_accuracy': sklearn_metrics.balanced_accuracy_score}[by]
+  values = {threshold: score(labels, scores >= threshold) for threshold in {0.5, *scores}}
+  assert score(labels, scores >= best) == pytest.approx(max(values.values()))
+  tuned = metrics.binary(
+    scores[:, None], labels[:, None], mask=np.ones((len(labels), 1), bool), names=['a'], thresholds=[best]
+  )
+  assert tuned[f'macro_{by}'] == pytest.approx(max(values.values()))
+
+
+def test_the_best_threshold_lies_between_neighbouring_numbers():
+  for low, high in ((0.2, 0.8), (0.5, np.nextafter(0.5, 1)), (0.0, 5e-324)):
+    threshold = best_threshold(np.array([low, high]), np.array([False, True]), by='f1')
+    assert low < threshold <= high
 
 
 def test_half_is_positive():
@@ -221,7 +260,9 @@ def test_padding_does_not_change_metrics(kind):
 def test_no_labels_give_none_and_valid_json(kind, num_examples):
   function, predictions, labels, mask, keywords = calls(num_examples)[kind]
   result = function(predictions, labels, mask=np.zeros_like(mask), **keywords)
-  values = {key: value for key, value in result.items() if key not in ('per_output', 'confusion', 'num_images')}
+  values = {
+    key: value for key, value in result.items() if key not in ('per_output', 'confusion', 'reliability', 'num_images')
+  }
   assert set(values.values()) == {None}
   for output in result['per_output'].values():
     assert set(output.values()) == {None, 0}

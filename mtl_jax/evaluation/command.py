@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from mtl_jax.config import choose
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet, Mixture
 from mtl_jax.data.input.pipeline import Split
@@ -18,8 +19,9 @@ from mtl_jax.data.source import SPLITS
 from mtl_jax.data.store import cache as sets
 from mtl_jax.data.store.reader import Store
 from mtl_jax.errors import DataError, UserError, one_line
-from mtl_jax.evaluation import evaluate
+from mtl_jax.evaluation import evaluate, thresholds
 from mtl_jax.evaluation import slices as slicing
+from mtl_jax.metrics.binary import TUNED_BY
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
@@ -38,6 +40,7 @@ def evaluate_workdir(
   step: int | None = None,
   predictions: Path | None = None,
   slices: Sequence[str] = (),
+  tune_thresholds: str = '',
   allow_code: bool = False,
 ) -> dict[str, Any]:
   """Evaluates a run's best checkpoint and writes `eval/<split>.json`, or warns that it cannot be written.
@@ -51,14 +54,20 @@ def evaluate_workdir(
     step: another checkpoint than the best.
     predictions: a .npz file to write every prediction, label and mask to.
     slices: labels, `task/label`, for each value of which the metrics are taken by themselves, with intervals.
+    tune_thresholds: the metric, of `metrics.binary.TUNED_BY`, for which the threshold of each yes-or-no label is picked
+      on the run's own validation split, and kept with the run; empty: none.
     allow_code: as in `workdir.restore`.
 
   Returns:
-    What was written: step, split, number of examples, metrics of each task, those of the constant predictions, and
-    what `slices.of_split` gives.
+    What was written: step, split, number of examples, metrics of each task, those of the constant predictions, what
+    `slices.of_split` gives, and `tuned`: the thresholds, and the metrics of their tasks by them.
   """
   if split not in SPLITS:
     raise DataError(f'no split {split!r}; there are {", ".join(SPLITS)}')
+  if tune_thresholds:
+    choose(tune_thresholds, TUNED_BY, field=thresholds.FLAG)
+    if split == 'val':
+      raise DataError(f'--split: val is what {thresholds.FLAG} looks at; report test or train')
   if predictions:
     _make_room(predictions)
   model = workdir.restore(directory, step=step, allow_code=allow_code)
@@ -71,17 +80,7 @@ def evaluate_workdir(
     store = mixture.open_data(settings)
   store = _numbered_as(model.tasks, store)
   tasks, by = _common_tasks(model, store), slicing.choose(slices, store)
-  part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=bool(settings.dirs))
-  with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
-    result = evaluate.evaluate_split(
-      _on_features(model, part, split, directory=directory, store=store),
-      model.variables,
-      model.label_stats,
-      compiled_step=evaluate.compile_eval_step(model.model, model.tasks, model.mesh),
-      mesh=model.mesh,
-      batch_size=model.config.eval.batch_size,
-      on_batch=lambda done: progress.update(done - progress.n),
-    )
+  part, result = _predictions(model, store, split, directory=directory)
   found = {
     'step': model.step,
     'split': split,
@@ -93,15 +92,43 @@ def evaluate_workdir(
   }
   if by:
     found |= slicing.of_split(by, result.predictions, part, tasks, store, name=split)
+  if tune_thresholds:
+    own = mixture.open_data(settings) if data else store
+    val, on_val = _predictions(model, own, 'val', directory=directory)
+    picked = thresholds.tune(model.tasks, on_val.predictions, val, by=tune_thresholds)
+    deciding = [task for task in thresholds.taken_up(tasks, picked) if task.name in picked]
+    metrics = evaluate.task_metrics(result.predictions, part, deciding)
+    found['tuned'] = {'by': tune_thresholds, 'thresholds': picked, 'tasks': metrics}
   if jax.process_index() == 0:
     name = f'{address.name(data)}-{split}' if data else split
     place = directory / 'eval' / f'{name}.json'
     with _work_kept(place):
       workdir.write_json(place, found, root=directory)
+    if tune_thresholds:
+      with _work_kept(directory / thresholds.FILE):
+        thresholds.keep(directory, {'step': model.step, 'by': tune_thresholds, 'tasks': found['tuned']['thresholds']})
     if predictions:
       with _work_kept(predictions):
         npz.write(predictions, evaluate.dump(result, part))
   return found
+
+
+def _predictions(
+  model: TrainedModel, store: DataSet, split: str, *, directory: Path
+) -> tuple[Split, evaluate.Evaluation]:
+  """A split of a set, and the model's predictions for it."""
+  partial_ok = bool(model.config.data.dirs)
+  part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=partial_ok)
+  with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
+    return part, evaluate.evaluate_split(
+      _on_features(model, part, split, directory=directory, store=store),
+      model.variables,
+      model.label_stats,
+      compiled_step=evaluate.compile_eval_step(model.model, model.tasks, model.mesh),
+      mesh=model.mesh,
+      batch_size=model.config.eval.batch_size,
+      on_batch=lambda done: progress.update(done - progress.n),
+    )
 
 
 @contextlib.contextmanager

@@ -90,9 +90,14 @@ class Model:
         yield image, {name: values[row] for name, values in predictions.items()}, size
 
   def described(self, predictions: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
-    """One image's predictions of `apply` by the names of its labels; landmarks in pixels of its width and height."""
+    """One image's predictions of `apply` by the names of its labels; landmarks in pixels of its width and height.
+
+    With tuned thresholds also `decisions`: by task, yes or no for each label.
+    """
     width, height = size
-    return {task.name: task.describe(predictions[task.name], width=width, height=height) for task in self.tasks}
+    values = {task.name: task.describe(predictions[task.name], width=width, height=height) for task in self.tasks}
+    decisions = {task.name: own for task in self.tasks if (own := task.decisions(predictions[task.name]))}
+    return values | ({'decisions': decisions} if decisions else {})
 
   def features(self, images: Images) -> np.ndarray | dict[str, np.ndarray]:
     """The features `[n, f]` that the heads read, or those of each task by name where they differ between tasks.

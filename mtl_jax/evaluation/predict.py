@@ -81,13 +81,12 @@ def image_files(places: Sequence[Path]) -> list[Path]:
   return files
 
 
-def flat(result: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def flat(values: Mapping[str, Any] | Sequence[float], group: str = '') -> dict[str, float]:
   """An image's predictions in columns: `task/name`, and `task/name/x` and `/y` of points."""
   columns = {}
-  for task, values in result.items():
-    for name, value in values.items():
-      axes = {f'/{axis}': v for axis, v in zip('xy', value, strict=True)} if isinstance(value, list) else {'': value}
-      columns |= {f'{task}/{name}{axis}': v for axis, v in axes.items()}
+  for name, value in (values if isinstance(values, Mapping) else dict(zip('xy', values, strict=True))).items():
+    inner = isinstance(value, Mapping | list)
+    columns |= flat(value, f'{group}{name}/') if inner else {f'{group}{name}': value}
   return columns
 
 

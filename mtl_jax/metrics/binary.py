@@ -5,15 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.metrics.calibration import expected_calibration_error, reliability
 from mtl_jax.metrics.draws import Draws, by_name, checked, mean_of_defined, ratio, whole
 from mtl_jax.metrics.metric import Metric
 
-THRESHOLD = 0.5  # A probability of 0.5 or more says yes.
+THRESHOLD = 0.5  # A probability of this or more says yes, where no other threshold was tuned.
+TUNED_BY = ('balanced_accuracy', 'f1')  # What thresholds are tuned for.
 METRICS = (
   Metric('macro_accuracy', 'accuracy', 'accuracy', percent=True, in_delta_m=True),
   Metric('macro_balanced_accuracy', 'balanced accuracy', 'bal. acc.', percent=True, in_delta_m=True),
   Metric('macro_f1', 'F1', 'F1', percent=True, in_delta_m=True),
   Metric('macro_ap', 'average precision', 'AP', percent=True, in_delta_m=True),
+  Metric('macro_ece', 'expected calibration error', 'ECE', percent=True, higher_is_better=False),
   Metric('macro_precision', 'precision', 'precision', percent=True, shown=False),
   Metric('macro_recall', 'recall', 'recall', percent=True, shown=False),
   Metric('micro_f1', 'micro F1', 'micro F1', percent=True, shown=False),
@@ -21,18 +24,26 @@ METRICS = (
 
 
 def binary(
-  predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, names: Sequence[str], draws: Draws | None = None
+  predictions: np.ndarray,
+  labels: np.ndarray,
+  *,
+  mask: np.ndarray,
+  names: Sequence[str],
+  thresholds: Sequence[float] | float = THRESHOLD,
+  draws: Draws | None = None,
 ) -> dict[str, Any]:
-  """Metrics of every draw. A prediction of 0.5 or more is positive.
+  """Metrics of every draw.
 
   Macro metrics are means over the outputs where the metric is defined: an output without labels counts nowhere, one
-  without positive labels has no average precision.
+  without positive labels has no average precision. `reliability` holds the bins of `calibration.reliability` of all
+  outputs together.
 
   Args:
     predictions: probabilities `[n, k]`.
     labels: 0 or 1, `[n, k]`.
     mask: whether the label exists, `[n, k]`.
     names: of the `k` outputs.
+    thresholds: of the outputs, or of all: a prediction of this or more is positive.
     draws: how often each example counts; by default once.
 
   Raises:
@@ -43,17 +54,18 @@ def binary(
   draws = draws or whole(len(predictions))
   if not np.isin(labels[mask], (0, 1)).all():
     raise ValueError('binary labels must be 0 or 1')
-  predicted, true = mask & (predictions >= THRESHOLD), mask & (labels == 1)
+  predicted, true = mask & (predictions >= thresholds), mask & (labels == 1)
   total, said, positive, hits = (draws.sums(x) for x in (mask, predicted, true, predicted & true))
   negative, right = total - positive, total - said - positive + 2 * hits
-  columns = zip(predictions.T, true.T, mask.T, strict=True)
+  columns = [(p[m], y[m], draws.of(m)) for p, y, m in zip(predictions.T, true.T, mask.T, strict=True)]
   averaged = {
     'accuracy': ratio(right, total),
     'balanced_accuracy': _mean_of_two(ratio(right - hits, negative), ratio(hits, positive)),
     'precision': ratio(hits, said, empty=0.0),
     'recall': ratio(hits, positive, empty=0.0),
     'f1': ratio(2 * hits, said + positive, empty=0.0),
-    'ap': np.stack([average_precision(p[m], y[m], draws=draws.of(m)) for p, y, m in columns]),
+    'ap': np.stack([average_precision(p, y, draws=own) for p, y, own in columns]),
+    'ece': np.stack([expected_calibration_error(p, y, draws=own) for p, y, own in columns]),
   }
   averaged = {metric: np.where(total > 0, value, np.nan) for metric, value in averaged.items()}
   micro = ratio(2 * hits.sum(0), said.sum(0) + positive.sum(0), empty=0.0)
@@ -61,6 +73,7 @@ def binary(
     {
       **{f'macro_{metric}': mean_of_defined(value) for metric, value in averaged.items()},
       'micro_f1': np.where(total.sum(0) > 0, micro, np.nan),
+      'reliability': reliability(predictions[mask], true[mask]),
       'per_output': by_name(names, {**averaged, 'positive_rate': ratio(positive, total)}, num_labels=mask.sum(0)),
     }
   )
@@ -69,6 +82,32 @@ def binary(
 def _mean_of_two(one: np.ndarray, other: np.ndarray) -> np.ndarray:
   """Their mean, or the one that is not NaN."""
   return np.where(np.isnan(one), other, np.where(np.isnan(other), one, (one + other) / 2))
+
+
+def best_threshold(scores: np.ndarray, true: np.ndarray, *, by: str) -> float | None:
+  """The threshold that is best by a metric of `TUNED_BY`, of equally good ones the nearest to 0.5.
+
+  It lies halfway between two scores, or is 0. None where all labels are the same, or there are none.
+
+  Args:
+    scores: `[m]`, in [0, 1].
+    true: `[m]`.
+    by: the metric.
+  """
+  if true.all() or not true.any():
+    return None
+  order = np.argsort(-scores)
+  scores = scores[order].astype(np.float64)
+  last = np.flatnonzero(np.diff(scores, append=-1) != 0)
+  said, hits, positive = last + 1, np.cumsum(true[order])[last], true.sum()
+  negative = len(true) - positive
+  balanced = (hits / positive + 1 - (said - hits) / negative) / 2
+  values = 2 * hits / (said + positive) if by == 'f1' else balanced
+  below = np.append(scores[last[1:]], -scores[-1])
+  halfway = (scores[last] + below) / 2
+  thresholds = np.where(halfway > below, halfway, scores[last])  # Of neighbouring numbers there is nothing between.
+  best = np.flatnonzero(values >= values.max() - 1e-12)
+  return float(thresholds[best[np.abs(thresholds[best] - THRESHOLD).argmin()]])
 
 
 def average_precision(scores: np.ndarray, true: np.ndarray, *, draws: Draws) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.metrics.calibration import expected_calibration_error, reliability
 from mtl_jax.metrics.draws import Draws, by_name, mean_of_defined, ratio, require_finite, whole
 from mtl_jax.metrics.metric import Metric
 
@@ -12,6 +13,7 @@ METRICS = (
   Metric('accuracy', 'accuracy', 'accuracy', percent=True, in_delta_m=True),
   Metric('balanced_accuracy', 'balanced accuracy', 'bal. acc.', percent=True, in_delta_m=True),
   Metric('macro_f1', 'F1', 'F1', percent=True, in_delta_m=True, shown=False),
+  Metric('ece', 'expected calibration error', 'ECE', percent=True, higher_is_better=False),
 )
 
 
@@ -21,7 +23,8 @@ def categorical(
   """Metrics of every draw. The class of the greatest probability is predicted, the first of equals.
 
   `macro_f1` is over the classes that are true or predicted somewhere, `balanced_accuracy` over those that are true
-  somewhere. `confusion` holds counts `[true, predicted]` of all examples.
+  somewhere. `confusion` holds counts `[true, predicted]` of all examples; `ece` and `reliability` are of the predicted
+  class's probability and of how often that class is true.
 
   Args:
     predictions: probabilities `[n, c]`.
@@ -41,19 +44,23 @@ def categorical(
   true_sums, said_sums, hits = (draws.sums(x) for x in (true, said, true & said))
   seen = true_sums + said_sums > 0  # A class that is neither true nor predicted anywhere has no score.
   values = {
+    'recall': ratio(hits, true_sums, empty=0.0),  # First: what tables of classes compare.
     'precision': ratio(hits, said_sums, empty=0.0),
-    'recall': ratio(hits, true_sums, empty=0.0),
     'f1': ratio(2 * hits, true_sums + said_sums, empty=0.0),
   }
   values = {metric: np.where(seen, value, np.nan) for metric, value in values.items()}
   confusion = np.zeros((len(names), len(names)), np.int64)
-  np.add.at(confusion, (classes[mask[:, 0]], chosen[mask[:, 0]]), 1)
+  present = mask[:, 0]
+  np.add.at(confusion, (classes[present], chosen[present]), 1)
+  sure = predictions.max(-1)[present], (classes == chosen)[present]
   return draws.result(
     {
       'accuracy': ratio(hits.sum(0), true_sums.sum(0)),
       'balanced_accuracy': mean_of_defined(ratio(hits, true_sums)),
       'macro_f1': mean_of_defined(values['f1']),
+      'ece': expected_calibration_error(*sure, draws=draws.of(present)),
       'confusion': confusion.tolist(),
+      'reliability': reliability(*sure),
       'per_output': by_name(names, values, num_labels=true.sum(0)),
     }
   )

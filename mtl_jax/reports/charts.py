@@ -66,9 +66,8 @@ def curves(lines: Sequence[tuple[Side, Curve]], *, percent: bool) -> Any:
   scale = 100 if percent else 1
   for side, curve in lines:
     steps, values = thinned(curve.steps), thinned(curve.values) * scale
-    colour, dashes = RUN_COLOURS[side.place], (0, DASHES[side.place])
-    marker = 'o' if len(steps) < 12 else ''
-    axes.plot(steps, values, color=colour, linestyle=dashes if dashes[1] else '-', marker=marker, markersize=3, lw=1.5)
+    colour = RUN_COLOURS[side.place]
+    axes.plot(steps, values, marker='o' if len(steps) < 12 else '', color=colour, **_line(side))
     if curve.deviation is not None:
       half = thinned(curve.deviation) * scale
       axes.fill_between(steps, values - half, values + half, color=colour, alpha=0.18, linewidth=0)
@@ -85,6 +84,18 @@ def curves(lines: Sequence[tuple[Side, Curve]], *, percent: bool) -> Any:
   axes.xaxis.set_major_formatter(lambda step, _: f'{step / 1000:g}k' if abs(step) >= 1000 else f'{step:g}')
   axes.set_xlabel('step')
   axes.set_xlim(left=0)
+  _quiet(axes, grid='both')
+  return figure
+
+
+def reliability(lines: Sequence[tuple[Side, Curve]]) -> Any:
+  """A figure of how often what is predicted comes true, over its predicted probability; the diagonal is calibrated."""
+  figure, axes = _figure(3.2)
+  axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8)
+  for side, curve in lines:
+    axes.plot(curve.steps, curve.values, marker='o', color=RUN_COLOURS[side.place], **_line(side))
+  axes.set(xlim=(0, 1), ylim=(0, 1), xlabel='predicted probability', ylabel='frequency')
+  axes.yaxis.label.set(color=INK, size=8.5)
   _quiet(axes, grid='both')
   return figure
 
@@ -200,6 +211,11 @@ def to_svg(figure: Any, *, name: str) -> str:
   # Ids of a page must differ from chart to chart.
   prefix = 'c' + hashlib.sha256((name + svg).encode()).hexdigest()[:8]
   return re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
+
+
+def _line(side: Side) -> dict[str, Any]:
+  dashes = DASHES[side.place]
+  return {'linestyle': (0, dashes) if dashes else '-', 'linewidth': 1.5, 'markersize': 3}
 
 
 def _figure(height: float, width: float = WIDTH_INCHES) -> tuple[Any, Any]:

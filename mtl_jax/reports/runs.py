@@ -32,12 +32,20 @@ class Slice(TypedDict):
   unlabelled: list[str]
 
 
+class Tuned(TypedDict):
+  """The eval JSON of tasks by tuned thresholds."""
+
+  by: str
+  tasks: dict[str, Scores]
+
+
 class Evaluation(TypedDict):
   """The eval JSON."""
 
   tasks: dict[str, Scores]
   intervals: NotRequired[dict[str, Intervals]]
   slices: NotRequired[dict[str, dict[str, Slice]]]
+  tuned: NotRequired[Tuned]
   baseline: NotRequired[dict[str, Scores]]
   step: NotRequired[int]
   split: NotRequired[str]
@@ -109,6 +117,14 @@ def score(scores: Scores | None, metric: str) -> float | None:
   """The value of a metric; None where it has none."""
   value = (scores or {}).get(metric)
   return value if isinstance(value, float) else None
+
+
+def reliability(scores: Scores | None) -> Curve | None:
+  """Frequencies over predicted probabilities, by bin; None where there are none."""
+  rows = (scores or {}).get('reliability')
+  kept = [row for row in rows if isinstance(row, list) and len(row) == 3] if isinstance(rows, list) else []
+  numbers = [row[1:] for row in kept if all(isinstance(value, int | float) for value in row)]
+  return Curve(*np.array(numbers, np.float64).T) if numbers else None
 
 
 def baseline(runs: Sequence[Run], task: str) -> Scores | None:

@@ -18,9 +18,9 @@ from mtl_jax.reports import charts, curves, figures, page, pictures
 from mtl_jax.reports.charts import Mark, Side
 from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Cell, Charts, Fold, Heading, Pairs, Row, Text, table
-from mtl_jax.reports.runs import Run, baseline, load, score, tasks_of
+from mtl_jax.reports.runs import Run, baseline, load, reliability, score, tasks_of
 from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, not_better, scoreboard
-from mtl_jax.reports.slices import by_slice
+from mtl_jax.reports.slices import by_slice, tuned
 from mtl_jax.run import goodput
 from mtl_jax.tasks import Task, plain
 
@@ -48,6 +48,8 @@ def write_report(folders: Mapping[str, Path], out: Path, *, title: str, show_pic
   body: list[Block] = [*(Text(note, 'note') for note in _notes(runs)), *_metrics(runs)]
   for run in runs:
     body += by_slice(run.evaluation, run.tasks, name=run.side.name)
+    body += tuned(run.evaluation, run.tasks, name=run.side.name)
+  body += _calibration(runs)
   for group in dict.fromkeys(task.group for task in tasks_of(runs)):
     body += _outputs(runs, group)
   note = 'Validation is of the main metric.'
@@ -84,6 +86,23 @@ def _metrics(runs: Sequence[Run]) -> list[Block]:
       'quiet',
     ),
   ]
+
+
+def _calibration(runs: Sequence[Run]) -> list[Block]:
+  """A reliability diagram for each task of probabilities."""
+  drawn = []
+  for task in tasks_of(runs):
+    lines = [(run.side, curve) for run in runs if (curve := reliability(run.evaluation['tasks'].get(task.name)))]
+    if lines:
+      alt = f'{task.name}: frequency over predicted probability; the calibration error is in the table of metrics.'
+      drawn.append(page.chart(task.name, charts.reliability(lines), alt))
+  if not drawn:
+    return []
+  note = (
+    'How often comes true what is predicted with some probability, all outputs of a task together, 15 bins; on the '
+    'diagonal probabilities are what they say. Below it a model is too sure.'
+  )
+  return [Heading('Calibration'), Text(note, 'quiet'), Charts(drawn, [run.side for run in runs])]
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

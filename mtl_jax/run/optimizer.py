@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import ArrayLike
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose, parts
 from mtl_jax.errors import ConfigError, one_line
+from mtl_jax.kinds import is_on
 
 FIELD, OPTIONS = 'config.optimizer.name', 'config.optimizer.options'
 
 
-def schedule(settings: ConfigDict, *, steps: int, peak: ArrayLike | None = None) -> optax.Schedule:
-  """Learning rate by step: linear warm-up from zero to the peak, then as `settings.schedule` says.
+def schedule(settings: ConfigDict, *, steps: int) -> optax.Schedule:
+  """Learning rate by step: linear warm-up from zero to the peak, which may be traced, then by `settings.schedule`.
 
   `warmup_stable_decay` (Hu et al. 2024, https://arxiv.org/abs/2404.06395) stays at the peak, and falls linearly to zero
   in the last `decay_steps` steps.
@@ -24,9 +24,8 @@ def schedule(settings: ConfigDict, *, steps: int, peak: ArrayLike | None = None)
   Args:
     settings: the config's `optimizer`.
     steps: of the whole run.
-    peak: takes the place of the settings' learning rate; may be traced.
   """
-  rate: Any = settings.learning_rate if peak is None else peak
+  rate: Any = settings.learning_rate
   warmup = min(settings.warmup_steps, steps - 1)
   parts, bounds = [optax.constant_schedule(rate)], []
   if settings.schedule == 'cosine':
@@ -55,15 +54,14 @@ def _decay_start(settings: ConfigDict, steps: int) -> int:
   return max(steps - decay, min(settings.warmup_steps, steps - 1))
 
 
-def from_config(
-  settings: ConfigDict, *, steps: int, learning_rate: ArrayLike | None = None
-) -> optax.GradientTransformation:
+def from_config(settings: ConfigDict, *, steps: int) -> optax.GradientTransformation:
   """Clipping, then the optimizer with its schedule; kernels alone decay.
+
+  Learning rate, decay, momentum and the norm to clip at may be traced, and are then above 0.
 
   Args:
     settings: the config's `optimizer`.
     steps: of the whole run.
-    learning_rate: see `peak` of `schedule`.
 
   Raises:
     ConfigError: for an unknown optimizer, or an option that it has not.
@@ -72,17 +70,17 @@ def from_config(
   known = inspect.signature(make).parameters
   given: dict[str, Any] = dict(settings.options)
   if settings.name == 'sgd':
-    given = {'momentum': settings.momentum, 'nesterov': settings.momentum > 0} | given
+    given = {'momentum': settings.momentum, 'nesterov': is_on(settings.momentum)} | given
   for option in given:
     choose(option, [name for name in known if name != 'learning_rate'], field=f'{OPTIONS} of {settings.name!r}')
-  chain = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+  chain = [optax.clip_by_global_norm(settings.clip_norm)] if is_on(settings.clip_norm) else []
   if {'weight_decay', 'mask'} <= known.keys():
     given |= {'weight_decay': settings.weight_decay, 'mask': is_kernel}
-  elif settings.weight_decay:
+  elif is_on(settings.weight_decay):
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
     with parts.made(settings.name, field=FIELD):
-      made = make(learning_rate=schedule(settings, steps=steps, peak=learning_rate), **given)
+      made = make(learning_rate=schedule(settings, steps=steps), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error
   if not isinstance(made, optax.GradientTransformation):

@@ -33,6 +33,7 @@ class DenseTask(Task):
 
   kind: ClassVar[str] = 'dense'
   measures: ClassVar[tuple[Metric, ...]] = METRICS
+  score = staticmethod(dense)
   baseline_name: ClassVar[str] = 'majority class of each pixel'
   unit: ClassVar[str] = 'number of the class of each pixel, in the order of the names'
   dense: ClassVar[bool] = True
@@ -113,10 +114,6 @@ class DenseTask(Task):
     if self.mirrored:
       moved = jnp.where(geometry.flip[:, None], jnp.array(self.mirrored, moved.dtype)[moved.astype(jnp.int32)], moved)
     return moved.reshape(labels.shape), (take(mask) & inside).reshape(mask.shape)
-
-  def metrics(self, predictions, labels, *, mask, source_size, draws=None):
-    del source_size
-    return dense(predictions, labels, mask=mask, names=self.classes, draws=draws)
 
   def errors(self, predictions, labels):
     """1 for each wrong pixel."""

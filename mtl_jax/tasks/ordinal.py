@@ -10,30 +10,28 @@ import numpy as np
 
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.metrics.ordinal import METRICS, median, ordinal
-from mtl_jax.tasks.task import Task, most_likely, require_classes
+from mtl_jax.tasks.task import ChoiceTask, Task
 
 LEAST_GAP = 1e-3  # Between successive thresholds, in logits, so that no bin's likelihood is 0.
 
 
 @dataclasses.dataclass(frozen=True)
-class OrdinalTask(Task):
+class OrdinalTask(ChoiceTask):
   """One label, the number of a bin; with `edges`, a source states a number instead, and it falls into a bin.
 
   Bin 0 lies below the first edge, the last bin from the last edge on.
   """
 
-  classes: tuple[str, ...] = ()
   edges: tuple[float, ...] = ()
 
   kind: ClassVar[str] = 'ordinal'
   measures: ClassVar[tuple[Metric, ...]] = METRICS
+  score = staticmethod(ordinal)
   baseline_name: ClassVar[str] = 'share of each bin'
   unit: ClassVar[str] = 'probability of the bin'
-  discrete: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    require_classes(self)
     if not (isinstance(self.edges, tuple) and all(isinstance(edge, int | float) for edge in self.edges)):
       raise ValueError(f'the edges of task {self.name!r} must be a tuple of numbers, not {self.edges!r:.60}')
     rising = all(a < b for a, b in itertools.pairwise(self.edges))
@@ -44,18 +42,9 @@ class OrdinalTask(Task):
   def num_outputs(self) -> int:
     return len(self.classes) - 1
 
-  @property
-  def prediction_shape(self):
-    return (len(self.classes),)
-
-  @property
-  def output_names(self):
-    return self.classes
-
   def check(self, labels):
-    super().check(labels)
-    if not (self.edges or np.isnan(labels[0]) or labels[0] in range(len(self.classes))):
-      raise ValueError(f'{labels[0]:g} is no bin; they are 0 to {len(self.classes) - 1}')
+    """Raises ValueError as for classes; with edges any number falls into a bin."""
+    (Task if self.edges else ChoiceTask).check(self, labels)
 
   def from_source(self, labels, *, width, height):
     del width, height
@@ -79,21 +68,6 @@ class OrdinalTask(Task):
     reached = jax.nn.sigmoid(_cumulative_logits(outputs)[0])
     ends = jnp.ones_like(reached[:, :1]), jnp.zeros_like(reached[:, :1])
     return -jnp.diff(jnp.concatenate([ends[0], reached, ends[1]], axis=1), axis=1)
-
-  def constant_prediction(self, labels, *, mask):
-    counts = np.bincount(labels[mask].astype(np.int64), minlength=len(self.classes))
-    return counts / counts.sum()
-
-  def metrics(self, predictions, labels, *, mask, source_size, draws=None):
-    del source_size
-    return ordinal(predictions, labels, mask=mask, names=self.classes, draws=draws)
-
-  def describe(self, predictions, *, width, height):
-    del width, height
-    return {name: float(p) for name, p in zip(self.classes, predictions, strict=True)}
-
-  def captions(self, described):
-    return [most_likely(described)]
 
   def errors(self, predictions, labels):
     """Distance of the median bin from the true one, in bins."""

@@ -15,16 +15,10 @@ class RegressionTask(Task):
 
   kind: ClassVar[str] = 'regression'
   measures: ClassVar[tuple[Metric, ...]] = METRICS
+  score = staticmethod(regression)
   baseline_name: ClassVar[str] = 'mean'
   unit: ClassVar[str] = "the label's own, such as years of an age"
   standardized: ClassVar[bool] = True
 
   def loss(self, outputs, targets):
     return losses.squared_error(outputs, targets)
-
-  def metrics(self, predictions, labels, *, mask, source_size, draws=None):
-    del source_size
-    return regression(predictions, labels, mask=mask, names=self.labels, draws=draws)
-
-  def captions(self, described):
-    return [f'{name}: {value:.1f}' for name, value in described.items()]

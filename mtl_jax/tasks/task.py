@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -58,6 +58,7 @@ class Task:
 
   kind: ClassVar[str]
   measures: ClassVar[tuple[Metric, ...]]  # Its metrics, the main one first.
+  score: ClassVar[Callable[..., dict[str, Any]]]  # Computes them, as the functions of `mtl_jax.metrics` do.
   baseline_name: ClassVar[str]  # What the constant prediction of `LabelStats` amounts to.
   standardized: ClassVar[bool] = False  # Learned in units of the train split's spread.
   splittable: ClassVar[bool] = False  # Each label makes sense as a task of its own.
@@ -183,7 +184,25 @@ class Task:
 
     `source_size` holds width and height of the source images in pixels, `[n, 2]`.
     """
-    raise NotImplementedError
+    del source_size
+    return self.score(predictions, labels, mask=mask, names=self.output_names, draws=draws)
+
+  def best_thresholds(
+    self, predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, by: str
+  ) -> dict[str, float | None]:
+    """The best threshold of each label by a metric, None where none is better than another; of most tasks nothing."""
+    del predictions, labels, mask, by
+    return {}
+
+  def with_thresholds(self, thresholds: Mapping[str, float]) -> 'Task':
+    """The same task, whose yes-or-no labels are decided by other thresholds, if it has such labels."""
+    del thresholds
+    return self
+
+  def decisions(self, predictions: np.ndarray) -> dict[str, bool]:
+    """Yes or no for each label of one example's predictions `[n]`, where thresholds were given; else nothing."""
+    del predictions
+    return {}
 
   def errors(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Distance of each prediction `[n, outputs]` from its label, `[n, k]`, in the label's unit."""
@@ -195,9 +214,8 @@ class Task:
     return {name: float(value) for name, value in zip(self.labels, predictions, strict=True)}
 
   def captions(self, described: dict[str, Any]) -> list[str]:
-    """Lines of text for a picture, from what `describe` gave: here what is more likely than not."""
-    likely = sorted(((p, name) for name, p in described.items() if p >= 0.5), reverse=True)
-    return [f'{name.replace("_", " ")}  {p:.2f}' for p, name in likely]
+    """Lines of text for a picture, from what `describe` gave."""
+    return [f'{name}: {value:.1f}' for name, value in described.items()]
 
   def overlay(self, predictions: np.ndarray) -> np.ndarray | None:
     """A picture to lay over the image, RGBA uint8 `[h, w, 4]`, from one example's predictions or
@@ -245,6 +263,47 @@ class Task:
     return {'kind': self.kind, **dataclasses.asdict(self)}
 
 
+@dataclasses.dataclass(frozen=True)
+class ChoiceTask(Task):
+  """One label, the number of a class; predictions are probabilities of the classes."""
+
+  classes: tuple[str, ...] = ()
+
+  discrete: ClassVar[bool] = True
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    require_classes(self)
+
+  @property
+  def prediction_shape(self):
+    return (len(self.classes),)
+
+  @property
+  def output_names(self):
+    return self.classes
+
+  def check(self, labels):
+    super().check(labels)
+    for name, label in zip(self.labels, labels, strict=True):
+      if not (np.isnan(label) or label in range(len(self.classes))):
+        raise ValueError(f'{name} is {label:g}, not the number of a class, from 0 to {len(self.classes) - 1}')
+
+  def constant_prediction(self, labels, *, mask):
+    """The share of each class."""
+    counts = np.bincount(labels[mask].astype(np.int64), minlength=len(self.classes))
+    return counts / counts.sum()
+
+  def describe(self, predictions, *, width, height):
+    del width, height
+    return {name: float(p) for name, p in zip(self.classes, predictions, strict=True)}
+
+  def captions(self, described):
+    """The class of the greatest probability, whatever that is."""
+    best = max(described, key=lambda name: described[name])
+    return [f'{best.replace("_", " ")}  {described[best]:.2f}']
+
+
 def require_names(names: Any, what: str, *, least: int = 1, most: float = math.inf) -> None:
   """Raises ValueError, which says what they are, for anything but a tuple of so many different names."""
   if not (isinstance(names, tuple) and all(isinstance(name, str) and name.isprintable() and name for name in names)):
@@ -269,9 +328,3 @@ def require_classes(task: Any, *, most: float = math.inf) -> None:
       f'mirrored of task {task.name!r} must give for each class, 0 to {len(numbers) - 1}, the one that it becomes, '
       f'which becomes it, not {shown(mirrored)}'
     )
-
-
-def most_likely(described: Mapping[str, float]) -> str:
-  """The line of text for the class of the greatest probability, whatever that is."""
-  best = max(described, key=lambda name: described[name])
-  return f'{best.replace("_", " ")}  {described[best]:.2f}'
