@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     'name',
     metavar='SET',
-    help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or FILE.py, a reader of your own',
+    help='celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your FILE.py',
   )
   prepare.add_argument(
     '--source',
@@ -167,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     choices=('decoded', 'jpeg'),
     default='decoded',
     help='store pixels, or JPEGs, which take a quarter to a seventh of the space; default: decoded',
+  )
+  prepare.add_argument(
+    '--fit',
+    choices=('squash', 'crop', 'pad'),
+    default='squash',
+    help='images of other shapes: squash them, crop to their middle, or pad with black; default: squash',
   )
   prepare.add_argument(
     '--crop_margin',
@@ -225,6 +231,9 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions over copies in this folder')
   predict.add_argument('--csv', type=local_path, metavar='FILE', help='also write a table with a row for each image')
+  predict.add_argument(
+    '--align', action='store_true', help="turn, scale and move photos to the training set's mean landmarks first"
+  )
   tuned = 'also say yes or no to each attribute, by the thresholds of `eval --tune_thresholds`'
   predict.add_argument('--tuned_thresholds', action='store_true', help=tuned)
 
@@ -331,7 +340,7 @@ def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
   model = _call(mtl_jax.load, options)
-  return 2 if predict_files(model, options.images, out=options.out, table=options.csv) else 0
+  return 2 if predict_files(model, options.images, out=options.out, table=options.csv, align=options.align) else 0
 
 
 def _study(options: argparse.Namespace) -> int:
