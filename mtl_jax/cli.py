@@ -260,33 +260,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   report.add_argument('--pictures', action='store_true', help='show test images, which may be photos of real people')
 
-<<<<<<< HEAD
-  affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
-  _add_config(affinity)
-
-  for printing in (evaluation, study, affinity):
-    printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
-
-  report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
-  report.add_argument('--workdir', required=True, help=WORKDIR)
-  report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
-
-  exporting = verb('export', _export, 'write the model for programs without this package, or to publish it')
-  exporting.add_argument('--workdir', required=True, help=WORKDIR)
-  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the model and its loader')
-  formats = 'one program with its weights (default), or weights by name with a loader in plain JAX and a model card'
-  exporting.add_argument('--format', choices=('stablehlo', 'safetensors'), default='stablehlo', help=formats)
-  exporting.add_argument('--step', type=int, help='another checkpoint than the best')
-=======
   exporting = verb(
     'export',
     _export,
-    'write the model as StableHLO, for programs without this package',
+    'write the model for programs without this package, or to publish it',
     '--workdir runs/joint --out exported',
     takes='run',
   )
-  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
->>>>>>> main
+  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the model and its loader')
+  formats = 'one program with its weights (default), or weights by name with a loader in plain JAX and a model card'
+  exporting.add_argument('--format', choices=('stablehlo', 'safetensors'), default='stablehlo', help=formats)
 
   for restoring in (evaluation, predict, exporting):
     restoring.add_argument(
@@ -397,12 +380,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-<<<<<<< HEAD
-  how = {'format': options.format, 'step': options.step, 'allow_code': options.allow_code}
-  _show(mtl_jax.export(options.workdir, options.out, **how))
-=======
   _show(_call(mtl_jax.export, options))
->>>>>>> main
   return 0
 
 

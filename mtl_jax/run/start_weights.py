@@ -32,14 +32,9 @@ def load(model: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | Non
   path = Path(place) if multitask.is_weights_file(place) else Path(place) / own_weights.FILE
   if multitask.is_weights_file(place) or (not address.is_address(place) and path.is_file()):
     if own := own_weights.read(path):
-<<<<<<< HEAD
       return own
-    backbone = multitask.backbone_from_config(config.model)
+    backbone = multitask.backbone_from_config(model)
     return own_weights.of_backbone(pretrained.load(path, backbone, image_size=image_size))
-=======
-      return {OWN: own}
-    return pretrained.load(path, multitask.backbone_from_config(model), image_size=image_size)
->>>>>>> main
   found = re.fullmatch(r'(.*?)(?:@(\d+))?', place)
   assert found is not None  # Both parts may be missing.
   trained = workdir.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)
