@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
   exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
   exporting.add_argument('--step', type=int, help='another checkpoint than the best')
 
-  for restoring in (evaluation, predict, exporting):
+  for restoring in (evaluation, predict, report, exporting):
     restoring.add_argument(
       '--allow_code', action='store_true', help="run the run's own Python files, once you read them"
     )
@@ -331,7 +331,7 @@ def _configured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-  _show(mtl_jax.report(options.workdir, pictures=options.pictures))
+  _show(mtl_jax.report(options.workdir, pictures=options.pictures, allow_code=options.allow_code))
   return 0
 
 

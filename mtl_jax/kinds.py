@@ -120,6 +120,7 @@ FLAG = Kind('true or false', lambda value: isinstance(value, bool), lambda text:
 NUMBER = real(-math.inf)
 TEXT = text('.*', 'text')
 PART = text('.*', 'a name, or FILE.py:NAME')  # See `parts`.
+PARTS = several(PART, 'names')
 NAMES = several(TEXT, 'names')
 # Names in one text; a tuple of them in a file becomes that when it is loaded.
 TASKS = dataclasses.replace(either(TEXT, NAMES), words=NAMES.words, read=lambda text: ','.join(NAMES.read(text)))

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from mtl_jax import kinds
-from mtl_jax.kinds import FLAG, NAMES, OPTION, PART, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
+from mtl_jax.kinds import FLAG, NAMES, OPTION, PART, PARTS, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ _DECLARED = (
   Field('tasks', 'attributes,landmarks', TASKS,
     'Tasks to learn; one task alone is the single-task model. `attributes/*` makes each attribute a task of its own; '
     '`all`, or none named, is all that the data has.'),
+  Field('plugins', (), PARTS,
+    'Files with kinds of tasks of your own, FILE.py, or FILE.py:NAME for one of its classes: see docs/own_parts.md.'),
 
   Field('data.dir', '', TEXT, 'Folder of a prepared set (`mtl-jax prepare`).', resumable=True),
   Field('data.dirs', (), NAMES,
