@@ -73,7 +73,7 @@ def open_own(path: Path, directory: Path | None) -> BlamedSource:
     json.dumps(options, allow_nan=False)
   names = [task.name for task in tasks if isinstance(task, Task)]
   if not tasks or len(names) < len(tasks):
-    raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, or of your own kinds, at least one')
+    raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, at least one')
   for task in tasks:
     with user_file.blamed(path, raises=DataError):
       register(type(task))
