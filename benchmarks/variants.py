@@ -15,6 +15,7 @@ from workload import OPTIMIZER, Steps, Workload, config
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation, network_input
 from mtl_jax.models.network import Network
+from mtl_jax.platform import sharding, xla
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState
 
@@ -62,6 +63,32 @@ class Augmented(Workload):
   @property
   def one_step(self) -> Any:
     return partial(super().one_step, augmentation=AUGMENTATION)
+
+
+class Several(Steps):
+  """Four steps a dispatch, as long runs on a CPU take them; the first was one alone."""
+
+  def __init__(self, workload: Workload, **given: Any):
+    super().__init__(workload, **given)
+    steps = jax.jit(
+      lambda state, batch: jax.lax.scan(lambda one, _: workload.one_step(one, batch), state, length=4),
+      donate_argnums=workload.donated,
+      compiler_options=xla.step_options(),
+    )
+    self._four = steps.lower(self._state, self._batch).compile()
+
+  def advance(self, steps: int) -> int:
+    if self._taken == 0:
+      return super().advance(steps)
+    flying = []
+    for _ in range(-(-steps // 4)):
+      self._state, metrics = self._four(self._state, self._batch)
+      flying.append(metrics['loss'])
+      sharding.hold_back(flying)
+    jax.block_until_ready(self._state)
+    self._taken += 4 * len(flying)
+    self.losses.append(float(flying[-1][-1]))
+    return 4 * len(flying) * self.workload.batch
 
 
 class _Floats(Workload):

@@ -42,6 +42,10 @@ class Open:
   each: Kind
 
 
+class Partial(dict):
+  """A group of fields and groups, of which a configuration may have any."""
+
+
 def real(least: float, most: float = math.inf, *, above: bool = False) -> Kind:
   """A finite number of a range, whole ones among them; `above` leaves out the least."""
 
@@ -106,6 +110,11 @@ def either(one: Kind, other: Kind) -> Kind:
   )
 
 
+def is_on(number: Any) -> bool:
+  """True for a number that is not 0, and for one that a compiled program takes as an argument."""
+  return not isinstance(number, int | float) or bool(number)
+
+
 def _read_option(text: str) -> Any:
   """A number, several with commas between, true, false, or else the text itself."""
   for kind in (whole(-math.inf), NUMBER, several(NUMBER, 'numbers'), FLAG):
@@ -122,6 +131,12 @@ TEXT = text('.*', 'text')
 PART = text('.*', 'a name, or FILE.py:NAME')  # See `parts`.
 PARTS = several(PART, 'names')
 NAMES = several(TEXT, 'names')
+# Values of another field: see studies/space.py. Numbers, and tuples of values, become text where they are set.
+VALUES = dataclasses.replace(
+  TEXT,
+  words='values with commas between, range(A, B) or log(A, B)',
+  convert=lambda value: value if isinstance(value, str) else str(value).strip('()').removesuffix(','),
+)
 # Names in one text; a tuple of them in a file becomes that when it is loaded.
 TASKS = dataclasses.replace(either(TEXT, NAMES), words=NAMES.words, read=lambda text: ','.join(NAMES.read(text)))
 # Its owner, a method or a way of sharing, says what kind it is: see `options`.

@@ -67,8 +67,7 @@ def test_seeds_of_arms_and_of_tuning_never_meet_and_must_fit_into_32_bits():
   again = arms.ARMS['joint_again'](config, TASKS)
   tested = range(400_000, 500_000)
   repeated = range(400_000 + again.first_seed, 500_000 + again.first_seed)
-  tuned = arms.tuning(with_fields(config, study__learning_rates=(1e-3, 1e-2)))
-  assert not {*tested, *repeated} & {one.seed for those in tuned.values() for one in those}
+  assert not {*tested, *repeated} & set(arms.tuning_seeds(config, 1000))
   assert not set(tested) & set(repeated)
   with pytest.raises(ConfigError, match=r'config\.train\.seed must be at most'):
     arms.from_config(with_fields(config, train__seed=2**31 - 1), TASKS)
@@ -83,13 +82,14 @@ def test_an_arm_that_is_neither_known_nor_a_variant_gets_the_nearest_name():
   ('fields', 'same'),
   [
     ({'objective__name': 'dwa'}, True),
-    ({'objective__weights__landmarks': 3.0}, True),
+    ({'objective__weights__landmarks': 3.0, 'optimizer__name': 'sgd', 'train__steps': 3}, True),
+    ({'train__seed': 3}, False),
     ({'objective__standardize': False}, False),
     ({'data__keep_labels': 'disjoint'}, False),
     ({'model__trunk_features': (8,)}, False),
     ({'tasks': 'landmarks'}, False),
   ],
 )
-def test_programs_share_an_input_only_where_their_objectives_alone_differ(fields, same):
+def test_programs_share_an_input_only_where_they_differ_in_how_they_learn(fields, same):
   config = config_of()
-  assert program.differs_in_objective(config, with_fields(config, **fields)) is same
+  assert program.reads_alike(config, with_fields(config, **fields)) is same

@@ -127,11 +127,11 @@ def make_study(
         away = (program, seed) in diverged
         noise = {t.name: 0.5 - (gains.get(t.name, 0) if arm != 'single' else 0) for t in own}
         found = {} if away else {t.name: predict(t, truth(t), noise[t.name], rng) for t in own}
-        replica = Replica(seed + side.first_seed, RATE)
+        replica = Replica.of(seed + side.first_seed, {arms.RATE: RATE})
         results.put(program, replica, Result(-0.5, 800, _history(own, seed), 2.0, 300 if away else 0), found)
         predictions[arm][seed] |= found
       for rate in grid:
-        results.put(program, Replica(arms.TUNING_SEED, rate), Result(-rate, 800, {}, 2.0), {})
+        results.put(program, Replica.of(arms.TUNING_SEED, {arms.RATE: rate}), Result(-rate, 800, {}, 2.0), {})
   study = summary.summarize(
     [one for task in chosen for one in _scored(task, predictions, truth(task))],
     arms=list(compared),

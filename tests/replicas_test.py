@@ -12,10 +12,12 @@ from mtl_jax.data.input import mixture
 from mtl_jax.errors import DivergedError
 from mtl_jax.studies import program as programs
 from mtl_jax.studies import replicas
-from mtl_jax.studies.arms import Replica
+from mtl_jax.studies.arms import RATE, Replica
 from mtl_jax.studies.results import Result
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
+
+OWN = {'optimizer.weight_decay': 0.3, 'optimizer.clip_norm': 0.5, 'optimizer.ema_decay': 0.5}
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +30,8 @@ def program(tiny_config, tmp_path_factory):
 def trained(program):
   """Results and predictions of seven replicas on eight devices, and the steps that were counted."""
   counted = []
-  chunk = [Replica(seed, 1e-3) for seed in range(6)] + [Replica(0, 1e30)]
+  sound = [Replica.of(seed, OWN | {RATE: 2.5e-4 * (1 + seed)}) for seed in range(6)]
+  chunk = [*sound, Replica.of(0, OWN | {RATE: 1e30})]
   found = replicas.Trainer(program).run(chunk, test=True, stop=lambda: None, advance=counted.append)
   return found, sum(counted)
 
@@ -39,7 +42,7 @@ def results(trained):
 
 
 def test_a_replica_equals_the_same_run_alone(results, tiny_config, tmp_path):
-  loop.train(tiny_config(**{'train.seed': 3}), tmp_path / 'alone')
+  loop.train(tiny_config(**OWN, **{'train.seed': 3, RATE: 1e-3}), tmp_path / 'alone')
   alone = [line for line in read_metrics(tmp_path / 'alone' / 'metrics.jsonl') if 'val/loss' in line]
   # Alone the batch lies on eight devices, here on one: sums are rounded otherwise.
   np.testing.assert_allclose(results[3].history['val/loss'], [line['val/loss'] for line in alone], rtol=1e-5)
@@ -67,7 +70,7 @@ def test_a_replica_that_diverges_is_told_and_harms_no_other(trained):
 
 def test_replicas_on_their_own_devices_exchange_nothing(program):
   trainer = replicas.Trainer(program)
-  numbers = {'seed': np.arange(8, dtype=np.int32), 'learning_rate': np.zeros(8, np.float32)}
+  numbers = replicas.numbers_of([Replica.of(seed, {RATE: 1.0}) for seed in range(8)])
   state = jax.eval_shape(trainer._init, numbers, program.weights)
   positions = np.zeros((8, 1, program.config.train.batch_size), np.int32)
   text = trainer.steps.lower(state, numbers, positions, trainer._source).compile().as_text()
@@ -80,7 +83,7 @@ def test_replicas_on_their_own_devices_exchange_nothing(program):
 def test_chunks_are_of_one_size_that_the_devices_divide(program, count, asked, sizes):
   config = with_fields(program.config, study__replicas_at_once=asked)
   own = dataclasses.replace(program, run=dataclasses.replace(program.run, config=config))
-  wanted = [Replica(seed, 1e-3) for seed in range(count)]
+  wanted = [Replica(seed) for seed in range(count)]
   found = replicas.chunks(own, wanted)
   assert [one for chunk in found for one in chunk] == wanted
   assert [len(chunk) for chunk in found] == sizes
@@ -95,5 +98,5 @@ def test_a_replica_whose_last_update_broke_it_diverged_and_the_others_go_on(monk
   monkeypatch.setattr(loop, 'validation_values', values)
   noted = [Result(), Result()]
   program = SimpleNamespace(config=None, val=None, run=SimpleNamespace(tasks=()))
-  assert replicas.judge(noted, 20, ['broken', 'sound'], program).tolist() == [False, True]
+  assert replicas.judge(noted, 20, ['broken', 'sound'], program, [None, None]).tolist() == [False, True]
   assert [(one.diverged_at, one.score, one.best_step) for one in noted] == [(20, None, 0), (0, -0.5, 20)]

@@ -9,12 +9,12 @@ from mtl_jax.config import with_fields
 from mtl_jax.configs import default
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import npz
-from mtl_jax.studies.arms import Replica
+from mtl_jax.studies.arms import RATE, Replica
 from mtl_jax.studies.results import Result, ResultStore, recipe
 
 CONFIG = default.get_config().lock()
-REPLICA = Replica(3, 1e-3)
-RESULT = Result(-0.5, 20, {'step': [10.0, 20.0], 'val/loss': [float('inf'), 1.0]}, 2.5, 0, 'one')
+REPLICA, OTHER = Replica.of(3, {RATE: 1e-3}), Replica.of(4, {RATE: 1e-3})
+RESULT = Result(-0.5, 20, {'step': [10.0, 20.0], 'val/loss': [float('inf'), 1.0]}, 2.5, made_by='one')
 SHAPES = {'landmarks': (3, 3)}
 
 
@@ -52,8 +52,12 @@ def test_a_result_comes_back_and_is_done_for_its_own_recipe_alone(store):
   np.testing.assert_array_equal(store.predictions('attributes/Male', REPLICA, SHAPES)['landmarks'], np.eye(3))
   assert store.has('attributes/Male', REPLICA, 'one')
   assert not store.has('attributes/Male', REPLICA, 'another')
-  assert not store.has('attributes/Male', Replica(4, 1e-3), 'one')
-  assert list(store.found('attributes/Male', [REPLICA, Replica(4, 1e-3)])) == [REPLICA]
+  assert not store.has('attributes/Male', OTHER, 'one')
+
+
+def test_each_replica_has_a_file_of_its_own(store):
+  fields = [{}, {RATE: 1e-3}, {RATE: 1e-3, 'objective.weights.pose': 2.0}, {'objective.weights.pose': 2.0}]
+  assert len({store.path('joint', Replica.of(seed, one)) for one in fields for seed in (1, 2)}) == 8
 
 
 @settings(max_examples=60, deadline=None)

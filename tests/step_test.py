@@ -160,6 +160,14 @@ def test_dispatches_cover_every_step_once_and_stop_where_the_host_must_look(tiny
     assert {size for _, size in plan} <= {1, 4}
     ends = {first + size for first, size in plan}
     assert {stop for stop in (7, 10, 14, 20, 21, 23) if stop > start} <= ends
+  whole = list(run.dispatches((10, 7, 100)))
+  for number, (start, _) in enumerate(whole):  # A run that resumes after any of them takes the others as they were.
+    assert list(run.dispatches((10, 7, 100), start)) == whole[number:]
+
+
+def test_on_a_cpu_long_runs_take_four_steps_in_one_call_and_short_ones_compile_no_loop(tiny_config, store_dir):
+  for steps, size in ((building.LONG_RUN, 4), (building.LONG_RUN - 1, 1)):
+    assert building.build(tiny_config(**{'train.steps': steps}), open_store(store_dir)).steps_per_dispatch == size
 
 
 def test_predictions_are_turned_back_into_the_labels_own_units(parts):

@@ -17,7 +17,7 @@ from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import OBJECTIVES, options
 from mtl_jax.studies import arms, program, study
-from mtl_jax.studies.arms import TUNING_SEED, Arm, Replica
+from mtl_jax.studies.arms import RATE, TUNING_SEED, Arm, Replica
 from mtl_jax.studies.results import ResultStore
 from mtl_jax.tasks import BinaryTask
 
@@ -48,11 +48,13 @@ def test_the_json_holds_what_both_arms_scored_with_every_seed(finished):
   assert set(found['cost']) == {'single', 'joint'}
   for arm, programs in (('single', ('attributes', 'landmarks')), ('joint', ('joint',))):
     tried = [
-      ResultStore(directory / 'replicas').get(one, Replica(TUNING_SEED, rate)) for one in programs for rate in RATES
+      ResultStore(directory / 'replicas').get(one, Replica.of(TUNING_SEED, {RATE: rate}))
+      for one in programs
+      for rate in RATES
     ]
     assert found['cost'][arm]['tuning_seconds'] == pytest.approx(sum(result.seconds for result in tried))
   assert found['data']['splits']['test'] == found['data']['num_test']
-  print(json.dumps(found['cost']), found['learning_rates'])
+  assert found['chosen'] == {program: {RATE: rate} for program, rate in found['learning_rates'].items()}
 
 
 def test_the_best_step_may_be_picked_by_a_mean_over_tasks():
@@ -169,3 +171,18 @@ def test_a_study_of_a_dense_task_beside_others_scores_its_classes(tmp_path):
   assert found['delta_m']['num_tasks'] == 3
   assert list(found['power']['tasks']) == ['attributes', 'landmarks', 'parsing']
   reports.rebuild(tmp_path / 'study')
+
+
+def test_a_grid_over_any_field_is_tried_on_seeds_of_its_own_and_counted(faces, tmp_path):
+  """One field is an argument of the compiled step, the other changes its shapes."""
+  grid = {'study.grid.optimizer.weight_decay': '0.01,0.3', 'study.grid.train.batch_size': '8,16'}
+  fields = {'study.arms': ('joint', 'joint_again'), 'study.num_seeds': 2, 'train.steps': 3, 'study.num_resamples': 100}
+  config = configs.load(small_runs.make_config(faces, **fields), grid)
+  found = study.run(config, tmp_path)
+  chosen = found['chosen']['joint']
+  assert chosen['optimizer.weight_decay'] in (0.01, 0.3)
+  assert chosen['train.batch_size'] in (8, 16)
+  kept = [path.name for path in (tmp_path / 'replicas' / 'joint').iterdir()]
+  assert sorted(f'seed{TUNING_SEED}' in name for name in kept) == 4 * [False] + 4 * [True]
+  assert found['cost']['joint']['tuning_seconds'] > 0
+  assert 'batch_size' in reports.rebuild(tmp_path).read_text()

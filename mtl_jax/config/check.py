@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config.fields import TREE, Tree
 from mtl_jax.errors import ConfigError
-from mtl_jax.kinds import Kind, Open, nearest, require
+from mtl_jax.kinds import Kind, Open, Partial, nearest, require
 
 
 def validate(config: ConfigDict) -> None:
@@ -32,7 +32,7 @@ def check_fields(value: Any, node: Kind | Open | Tree = TREE, name: str = 'confi
     return require(value, node, field=name)
   if not isinstance(value, ConfigDict):
     raise ConfigError(f'{name} must be a group of fields, not {value!r}')
-  for key in node if isinstance(node, dict) else ():
+  for key in node if isinstance(node, dict) and not isinstance(node, Partial) else ():
     if key not in value:
       raise ConfigError(f'{name}.{key} is missing; start from mtl_jax.configs.default')
   for key in value:

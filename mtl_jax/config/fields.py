@@ -10,7 +10,24 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from mtl_jax import kinds
-from mtl_jax.kinds import FLAG, NAMES, OPTION, PART, PARTS, TASKS, TEXT, Kind, Open, choice, real, several, text, whole
+from mtl_jax.kinds import (
+  FLAG,
+  NAMES,
+  OPTION,
+  PART,
+  PARTS,
+  TASKS,
+  TEXT,
+  VALUES,
+  Kind,
+  Open,
+  Partial,
+  choice,
+  real,
+  several,
+  text,
+  whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +208,8 @@ _DECLARED = (
     'one; they take the same rows of a batch. 1: every device holds the whole state.', resumable=True),
   Field('train.seed', 0, COUNT_OR_0, 'Decides initial weights, the order of the data, and augmentation.'),
   Field('train.steps_per_dispatch', 0, COUNT_OR_0,
-    'Steps compiled into one call; 0: 1 on CPU, 8 on GPU and TPU, more over kept features.'),
+    'Steps compiled into one call; 0: 8 on GPU and TPU, on CPU 1, or 4 in runs of 1,000 steps or more; more over kept '
+    'features.'),
   Field('train.log_every_steps', 20, COUNT, 'A line of metrics.jsonl holds means over this many steps.'),
   Field('train.on_nonfinite', 'stop', choice('stop', 'skip', 'rollback'),
     "Where a step's loss or gradient is NaN or infinite: stop (exit code 3), skip (leave its update out), or rollback "
@@ -217,8 +235,11 @@ _DECLARED = (
     'Seeds that are tested, from train.seed on; both sides of a pair share theirs.', resumable=True),
   Field('study.learning_rates', (), several(POSITIVE, 'numbers above 0'),
     'The grid tried on validation for every program; empty: optimizer.learning_rate alone.', resumable=True),
+  Field('study.grid', {}, Open(VALUES),
+    'More fields whose values are tried on validation for every program that they matter to, with each other and with '
+    'study.learning_rates, by their names: `study.grid.objective.matching.distribution=0.1,0.3,1`.', resumable=True),
   Field('study.num_tuning_seeds', 1, whole(1, 100_000),
-    'Seeds, other than those tested, that learning rates are chosen on.', resumable=True),
+    'Seeds, other than those tested, that the grid is chosen on.', resumable=True),
   Field('study.match', 'steps', choice('steps', 'compute'),
     "What both sides have alike: the steps of every model, or the arm's whole `compute`."),
   Field('study.num_resamples', 1_000, whole(100, 100_000),
@@ -253,8 +274,17 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def _searchable(tree: Any) -> Any:
+  """The same names, each for the values that are tried of it."""
+  if isinstance(tree, dict):
+    return Partial({name: _searchable(node) for name, node in tree.items()})
+  return Open(VALUES) if isinstance(tree, Open) else VALUES
+
+
 Tree = dict[str, 'Kind | Open | Tree']
 TREE: Tree = _nested({name: field.kind for name, field in FIELDS.items()})
+SEARCHED = _searchable({name: TREE[name] for name in ('data', 'model', 'objective', 'optimizer', 'train', 'eval')})
+TREE['study']['grid'] = SEARCHED  # pyright: ignore[reportIndexIssue]
 DEFAULTS = _nested({name: field.default for name, field in FIELDS.items()})
 
 

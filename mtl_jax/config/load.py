@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from mtl_jax.config.check import check_fields, child, validate
 from mtl_jax.config.fields import DEFAULTS, TREE, Tree
 from mtl_jax.errors import ConfigError
-from mtl_jax.kinds import OPTION, Kind, nearest, require, shown
+from mtl_jax.kinds import OPTION, Kind, Partial, nearest, require, shown
 from mtl_jax.platform import user_file
 from mtl_jax.platform.address import local_path
 
@@ -73,24 +73,33 @@ def _parted(override: str) -> tuple[str, str]:
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
   """Sets the field `a.b`; text is read as the field is declared. ConfigError for a field or value that cannot be."""
-  node, where, parent = TREE, 'config', config
+  node, where, parent = kind_of(name), f'config.{name}', config
   *groups, leaf = name.split('.')
-  for part in (*groups, leaf):
-    node, where = child(node, part, where), f'{where}.{part}'
-  if not isinstance(node, Kind):
-    fields = f'; set one of its fields: {", ".join(node)}' if isinstance(node, dict) else ''
-    raise ConfigError(f'{where} is a group{fields}')
   try:
     value = node.read(value) if isinstance(value, str) else node.convert(_lists_to_tuples(value))
   except (ValueError, KeyError):
     raise ConfigError(f'{where} must be {node.words}, not {shown(value)}') from None
   require(value, node, field=where)
   for group in groups:
+    if group not in parent:  # Of a `Partial` one.
+      with parent.unlocked():
+        parent[group] = ConfigDict()
     parent = parent[group]
   with parent.unlocked():
     if node is OPTION and leaf in parent:
       delattr(parent, leaf)  # Its type binds nobody.
     parent[leaf] = value
+
+
+def kind_of(name: str) -> Kind:
+  """The kind of the field `a.b`; ConfigError if there is no such field."""
+  node, where = TREE, 'config'
+  for part in name.split('.'):
+    node, where = child(node, part, where), f'{where}.{part}'
+  if not isinstance(node, Kind):
+    fields = f'; set one of its fields: {", ".join(node)}' if isinstance(node, dict) else ''
+    raise ConfigError(f'{where} is a group{fields}')
+  return node
 
 
 def with_fields(config: ConfigDict, **fields: object) -> ConfigDict:
@@ -122,7 +131,7 @@ def from_json(value: dict[str, Any]) -> ConfigDict:
 def _with_newer(value: dict[str, Any], tree: Tree, default: dict[str, Any]) -> dict[str, Any]:
   filled = default | value
   for key, node in tree.items():
-    if isinstance(node, dict) and isinstance(filled[key], dict):
+    if isinstance(node, dict) and not isinstance(node, Partial) and isinstance(filled[key], dict):
       filled[key] = _with_newer(filled[key], node, default[key])
   return filled
 

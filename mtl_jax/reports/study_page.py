@@ -12,8 +12,9 @@ from mtl_jax.reports import curves, figures, page, pictures, verdicts
 from mtl_jax.reports.charts import Curve, Side
 from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Column, Fold, Heading, Pairs, Text, folded, table
-from mtl_jax.studies import arms
-from mtl_jax.studies.results import Record, ResultStore, read_record
+from mtl_jax.studies import arms, space
+from mtl_jax.studies.results import Record, ResultStore, chosen_in, read_record
+from mtl_jax.studies.space import Values
 
 MAX_OPEN_ARMS = 5  # With more arms than these, each but the table of all is folded away.
 MAX_PICTURED = 6  # Tasks.
@@ -21,7 +22,7 @@ COST = {
   'params': 'Parameters',
   'flops_per_image': 'FLOPs an image, forward',
   'seconds': 'Training a seed, s',
-  'tuning_seconds': 'Choosing learning rates, s',
+  'tuning_seconds': 'Choosing on validation, s',
   'latency_ms': 'Latency of one image, ms',
 }
 
@@ -43,7 +44,7 @@ def write_report(study: Mapping[str, Any], directory: Path, *, show_pictures: bo
   note = f'Mean over seeds{band}; replicas that diverged are left out.'
   tasks = sorted(kept.tasks, key=lambda task: '/' in task.name)  # Those of a group, which are many, come last.
   body += curves.training(tasks, sides, lambda side, key: _curve(kept, side, key), note=note, folder=plots)
-  body += [*_cost(study, kept, sides), *_rates(study, kept)]
+  body += [*_cost(study, kept, sides), *_chosen(study, kept)]
   body += _pictures(directory, kept, sides) if show_pictures else []
   what = {side.name: (getattr(arms.ARMS.get(side.name), '__doc__', None) or '').split('\n')[0] for side in sides}
   body += [Heading('Arms'), Pairs({name: text for name, text in what.items() if text})]
@@ -67,11 +68,11 @@ def _notes(study: Mapping[str, Any], kept: Record) -> list[str]:
   if study['dropped'] and not diverged:
     lost = ', '.join(f'{one["task"]} of {one["arm"]}, seed {one["seed"]}' for one in study['dropped'])
     notes.append(f'Without a test score, and left out: {lost}.')
-  at_edge = [program for program, rate in study['learning_rates'].items() if _at_edge(kept, program, rate)]
+  at_edge = [program for program, values in chosen_in(study).items() if _edges(kept, program, values)]
   if at_edge:
     notes.append(
-      f'The best learning rate of {", ".join(at_edge[:6])}{" and others" * (len(at_edge) > 6)} lies at an end of the '
-      'grid: a wider config.study.learning_rates might serve it better.'
+      f'What was chosen for {", ".join(at_edge[:6])}{" and others" * (len(at_edge) > 6)} lies at an end of the grid: a '
+      'wider config.study.learning_rates or config.study.grid might serve it better.'
     )
   return notes
 
@@ -94,33 +95,36 @@ def _cost(study: Mapping[str, Any], kept: Record, sides: Sequence[Side]) -> list
   return [Heading('Cost'), table('Cost', columns, rows), Text(f'{note}{sides[0].name}.', 'quiet')]
 
 
-def _rates(study: Mapping[str, Any], kept: Record) -> list[Block]:
-  """The learning rate that each model was given, and those tried."""
+def _chosen(study: Mapping[str, Any], kept: Record) -> list[Block]:
+  """The learning rate, and what else was searched, that each model was given, and those tried."""
   rows = [
-    (program, f'{rate:g}' + ', end of the grid' * _at_edge(kept, program, rate), '; '.join(_tried(kept, program)))
-    for program, rate in study['learning_rates'].items()
+    (program, space.in_words(values) + _edges(kept, program, values), '; '.join(_tried(kept, program)))
+    for program, values in chosen_in(study).items()
   ]
-  seconds = sum(one.seconds for tried in kept.tuning.values() for results in tried.values() for one in results)
+  seconds = sum(one.seconds for tried in kept.tuning.values() for _, results in tried for one in results)
   said = (
-    'Chosen on validation, on seeds that are not tested; the score of each rate tried, greater is better. '
+    'Chosen on validation, on seeds that are not tested; the score of all that was tried, greater is better. '
     f'Choosing took {seconds:.3g} s of training.'
     if seconds
     else 'Not chosen: all models were given one.'
   )
-  one = table('Learning rates', ('Model', 'Rate', 'Tried'), rows, style='wrap')
-  return [Heading('Learning rates'), Text(said), folded('Model by model', one)]
+  one = table('Learning rates', ('Model', 'Chosen', 'Tried'), rows, style='wrap')
+  return [Heading('Learning rates and other values'), Text(said), folded('Model by model', one)]
 
 
-def _at_edge(kept: Record, program: str, rate: float) -> bool:
-  tried = kept.tuning.get(program, {})
-  return bool(tried) and rate in (min(tried), max(tried))
+def _edges(kept: Record, program: str, values: Values) -> str:
+  """Says which values lie at an end of their grid."""
+  fields = space.at_edges(values, [tried for tried, _ in kept.tuning.get(program, ())])
+  names = f' ({", ".join(field.rpartition(".")[2] for field in fields)})' * (len(values) > 1)
+  return f', end of the grid{names}' if fields else ''
 
 
 def _tried(kept: Record, program: str) -> Iterator[str]:
-  for rate, results in kept.tuning.get(program, {}).items():
+  for values, results in kept.tuning.get(program, ()):
     scores = [result.score for result in results if result.score is not None and not result.diverged_at]
     if results:
-      yield f'{rate:g}: ' + (f'{sum(scores) / len(scores):.4g}' if len(scores) == len(results) else 'diverged')
+      reached = f'{sum(scores) / len(scores):.4g}' if len(scores) == len(results) else 'diverged'
+      yield f'{space.in_words(values)}: {reached}'
 
 
 def _pictures(directory: Path, kept: Record, sides: Sequence[Side]) -> list[Block]:

@@ -6,22 +6,19 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import ArrayLike
 from ml_collections import ConfigDict
 
 from mtl_jax.config import choose, parts
 from mtl_jax.errors import ConfigError, one_line
+from mtl_jax.kinds import is_on
 
 FIELD, OPTIONS = 'config.optimizer.name', 'config.optimizer.options'
 
 
-def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Schedule:
-  """Learning rate by step: linear warm-up from zero to the peak, then cosine to zero or constant.
-
-  `peak`, which may be traced, takes the place of the config's learning rate.
-  """
+def schedule(config: ConfigDict) -> optax.Schedule:
+  """Learning rate by step: linear warm-up from zero to the config's, which may be traced, then cosine or constant."""
   options, steps = config.optimizer, config.train.steps
-  rate: Any = options.learning_rate if peak is None else peak
+  rate = options.learning_rate
   warmup = min(options.warmup_steps, steps - 1)
   if options.schedule == 'cosine':
     after = optax.cosine_decay_schedule(rate, max(steps - warmup, 1))
@@ -32,8 +29,10 @@ def schedule(config: ConfigDict, *, peak: ArrayLike | None = None) -> optax.Sche
   return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
 
 
-def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -> optax.GradientTransformation:
-  """Clipping, then the optimizer with its schedule (see there for `learning_rate`); kernels alone decay.
+def from_config(config: ConfigDict) -> optax.GradientTransformation:
+  """Clipping, then the optimizer with its schedule; kernels alone decay.
+
+  Learning rate, decay, momentum and the norm to clip at may be traced, and are then above 0.
 
   Raises:
     ConfigError: for an unknown optimizer, or an option that it has not.
@@ -43,17 +42,17 @@ def from_config(config: ConfigDict, *, learning_rate: ArrayLike | None = None) -
   known = inspect.signature(make).parameters
   given: dict[str, Any] = dict(settings.options)
   if settings.name == 'sgd':
-    given = {'momentum': settings.momentum, 'nesterov': settings.momentum > 0} | given
+    given = {'momentum': settings.momentum, 'nesterov': is_on(settings.momentum)} | given
   for option in given:
     choose(option, [name for name in known if name != 'learning_rate'], field=f'{OPTIONS} of {settings.name!r}')
-  chain = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+  chain = [optax.clip_by_global_norm(settings.clip_norm)] if is_on(settings.clip_norm) else []
   if {'weight_decay', 'mask'} <= known.keys():
     given |= {'weight_decay': settings.weight_decay, 'mask': is_kernel}
-  elif settings.weight_decay:
+  elif is_on(settings.weight_decay):
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
     with parts.made(settings.name, field=FIELD):
-      made = make(learning_rate=schedule(config, peak=learning_rate), **given)
+      made = make(learning_rate=schedule(config), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error
   if not isinstance(made, optax.GradientTransformation):

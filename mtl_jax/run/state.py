@@ -9,6 +9,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int32
 
+from mtl_jax.kinds import is_on
 from mtl_jax.models import own_weights, pretrained
 from mtl_jax.models.network import Network, split
 from mtl_jax.objectives import Objective
@@ -68,7 +69,7 @@ def init_state(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     variables={**variables, **learned},
-    average=jax.tree.map(jnp.copy, learned) if ema_decay else None,
+    average=jax.tree.map(jnp.copy, learned) if is_on(ema_decay) else None,
     optimizer=tx.init(variables['params']),
     objective=objective.init(num_losses or len(label_stats), split(variables['params'])[0]),
     label_stats=dict(label_stats),

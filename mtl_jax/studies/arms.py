@@ -2,20 +2,39 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import apply_override, choose, validate, with_fields
+from mtl_jax import config as configs
+from mtl_jax.config import apply_override, choose, parts, validate, with_fields
 from mtl_jax.errors import ConfigError
+from mtl_jax.objectives import OBJECTIVES
+from mtl_jax.objectives.declared import kinds_of
+from mtl_jax.studies import space
+from mtl_jax.studies.space import Values
 from mtl_jax.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Replica:
-  """The numbers that set one run of a program apart from the others; all of them share one compiled program."""
+  """One run of a program: its seed, and the fields that set it apart from others, with their values."""
 
   seed: int
-  learning_rate: float
+  values: tuple[tuple[str, Any], ...] = ()
+
+  @classmethod
+  def of(cls, seed: int, values: Mapping[str, Any]) -> 'Replica':
+    return cls(seed, tuple(sorted(values.items())))
+
+  @property
+  def arguments(self) -> tuple[str, ...]:
+    """The fields that a compiled step takes as arguments; the others are its program's own."""
+    return tuple(field for field, value in self.values if space.is_argument(field, value))
+
+  def config(self, program: ConfigDict) -> ConfigDict:
+    """Its own configuration, but for the seed; ConfigError for values that do not fit together."""
+    return configs.load(program, dict(self.values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +67,9 @@ def joint_again(config: ConfigDict, tasks: Sequence[Task]) -> Arm:
   return Arm({'joint': config}, first_seed=NULL_SEED)
 
 
-NULL_SEED = 500_000  # Away from the seeds of the other arms, and from those that learning rates are chosen on.
-TUNING_SEED = 900_000  # Learning rates are chosen on seeds that are never tested. Both are added to train.seed.
+RATE = 'optimizer.learning_rate'
+NULL_SEED = 500_000  # Away from the seeds of the other arms, and from those that values are chosen on.
+TUNING_SEED = 900_000  # Values are chosen on seeds that are never tested. Both are added to train.seed.
 
 # A new arm is a function here and a line: the study's config and tasks to an Arm.
 ARMS: dict[str, Callable[[ConfigDict, Sequence[Task]], Arm]] = {
@@ -80,12 +100,24 @@ def seeds(config: ConfigDict, arm: Arm) -> list[int]:
   return list(range(first, first + config.study.num_seeds))
 
 
-def tuning(config: ConfigDict) -> dict[float, list[Replica]]:
-  """By learning rate of the grid the replicas that a program's rate is chosen by; none where there is one rate."""
+def grid(config: ConfigDict) -> list[Values]:
+  """The values that a program of a study is tried with: of the study's grid the fields that matter to it.
+
+  There is always a learning rate among them.
+  """
+  found = space.of_fields(config.study.grid.to_dict(), where='config.study.grid')
+  rates = tuple(sorted(set(config.study.learning_rates))) or (float(config.optimizer.learning_rate),)
+  if all(axis.field != RATE for axis in found.axes):
+    found = dataclasses.replace(found, axes=(space.Axis(RATE, configs.kind_of(RATE), rates), *found.axes))
+  options = kinds_of(parts.find(config.objective.name, OBJECTIVES, field='config.objective.name'))
+  own = tuple(axis for axis in found.axes if space.matters(axis.field, config, options))
+  return dataclasses.replace(found, axes=own).grid()
+
+
+def tuning_seeds(config: ConfigDict, num: int) -> list[int]:
+  """The seeds that values are chosen on."""
   first = config.train.seed + TUNING_SEED
-  chosen_on = range(first, first + config.study.num_tuning_seeds)
-  grid = sorted(set(config.study.learning_rates))
-  return {rate: [Replica(seed, rate) for seed in chosen_on] for rate in grid} if len(grid) > 1 else {}
+  return list(range(first, first + num))
 
 
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:

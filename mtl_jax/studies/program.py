@@ -1,6 +1,11 @@
-"""A program: what the replicas of a run share, as functions of the numbers that set a replica apart."""
+"""A program: what the replicas of a run share, as functions of the numbers that set a replica apart.
+
+Numbers of a step are arguments of it: replicas that differ in them alone share a compiled program. What changes shapes
+or structure is the program's own, and so is a 0 that leaves a part of the step out.
+"""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -9,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -23,20 +27,22 @@ from mtl_jax.evaluation.step import eval_step, predict_step
 from mtl_jax.models import cost, frozen
 from mtl_jax.models.network import Network
 from mtl_jax.models.own_weights import OWN
+from mtl_jax.objectives.matching import Coupling
 from mtl_jax.platform import sharding
-from mtl_jax.run import optimizer, start_weights
+from mtl_jax.run import recipe, start_weights
 from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
+from mtl_jax.studies.space import COUPLINGS
 from mtl_jax.training import building
 from mtl_jax.training.building import Run
 from mtl_jax.training.step import repeat
 
-Numbers = Mapping[str, Any]  # The fields of a `Replica`, which may be traced.
+Numbers = Mapping[str, Any]  # By field, `train.seed` and those that are arguments; all may be traced.
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """The parts that a program's replicas share; the run's own seed and learning rate are not read.
+  """The parts that a program's replicas share; the run's own seed is not read, nor fields that are arguments.
 
   Attributes:
     run: the run that replicas vary, on features where those of its frozen stages are kept. Such stages are the same
@@ -65,17 +71,30 @@ class Program:
     """The network that a replica trains: the run's model, or what follows its frozen stages."""
     return self.run.model.after_frozen if 'features' in self.run.train.inputs else self.run.model
 
-  def tx(self, numbers: Numbers) -> optax.GradientTransformation:
-    return optimizer.from_config(self.config, learning_rate=numbers['learning_rate'])
+  def own_parts(self, numbers: Numbers) -> dict[str, Any]:
+    """The arguments that `init_state` and `train_step` have in common, of one replica."""
+    config = self.config.copy_and_resolve_references()
+    with config.ignore_type(), config.unlocked():
+      for field, value in numbers.items():
+        *groups, leaf = field.split('.')
+        functools.reduce(lambda node, group: node[group], groups, config)[leaf] = value
+    steps_per_epoch = -(-len(self.run.train) // config.train.batch_size)
+    made = recipe.from_config(config, self.run.tasks, steps_per_epoch=steps_per_epoch)
+    return {**made._asdict(), 'model': self.network, 'seed': config.train.seed}
 
   def init(self, numbers: Numbers, weights: Any) -> TrainState:
     """One replica's state before its first step."""
-    own = {'model': self.network, 'tx': self.tx(numbers), 'input_shape': self.run.train.images.shape[1:]}
-    return self.run.make_state(seed=numbers['seed'], pretrained_weights=weights, **own)
+    input_shape = self.run.train.images.shape[1:]
+    return self.run.make_state(pretrained_weights=weights, input_shape=input_shape, **self.own_parts(numbers))
 
   def steps(self, state: TrainState, numbers: Numbers, positions: Array, source: Any) -> Any:
     """Several steps of one replica, on the examples at these positions `[steps, b]` of the resident train split."""
-    one_step = partial(self.run.one_step, tx=self.tx(numbers), seed=numbers['seed'], skip_nonfinite=False)
+    coupling: Coupling | None = self.run.one_step.keywords['coupling']
+    if coupling is not None:
+      strengths = {name: numbers[field] for name in COUPLINGS if (field := f'objective.matching.{name}') in numbers}
+      coupling = dataclasses.replace(coupling, settings=dataclasses.replace(coupling.settings, **strengths))
+    own = self.own_parts(numbers) | {'model': self.run.model, 'coupling': coupling}
+    one_step = partial(self.run.one_step, skip_nonfinite=False, **own)
     shapes = resident.row_shapes(self.run.train)
 
     def step(state: TrainState, positions: Array) -> Any:
@@ -90,7 +109,7 @@ class Program:
 
   def shapes(self) -> TrainState:
     """The shapes and types of one replica's state."""
-    return jax.eval_shape(self.init, {'seed': 0, 'learning_rate': 0.0}, self.weights)
+    return jax.eval_shape(self.init, {'train.seed': 0}, self.weights)
 
   def size(self) -> dict[str, float]:
     """Parameters of the whole model, frozen ones too, and floating-point operations from an image to all predictions.
@@ -123,7 +142,7 @@ def build(
     store: the prepared set.
     directory: the study's, where outputs of frozen stages are kept unless the config says otherwise.
     stop: asked while those are computed.
-    like: a program of the same set that `differs_in_objective`, whose data serve this one too.
+    like: a program of the same set that `reads_alike`, whose data serve this one too.
 
   Raises:
     UserError: for settings that this set cannot serve.
@@ -149,11 +168,12 @@ def build(
   return Program(run, splits['test'], weights, mesh)
 
 
-def differs_in_objective(config: ConfigDict, other: ConfigDict) -> bool:
-  """True for configurations that differ only in how losses are weighed, so that programs of both read one input."""
-  fields, others = ({**one.to_dict(), 'objective': None} for one in (config, other))
-  standardize = config.objective.standardize == other.objective.standardize  # Statistics of labels, not of losses.
-  return standardize and fields == others
+def reads_alike(config: ConfigDict, other: ConfigDict) -> bool:
+  """True for configurations that differ only in how they learn, so that programs of both read one input."""
+  seed, standardize = config.train.seed, config.objective.standardize  # They decide which labels there are.
+  alike = (seed, standardize) == (other.train.seed, other.objective.standardize)
+  learning = dict.fromkeys(('objective', 'optimizer', 'train'))
+  return alike and config.to_dict() | learning == other.to_dict() | learning
 
 
 def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from mtl_jax.data.input import pipeline, resident
 from mtl_jax.data.input.pipeline import Split
@@ -91,6 +92,7 @@ class Trainer:
     test: bool,
     stop: Callable[[], None],
     advance: Callable[[int], Any],
+    give_up: Callable[[Replica, Result], bool] | None = None,
   ) -> list[tuple[Result, Predictions]]:
     """Trains replicas together; returns each one's result and, if `test`, its predictions with its best weights.
 
@@ -100,11 +102,13 @@ class Trainer:
       test: predict the test split.
       stop: called between dispatches; may raise to stop.
       advance: hears of steps done, by all replicas together.
+      give_up: True for a replica whose results so far are not worth going on; once all are given up, training ends.
     """
     program, config = self.program, self.program.config
     fill = max(size - len(replicas), -len(replicas) % program.mesh.devices.size)
     filled = [*replicas, *[replicas[-1]] * fill]
-    numbers = jax.tree.map(lambda *each: np.array(each), *map(vars, filled))
+    numbers = numbers_of(filled)
+    configs = [replica.config(config) for replica in filled]
     samplers = [program.run.make_sampler(replica.seed) for replica in filled]
     state = self._init(numbers, program.weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
@@ -121,8 +125,14 @@ class Trainer:
       if step == config.train.steps or (config.eval.every_steps and step % config.eval.every_steps == 0):
         log(results, step, unlogged)
         unlogged = []
-        better = judge(results, step, self.predict(state.eval_variables, program.val), program)
+        better = judge(results, step, self.predict(state.eval_variables, program.val), program, configs)
         best = self._keep_better(better, best, state.eval_variables)
+        if give_up is not None:
+          for replica, result in zip(filled, results, strict=True):
+            if not result.diverged_at and not result.pruned_at and step < config.train.steps:
+              result.pruned_at = step * give_up(replica, result)
+          if all(result.diverged_at or result.pruned_at for result in results):
+            break
     found = [one.predictions for one in self.predict(best, program.test)] if test else [{}] * len(filled)
     seconds = (time.monotonic() - started) / len(filled)
     for result in results:
@@ -150,30 +160,40 @@ class Trainer:
     ]
 
 
+def numbers_of(replicas: Sequence[Replica]) -> dict[str, np.ndarray]:
+  """Seeds `[replicas]` and, by field, the values that a compiled step takes as arguments."""
+  values = {name: np.array([dict(one.values)[name] for one in replicas], np.float32) for name in replicas[0].arguments}
+  return {'train.seed': np.array([one.seed for one in replicas], np.int32), **values}
+
+
 def log(results: Sequence[Result], step: int, unlogged: Sequence[Any]) -> None:
   """Notes each replica's mean metrics since the last time, `[replicas, steps]` of each dispatch."""
   fetched = jax.device_get(unlogged)
   values = {name: np.concatenate([metrics[name] for metrics in fetched], axis=1) for name in fetched[0]}
   for i, result in enumerate(results):
     bad = ~np.isfinite(values['loss'][i])
-    if bad.any() and not result.diverged_at:
+    if bad.any() and not result.diverged_at and not result.pruned_at:
       result.diverged_at = step - len(bad) + 1 + int(np.argmax(bad))
-    if not result.diverged_at:
+    if not result.diverged_at and not result.pruned_at:
       result.history.setdefault('step', []).append(step)
       for name, each in values.items():
         result.history.setdefault(f'train/{name}', []).append(float(each[i].mean()))
 
 
 def judge(
-  results: Sequence[Result], step: int, evaluations: Sequence[evaluate.Evaluation], program: Program
+  results: Sequence[Result],
+  step: int,
+  evaluations: Sequence[evaluate.Evaluation],
+  program: Program,
+  configs: Sequence[ConfigDict],
 ) -> np.ndarray:
-  """Notes each replica's metrics on validation; returns which ones are their best so far."""
+  """Notes each replica's metrics on validation, by its own configuration; returns which are their best so far."""
   better = np.zeros(len(results), bool)
-  for i, (result, evaluation) in enumerate(zip(results, evaluations, strict=True)):
-    if result.diverged_at:
+  for i, (result, evaluation, config) in enumerate(zip(results, evaluations, configs, strict=True)):
+    if result.diverged_at or result.pruned_at:
       continue
     try:
-      score, values = loop.validation_values(program.config, evaluation, program.val, program.run.tasks)
+      score, values = loop.validation_values(config, evaluation, program.val, program.run.tasks)
     except DivergedError:  # Its last update did it, whose loss was still finite.
       result.diverged_at = step
       continue

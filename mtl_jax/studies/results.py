@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,18 @@ from mtl_jax.platform import json_file, npz
 from mtl_jax.run import workdir
 from mtl_jax.studies import arms
 from mtl_jax.studies.arms import Arm, Replica
+from mtl_jax.studies.space import Values
 from mtl_jax.tasks import Task
 
 ADVICE = 'remove it, and it is run again'
-NOT_IN_RECIPE = ('study.', 'affinity.', 'train.seed', 'optimizer.learning_rate')  # The last two are a replica's own.
+NOT_IN_RECIPE = ('study.', 'sweep.', 'affinity.', 'train.seed', arms.RATE)  # The last two are in a result's name.
 
 
 def recipe(config: ConfigDict, checksum: str) -> str:
-  """A digest of all that decides what a program's replicas become, but for their seeds and rates.
+  """A digest of all that decides what a replica becomes, but for its seed and rate.
 
   Args:
-    config: the program's.
+    config: the replica's.
     checksum: of the data.
   """
   fields = {
@@ -48,6 +49,7 @@ class Result:
     history: by name, such as `step`, `train/landmarks/loss` or `val/landmarks/nme`, a value an evaluation.
     seconds: its part of the time that its chunk took to train and evaluate, without compilation.
     diverged_at: the first step whose loss was not finite, 0 if there is none.
+    pruned_at: the step it was given up at, 0 for one that was not.
     made_by: the `recipe` it was made by.
   """
 
@@ -56,6 +58,7 @@ class Result:
   history: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
   diverged_at: int = 0
+  pruned_at: int = 0
   made_by: str = ''
 
 
@@ -69,7 +72,11 @@ class ResultStore:
   directory: Path
 
   def path(self, program: str, replica: Replica) -> Path:
-    return self.directory / program.replace('/', '_') / f'lr{replica.learning_rate:g}-seed{replica.seed}.npz'
+    """The file of a result; values other than the learning rate are in its name as a digest."""
+    values = dict(replica.values)
+    name = f'lr{rate:g}-' if (rate := values.pop(arms.RATE, None)) is not None else ''
+    name += f'{hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]}-' if values else ''
+    return self.directory / program.replace('/', '_') / f'{name}seed{replica.seed}.npz'
 
   def has(self, program: str, replica: Replica, made_by: str) -> bool:
     """True if there is such a result of that recipe: of another it must be run again."""
@@ -86,10 +93,6 @@ class ResultStore:
     path = self.path(program, replica)
     facts = npz.read(path, names=('facts',), advice=ADVICE, only=True)['facts']
     return json_file.parse(str(facts), Result, place=path, advice=ADVICE)
-
-  def found(self, program: str, replicas: Iterable[Replica]) -> dict[Replica, Result]:
-    """The results there are of these replicas."""
-    return {one: self.get(program, one) for one in replicas if self.path(program, one).exists()}
 
   def predictions(self, program: str, replica: Replica, shapes: Mapping[str, tuple[int, ...]]) -> Predictions:
     """The predictions put with a result, of those tasks whose shapes these are; none of a replica that diverged."""
@@ -118,14 +121,14 @@ class Record:
 
   Attributes:
     tested: for each arm and program the results of the replicas that are there, by the study's seeds.
-    tuning: for each program the results that its learning rate was chosen by, by rate; empty where there was no choice.
+    tuning: for each program the values that were tried, with their results; empty where there was no choice.
   """
 
   config: ConfigDict
   tasks: tuple[Task, ...]
   arms: Mapping[str, Arm]
   tested: Mapping[str, Mapping[str, Mapping[Replica, Result]]]
-  tuning: Mapping[str, Mapping[float, Sequence[Result]]]
+  tuning: Mapping[str, Sequence[tuple[Values, Sequence[Result]]]]
 
   def diverged(self) -> list[dict[str, Any]]:
     """The tested replicas whose loss was not finite."""
@@ -161,18 +164,22 @@ def read_record(directory: Path, study: Mapping[str, Any]) -> Record:
   config, facts = workdir.read(directory)
   tasks = facts.selected(config)
   sides = {name: arm for name, arm in arms.from_config(config, tasks).items() if name in study['arms']}
-  results, rates = ResultStore(directory / 'replicas'), study['learning_rates']
+  results, chosen = ResultStore(directory / 'replicas'), chosen_in(study)
 
-  def tested(arm: Arm, program: str) -> dict[Replica, Result]:
+  def found(program: str, seeds: Sequence[int], values: Values) -> dict[Replica, Result]:
+    wanted = [Replica.of(seed, values) for seed in seeds]
+    return {one: results.get(program, one) for one in wanted if results.path(program, one).exists()}
+
+  tested, tried = {}, {}
+  for name, arm in sides.items():
     seeds = arms.seeds(config, arm)[: len(study['seeds'])]
-    return results.found(program, [Replica(seed, rates[program]) for seed in seeds])
+    tested[name] = {program: found(program, seeds, chosen[program]) for program in arm.programs if program in chosen}
+    for program, own in arm.programs.items():
+      seeds, grid = arms.tuning_seeds(config, config.study.num_tuning_seeds), arms.grid(own)
+      tried[program] = [(one, list(found(program, seeds, one).values())) for one in grid] if len(grid) > 1 else []
+  return Record(config, tasks, sides, tested, tried)
 
-  by_arm = {
-    name: {program: tested(arm, program) for program in arm.programs if program in rates} for name, arm in sides.items()
-  }
-  tried = {
-    program: {rate: list(results.found(program, those).values()) for rate, those in arms.tuning(config).items()}
-    for programs in by_arm.values()
-    for program in programs
-  }
-  return Record(config, tasks, sides, by_arm, tried)
+
+def chosen_in(study: Mapping[str, Any]) -> dict[str, Values]:
+  """The values that each program was given; those of a study of learning rates alone were kept as these."""
+  return study.get('chosen') or {program: {arms.RATE: rate} for program, rate in study['learning_rates'].items()}

@@ -31,6 +31,8 @@ from mtl_jax.training.step import Metrics, repeat_fetching, train_step
 
 log = logging.getLogger('mtl_jax')
 
+LONG_RUN = 1000  # Steps of a run on a CPU that is worth the compilation of a loop.
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -78,7 +80,11 @@ class Run:
     asked = self.config.train.steps_per_dispatch
     if asked or 'image' not in self.train.inputs:
       return asked or steps_between_looks(self.config)
-    return 1 if jax.default_backend() == 'cpu' else 8  # Long steps: a signal is heard between dispatches.
+    if jax.default_backend() != 'cpu':
+      return 8
+    # Steps are long there, and a signal is heard between dispatches. Several in one call take their memory from the
+    # system once, a loop takes longer to compile.
+    return 4 if self.config.train.steps >= LONG_RUN else 1
 
   def dispatches(self, looks: Sequence[int], step: int = 0) -> Iterator[tuple[int, int]]:
     """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mtl_jax.config import choose
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import is_on
 from mtl_jax.objectives.matching import losses, relations, tables
 from mtl_jax.objectives.matching.relations import Relation
 from mtl_jax.objectives.matching.variables import Arrays, Binned, Variable
@@ -84,7 +85,7 @@ class Coupling:
     (a source implied by all of its units: `co_annotation`). One pass over the labels that exist: what is implied
     implies nothing further. Where two relations imply one label, the first does. Ranges of numbers are not implied.
     """
-    if not self.settings.co_annotation:
+    if not is_on(self.settings.co_annotation):
       return dict(labels), dict(mask), None
     given = (labels, mask)
     done = _Completed(dict(labels), dict(mask), {name: jnp.where(there, 1.0, 0.0) for name, there in mask.items()})
@@ -120,7 +121,7 @@ class Coupling:
       return {
         name: ramp * weight * jnp.asarray(sum(loss(r, outputs, labels, mask, label_stats) for r in self.relations))
         for name, (weight, loss) in wanted.items()
-        if weight
+        if is_on(weight)
       }
 
     return weighted
