@@ -69,7 +69,7 @@ def landmarks(
     divisors = _between(labels.reshape(by_point) * pixels[:, None], labelled, ends)
   counted = labelled & (divisors > 0)[:, None]
   distances = np.linalg.norm(errors * pixels[:, None], axis=-1) / np.where(divisors > 0, divisors, 1.0)[:, None]
-  has_nme = counted.any(-1)
+  has_nme = np.asarray(counted.any(-1))
   nme = distances.sum(-1, where=counted) / np.maximum(counted.sum(-1), 1)
   mse = draws.mean(np.square(errors), present)
   return draws.result(
