@@ -57,7 +57,7 @@ def landmarks(
   draws = draws or whole(len(predictions))
   by_point = (len(labels), len(points), 2)
   errors, present = (predictions - labels).reshape(by_point), mask.reshape(by_point)
-  labelled = present.all(-1)
+  labelled = np.asarray(present.all(-1))
   # A padded row may have any source size; one pixel keeps its unused distances finite.
   pixels = np.where(labelled.any(-1, keepdims=True), np.asarray(source_size, np.float64), 1.0)
   if over == DIAGONAL:
