@@ -95,7 +95,7 @@ def own(config: ConfigDict) -> dict[str, str]:
   """The fields of a configuration that name a part of the user's own, with their values; of several as `field.0`."""
   values: dict[str, str] = {}
   for field in FIELDS.values():
-    value = functools.reduce(lambda group, part: group[part], field.name.split('.'), config)
+    value: Any = functools.reduce(lambda group, part: group[part], field.name.split('.'), config)
     if field.kind == PART:
       values[field.name] = value
     elif field.kind == PARTS:
