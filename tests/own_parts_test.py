@@ -58,7 +58,7 @@ def cache(tmp_path, monkeypatch):
 
 def trained(faces, folder, fields=FIELDS) -> tuple[dict, mtl_jax.Run]:
   """A run of four steps whose parts are those of the page, in files of `folder`."""
-  overrides = {'train.steps': 4, 'model.width': 4, 'eval.every_steps': 4}
+  overrides: dict = {'train.steps': 4, 'model.width': 4, 'eval.every_steps': 4}
   for field, name, code in zip(FIELDS, NAMES, CODE, strict=True):
     if field in fields:
       (folder / f'{name}.py').write_text(code)
