@@ -181,13 +181,18 @@ def _parser() -> argparse.ArgumentParser:
   study = verb('study', _study, text, several=True)
   _add_config(study)
 
+  sweep = verb('sweep', _sweep, 'search fields and loss weights, and draw the front of the tasks', several=True)
+  _add_config(sweep)
+
   affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
   _add_config(affinity)
 
-  for printing in (evaluation, study, affinity):
+  for printing in (evaluation, study, sweep, affinity):
     printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
 
-  report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
+  report = verb(
+    'report', _report, 'rebuild report.html of a study, a sweep, an affinity run, or of one or several runs'
+  )
   report.add_argument('--workdir', required=True, help=WORKDIR)
   report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
 
@@ -300,6 +305,12 @@ def _predict(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
   found = mtl_jax.study(**_configured(options))
   _print(options, found, lambda terminal: terminal.of_study(found))
+  return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+  found = mtl_jax.sweep(**_configured(options))
+  _print(options, found, lambda terminal: terminal.of_sweep(found))
   return 0
 
 

@@ -48,3 +48,18 @@ for (const table of document.querySelectorAll('table.sortable')) {
   filter.hidden = false;
   apply();  // A browser may have kept what was typed before the page was loaded again.
 }
+
+// A point of a chart says what it is below the chart: under a mouse, or at a touch.
+for (const figure of document.querySelectorAll('figure')) {
+  const points = figure.querySelectorAll('.says');
+  if (!points.length) continue;
+  const line = document.createElement('p');
+  line.className = 'quiet';
+  line.setAttribute('role', 'status');
+  figure.append(line);
+  for (const point of points) {
+    for (const event of ['pointerenter', 'click']) {
+      point.addEventListener(event, () => { line.textContent = point.dataset.says; });
+    }
+  }
+}
