@@ -27,11 +27,12 @@ from mtl_jax.configs import default
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.data.input.mixture import load_split
+from mtl_jax.data.source import ListedImages
 from mtl_jax.data.sources.celeba import open_celeba
 from mtl_jax.data.store.images import ENCODINGS, THREADS
 from mtl_jax.data.store.reader import Store, open_store
 from mtl_jax.data.store.writer import prepare
-from mtl_jax.data.synthetic import source as synthetic
+from mtl_jax.data.synthetic import sets
 from mtl_jax.training import building, loop
 from mtl_jax.training.building import Run
 
@@ -47,7 +48,8 @@ def main() -> None:
     vars(options).update(QUICK)
   rows: list[Row] = []
   with tempfile.TemporaryDirectory() as scratch:
-    source = options.source or draw(Path(scratch), options.num)
+    drawn = partial(sets.draw, sets.FACES, Path(scratch) / 'source', num=options.num, seed=0)
+    source = open_celeba(options.source) if options.source else drawn()
     for size in ((32, 32),) if options.quick else SIZES:
       stores = prepared(source, Path(scratch), size)
       decoded = decoding(stores['jpeg'], options)
@@ -68,17 +70,12 @@ def flags() -> argparse.ArgumentParser:
   return made
 
 
-def draw(scratch: Path, num: int) -> Path:
-  synthetic.write(scratch / 'source', num=num, seed=0)
-  return scratch / 'source'
-
-
-def prepared(source: Path, scratch: Path, size: tuple[int, int]) -> dict[str, Store]:
+def prepared(source: ListedImages, scratch: Path, size: tuple[int, int]) -> dict[str, Store]:
   """The set in both encodings."""
   stores = {}
   for encoding in ENCODINGS:
     out = scratch / f'{size[0]}x{size[1]}-{encoding}'
-    prepare(open_celeba(source), out, image_size=size, encoding=encoding, log=lambda _: None)
+    prepare(source, out, image_size=size, encoding=encoding, log=lambda _: None)
     stores[encoding] = open_store(out)
   return stores
 

@@ -46,6 +46,7 @@ def prepare(
   source: Place | None = None,
   image_size: tuple[int, int] = (64, 64),
   encoding: str = 'decoded',
+  fit: str = 'squash',
   crop_margin: float | None = None,
   num: int = 4000,
   seed: int = 0,
@@ -55,11 +56,14 @@ def prepare(
   """Reads a data set once and stores it for training.
 
   Args:
-    name: celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python file of your own.
+    name: celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, `tfds:NAME`, or a Python
+      file of your own.
     out: the folder to make, which may be in a bucket.
     source: the folder with the files of the set; TFDS's data_dir.
     image_size: height and width of the stored images in pixels.
     encoding: decoded (pixels) or jpeg (a quarter to a seventh as large).
+    fit: the way of images of other shapes to that size: squash, crop (their middle) or pad (black); `predict` does as
+      the set that a model has learned from.
     crop_margin: of `mtfl`: crop train images to their landmarks and this many times their extent at each side.
     num: number of faces of a synthetic set.
     seed: of a synthetic set.
@@ -87,6 +91,7 @@ def prepare(
       seed=seed,
       crop_margin=crop_margin,
       encoding=encoding,
+      fit=fit,
       parsing=parsing,
       workers=workers,
       log=logging.getLogger('mtl_jax').info,

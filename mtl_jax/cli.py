@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     'set',
     metavar='SET',
-    help='celeba, cub, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your own FILE.py',
+    help='celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your FILE.py',
   )
   prepare.add_argument(
     '--source',
@@ -133,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     choices=('decoded', 'jpeg'),
     default='decoded',
     help='keep pixels, or JPEGs of that size, a quarter to a seventh as large; default: decoded',
+  )
+  prepare.add_argument(
+    '--fit',
+    choices=('squash', 'crop', 'pad'),
+    default='squash',
+    help='images of other shapes: squash them, crop to their middle, or pad with black; default: squash',
   )
   prepare.add_argument(
     '--crop_margin',
@@ -173,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
   predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
   predict.add_argument('--csv', type=local_path, metavar='FILE', help='write a table with a row for each image')
+  predict.add_argument(
+    '--align', action='store_true', help="turn, scale and move photos to the training set's mean landmarks first"
+  )
   predict.add_argument('--step', type=int, help='another checkpoint than the best')
   tuned = 'also say yes or no to each attribute, by the thresholds of `eval --tune_thresholds`'
   predict.add_argument('--tuned_thresholds', action='store_true', help=tuned)
@@ -264,6 +273,7 @@ def _prepare(options: argparse.Namespace) -> int:
     source=options.source,
     image_size=tuple(options.image_size),
     encoding=options.encoding,
+    fit=options.fit,
     crop_margin=options.crop_margin,
     num=options.num,
     seed=options.seed,
@@ -299,7 +309,7 @@ def _predict(options: argparse.Namespace) -> int:
   model = mtl_jax.load(
     options.workdir, step=options.step, tuned_thresholds=options.tuned_thresholds, allow_code=options.allow_code
   )
-  return 2 if predict_files(model, options.images, out=options.out, table=options.csv) else 0
+  return 2 if predict_files(model, options.images, out=options.out, table=options.csv, align=options.align) else 0
 
 
 def _study(options: argparse.Namespace) -> int:

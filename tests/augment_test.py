@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.input.augment import MEAN, STD, Augmentation, augment, normalize
-from mtl_jax.tasks import BinaryTask, LandmarkTask
+from mtl_jax.data.input.augment import MEAN, STD, Augmentation, augment, doubts, normalize
+from mtl_jax.data.sources import clothing, fairface, mtfl, utkface
+from mtl_jax.data.synthetic import expressions
+from mtl_jax.tasks import BinaryTask, CategoricalTask, DenseTask, LandmarkTask, RegressionTask
 
 EYES = LandmarkTask('landmarks', ('lefteye_x', 'lefteye_y', 'righteye_x', 'righteye_y'))
 SMILE = BinaryTask('attributes', ('Smiling',))
@@ -159,3 +161,29 @@ def test_brightness_and_contrast_are_one_gain_and_one_bias_an_image():
     np.testing.assert_allclose(after, gain * before + bias, atol=1e-5)
     assert abs(gain - 1) <= 0.3
     assert abs(bias) <= 0.5
+
+
+@pytest.mark.parametrize(
+  ('task', 'field'),
+  [
+    (CategoricalTask('gaze', ('gaze',), classes=('left', 'ahead', 'right')), 'flip'),
+    (DenseTask('parts', ('parts',), classes=('around', 'left_eye', 'right_eye')), 'flip'),
+    (BinaryTask('attributes', ('Smiling', 'Looks_Left')), 'flip'),
+    (RegressionTask('pose', ('yaw',)), 'flip'),
+    (LandmarkTask('points', ('eye_left_x', 'eye_left_y', 'eye_right_x', 'eye_right_y')), 'flip'),
+    (LandmarkTask('points', ('a_x', 'a_y', 'b_x', 'b_y')), 'flip'),
+    (RegressionTask('face', ('distance',)), 'zoom'),
+    (RegressionTask('face', ('orientation',)), 'rotate'),
+  ],
+)
+def test_labels_that_a_change_makes_wrong_are_named_where_it_is_on(task, field):
+  (line,) = doubts([task], EVERYTHING)
+  assert f'augment.{field}' in line
+  assert repr(task.name) in line
+  assert doubts([task], EVERYTHING._replace(**{field: 0})) == []
+
+
+def test_labels_that_follow_the_image_raise_no_doubt():
+  gaze = CategoricalTask('gaze', ('gaze',), classes=('left', 'ahead', 'right'), mirrored=(2, 1, 0))
+  for tasks in (clothing.TASKS, fairface.TASKS, mtfl.TASKS, utkface.TASKS, expressions.TASKS, (EYES, SMILE, gaze)):
+    assert doubts(tasks, EVERYTHING) == []

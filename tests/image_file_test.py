@@ -32,7 +32,7 @@ def test_pixels_without_a_black_and_a_white_are_refused(tmp_path, kind):
 @pytest.mark.parametrize('format', FORMATS)
 def test_every_format_is_read_whatever_the_file_is_called(tmp_path, format):
   Image.fromarray(PIXELS).resize((60, 80)).save(tmp_path / 'a.jpg', format)
-  pixels, size = decode(tmp_path / 'a.jpg', (80, 60))
+  pixels, _, size = decode(tmp_path / 'a.jpg', (80, 60))
   assert size == (60, 80)
   assert np.abs(pixels.mean(-1) - np.asarray(Image.fromarray(PIXELS).resize((60, 80)))).mean() < 12
 

@@ -139,7 +139,7 @@ def test_a_jpeg_of_the_stored_size_keeps_its_bytes(tmp_path):
   for row, name in enumerate(files):
     kept = content[offsets[row] : offsets[row + 1]] == (tmp_path / name).read_bytes()
     assert kept == (name in ('kept.jpg', 'grey.jpg')), name
-    pixels, size = decode(tmp_path / name, (32, 24))
+    pixels, _, size = decode(tmp_path / name, (32, 24))
     assert np.abs(store.images[row].astype(int) - pixels).mean() < 4
     assert tuple(store.source_size[row]) == size
   assert 'JPEGs of quality 95, and 2 with the bytes of the source' in lines

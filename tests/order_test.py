@@ -13,6 +13,12 @@ from mtl_jax.data.input.sampler import interleaved, make_sampler, num_stripes, r
 from mtl_jax.errors import ConfigError
 
 quick = settings(deadline=None, max_examples=60)
+ORDER = {  # Of `test_the_order_stays_what_it_was`.
+  'small': [8, 4, 7, 2],
+  'striped': [4609, 43, 3985, 1622, 1441, 3811, 24, 2506],
+  'sets': [2441, 779, 3032, 2, 281, 1042, 3042, 2002],
+  'balanced': [182, 73, 101, 206, 247, 228],
+}
 
 
 def plain(step: int, *, seed: int, num_examples: int, batch_size: int) -> np.ndarray:
@@ -311,3 +317,15 @@ def test_the_first_set_comes_as_it_would_alone():
   both, alone = (make_sampler(3, sizes=sizes, rows=rows) for sizes, rows in (((20, 9), (8, 4)), ((20,), (8,))))
   for step in range(5):
     np.testing.assert_array_equal(both.indices(step)[both.sets == 0], alone.indices(step))
+
+
+def test_the_order_stays_what_it_was():
+  """Runs of today resume tomorrow: the positions of some batches, plain, of several sets, and balanced."""
+  groups = np.arange(300) * 7 % 10 - 1
+  found = {
+    'small': make_sampler(7, sizes=(10,), rows=(4,)).indices(12345),
+    'striped': make_sampler(7, sizes=(5000,), rows=(8,)).indices(1000),
+    'sets': make_sampler(7, sizes=(3000, 70), rows=(6, 2)).indices(99),
+    'balanced': make_sampler(7, sizes=(300,), rows=(6,), groups=groups).indices(99),
+  }
+  assert {name: rows.tolist() for name, rows in found.items()} == ORDER

@@ -3,13 +3,17 @@
 import celeba_layout
 import numpy as np
 import pytest
+from clothing_test import write_clothing
 from cub_test import write_cub
+from fairface_test import write_fairface
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mtfl_test import write_mtfl
 
 from mtl_jax.data.sources.celeba import open_celeba
+from mtl_jax.data.sources.clothing import open_clothing
 from mtl_jax.data.sources.cub import open_cub
+from mtl_jax.data.sources.fairface import open_fairface
 from mtl_jax.data.sources.mtfl import open_mtfl
 from mtl_jax.errors import DataError
 
@@ -19,8 +23,10 @@ READERS = {
   'mtfl': (lambda root: write_mtfl(root, test=1), open_mtfl),
   'mtfl_cropped': (lambda root: write_mtfl(root, test=1), lambda root: open_mtfl(root, crop_margin=1)),
   'cub': (write_cub, open_cub),
+  'clothing': (write_clothing, open_clothing),
+  'fairface': (write_fairface, open_fairface),
 }
-TEXT = ('.txt', '.csv')
+LABELS = ('.txt', '.csv', '.mat')
 CELLS = [
   '000001.jpg',
   'AFLW/0000-image.jpg',
@@ -43,11 +49,11 @@ CONTENT = st.binary() | st.lists(st.lists(st.sampled_from(CELLS)).map(' '.join))
 
 @pytest.fixture(scope='module', params=READERS)
 def folder(request, tmp_path_factory):
-  """A source as published, how it is opened, and the bytes of its text files."""
+  """A source as published, how it is opened, and the bytes of its files of labels."""
   root = tmp_path_factory.mktemp(request.param) / 'source'
   write, opened = READERS[request.param]
   write(root)
-  return root, opened, {path: path.read_bytes() for path in sorted(root.rglob('*')) if path.suffix in TEXT}
+  return root, opened, {path: path.read_bytes() for path in sorted(root.rglob('*')) if path.suffix in LABELS}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -62,6 +68,8 @@ def folder(request, tmp_path_factory):
 @example(which=0, cut=(20, 1), content=b'\r')
 @example(which=0, cut=(2, 0), content=b'\0')
 @example(which=2, cut=(2, 0), content=b'\x1b')
+@example(which=0, cut=(144, 1), content=b'\x01')
+@example(which=0, cut=(168, 4), content=b'\xff\xff\xff\x7f')
 def test_any_bytes_are_read_or_refused_in_one_line(folder, which, cut, content):
   root, opened, files = folder
   path = list(files)[which % len(files)]

@@ -162,7 +162,7 @@ def test_images_of_any_mode_are_read_as_rgb(tmp_path, mode):
     Image.fromarray(np.full((6, 5), 200 * 256, np.uint16)).save(path)
   else:
     Image.new('RGB', (5, 6), (200, 200, 200)).convert(mode).save(path)
-  pixels, size = decode(path, SIZE)
+  pixels, _, size = decode(path, SIZE)
   assert (pixels.shape, pixels.dtype, size) == ((*SIZE, 3), np.uint8, (5, 6))
   assert abs(pixels.mean() - 200) < {'1': 60, 'P': 5}.get(mode, 1)  # Few colours are dithered or rounded.
 
@@ -172,7 +172,7 @@ def test_a_photograph_taken_sideways_is_turned_upright():
   exif[0x0112] = 6  # The camera was turned by a quarter.
   file = io.BytesIO()
   Image.fromarray(np.repeat(np.array([[0], [255]], np.uint8), 4, 1)).save(file, 'PNG', exif=exif)
-  pixels, size = decode(file, (4, 2))
+  pixels, _, size = decode(file, (4, 2))
   assert size == (2, 4)
   assert pixels[:, :, 0].tolist() == [[255, 0]] * 4
 

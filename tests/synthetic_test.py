@@ -3,17 +3,17 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data.sources.celeba import open_celeba
-from mtl_jax.data.synthetic import canvas, drawing, people
+from mtl_jax.data.synthetic import canvas, drawing, expressions, people, sets
 from mtl_jax.data.synthetic import source as synthetic
 from mtl_jax.errors import DataError
 
-ATTRIBUTES = synthetic.ATTRIBUTES
+ATTRIBUTES = people.ATTRIBUTES
 COLUMN = {name: column for column, name in enumerate(ATTRIBUTES)}
 BEARDS = ('5_o_Clock_Shadow', 'Goatee', 'Mustache', 'Sideburns')
 
@@ -30,20 +30,14 @@ def draws():
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
-  """A folder of 50 faces."""
+  """Fifty faces as a source, and their folder."""
   out = tmp_path_factory.mktemp('synthetic') / 'faces'
-  synthetic.write(out, num=50, seed=3)
-  return out
+  return sets.draw(sets.FACES, out, num=50, seed=3), out
 
 
 def correlation(draws, first, second):
   labels = draws[0].astype(float)
   return np.corrcoef(labels[:, COLUMN[first]], labels[:, COLUMN[second]])[0, 1]
-
-
-def rows_of(path, *, header):
-  """The lines after the header, split into words."""
-  return [line.split() for line in path.read_text().splitlines()[header:]]
 
 
 def same(first, second):
@@ -71,65 +65,60 @@ def test_a_face_has_celebas_shapes():
   assert set(np.unique(face.labels['attributes'])) <= {0, 1}
 
 
-def test_files_agree_with_faces(written):
-  attributes = rows_of(written / 'Anno/list_attr_celeba.txt', header=2)
-  landmarks = rows_of(written / 'Anno/list_landmarks_align_celeba.txt', header=2)
-  identities = rows_of(written / 'Anno/identity_CelebA.txt', header=0)
-  partition = rows_of(written / 'Eval/list_eval_partition.txt', header=0)
-  assert len(attributes) == len(landmarks) == len(identities) == len(partition) == 50
-  for index in (0, 1, 23, 49):
-    face, name = synthetic.face(index, seed=3), f'{index + 1:06d}.jpg'
-    assert {rows[index][0] for rows in (attributes, landmarks, identities, partition)} == {name}
-    np.testing.assert_array_equal(np.array(attributes[index][1:], int), 2 * face.labels['attributes'] - 1)
-    points = np.array(landmarks[index][1:], float).reshape(5, 2)
-    np.testing.assert_allclose(points, face.labels['landmarks'], rtol=0, atol=0.0051)  # Two decimals are written.
-    assert int(identities[index][1]) == face.identity
-    assert ('train', 'val', 'test')[int(partition[index][1])] == face.split
-    with Image.open(written / 'img_align_celeba' / name) as image:
+def test_the_source_agrees_with_the_faces(written):
+  source, _ = written
+  assert [task.name for task in source.tasks] == ['attributes', 'landmarks']
+  assert list(source.images) == [f'{index + 1:06d}.jpg' for index in range(50)]
+  for record, index in zip(source.records(), range(50), strict=True):
+    face = synthetic.face(index, seed=3)
+    np.testing.assert_array_equal(record.labels['attributes'], face.labels['attributes'])
+    points = record.labels['landmarks'].reshape(5, 2)
+    np.testing.assert_allclose(points, face.labels['landmarks'], rtol=0, atol=0.0051)  # In hundredths.
+    assert (record.identity, record.split) == (face.identity, face.split)
+    with Image.open(record.image) as image:
       assert image.size == (178, 218)
       assert np.abs(np.asarray(image, float) - face.image).mean() < 10  # JPEG loses some of the grain.
 
 
-def test_headers_are_celebas(written):
-  attributes = (written / 'Anno/list_attr_celeba.txt').read_text().splitlines()[:2]
-  landmarks = (written / 'Anno/list_landmarks_align_celeba.txt').read_text().splitlines()[:2]
-  assert attributes[0] == landmarks[0] == '50'
-  assert tuple(attributes[1].split()) == ATTRIBUTES
+def test_attributes_are_celebas():
   assert len(ATTRIBUTES) == 40
   assert ATTRIBUTES[0] == '5_o_Clock_Shadow'
   assert list(ATTRIBUTES[1:]) == sorted(ATTRIBUTES[1:])
-  assert landmarks[1].split()[:4] == ['lefteye_x', 'lefteye_y', 'righteye_x', 'righteye_y']
 
 
 def test_fifty_faces_fill_every_split(written):
-  splits = [row[1] for row in rows_of(written / 'Eval/list_eval_partition.txt', header=0)]
-  assert set(splits) == {'0', '1', '2'}
+  assert set(written[0].splits) == {'train', 'val', 'test'}
 
 
 def test_more_processes_and_more_faces_write_the_same_files(written, tmp_path, monkeypatch):
   monkeypatch.setattr(synthetic, '_POOL_FROM', 1)
-  done = []
-  synthetic.write(tmp_path, num=70, seed=3, workers=2, progress=done.append)
-  assert sum(done) == 70
-  for path in sorted(written.rglob('*.jpg')):
-    assert (tmp_path / 'img_align_celeba' / path.name).read_bytes() == path.read_bytes()
-  for name, header in (('Anno/list_attr_celeba.txt', 2), ('Anno/list_landmarks_align_celeba.txt', 2)):
-    assert rows_of(tmp_path / name, header=header)[:50] == rows_of(written / name, header=header)
+  fewer, folder = written
+  more = sets.draw(sets.FACES, tmp_path / 'more', num=70, seed=3, workers=2)
+  for path in sorted(folder.rglob('*.jpg')):
+    assert (tmp_path / 'more' / path.relative_to(folder)).read_bytes() == path.read_bytes()
+  for name, values in fewer.labels.items():
+    np.testing.assert_array_equal(more.labels[name][:50], values)
+
+
+def test_faces_look_as_they_did_when_sets_of_today_were_drawn():
+  """Twelve of them, a quarter as large: a change of the drawing shows, rounding of another processor does not."""
+  golden = Image.open(Path(__file__).parent / 'golden' / 'faces.png')
+  sheet = Image.new('RGB', golden.size)
+  faces = [synthetic.face(index, seed=1).image for index in range(8)]
+  faces += [expressions.face(index, seed=1).image for index in range(4)]
+  for number, pixels in enumerate(faces):
+    small = Image.fromarray(pixels).reduce(4)
+    sheet.paste(small, (number % 6 * small.width, number // 6 * small.height))
+  assert np.abs(np.asarray(sheet, int) - np.asarray(golden)).max() <= 1
 
 
 @pytest.mark.parametrize(
-  ('flag', 'wrong'), [('--num', {'num': 0}), ('--seed', {'seed': -1}), ('--workers', {'workers': 0})]
+  ('flag', 'wrong'), [('--num', {'num': 0}), ('--seed', {'seed': -1}), ('workers', {'workers': 0})]
 )
 def test_a_number_out_of_range_is_refused_by_its_flag(tmp_path, flag, wrong):
   with pytest.raises(DataError, match=flag):
-    synthetic.write(tmp_path / 'none', **({'num': 1, 'seed': 0} | wrong))
+    sets.draw(sets.FACES, tmp_path / 'none', **({'num': 1, 'seed': 0} | wrong))
   assert not (tmp_path / 'none').exists()
-
-
-def test_a_folder_that_is_a_file_is_refused(tmp_path):
-  (tmp_path / 'taken').write_text('')
-  with pytest.raises(DataError, match='taken'):
-    synthetic.write(tmp_path / 'taken', num=1, seed=0)
 
 
 def test_drawing_does_not_load_jax():
@@ -243,15 +232,15 @@ def drawn(sitter, **strength):
   return drawing.draw(sitter, np.random.default_rng(0)).astype(int)
 
 
-@pytest.mark.parametrize('name', synthetic.VISIBLE)
+@pytest.mark.parametrize('name', people.VISIBLE)
 def test_a_visible_attribute_changes_the_picture(plain, name):
   changed = np.abs(drawn(plain) - drawn(plain, **{name: -plain.strength[name]})).max(axis=2) > 12
   assert changed.sum() >= 20
 
 
 def test_what_is_not_visible_changes_nothing(plain):
-  assert len(synthetic.VISIBLE) >= 25
-  for name in set(ATTRIBUTES) - set(synthetic.VISIBLE):
+  assert len(people.VISIBLE) >= 25
+  for name in set(ATTRIBUTES) - set(people.VISIBLE):
     np.testing.assert_array_equal(drawn(plain), drawn(plain, **{name: 2.0}))
 
 
@@ -270,14 +259,3 @@ def test_the_lips_end_at_the_mouth_corners(plain):
   left, right = canvas.landmarks(plain)[3:]
   columns = np.flatnonzero((np.abs(closed).max(axis=2) > 12).any(axis=0))
   np.testing.assert_allclose((columns[0], columns[-1]), (left[0], right[0]), rtol=0, atol=2.5)
-
-
-def test_the_celeba_reader_reads_them(written):
-  records = list(open_celeba(written).records())
-  assert len(records) == 50
-  for index in (0, 49):
-    record, face = records[index], synthetic.face(index, seed=3)
-    assert (record.split, record.identity) == (face.split, face.identity)
-    sizes = {values.size: values.ravel() for values in record.labels.values()}
-    np.testing.assert_array_equal(sizes[40] > 0, face.labels['attributes'])
-    np.testing.assert_allclose(sizes[10], face.labels['landmarks'].ravel(), rtol=0, atol=0.0051)

@@ -4,34 +4,33 @@ A new reader is a file here and a line in `READERS`; a user's own needs no line,
 """
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mtl_jax.config import choose
 from mtl_jax.data.source import Source
 from mtl_jax.data.sources.celeba import open_celeba
+from mtl_jax.data.sources.clothing import open_clothing
 from mtl_jax.data.sources.cub import open_cub
+from mtl_jax.data.sources.fairface import open_fairface
 from mtl_jax.data.sources.mtfl import open_mtfl
 from mtl_jax.data.sources.own import open_own
 from mtl_jax.data.sources.tfds import open_tfds
 from mtl_jax.data.sources.utkface import open_utkface
 from mtl_jax.data.store import writer as store_writer
-from mtl_jax.data.synthetic import expressions
-from mtl_jax.data.synthetic import source as synthetic
-from mtl_jax.data.synthetic.parsing import with_parsing
+from mtl_jax.data.synthetic import sets as drawn
 from mtl_jax.errors import DataError, one_line
 from mtl_jax.platform.address import local_path
-from mtl_jax.platform.progress_bar import bar
 
 READERS: dict[str, Callable[[Path], Source]] = {
   'celeba': open_celeba,
+  'clothing': open_clothing,
   'cub': open_cub,
+  'fairface': open_fairface,
   'mtfl': open_mtfl,
   'utkface': open_utkface,
 }
 TFDS = 'tfds:'
-DRAWN = (synthetic.NAME, expressions.NAME)
 
 
 def prepare(
@@ -45,10 +44,11 @@ def prepare(
   log: Callable[[str], None],
   crop_margin: float | None = None,
   encoding: str = 'decoded',
+  fit: str = 'squash',
   parsing: bool = False,
   workers: int = 1,
 ) -> dict[str, Any]:
-  """Prepares a set by name; those in DRAWN draw `num` faces from `seed`, the others are read from `source`.
+  """Prepares a set by name; those in `drawn.DRAWN` draw `num` faces from `seed`, the others are read from `source`.
 
   `tfds:NAME` is a set that TFDS has prepared in its data_dir `source`, or in its default one where that is None. A name
   that ends in `.py` is a file that opens a set of the user's own, which may need no source.
@@ -57,7 +57,7 @@ def prepare(
   other labels stay as they are. `workers` is the number of processes that draw; with more than 1 the program that calls
   this must be guarded by `if __name__ == '__main__'`.
 
-  `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` see `store_writer.prepare`.
+  `crop_margin` is for `mtfl` alone, see `open_mtfl`; for `encoding` and `fit` see `store_writer.prepare`.
 
   Returns:
     The schema of the prepared set.
@@ -66,16 +66,17 @@ def prepare(
     DataError: for bad input, naming file and row.
   """
   if not name.startswith(TFDS) and not name.endswith('.py'):
-    choose(name, (*READERS, *DRAWN, 'tfds:NAME', 'FILE.py'), field='prepare')
+    choose(name, (*READERS, *drawn.DRAWN, 'tfds:NAME', 'FILE.py'), field='prepare')
   if crop_margin is not None and name != 'mtfl':
     raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
-  if parsing and name != synthetic.NAME:
+  if parsing and name != drawn.FACES:
     raise DataError(f'prepare {name}: --parsing is for synthetic only; leave it out')
   opened: Source | Callable[[Path], Source]
-  if name in DRAWN:
+  if name in drawn.DRAWN:
     if source is not None:
       raise DataError(f'prepare {name} draws its own faces; leave out --source')
-    opened = partial(_draw, name, num=num, seed=seed, parsing=parsing, workers=workers)
+    how = {'num': num, 'seed': seed, 'parsing': parsing, 'workers': workers}
+    opened = lambda folder: drawn.draw(name, folder / 'source', **how)  # noqa: E731
   elif source is None and name in READERS:
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
   else:
@@ -83,7 +84,7 @@ def prepare(
       opened = _open(name, source, crop_margin=crop_margin)
     except OSError as error:
       raise DataError(f'{source}: cannot be read: {one_line(error)}') from error
-  return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, log=log)
+  return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, fit=fit, log=log)
 
 
 def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Source:
@@ -93,14 +94,3 @@ def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Sourc
     return open_own(local_path(name), source)
   assert source is not None
   return READERS[name](source) if crop_margin is None else open_mtfl(source, crop_margin=crop_margin)
-
-
-def _draw(name: str, folder: Path, *, num: int, parsing: bool, **how: Any) -> Source:
-  """Draws faces into `folder/source`: in CelebA's layout, to be read as CelebA, or with expressions."""
-  place = folder / 'source'
-  with bar(num, description='draw faces', unit='image') as progress:
-    if name == expressions.NAME:
-      return expressions.draw(place, num=num, progress=progress.update, **how)
-    synthetic.write(place, num=num, progress=progress.update, parsing=parsing, **how)
-  source = open_celeba(place)
-  return with_parsing(source, place) if parsing else source

@@ -172,6 +172,11 @@ def tenth_of(digest: str) -> int:
   return int(digest[:8], 16) % 10
 
 
+def split_by_digest(image: Path) -> str:
+  """The split of an image of a set that has none of its own: a tenth is `val`, another `test`."""
+  return {0: 'val', 1: 'test'}.get(tenth_of(content_digest(image)), 'train')
+
+
 def held_out(image: Path) -> bool:
   """True for a tenth of images, by their bytes: those of the training set that are for validation."""
   return tenth_of(content_digest(image)) == 0
@@ -188,3 +193,6 @@ def landmark_task(columns: Sequence[str], *, name: str = 'landmarks') -> Landmar
   if alone := sorted(set(labels) ^ set(columns)):
     raise ValueError(f'landmarks are named POINT_x and POINT_y in pairs; see {alone[0][:40]!r}')
   return LandmarkTask(name, tuple(labels))
+
+
+LANDMARKS = landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy'])  # The task of most sets.

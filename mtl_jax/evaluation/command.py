@@ -192,6 +192,8 @@ def _common_tasks(model: TrainedModel, store: DataSet) -> tuple[Task, ...]:
     raise DataError(
       f'{store.directory} holds images of {have}, the model takes {want}; prepare them with --image_size {size}'
     )
+  if (asked := model.facts.fit) != store.fit:
+    log.warning('warning: %s was prepared with --fit %s, the model learned from %s', store.directory, store.fit, asked)
   there = {task.name: task.labels for task in store.tasks}
   mixed = bool(model.config.data.dirs)  # Only then may labels of a task be missing.
   lacking = {

@@ -83,6 +83,7 @@ def describe(model: TrainedModel, exported: jax.export.Exported) -> dict[str, An
       'dtype': 'uint8',
       'shape': ['b', height, width, 3],
       'image_size': [height, width],
+      'fit': model.facts.fit,
       'layout': 'NHWC, RGB from 0 to 255; normalisation is part of the program',
     },
     'outputs': {task.name: describe_outputs(task, results[task.name].dtype) for task in model.tasks},

@@ -1,5 +1,6 @@
 """A trained network, to use on images: `mtl_jax.load(workdir)`."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,8 +11,9 @@ from jaxtyping import Array, UInt8
 from PIL import Image
 
 from mtl_jax.data.input.augment import network_input
-from mtl_jax.data.sources.image_file import decode, squash
+from mtl_jax.data.sources.image_file import Box, fitted, read_upright
 from mtl_jax.errors import DataError
+from mtl_jax.evaluation.align import aligned
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models.backbone import Representation
 from mtl_jax.run.workdir import TrainedModel
@@ -20,6 +22,33 @@ from mtl_jax.tasks import Task
 BATCH = 32  # Images a call of the network.
 
 Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """One image and what is predicted of it.
+
+  Attributes:
+    image: as it was given.
+    size: its width and height.
+    predictions: those of `Model.apply`, with points and maps where they lie in the whole image.
+    aligned: True where its own landmarks have framed it.
+  """
+
+  image: Any
+  size: tuple[int, int]
+  predictions: Mapping[str, np.ndarray]
+  aligned: bool
+
+
+@dataclasses.dataclass
+class _Input:
+  """An image on its way: as it was given, its size, and the view of `Task.on_picture`."""
+
+  image: Any
+  size: tuple[int, int]
+  view: np.ndarray
+  aligned: bool = False
 
 
 class Model:
@@ -50,6 +79,17 @@ class Model:
     return self.trained.facts.image_size
 
   @property
+  def fit(self) -> str:
+    """The way of images of other shapes into that: squash, crop or pad, as the training set was prepared."""
+    return self.trained.facts.fit
+
+  @property
+  def aspect(self) -> float:
+    """Width over height of what an image shows, in the median of the training set's."""
+    height, width = self.image_size
+    return self.trained.facts.aspect or width / height
+
+  @property
   def variables(self) -> Mapping[str, Any]:
     """The network's weights, the averaged ones where the run kept them: `params`, `batch_stats` ..."""
     return self.trained.variables
@@ -63,31 +103,45 @@ class Model:
     trained = self.trained
     return predict_step(variables, trained.label_stats, images, model=trained.model, tasks=trained.tasks)[1]
 
-  def predict(self, images: Images) -> list[dict[str, Any]]:
+  def predict(self, images: Images, *, align: bool = False) -> list[dict[str, Any]]:
     """Each image's predictions, as `mtl-jax predict` prints them: `{task: {name: value}}`.
 
     Args:
       images: uint8 `[n, h, w, 3]`, or a list of arrays `[h, w, 3]` of any sizes, or of image files.
+      align: turn, scale and move each image so that its landmarks, which are predicted first, come to where the
+        training set's mean ones are; an image whose landmarks are those of no face stays as it is.
 
     Returns:
       For each image a dictionary; landmarks are in pixels of that image.
 
     Raises:
-      DataError: for a file that is no image, or an array of another type or shape.
+      DataError: for a file that is no image, an array of another type or shape, or `align` without landmarks.
     """
-    return [self.described(predictions, size) for _, predictions, size in self.each(images)]
+    return [self.described(seen.predictions, seen.size) for seen in self.each(images, align=align)]
 
   def each(
-    self, images: Images, *, refused: Callable[[DataError], None] | None = None
-  ) -> Iterator[tuple[Any, dict[str, np.ndarray], tuple[int, int]]]:
-    """Yields every image with its predictions, as `apply` gives them, and its width and height.
+    self, images: Images, *, align: bool = False, refused: Callable[[DataError], None] | None = None
+  ) -> Iterator[Seen]:
+    """Yields every image with its predictions.
 
     `refused` hears of the images that cannot be read, and the others are still done; without it the first is an error.
     """
-    for read, pixels in self._batches(images, refused):
+    points = next((task for task in self.tasks if task.coordinates and len(task.labels) > 2), None)
+    if align and points is None:
+      raise DataError(f'align: the model predicts no landmarks, only {", ".join(task.name for task in self.tasks)}')
+    for inputs, pixels in self._batches(images, refused):
       predictions = jax.device_get(self._apply(self.variables, pixels))
-      for row, (image, size) in enumerate(read):
-        yield image, {name: values[row] for name, values in predictions.items()}, size
+      if align and points:
+        mean = np.asarray(self.trained.label_stats[points.name].baseline).reshape(-1, 2)
+        for row, one in enumerate(inputs):
+          found = points.on_picture(predictions[points.name][row], one.view).reshape(-1, 2)
+          picture = _picture(one.image)
+          if framed := aligned(picture, found, mean, size=self.image_size, aspect=self.aspect):
+            (pixels[row], one.view), one.aligned = framed, True
+        predictions = jax.device_get(self._apply(self.variables, pixels))
+      for row, one in enumerate(inputs):
+        own = {task.name: task.on_picture(predictions[task.name][row], one.view) for task in self.tasks}
+        yield Seen(one.image, one.size, own, one.aligned)
 
   def described(self, predictions: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
     """One image's predictions of `apply` by the names of its labels; landmarks in pixels of its width and height.
@@ -118,8 +172,8 @@ class Model:
 
   def _batches(
     self, images: Images, refused: Callable[[DataError], None] | None
-  ) -> Iterator[tuple[list[tuple[Any, tuple[int, int]]], np.ndarray]]:
-    """Images with their widths and heights, and their pixels, filled up to one size of batches: one program."""
+  ) -> Iterator[tuple[list[_Input], np.ndarray]]:
+    """Images and their pixels, filled up to one size of batches: one program."""
     if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
       raise DataError('images: give an array [n, h, w, 3], or a list of arrays or files; of one image: [image]')
     if not len(images):
@@ -129,21 +183,29 @@ class Model:
       read, pixels = [], np.zeros((batch_size, *self.image_size, 3), np.uint8)
       for image in images[first : first + batch_size]:
         try:
-          pixels[len(read)], size = self.read(image)
+          picture = _picture(image)
+          pixels[len(read)], box = fitted(picture, self.image_size, self.fit)
         except DataError as error:
           if refused is None:
             raise
           refused(error)
         else:
-          read.append((image, size))
+          read.append(_Input(image, picture.size, view_of(box, picture.size)))
       if read:
         yield read, pixels
 
-  def read(self, image: np.ndarray | Path | str) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image, squashed to the network's size, and the width and height that it had."""
-    if isinstance(image, str | Path):
-      return decode(Path(image), self.image_size)
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-      raise DataError(f'images: an image is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}')
-    return squash(Image.fromarray(image), self.image_size)
+
+def view_of(box: Box, size: tuple[int, int]) -> np.ndarray:
+  """The view of `Task.on_picture` of a part of a picture."""
+  left, top, right, bottom = box
+  return np.array([[right - left, 0, left], [0, bottom - top, top]]) / np.array(size)[:, None]
+
+
+def _picture(image: np.ndarray | Path | str) -> Image.Image:
+  """An image, upright and in RGB. Raises DataError for what is none."""
+  if isinstance(image, str | Path):
+    return read_upright(Path(image))
+  image = np.asarray(image)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    raise DataError(f'images: an image is uint8 [h, w, 3], not {image.dtype} {list(image.shape)}')
+  return Image.fromarray(image)

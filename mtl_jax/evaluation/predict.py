@@ -13,24 +13,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtl_jax.data.sources.image_file import read_upright
 from mtl_jax.errors import CheckpointError, DataError
-from mtl_jax.evaluation.model import Model
+from mtl_jax.evaluation.model import Model, Seen
 from mtl_jax.platform import atomic_write
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
-MOST_STRETCHED = 1.6  # CelebA's own images are squashed by 1.22.
+MOST_STRETCHED = 1.6  # Of the training images' shape.
 
 
-def predict_files(model: Model, places: Sequence[Path], *, out: Path | None = None, table: Path | None = None) -> int:
-  """Prints a JSON line for each image file.
+def predict_files(
+  model: Model, places: Sequence[Path], *, out: Path | None = None, table: Path | None = None, align: bool = False
+) -> int:
+  """Prints a JSON line for each image file; one that is cropped, padded or aligned says so.
 
   Args:
     model: what predicts.
     places: image files, and folders, of which all image files are taken.
     out: a folder to draw the predictions into.
     table: a CSV file to write, with a row for each image.
+    align: see `Model.predict`.
 
   Returns:
     The number of files that could not be read; each is logged in one line, and the others are still done.
@@ -50,15 +53,17 @@ def predict_files(model: Model, places: Sequence[Path], *, out: Path | None = No
     refused.append(error)
 
   drawn = {file.stem for file in files if out and file.resolve() == (out / f'{file.stem}.png').resolve()}  # Keep these.
-  for file, predictions, size in model.each(files, refused=refuse):
-    _warn_of_shape(file, size, model.image_size)
-    result = model.described(predictions, size)
-    print(json.dumps({'file': str(file), **result}), flush=True)
+  fit = {} if model.fit == 'squash' else {'fit': model.fit}
+  for seen in model.each(files, align=align, refused=refuse):
+    file, result = seen.image, model.described(seen.predictions, seen.size)
+    _warn_of_shape(seen, model, align=align)
+    framing = {'aligned': seen.aligned} if align else fit
+    print(json.dumps({'file': str(file), **framing, **result}), flush=True)
     if table is not None:
-      rows.append({'file': str(file), **flat(result)})
+      rows.append({'file': str(file), **framing, **flat(result)})
     if out is not None:
       content = io.BytesIO()
-      draw(file, predictions, model.tasks).save(content, 'PNG')
+      draw(file, seen.predictions, model.tasks).save(content, 'PNG')
       atomic_write.write(out / f'{_free_name(file.stem, drawn)}.png', content.getvalue())
   if table is not None:
     text = io.StringIO()
@@ -90,12 +95,17 @@ def flat(values: Mapping[str, Any] | Sequence[float], group: str = '') -> dict[s
   return columns
 
 
-def _warn_of_shape(file: Path, size: tuple[int, int], image_size: tuple[int, int]) -> None:
-  width, height = size
-  stretched = (width / height) / (image_size[1] / image_size[0])
-  if max(stretched, 1 / stretched) > MOST_STRETCHED:
+def _warn_of_shape(seen: Seen, model: Model, *, align: bool) -> None:
+  """Warns of an image that was framed otherwise than those the model has learned from."""
+  (width, height), squashed = seen.size, model.fit == 'squash'
+  stretched = (width / height) / (model.aspect if squashed else model.image_size[1] / model.image_size[0])
+  if align and not seen.aligned:
+    log.warning('warning: %s: has landmarks of no face, so it is not aligned; crop it to the face', seen.image)
+  elif not align and max(stretched, 1 / stretched) > MOST_STRETCHED:
+    done = {'squash': 'squashed', 'crop': 'cropped', 'pad': 'padded'}[model.fit]
     log.warning(
-      'warning: %s: %d x %d pixels are squashed to %d x %d; crop it to the face', file, width, height, *image_size[::-1]
+      'warning: %s: %d x %d pixels are %s to %d x %d; crop it to the face',
+      *(seen.image, width, height, done, *model.image_size[::-1]),
     )
 
 

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypedDict
+from typing import Annotated, Any, Literal, NoReturn, NotRequired, TypedDict
 
 import jax
 import msgspec
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -54,6 +55,8 @@ class _Facts(TypedDict):
   image_size: tuple[Side, Side]
   tasks: list[json_file.Fields]
   checksum: str
+  fit: NotRequired[Literal['squash', 'crop', 'pad']]
+  aspect: NotRequired[Annotated[float, msgspec.Meta(ge=0)]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +67,21 @@ class DataFacts:
     image_size: height and width of the network's input in pixels.
     tasks: the tasks of the data set, of which the config selects some.
     checksum: of the prepared set, or of all sets of a mixture.
+    fit: the way that images came to that size.
+    aspect: the median width over height of what the images show; 0 where an older version has not kept it.
   """
 
   image_size: tuple[int, int]
   tasks: tuple[Task, ...]
   checksum: str
+  fit: str = 'squash'
+  aspect: float = dataclasses.field(default=0.0, compare=False)
 
   @classmethod
   def of(cls, store: DataSet) -> 'DataFacts':
-    return cls(store.image_size, store.tasks, store.checksum)
+    sizes = np.concatenate([part.source_size for part in store.parts])
+    aspect = float(np.median(sizes[:, 0] / sizes[:, 1]))
+    return cls(store.image_size, store.tasks, store.checksum, store.fit, aspect)
 
   def to_json(self) -> dict[str, Any]:
     return {**vars(self), 'tasks': [task.to_json() for task in self.tasks]}
@@ -82,7 +91,7 @@ class DataFacts:
     """The facts `to_json` wrote. Raises UserError, which names the place, for what is none."""
     found = json_file.convert(value, _Facts, place=place, advice=advice)
     try:
-      return cls(found['image_size'], tuple(map(tasks.from_json, found['tasks'])), found['checksum'])
+      return cls(**{**found, 'tasks': tuple(map(tasks.from_json, found['tasks']))})
     except (TypeError, ValueError, UserError) as error:
       raise CheckpointError(f'{place} is not as it was written: {error}; {advice}') from error
 

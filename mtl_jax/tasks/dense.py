@@ -72,12 +72,29 @@ class DenseTask(Task):
 
   def from_source(self, labels, *, width, height):
     """The map at the size of the prepared set, by nearest neighbours."""
-    if labels.shape != (height, width):
-      raise ValueError(f'the map has shape {labels.shape}, the image {(height, width)}')
+    _require_shape(labels, (height, width))
     stated = Image.fromarray(np.where(np.isnan(labels), _MISSING, labels).astype(np.uint8))
     rows, columns = self.size
     resized = np.asarray(stated.resize((columns, rows), Image.Resampling.NEAREST), np.float32)
     return np.where(resized == _MISSING, np.nan, resized)
+
+  def in_box(self, labels, box, *, width, height):
+    _require_shape(labels, (height, width))
+    left, top, right, bottom = box
+    found = np.full((bottom - top, right - left), np.nan, np.float32)
+    inside = labels[max(top, 0) : bottom, max(left, 0) : right]
+    row, column = max(-top, 0), max(-left, 0)
+    found[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    return found
+
+  def on_picture(self, predictions, view):
+    """The map over the whole picture, at its own size: what the network did not see is of class 0."""
+    height, width = predictions.shape
+    y, x = np.mgrid[:height, :width] + 0.5
+    there = np.stack([x / width, y / height], -1) - view[:, 2]
+    x, y = np.moveaxis(np.floor(there @ np.linalg.inv(view[:, :2]).T * (width, height)).astype(int), -1, 0)
+    seen = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return np.where(seen, predictions[y.clip(0, height - 1), x.clip(0, width - 1)], 0)
 
   def stats(self, labels, *, mask, standardize):
     del standardize
@@ -132,3 +149,8 @@ class DenseTask(Task):
     hues = np.arange(len(self.classes) - 1) / max(len(self.classes) - 1, 1)
     colours = [(0, 0, 0, 0), *((*(255 * np.array(colorsys.hsv_to_rgb(hue, 0.9, 1.0))), OPACITY) for hue in hues)]
     return np.array(colours).astype(np.uint8)[predictions.astype(np.int64)]
+
+
+def _require_shape(labels: np.ndarray, shape: tuple[int, int]) -> None:
+  if labels.shape != shape:
+    raise ValueError(f'the map has shape {labels.shape}, the image {shape}')

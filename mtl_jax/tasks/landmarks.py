@@ -102,6 +102,13 @@ class LandmarkTask(Task):
     points[outside] = np.nan
     return points.reshape(-1)
 
+  def in_box(self, labels, box, *, width, height):
+    del width, height
+    return labels - np.tile(np.array(box[:2], np.float32), len(self.points))
+
+  def on_picture(self, predictions, view):
+    return (predictions.reshape(-1, 2) @ view[:, :2].T + view[:, 2]).reshape(-1)
+
   def metrics(self, predictions, labels, *, mask, source_size, draws=None):
     return landmarks(
       predictions,

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from flax import struct
@@ -14,6 +14,8 @@ from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.kinds import shown
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.metrics.metric import Metric
+
+Box: TypeAlias = tuple[int, int, int, int]  # Left, top, right and bottom, in pixels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,23 @@ class Task:
     """Labels `[k]` as a source states them, in the units of a prepared set; NaN says that a label is missing."""
     del width, height
     return labels
+
+  def in_box(self, labels: np.ndarray, box: Box, *, width: int, height: int) -> np.ndarray:
+    """Labels that a source states of an image of that size, stated of a part of it; the part may reach past its edges.
+
+    Raises:
+      ValueError: for labels that are not of such an image.
+    """
+    del box, width, height
+    return labels
+
+  def on_picture(self, predictions: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """One example's predictions, seen in the picture that the network's input was made of.
+
+    `view` `[2, 3]` takes x, y and 1, fractions of the input's width and height, to fractions of the picture's.
+    """
+    del view
+    return predictions
 
   def stats(self, labels: np.ndarray, *, mask: np.ndarray, standardize: bool) -> LabelStats:
     """Statistics of the train split's labels `[n, k]`, over those under a True mask.

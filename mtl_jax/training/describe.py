@@ -4,6 +4,7 @@ import logging
 
 import jax
 
+from mtl_jax.data.input.augment import doubts
 from mtl_jax.models import cost
 from mtl_jax.platform import sharding
 from mtl_jax.run.checkpoint import TrainProgress
@@ -38,6 +39,8 @@ def describe(run: Run, progress: TrainProgress) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
+  for line in doubts(run.tasks, run.augmentation):
+    log.warning(line)
   if len(run.train.parts) > 1:
     for part, size, rows in zip(run.store.parts, run.train.parts, splits.rows_by_set(config, run.train), strict=True):
       log.info('each batch holds %d rows of %s, which has %d', rows, part.directory, size)

@@ -56,6 +56,11 @@ class Mixture:
     return self.parts[0].image_size
 
   @property
+  def fit(self) -> str:
+    """The way that images came to that size, of all sets."""
+    return self.parts[0].fit
+
+  @property
   def split_sizes(self) -> dict[str, int]:
     """The number of rows of each split."""
     return {name: sum(part.split_sizes[name] for part in self.parts) for name in SPLITS}
@@ -104,12 +109,12 @@ def open_mixture(directories: Sequence[Path | str], renames: Renames, *, corrupt
       raise ConfigError(f'config.data.dirs: {directory} is named twice; config.data.weights says how much of each')
   stores = [sets.open_set(directory, corrupt_share=corrupt_share) for directory in directories]
   for store in stores[1:]:
-    if store.image_size != stores[0].image_size:
-      have, want = ('x'.join(map(str, one.image_size)) for one in (store, stores[0]))
-      size = ' '.join(map(str, stores[0].image_size))
+    have, want = (f'{"x".join(map(str, one.image_size))} ({one.fit})' for one in (store, stores[0]))
+    if have != want:
+      flags = f'--image_size {" ".join(map(str, stores[0].image_size))} --fit {stores[0].fit}'
       raise DataError(
         f'{store.directory} holds images of {have}, {stores[0].directory} of {want}; '
-        f'prepare all of a mixture alike, such as with --image_size {size}'
+        f'prepare all of a mixture alike, such as with {flags}'
       )
   _check_renames(renames, stores)
   parts = tuple(rename(store, renames) for store in stores)

@@ -1,7 +1,7 @@
 """Reads an image file as upright RGB pixels of a given size."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,7 +10,10 @@ from mtl_jax.errors import DataError, one_line
 
 # All that is read. Pillow knows many more by their content, whatever a file is called, and for some starts programs.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM')
+FITS = ('squash', 'crop', 'pad')  # The ways of a picture of any shape into a stored image: see `fit_box`.
 _BITS, _PHOTOMETRIC = 258, 262  # Tags of TIFF: bits a sample; 1 where 0 is black.
+
+Box: TypeAlias = tuple[int, int, int, int]
 
 
 def read_upright(image: Path | BinaryIO, *, name: str = 'image') -> Image.Image:
@@ -46,32 +49,58 @@ def _eight_bits(picture: Image.Image, opened: Image.Image) -> Image.Image:
   return Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
 
 
-def squash(picture: Image.Image, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-  """A picture's pixels, uint8 `[h, w, 3]`, at that height and width, and the width and height that it had."""
-  return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)), picture.size
+def fit_box(picture: tuple[int, int], size: tuple[int, int], fit: str) -> Box:
+  """The part of a picture that becomes the whole of a stored image: left, top, right and bottom in its pixels.
+
+  Args:
+    picture: its width and height.
+    size: height and width of the stored image.
+    fit: `squash` takes all of it, whatever its shape; `crop` the largest part in its middle of the stored image's
+      shape; `pad` the smallest part of that shape that holds all of it, black beyond its edges.
+  """
+  width, height = picture
+  if fit == 'squash':
+    return 0, 0, width, height
+  if (width * size[0] > height * size[1]) == (fit == 'crop'):
+    width = max(1, round(height * size[1] / size[0]))
+  else:
+    height = max(1, round(width * size[0] / size[1]))
+  left, top = (picture[0] - width) // 2, (picture[1] - height) // 2
+  return left, top, left + width, top + height
+
+
+def fitted(picture: Image.Image, size: tuple[int, int], fit: str) -> tuple[np.ndarray, Box]:
+  """A picture's pixels, uint8 `[h, w, 3]`, at that height and width by an antialiased filter, and its `fit_box`."""
+  box = fit_box(picture.size, size, fit)
+  part = picture if box == (0, 0, *picture.size) else picture.crop(box)
+  return np.asarray(part.resize((size[1], size[0]), Image.Resampling.BILINEAR)), box
 
 
 def decode(
   image: Path | BinaryIO,
   size: tuple[int, int],
   *,
-  crop: tuple[int, int, int, int] | None = None,
+  crop: Box | None = None,
+  fit: str = 'squash',
   name: str = 'image',
-) -> tuple[np.ndarray, tuple[int, int]]:
-  """Reads an image file as `read_upright` does, squashed to a size by an antialiased filter.
+) -> tuple[np.ndarray, Box, tuple[int, int]]:
+  """Reads an image file as `read_upright` does, at a size.
 
   Args:
     image: see `read_upright`.
     size: height and width of the result in pixels.
     crop: left, top, right and bottom, in pixels of the upright image, of the part to read instead of the whole;
       black where it reaches past the edges.
+    fit: see `fit_box`.
     name: see `read_upright`.
 
   Returns:
-    Pixels uint8 `[h, w, 3]`, and the width and height that the image, or the part of it, had.
+    Pixels uint8 `[h, w, 3]`; the box of them in the image, or in the part of it; and the width and height of that.
   """
   picture = read_upright(image, name=name)
   try:
-    return squash(picture.crop(crop) if crop else picture, size)
-  except (ValueError, OSError, Image.DecompressionBombError) as error:  # A crop of more pixels than an image may have.
-    raise DataError(f'{name}: is no readable image ({one_line(error)}); correct its crop') from error
+    whole = picture.crop(crop) if crop else picture
+    return *fitted(whole, size, fit), whole.size
+  except (ValueError, OSError, Image.DecompressionBombError) as error:  # Of more pixels than an image may have.
+    said = 'correct its crop' if crop else f'it cannot be fitted by {fit}'
+    raise DataError(f'{name}: is no readable image ({one_line(error)}); {said}') from error

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data.source import POINTS, Crop, ListedImages, held_out, landmark_task
-from mtl_jax.data.sources.text_table import PIXELS, Cell, Table, image_files, read_lines, read_table
+from mtl_jax.data.source import LANDMARKS, POINTS, Crop, ListedImages
+from mtl_jax.data.sources.text_table import PIXELS, Cell, Table, read_lines, read_official, read_table
 from mtl_jax.errors import DataError
 from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
 
@@ -24,7 +24,7 @@ CELLS: dict[str, Cell] = {
   'pose': Cell({str(c + 1): float(c) for c in range(5)}.__getitem__, '1 (left profile) to 5 (right profile)'),
 }
 TASKS: tuple[Task, ...] = (
-  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
+  LANDMARKS,
   BinaryTask('gender', ('Male',)),
   BinaryTask('smile', ('Smiling',)),
   BinaryTask('glasses', ('Eyeglasses',)),
@@ -58,32 +58,20 @@ def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedIma
   directory = Path(directory)
   if crop_margin is not None and not 0 <= crop_margin <= MAX_MARGIN:
     raise DataError(f'crop_margin must be from 0 to {MAX_MARGIN:g}, not {crop_margin}')
-  if not directory.is_dir():
-    raise DataError(f'{directory}: no such folder; give the one that holds training.txt and testing.txt')
-  paths = {split: directory / name for split, name in FILES.items()}
-  tables = {split: _read_table(path) for split, path in paths.items() if path.is_file()}
-  if not tables:
-    raise DataError(f'{directory}: is not MTFL: neither {" nor ".join(FILES.values())} is here')
-  if len(tables) == 2 and (both := [name for name in tables['test'].lines if name in tables['train'].lines]):
-    there = f'{FILES["train"]} in line {tables["train"].lines[both[0]]}'
-    tables['test'].refuse(both[0], f'{both[0][:40]!r} was already named by {there}; remove one of the rows')
-  images = {split: image_files(table, directory, nested=True) for split, table in tables.items()}
-
-  notes = [f'warning: {file} is missing, so there are no {split} images' for split, file in FILES.items()]
-  notes = [note for split, note in zip(FILES, notes, strict=True) if split not in tables]
-  splits = ['val' if held_out(path) else 'train' for path in images.get('train', {}).values()]
+  found = read_official(directory, FILES, _read_table, name='MTFL')
+  notes = list(found.notes)
   crops: dict[str, Crop] = {}
-  if crop_margin is not None and 'train' in tables:
-    in_train = [name for name, split in zip(images['train'], splits, strict=True) if split == 'train']
-    crops = _crops(tables['train'], in_train, margin=crop_margin)
+  if crop_margin is not None and 'train' in found.tables:
+    in_train = [name for name, split in zip(found.images, found.splits, strict=True) if split == 'train']
+    crops = _crops(found.tables['train'], in_train, margin=crop_margin)
     notes.append(f'train images are cropped to their landmarks and a margin of {crop_margin:g}; others stay whole')
-  labels = [_labels(table, crops) for table in tables.values()]
+  labels = [_labels(table, crops) for table in found.tables.values()]
   return ListedImages(
     name='mtfl',
     tasks=TASKS,
     notes=tuple(notes),
-    images={name: path for found in images.values() for name, path in found.items()},
-    splits=[*splits, *['test'] * len(images.get('test', {}))],
+    images=found.images,
+    splits=found.splits,
     labels={task.name: np.concatenate([part[task.name] for part in labels]) for task in TASKS},
     crops=crops,
     options={} if crop_margin is None else {'crop_margin': crop_margin},

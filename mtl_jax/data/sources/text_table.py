@@ -11,6 +11,7 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
+from mtl_jax.data.source import held_out
 from mtl_jax.errors import DataError
 
 MAX_PIXELS = 1e6  # A coordinate beyond this is no pixel, and would lose its fraction in float32.
@@ -152,6 +153,52 @@ def image_files(table: Table, folder: Path, *, nested: bool = False) -> dict[str
     such = f'{len(missing)} such images; unpack them all or remove their rows from every file'
     table.refuse(missing[0], f'{missing[0][:60]!r} is not in {folder} ({such})')
   return {name: folder / file for name, file in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Official:
+  """The rows of a set that its authors split in two.
+
+  Attributes:
+    tables: by `train` and `test`, or one of them.
+    images: the file of each image, train first.
+    splits: of each image; `val` is those of the training images that `held_out` names.
+    notes: a line about a file that is missing.
+  """
+
+  tables: dict[str, Table]
+  images: dict[str, Path]
+  splits: list[str]
+  notes: tuple[str, ...]
+
+
+def read_official(directory: Path, files: Mapping[str, str], read: Callable[[Path], Table], *, name: str) -> Official:
+  """Reads the file of `train` and that of `test`, of which one may be missing, and finds their images.
+
+  Raises:
+    DataError: where both are missing, what `read` raises, for an image that is not there, or is named by both.
+  """
+  if not directory.is_dir():
+    raise DataError(f'{directory}: no such folder; give the one that holds {" and ".join(files.values())}')
+  tables = {split: read(directory / file) for split, file in files.items() if (directory / file).is_file()}
+  if not tables:
+    raise DataError(f'{directory}: is not {name}: neither {" nor ".join(files.values())} is here')
+  if len(tables) == 2 and (both := [image for image in tables['test'].lines if image in tables['train'].lines]):
+    there = f'{files["train"]} in line {tables["train"].lines[both[0]]}'
+    tables['test'].refuse(both[0], f'{both[0][:40]!r} was already named by {there}; remove one of the rows')
+  images = {split: image_files(table, directory, nested=True) for split, table in tables.items()}
+  return Official(
+    tables=tables,
+    images={image: path for found in images.values() for image, path in found.items()},
+    splits=[
+      'test' if split == 'test' else 'val' if held_out(path) else 'train'
+      for split, found in images.items()
+      for path in found.values()
+    ],
+    notes=tuple(
+      f'warning: {files[split]} is missing, so there are no {split} images' for split in files if split not in tables
+    ),
+  )
 
 
 def is_count(cell: str) -> bool:

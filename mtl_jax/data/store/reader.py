@@ -79,6 +79,11 @@ class Store:
   checksum: str
 
   @property
+  def fit(self) -> str:
+    """The way that images came to the stored size; sets of before there was one are squashed."""
+    return self.schema.get('fit', 'squash')
+
+  @property
   def parts(self) -> 'tuple[Store, ...]':
     """The one set that this is; a `Mixture` has several."""
     return (self,)
@@ -111,6 +116,7 @@ class Header(msgspec.Struct):
   num_examples: Positive
   files: dict[str, dict[str, Any]]
   encoding: Literal['decoded', 'jpeg'] = 'decoded'
+  fit: Literal['squash', 'crop', 'pad'] = 'squash'
 
 
 def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:

@@ -15,8 +15,10 @@ import simplejpeg
 from jaxtyping import Int64, UInt32
 from PIL import Image
 
+from mtl_jax.config import choose, get_config
+from mtl_jax.data.input.augment import Augmentation, doubts
 from mtl_jax.data.source import SPLITS, Record, Source, checked, stated_labels
-from mtl_jax.data.sources.image_file import decode
+from mtl_jax.data.sources.image_file import FITS, Box, decode
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
 from mtl_jax.errors import DataError
@@ -38,6 +40,7 @@ def prepare(
   *,
   image_size: tuple[int, int],
   encoding: str = 'decoded',
+  fit: str = 'squash',
   workers: int | None = None,
   log: Callable[[str], None],
 ) -> Schema:
@@ -50,6 +53,7 @@ def prepare(
     image_size: height and width of the stored images in pixels.
     encoding: `decoded` keeps pixels; `jpeg` keeps JPEGs of that size, of quality 95 with 4:2:0 chroma, and a source's
       own bytes where they are such a JPEG already.
+    fit: the way of images of other shapes into the stored ones, see `fit_box`; labels move with them.
     workers: threads that decode; by default one a processor.
     log: takes the lines about what was kept.
 
@@ -58,11 +62,13 @@ def prepare(
   """
   if not (min(image_size) >= 1 and max(image_size) <= MAX_SIDE):
     raise DataError(f'--image_size: height and width in pixels must be from 1 to {MAX_SIDE}, not {shown(image_size)}')
+  choose(fit, FITS, field='--fit')
   if (Path(out) / 'schema.json').exists():
     raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
   with new_folder(out) as folder:
     opened = source(folder) if callable(source) else source
-    schema = _write(opened, folder, image_size=image_size, encoding=encoding, workers=workers or _WORKERS, log=log)
+    how = {'image_size': image_size, 'encoding': encoding, 'fit': fit}
+    schema = _write(opened, folder, **how, workers=workers or _WORKERS, log=log)
     tasks = [task.at_size(*image_size) for task in opened.tasks]
     paths = (ENCODINGS[encoding], *array_kinds(schema, tasks), 'names.txt')
     write_schema(folder, schema, paths)
@@ -70,11 +76,19 @@ def prepare(
 
 
 def _write(
-  source: Source, folder: Path, *, image_size: tuple[int, int], encoding: str, workers: int, log: Callable[[str], None]
+  source: Source,
+  folder: Path,
+  *,
+  image_size: tuple[int, int],
+  encoding: str,
+  fit: str,
+  workers: int,
+  log: Callable[[str], None],
 ) -> Schema:
   """Writes all files but schema.json, and returns what belongs into that."""
-  for note in getattr(source, 'notes', ()):
-    log(note)
+  by_default = Augmentation(**get_config().data.augment)
+  for line in (*getattr(source, 'notes', ()), *doubts(source.tasks, by_default)):
+    log(line)
   records, splits = _ordered(source)
   tasks = [task.at_size(*image_size) for task in source.tasks]
   schema = {
@@ -83,6 +97,7 @@ def _write(
     'options': dict(getattr(source, 'options', {})),
     'image_size': list(image_size),
     'encoding': encoding,
+    **({} if fit == 'squash' else {'fit': fit}),  # As sets had it before there was one.
     'tasks': [task.to_json() for task in tasks],
     'splits': splits,
     'num_examples': len(records),
@@ -95,8 +110,9 @@ def _write(
 
   def read_row(row: int) -> bytes:
     record = records[row]
-    content, size, as_they_were[row] = _image_bytes(record, image_size, encoding)
-    _fill_row(row, record, arrays, outside, tasks=tasks, size=size)
+    content, box, size = _image_bytes(record, image_size, encoding, fit)
+    as_they_were[row] = box is None
+    _fill_row(row, record, arrays, outside, tasks=tasks, box=box or (0, 0, *size), size=size)
     return content
 
   _write_images(folder, read_row, schema, arrays, workers=workers)
@@ -124,7 +140,8 @@ def _log_counts(
   height, width = schema['image_size']
   counts, num_examples = schema['counts'], schema['num_examples']
   sizes = ', '.join(f'{split} {end - begin}' for split, (begin, end) in schema['splits'].items())
-  log(f'{schema["source"]}: kept {num_examples} images at {height}x{width}: {sizes}; refused {counts["refused"]}')
+  size = f'{height}x{width}' + (f' ({schema["fit"]})' if 'fit' in schema else '')
+  log(f'{schema["source"]}: kept {num_examples} images at {size}: {sizes}; refused {counts["refused"]}')
   if schema['encoding'] == 'jpeg':
     log(f'JPEGs of quality {JPEG_QUALITY}, and {counts["as_they_were"]} with the bytes of the source')
   for task in schema['tasks']:
@@ -162,17 +179,24 @@ def _fill_row(
   outside: dict[str, np.ndarray],
   *,
   tasks: Sequence[Task],
+  box: Box,
   size: tuple[int, int],
 ) -> None:
-  """Writes a record, but its pixels, to its row; counts the labels that the task itself takes for missing."""
-  arrays['source_size.npy'][row] = size
+  """Writes a record, but its pixels, to its row; counts the labels that the task itself takes for missing.
+
+  Its image, or the part that its crop keeps, has this `size`, of which the stored image shows the `box`.
+  """
+  width, height = box[2] - box[0], box[3] - box[1]
+  arrays['source_size.npy'][row] = width, height
   arrays['identity.npy'][row] = record.identity
   for task in tasks:
     if task.name not in record.labels:
       continue
     stated = stated_labels(record, task)
     try:
-      labels = task.from_source(stated, width=size[0], height=size[1])
+      if box != (0, 0, *size):
+        stated = task.in_box(stated, box, width=size[0], height=size[1])
+      labels = task.from_source(stated, width=width, height=height)
     except ValueError as error:
       raise DataError(f'{record.name}: {task.name}: {error}; correct the source') from error
     missing = np.isnan(labels)
@@ -181,8 +205,10 @@ def _fill_row(
     outside[task.name][row] = 0 if task.dense else (missing & ~np.isnan(stated)).sum()
 
 
-def _image_bytes(record: Record, size: tuple[int, int], encoding: str) -> tuple[bytes, tuple[int, int], bool]:
-  """The bytes to store of a record's image, its size in the source, and True if they are the source's own."""
+def _image_bytes(
+  record: Record, size: tuple[int, int], encoding: str, fit: str
+) -> tuple[bytes, Box | None, tuple[int, int]]:
+  """The bytes to store of a record's image, with the box and size of `decode`; no box if they are the source's own."""
   image = record.image
   if callable(image):
     content = image()
@@ -192,11 +218,11 @@ def _image_bytes(record: Record, size: tuple[int, int], encoding: str) -> tuple[
   if encoding == 'jpeg' and not record.crop:
     content = image.getvalue() if isinstance(image, io.BytesIO) else image.read_bytes() if image.is_file() else b''
     if _is_such_a_jpeg(content, size):
-      return content, (size[1], size[0]), True
-  pixels, source_size = decode(image, size, crop=record.crop, name=record.name)
-  if encoding == 'decoded':
-    return pixels.tobytes(), source_size, False
-  return simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420'), source_size, False
+      return content, None, (size[1], size[0])
+  pixels, box, source_size = decode(image, size, crop=record.crop, fit=fit, name=record.name)
+  if encoding == 'jpeg':
+    return simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420'), box, source_size
+  return pixels.tobytes(), box, source_size
 
 
 def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:

@@ -7,19 +7,14 @@ nothing to do with it: tasks to show that coupling what is unrelated does no har
 """
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.source import POINTS, ListedImages, landmark_task
+from mtl_jax.data.source import LANDMARKS
 from mtl_jax.data.synthetic import canvas, drawing, people
-from mtl_jax.data.synthetic import source as synthetic
 from mtl_jax.data.synthetic.source import Face
 from mtl_jax.tasks import BinaryTask, CategoricalTask, Task
 
-NAME = 'synthetic:expressions'
 EXPRESSIONS = ('neutral', 'happy', 'sad', 'fear', 'anger', 'surprise', 'disgust')
 UNITS = tuple(f'AU{number}' for number in (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 15, 17, 20, 23, 24, 25, 26))
 # As in Kollias et al. (2024); what that table gives with certainty is 0.95 here, and what it does not list 0.03.
@@ -43,7 +38,7 @@ TASKS: tuple[Task, ...] = (
   CategoricalTask('expression', ('expression',), classes=EXPRESSIONS),
   BinaryTask('action_units', UNITS),
   BinaryTask('attributes', UNRELATED),
-  landmark_task([f'{point}_{axis}' for point in POINTS for axis in 'xy']),
+  LANDMARKS,
 )
 # Attributes that would show an expression are held at what a face at rest has.
 _AT_REST = {'Smiling': -1.2, 'Mouth_Slightly_Open': -1.2, 'High_Cheekbones': -1.2, 'Narrow_Eyes': -1.0}
@@ -73,22 +68,3 @@ def face(index: int, *, seed: int) -> Face:
   }
   image = drawing.draw(sitter, np.random.default_rng([seed, _EXPRESSION, index, 1]))
   return Face(image, labels, *people.identity_of(index, seed=seed))
-
-
-def draw(
-  images: Path, *, num: int, seed: int, workers: int = 1, progress: Callable[[int], Any] | None = None
-) -> ListedImages:
-  """Draws `num` faces into a new folder, and returns them as a source."""
-  images.mkdir(parents=True)
-  labels, identities, splits = zip(
-    *synthetic.write_images(images, face, num=num, seed=seed, workers=workers, progress=progress), strict=True
-  )
-  return ListedImages(
-    name=NAME,
-    tasks=TASKS,
-    notes=(),
-    images={name: images / name for name in map(synthetic.file_name, range(num))},
-    splits=list(splits),
-    labels={task.name: np.stack([row[task.name] for row in labels]) for task in TASKS},
-    identity=np.array(identities, np.int32),
-  )
