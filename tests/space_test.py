@@ -95,7 +95,7 @@ def test_numbers_of_a_step_are_arguments_and_what_changes_it_is_not():
   config = config_of('objective.name=cagrad')
   assert set(space.arguments(dict(replica.values), config)) == {RATE, 'objective.weights.landmarks'}
   assert space.arguments({'objective.options.c': 0.1}, config) == ('objective.options.c',)
-  assert space.arguments({'objective.options.warmup_epochs': 1}, config_of('objective.name=stch')) == ()
+  assert space.arguments({'objective.options.groups': 1}, config_of('objective.name=go4align')) == ()
   assert replica.config(with_fields(default.get_config().lock(), train__steps=7)).train.batch_size == 8
 
 

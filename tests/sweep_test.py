@@ -9,11 +9,12 @@ import small_runs
 import mtl_jax
 from mtl_jax import cli
 from mtl_jax import config as configs
+from mtl_jax.config import with_fields
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.studies import arms
 from mtl_jax.studies.arms import RATE
 from mtl_jax.studies.results import ResultStore
-from mtl_jax.sweeps import sweep
+from mtl_jax.sweeps import presets, sweep
 from mtl_jax.training import loop
 
 SMALL = {'train.steps': 4, 'eval.every_steps': 2, 'study.num_resamples': 100, 'sweep.confirm_seeds': 2}
@@ -120,17 +121,6 @@ def test_the_best_is_a_configuration_that_trains_to_what_was_confirmed(drawn, tm
   loop.train(config, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('sampler', ['random', 'halton', 'tpe', 'nsga2'])
-def test_every_sampler_proposes_the_same_again(sampler, config_of, tmp_path):
-  pytest.importorskip('optuna')
-  fields = {**spaces(optimizer__learning_rate='log(1e-4,1e-2)'), 'sweep.sampler': sampler}
-  config = configs.load(config_of(), {**fields, 'sweep.trials': 4, 'sweep.batch': 2, 'train.steps': 1})
-  found = [sweep.run(config, tmp_path / name)['trials'] for name in 'ab']
-  values = [[one['values'] for one in trials] for trials in found]
-  assert values[0] == values[1]
-  assert len({one[RATE] for one in values[0]}) == 4
-
-
 def test_a_pruned_and_a_diverged_trial_are_rows_and_no_end(config_of, tmp_path):
   pytest.importorskip('optuna')
   fields = spaces(optimizer__learning_rate='1e-2,3e-2,1e-7,1e30')
@@ -144,11 +134,28 @@ def test_a_pruned_and_a_diverged_trial_are_rows_and_no_end(config_of, tmp_path):
   assert 'given up at step 1' in mtl_jax.report(tmp_path).read_text()
 
 
-def test_presets_are_fields_of_a_sweep(config_of, tmp_path):
-  found = sweep.run(config_of(sweep__preset='batch_size', train__batch_size=16), tmp_path)
-  sizes = {one['values']['train.batch_size']: one['values']['train.steps'] for one in found['trials']}
-  assert sizes == {8: 8, 16: 4, 32: 2, 64: 1, 128: 1}
+def test_batch_sizes_to_the_knee_see_as_many_images(config_of, tmp_path):
+  config = presets.applied(config_of(sweep__preset='batch_size', train__batch_size=16, train__steps=8))
+  config = configs.load(config, spaces(train__batch_size='32'))
+  found = sweep.run(with_fields(config, sweep__preset='none'), tmp_path)
+  assert {one['values']['train.batch_size']: one['values']['train.steps'] for one in found['trials']} == {32: 4}
   assert all(one['goals']['speed'] > 0 for one in found['trials'])
+
+
+@pytest.mark.parametrize(('preset', 'trials'), [('learning_rate', 25), ('batch_size', 5)])
+def test_presets_are_fields_of_a_sweep(preset, trials, config_of):
+  found = presets.applied(config_of(sweep__preset=preset, train__batch_size=16))
+  assert len(sweep.space_of(found).grid()) == trials
+
+
+def test_weights_trade_one_task_for_another_where_both_share_one_feature(config_of, tmp_path):
+  """A conflict by construction: whatever the one feature says of attributes it does not say of landmarks."""
+  narrow = {'model.trunk_features': (1,), 'train.steps': 80, 'eval.every_steps': 0, 'train.batch_size': 16}
+  fields = {'optimizer.learning_rate': 1e-2, 'sweep.sampler': 'grid', 'sweep.confirm_seeds': 1, 'sweep.num_seeds': 4}
+  config = configs.load(config_of(), {**narrow, **fields, **spaces(objective__weights__landmarks='0.05,20')})
+  low, high = (one['goals'] for one in sweep.run(config, tmp_path)['trials'])
+  assert high['landmarks/nme'] < low['landmarks/nme']
+  assert high['attributes/macro_accuracy'] <= low['attributes/macro_accuracy']
 
 
 @pytest.mark.parametrize(
@@ -156,7 +163,8 @@ def test_presets_are_fields_of_a_sweep(config_of, tmp_path):
   [
     ({}, r'config\.sweep\.space is empty'),
     ({'sweep.weights_of': ('landmarks',)}, r'config\.sweep\.weights_of'),
-    ({'sweep.weights_of': ('landmarks', 'attributes'), 'tasks': 'landmarks'}, r'config\.tasks'),
+    ({'sweep.weights_of': ('landmarks', 'attributes'), 'tasks': 'landmarks'}, r'config\.sweep\.weights_of'),
+    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.best': 'gains', 'tasks': 'landmarks'}, r'config\.tasks'),
     ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.methods': ('famoo',)}, r'config\.objective\.name.*famo'),
     ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'eval.patience': 3}, r'config\.eval\.patience'),
     ({**spaces(optimizer__learning_rate='log(1e-3,1e-2)'), 'sweep.sampler': 'grid'}, r'sweep\.space\.optimizer'),

@@ -45,6 +45,8 @@ def best(found: Mapping[str, Any]) -> list[Block]:
       'quiet',
     ),
   ]
+  if found['diverged_arms']:
+    body.append(Text(f'Diverged with every seed, and left out: {", ".join(found["diverged_arms"])}.', 'note'))
   if own['edges']:
     names = ', '.join(own['edges'])
     body.append(Text(f'{names}: best at an end of what was tried; widen it.', 'note'))
@@ -78,9 +80,9 @@ def front(found: Mapping[str, Any]) -> list[Block]:
     Text(
       'Gains are over single-task models, in per cent of what these score on the test split, with 95 % intervals over '
       f'{drawn["num_seeds"]} seeds. A method is above the front of fixed weights where it is beyond it even with '
-      'straight lines between its points, below where one of its points is better in every goal; the gap says by how much, '
-      'below 0: beyond. Tested over seeds, p-values adjusted over methods (Holm); without evidence at 5 % it counts as '
-      'on the front.',
+      'straight lines between its points, below where one of its points is better in every goal; the gap says by how '
+      'much, below 0: beyond. Tested over seeds, p-values adjusted over methods (Holm); without evidence at 5 % it '
+      'counts as on the front.',
       'quiet',
     ),
     table('Hypervolume', ('Hypervolume', 'of what single-task models have', 'beyond them'), volumes),
@@ -115,7 +117,9 @@ def _front_charts(drawn: Mapping[str, Any], plots: Path) -> list[Block]:
         one['gains'][y]['mean'],
         intervals=(one['gains'][x]['ci95'], one['gains'][y]['ci95']),
         label=one['arm'] if one['kind'] == 'method' else '',
-        says=f'{one["arm"]}: {x} {_gain(one["gains"][x])}, {y} {_gain(one["gains"][y])}; {space.in_words(one["values"])}',
+        says=f'{one["arm"]}: '
+        + ', '.join(f'{goal} {_gain(one["gains"][goal])}' for goal in (x, y))
+        + f'; {space.in_words(one["values"])}',
       )
       for one in drawn['points']
     ]

@@ -196,5 +196,3 @@ class Bench:
     each = [one.size() for one in programs]
     seconds = sum(self.seconds(name, side.replicas(name)) for name in side.programs) / len(side.seeds)
     return {key: sum(size[key] for size in each) for key in each[0]} | {'seconds': seconds}
-
-

@@ -71,7 +71,7 @@ def _bytes_a_replica(program: Program) -> int:
 
 
 class Trainer:
-  """A program's compiled functions, and the data they read, for chunks of one size whose replicas differ in arguments."""
+  """A program's compiled functions, and the data they read, for replicas that differ in these arguments."""
 
   def __init__(self, program: Program, arguments: Sequence[str] = ()):
     self.program, self.arguments = program, arguments
@@ -131,7 +131,7 @@ class Trainer:
         if give_up is not None:
           for replica, result in zip(filled, results, strict=True):
             if not result.diverged_at and not result.pruned_at and step < config.train.steps:
-              result.pruned_at = step * give_up(replica, result)
+              result.pruned_at = step if give_up(replica, result) else 0
           if all(result.diverged_at or result.pruned_at for result in results):
             break
     found = [one.predictions for one in self.predict(best, program.test)] if test else [{}] * len(filled)
@@ -176,8 +176,9 @@ class Trainer:
 
 def numbers_of(replicas: Sequence[Replica], arguments: Sequence[str]) -> dict[str, np.ndarray]:
   """Seeds `[replicas]` and, by field, the values that a compiled step takes as arguments."""
-  values = {name: np.array([dict(one.values)[name] for one in replicas], np.float32) for name in arguments}
-  return {'train.seed': np.array([one.seed for one in replicas], np.int32), **values}
+  values = {name: np.array([dict(one.values)[name] for one in replicas]) for name in arguments}
+  numbers = {'train.seed': np.array([one.seed for one in replicas]), **values}
+  return {name: each.astype(np.float32 if each.dtype.kind == 'f' else np.int32) for name, each in numbers.items()}
 
 
 def log(results: Sequence[Result], step: int, unlogged: Sequence[Any]) -> None:

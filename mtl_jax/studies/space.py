@@ -165,7 +165,7 @@ def arguments(values: Mapping[str, Any], config: ConfigDict) -> tuple[str, ...]:
 
   def is_one(field: str, value: Any) -> bool:
     group, _, name = field.rpartition('.')
-    if group == 'objective.options':
+    if group == 'objective.options' and type(value) in (int, float):
       return name in numeric
     if group == 'objective.weights':
       return 'weights' in numeric or 'weights' not in names

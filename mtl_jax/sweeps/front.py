@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import optimize
 
+from mtl_jax.errors import DivergedError
 from mtl_jax.studies import significance
 from mtl_jax.studies.scores import Scores
 from mtl_jax.tasks import higher_is_better
@@ -40,6 +41,8 @@ def gains_by_seed(scores: Sequence[Scores], arms: Sequence[str], reference: str)
   """
   main = {one.task: one for one in scores if one.main}
   whole = np.logical_and.reduce([one.complete(arm, reference) for one in main.values() for arm in arms])
+  if not whole.any():
+    raise DivergedError('no seed of the confirmation came through with every arm; lower the learning rate')
   by_task = {
     task: np.stack([gain(one.values[arm][whole], one.values[reference][whole], one.metric) for arm in arms])
     for task, one in main.items()

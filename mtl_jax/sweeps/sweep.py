@@ -27,11 +27,12 @@ from mtl_jax.studies.bench import Bench, Contender
 from mtl_jax.studies.results import Result
 from mtl_jax.studies.space import Space, Values
 from mtl_jax.sweeps import best_file, front, presets, samplers
-from mtl_jax.tasks import Task, higher_is_better
+from mtl_jax.tasks import Task, find_metric, higher_is_better
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
 
+PLAIN = {'metric': ('loss',), 'goals': ('score', 'speed')}  # What is no metric of a task.
 JOINT, BASE, BEST, SINGLE = 'joint', 'as configured', 'best', 'single'
 WHERE = 'config.sweep.space'
 
@@ -100,7 +101,14 @@ def programs_of(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, ConfigDi
     ConfigError: for a space that is empty, or holds what a sweep cannot search.
   """
   found, names = {JOINT: config}, [task.name for task in tasks]
-  _space(config)
+  space_of(config)
+  for name in config.sweep.weights_of:
+    configs.choose(name, [*names, *front.goals_of(names)], field='config.sweep.weights_of')
+  for field, metrics in (('metric', [config.sweep.metric]), ('goals', config.sweep.goals)):
+    for metric in metrics:
+      task, _, kind = metric.rpartition('/')
+      if metric not in PLAIN[field] and not (task in (*names, '*') and find_metric(kind)):
+        raise ConfigError(f'config.sweep.{field}: no metric {metric!r}; write {PLAIN[field][0]}, or TASK/METRIC')
   if not (draws_front(config) or config.sweep.best == 'gains'):
     return found
   if len(tasks) < 2:
@@ -120,13 +128,13 @@ def draws_front(config: ConfigDict) -> bool:
   return bool(config.sweep.front_points and (config.sweep.weights_of or config.sweep.methods))
 
 
-def _space(config: ConfigDict) -> Space:
+def space_of(config: ConfigDict) -> Space:
   """The space of the joint model."""
   asked = config.sweep
   found = space.of_fields(
     asked.space.to_dict(), where=WHERE, weights_of=tuple(asked.weights_of), weight_steps=asked.weight_steps
   )
-  if not found.axes and len(found.weights_of) < 2:
+  if not found.axes and not found.weights_of:
     raise ConfigError(f'{WHERE} is empty; name a field, as --{WHERE}.optimizer.learning_rate="log(3e-4,1e-2)"')
   if 0 < len(found.weights_of) < 2 or len(set(found.weights_of)) < len(found.weights_of):
     raise ConfigError('config.sweep.weights_of must name at least two tasks or groups of tasks, each once')
@@ -144,7 +152,7 @@ class Sweep:
   def result(self) -> dict[str, Any]:
     """Searches, confirms and compares; the JSON of `sweep.json`, in process 0."""
     config, bench = self.config, self.bench
-    trials = {JOINT: self.search(JOINT, _space(config))}
+    trials = {JOINT: self.search(JOINT, space_of(config))}
     others = [name for name in bench.configs if name != JOINT]
     for name in others:
       trials[name] = self.search(name, self._rest(name))
@@ -174,6 +182,8 @@ class Sweep:
     bench.train(wanted, test=True, title='confirming on other seeds')
     if processes.index():
       return {}
+    sides, lost = self._sound(sides)
+    kinds = {name: kinds[name] for name in sides}
     scores, compared = bench.compare(self.tasks, sides)
     made_of = {name: compared[name] for name in ('data', 'device', 'versions', 'date')}
     return {
@@ -186,9 +196,27 @@ class Sweep:
         'confirmed': summary.summarize(scores, arms=[BASE, BEST], seeds=seeds),
       },
       'front': self._front(scores, kinds, sides, compared) if draws_front(config) else None,
+      'diverged_arms': lost,
       'cost': self._cost(trials, sides),
       **made_of,
     }
+
+  def _sound(self, sides: Mapping[str, Contender]) -> tuple[dict[str, Contender], list[str]]:
+    """The arms of which some seed did not diverge, and the names of the others, of which there is nothing to show."""
+
+    def ended(name: str, one: Replica) -> bool:
+      return not self.bench.results.get(name, one).diverged_at
+
+    lost = [
+      arm
+      for arm, side in sides.items()
+      if not all(any(ended(name, one) for one in side.replicas(name)) for name in side.programs)
+    ]
+    if needed := [arm for arm in lost if arm in (SINGLE, BASE, BEST)]:
+      raise DivergedError(f'{needed[0]} diverged with every seed of the confirmation; lower the learning rate')
+    for arm in lost:
+      log.warning('warning: %s diverged with every seed of the confirmation, and is left out', arm)
+    return {arm: side for arm, side in sides.items() if arm not in lost}, lost
 
   def search(self, name: str, searched: Space) -> list[Trial]:
     """Every trial of a program; of a sampler that learns, and with a pruner, batch by batch."""
@@ -306,7 +334,7 @@ class Sweep:
   def _rest(self, name: str) -> Space:
     """The space of a single-task model or a method: what matters to it, and no weights."""
     own = self.bench.configs[name]
-    return _space(self.config).rest(own)
+    return space_of(self.config).rest(own)
 
   def _on_front(self, trials: Sequence[Trial]) -> list[Trial]:
     """Trials of the joint model that no other betters in all goals, at most as many as are drawn."""
