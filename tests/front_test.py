@@ -1,12 +1,16 @@
 """The front: true ones are found and their volumes known, and points beside them are told from those on them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from mtl_jax.objectives import OBJECTIVES
 from mtl_jax.studies.scores import Scores
+from mtl_jax.studies.space import Space
 from mtl_jax.sweeps import front
 
 
@@ -25,6 +29,36 @@ def test_two_quadratic_losses_have_the_front_of_their_closed_form():
   worse = losses - 0.01
   assert front.nondominated(np.concatenate([losses, worse])).sum() == len(losses)
   assert front.knee(losses) == 9  # By symmetry.
+
+
+@pytest.mark.parametrize('name', ['fixed', 'mgda', 'cagrad'])
+def test_training_in_a_known_conflict_ends_on_the_true_front(name):
+  """The losses |x|^2 and |x - 1|^2 pull x apart; every weight of a grid, as an argument, in one compiled program."""
+  grid = Space((), weights_of=('a', 'b')).grid()
+
+  @jax.jit
+  @jax.vmap
+  def train(weights):
+    objective = OBJECTIVES[name](**({'weights': list(weights)} if name == 'fixed' else {}))
+
+    def step(carry, _):
+      x, state = carry
+      losses = jnp.stack([x**2, (x - 1) ** 2])
+      if objective.needs == 'losses':
+        gradient = jax.grad(lambda x: objective.update(jnp.stack([x**2, (x - 1) ** 2]), state)[0])(x)
+      else:
+        gradient, state = objective.update(jnp.stack([2 * x, 2 * (x - 1)]), state, losses=losses)
+      return (x - 0.1 * gradient, state), None
+
+    start = jnp.float32(1.7)
+    (x, _), _ = jax.lax.scan(step, (start, objective.init(2, start)), length=300)
+    return -jnp.stack([x**2, (x - 1) ** 2])
+
+  found = np.array(train(jnp.array([list(one.values()) for one in grid])))
+  np.testing.assert_allclose(np.sqrt(-found[:, 0]) + np.sqrt(-found[:, 1]), 1, atol=2e-3)
+  if name == 'fixed':
+    np.testing.assert_allclose(found, quadratics(np.arange(1, 10) / 10), atol=1e-3)
+    assert front.nondominated(found).all()
 
 
 def test_the_hypervolume_of_two_quadratics_comes_near_its_integral():

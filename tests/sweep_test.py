@@ -148,16 +148,6 @@ def test_presets_are_fields_of_a_sweep(preset, trials, config_of):
   assert len(sweep.space_of(found).grid()) == trials
 
 
-def test_weights_trade_one_task_for_another_where_both_share_one_feature(config_of, tmp_path):
-  """A conflict by construction: whatever the one feature says of attributes it does not say of landmarks."""
-  narrow = {'model.trunk_features': (1,), 'train.steps': 80, 'eval.every_steps': 0, 'train.batch_size': 16}
-  fields = {'optimizer.learning_rate': 1e-2, 'sweep.sampler': 'grid', 'sweep.confirm_seeds': 1, 'sweep.num_seeds': 4}
-  config = configs.load(config_of(), {**narrow, **fields, **spaces(objective__weights__landmarks='0.05,20')})
-  low, high = (one['goals'] for one in sweep.run(config, tmp_path)['trials'])
-  assert high['landmarks/nme'] < low['landmarks/nme']
-  assert high['attributes/macro_accuracy'] <= low['attributes/macro_accuracy']
-
-
 @pytest.mark.parametrize(
   ('fields', 'named'),
   [
