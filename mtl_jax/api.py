@@ -10,6 +10,7 @@ with the same words, as a `UserError`.
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -40,7 +41,7 @@ def get_config(config: Config = 'default', overrides: Overrides = ()) -> ConfigD
 
 
 def prepare(
-  name: str,
+  name: Place,
   *,
   out: Place,
   source: Place | None = None,
@@ -83,7 +84,7 @@ def prepare(
   place = address.absolute(out)
   with devices.in_one_line(), sets.new_set(place) as folder:
     prepare_set(
-      name,
+      str(name),
       source=None if source is None else address.local_path(str(source)),
       out=folder,
       image_size=image_size,
@@ -124,7 +125,14 @@ class Run:
     return evaluate(self.workdir, split=split)
 
 
-def train(config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False) -> Run:
+def train(
+  config: Config,
+  workdir: Place,
+  *,
+  overrides: Overrides = (),
+  allow_config_change: bool = False,
+  profile: bool = False,
+) -> Run:
   """Trains a model, or resumes the run that lies in the workdir.
 
   Args:
@@ -132,15 +140,16 @@ def train(config: Config, workdir: Place, *, overrides: Overrides = (), allow_co
     workdir: the run's folder, or one in a bucket of Google: `gs://BUCKET/RUN`.
     overrides: of single fields.
     allow_config_change: resume although the configuration differs from the one that began.
+    profile: write a trace of a few steps, for TensorBoard or xprof, into the folder `profile` of the workdir.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
-  from mtl_jax.training import loop
+  from mtl_jax.training import loop, profiling
 
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.in_one_line():
-    progress = loop.train(checked, directory, allow_config_change=allow_config_change)
+  with devices.in_one_line(), profiling.tracing(directory) if profile else nullcontext() as watch:
+    progress = loop.train(checked, directory, allow_config_change=allow_config_change, watch=watch)
   return Run(directory, progress.step, progress.best_step, progress.stopped_early)
 
 
@@ -267,27 +276,37 @@ def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, al
   return found
 
 
-def report(workdir: Place, *, pictures: bool = False) -> Path:
+def report(workdir: Place, *, pictures: bool = False, allow_code: bool = False) -> Path:
   """Writes `report.html` of a study, a sweep, an affinity run, or of one or several runs; returns its path.
 
   Args:
     workdir: the folder.
     pictures: show test images, which may be photos of real people.
+    allow_code: see `load`; of a folder all its runs.
 
   Raises:
     UserError: for a file that is missing or damaged.
   """
   from mtl_jax import reports
+  from mtl_jax.run import own_parts
 
-  return reports.rebuild(address.workdir(str(workdir)), pictures=pictures)
+  directory = address.workdir(str(workdir))
+  for config in (directory / 'config.json', *directory.glob('*/config.json')) if allow_code else ():
+    if config.is_file():
+      own_parts.allow(config.parent)
+  return reports.rebuild(directory, pictures=pictures)
 
 
-def export(workdir: Place, out: Place, *, step: int | None = None, allow_code: bool = False) -> Path:
-  """Writes the model as StableHLO, with a loader for programs without this package; returns the folder.
+def export(
+  workdir: Place, out: Place, *, format: str = 'stablehlo', step: int | None = None, allow_code: bool = False
+) -> Path:
+  """Writes the model for programs without this package; returns the folder.
 
   Args:
     workdir: the run's folder.
     out: the folder to write into.
+    format: `stablehlo`, one program with its weights; or `safetensors`, weights by name with a loader in plain JAX and
+      a model card, to publish.
     step: another checkpoint than the best.
     allow_code: see `load`.
 
@@ -295,7 +314,10 @@ def export(workdir: Place, out: Place, *, step: int | None = None, allow_code: b
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
   """
   from mtl_jax.evaluation import export as verb
+  from mtl_jax.reports import model_card
 
-  folder = address.local_path(str(out))
-  verb.export(address.workdir(str(workdir)), folder, step=step, allow_code=allow_code)
+  directory, folder = address.workdir(str(workdir)), address.local_path(str(out))
+  verb.export(directory, folder, format=format, step=step, allow_code=allow_code)
+  if format == 'safetensors':
+    model_card.write(directory, folder)
   return folder

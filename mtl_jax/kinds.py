@@ -93,7 +93,7 @@ def several(each: Kind, words: str) -> Kind:
     return tuple(each.read(item.strip()) for item in items if item.strip())
 
   return Kind(
-    f'{words} with commas between',
+    f'{each.words if each.choices else words} with commas between',
     lambda value: isinstance(value, tuple) and all(map(each.allows, value)),
     read,
     lambda value: tuple(map(each.convert, value)) if isinstance(value, tuple) else value,
@@ -129,6 +129,7 @@ FLAG = Kind('true or false', lambda value: isinstance(value, bool), lambda text:
 NUMBER = real(-math.inf)
 TEXT = text('.*', 'text')
 PART = text('.*', 'a name, or FILE.py:NAME')  # See `parts`.
+PARTS = several(PART, 'names')
 NAMES = several(TEXT, 'names')
 # Values of another field: see studies/space.py. Numbers, and tuples of values, become text where they are set.
 VALUES = dataclasses.replace(

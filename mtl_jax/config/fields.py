@@ -15,6 +15,7 @@ from mtl_jax.kinds import (
   NAMES,
   OPTION,
   PART,
+  PARTS,
   TASKS,
   TEXT,
   VALUES,
@@ -62,6 +63,8 @@ _DECLARED = (
   Field('tasks', 'attributes,landmarks', TASKS,
     'Tasks to learn; one task alone is the single-task model. `attributes/*` makes each attribute a task of its own; '
     '`all`, or none named, is all that the data has.'),
+  Field('plugins', (), PARTS,
+    'Files with kinds of tasks of your own, FILE.py, or FILE.py:NAME for one of its classes: see docs/own_parts.md.'),
 
   Field('data.dir', '', TEXT, 'Folder of a prepared set (`mtl-jax prepare`).', resumable=True),
   Field('data.dirs', (), NAMES,
@@ -153,7 +156,8 @@ _DECLARED = (
     'Log weights, gradient norms and conflicts; `fixed` and the like then cost a little more.'),
   # Tasks coupled by what is known of their relation, beside the losses: see docs/matching.md. Weights of 0 do nothing.
   Field('objective.matching.relations', (), NAMES,
-    'Built-in ones (expressions, celeba), or files of your own: see objectives/matching.'),
+    'Built-in ones (ages, celeba, clothing, clothing_counted, expressions, races), or files of your own: see '
+    'objectives/matching.'),
   Field('objective.matching.distribution', 0.0, AT_LEAST_0,
     'Weight of distribution matching: what a task predicts against what others expect.'),
   Field('objective.matching.soft_co_annotation', 0.0, AT_LEAST_0,
@@ -168,9 +172,9 @@ _DECLARED = (
   Field('objective.matching.smoothing', 1.0, AT_LEAST_0, 'Number added to every count (Laplace).'),
   Field('objective.matching.direction', 'targets', choice('targets', 'sources', 'both'),
     'What is matched: targets to what the source expects, sources to what their targets expect, or both.'),
-  Field('objective.matching.divergence', 'kl', TEXT,
-    'Divergence of the own prediction p from what is expected, q: kl, reverse_kl, jensen_shannon, cross_entropy or '
-    'one_sided.'),
+  Field('objective.matching.divergence', 'kl',
+    choice('kl', 'reverse_kl', 'jensen_shannon', 'cross_entropy', 'one_sided'),
+    'Divergence of the own prediction p from what is expected, q.'),
   Field('objective.matching.stop_gradient', 'none', choice('none', 'p', 'q'), 'Which of p and q does not move.'),
   Field('objective.matching.score', 'mean', choice('mean', 'posterior'),
     "Soft co-annotation by the mean of a class's units, or by the posterior given all labels."),
@@ -178,6 +182,12 @@ _DECLARED = (
     'Weigh targets by the share of their entropy that the source explains, not alike.'),
   Field('objective.matching.clip', 1e-3, real(1e-6, 0.25), 'q lies between this and 1 less it.'),
   Field('objective.matching.ramp_steps', 0, COUNT_OR_0, "Steps in which both losses' weights grow linearly from 0."),
+  Field('objective.matching.anneal_steps', 0, COUNT_OR_0,
+    "Steps in which both losses' weights fall linearly to 0, where they stay; 0: they do not fall."),
+  Field('objective.matching.rows', 'all', choice('all', 'unlabelled'),
+    'Rows that both losses teach: all, or those without a label of what they teach.'),
+  Field('objective.matching.confidence', 0.0, real(0, 1),
+    'Probability that the likeliest class of the side that teaches must have for a row to be matched.'),
   Field('objective.standardize', True, FLAG, "Learn coordinates in units of the train split's spread, not [0, 1]."),
   Field('objective.coordinate_loss', 'squared', TEXT,
     'Loss of landmarks, in units of objective.standardize: squared, l1, smooth_l1 or wing.'),
@@ -186,8 +196,11 @@ _DECLARED = (
     "The update rule: any of Optax's by its name, or FILE.py:NAME, a function of the learning rate and options."),
   Field('optimizer.options', {}, Open(OPTION), "The update rule's own options, such as `options.b1` of adamw."),
   Field('optimizer.learning_rate', 1e-3, AT_LEAST_0, 'The largest learning rate, at the end of the warm-up.'),
-  Field('optimizer.schedule', 'cosine', choice('cosine', 'constant'),
-    'Learning rate after the warm-up; cosine: to zero at the last step.'),
+  Field('optimizer.schedule', 'cosine', choice('cosine', 'constant', 'warmup_stable_decay'),
+    'Learning rate after the warm-up; cosine: to zero at the last step; warmup_stable_decay: constant, then linearly '
+    'to zero in the last optimizer.decay_steps. Under the last two a run may go on longer: see docs/training.md.'),
+  Field('optimizer.decay_steps', 0, COUNT_OR_0,
+    'Last steps of train.steps in which warmup_stable_decay falls; 0: a fifth of them.'),
   Field('optimizer.warmup_steps', 0, COUNT_OR_0, 'Steps of linear warm-up, part of train.steps, at most all but one.'),
   Field('optimizer.weight_decay', 1e-4, AT_LEAST_0,
     'Decay of kernels only; decoupled where the update rule has it (adamw, lion), else added to the gradient.'),
@@ -195,7 +208,7 @@ _DECLARED = (
   Field('optimizer.clip_norm', 1.0, AT_LEAST_0, 'Largest global norm of the gradient; 0 does not clip.'),
   Field('optimizer.ema_decay', 0.0, SHARE, 'Decay of the averaged weights that evaluation uses; 0 keeps none.'),
 
-  Field('train.steps', 10_000, COUNT, 'Optimizer steps.'),
+  Field('train.steps', 10_000, COUNT, 'Optimizer steps; more of them go on with a run: see docs/training.md.'),
   Field('train.batch_size', 256, COUNT, 'Examples in the global batch, over all devices and processes.'),
   Field('train.accumulate', 1, COUNT,
     "Micro-batches that the shared part reads a batch in, one after the other, for a forward pass more: only one's "
@@ -208,6 +221,9 @@ _DECLARED = (
     'Steps compiled into one call; 0: 8 on GPU and TPU, on CPU 1, or 4 in runs of 1,000 steps or more; more over kept '
     'features.'),
   Field('train.log_every_steps', 20, COUNT, 'A line of metrics.jsonl holds means over this many steps.'),
+  Field('train.trackers', ('tensorboard',), several(choice('tensorboard', 'clu', 'wandb', 'mlflow'), 'names'),
+    'Where the lines of metrics.jsonl go besides: tensorboard (event files), clu (event files by CLU; needs '
+    'TensorFlow), wandb, mlflow, each by its own client; see docs/training.md.', resumable=True),
   Field('train.on_nonfinite', 'stop', choice('stop', 'skip', 'rollback'),
     "Where a step's loss or gradient is NaN or infinite: stop (exit code 3), skip (leave its update out), or rollback "
     "(to the last checkpoint, and from there on without that step's batch).", resumable=True),

@@ -27,14 +27,14 @@ from mtl_jax import tasks
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import CheckpointError, LauncherError, UserError
-from mtl_jax.models import multitask
+from mtl_jax.models import multitask, own_weights
 from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
 from mtl_jax.platform.address import local_path
-from mtl_jax.run import checkpoint, own_parts, recipe
+from mtl_jax.run import checkpoint, optimizer, own_parts, recipe
 from mtl_jax.run.checkpoint import Checkpoints
-from mtl_jax.tasks import LabelStats, Task, losses
+from mtl_jax.tasks import LabelStats, Task, losses, plugins
 
 log = logging.getLogger('mtl_jax')
 
@@ -205,11 +205,14 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
-  """A copy whose data and weights are found from any folder."""
+  """A copy whose data and weights are found from any folder; its kinds of tasks are known from here on."""
   config = own_parts.with_absolute_paths(config)
+  plugins.register(config)
   if config.model.weights:
     if multitask.is_weights_file(config.model.weights):
-      local_path(config.model.weights)  # Only a run's folder may lie in a bucket.
+      path = local_path(config.model.weights)  # Only a run's folder may lie in a bucket.
+      if config.model.stem == 'auto':  # Which torchvision's files would decide.
+        config.model.stem = own_weights.stem(path)
     config.model.weights = address.absolute(config.model.weights)
   config.data.update(mixture.absolute_dirs(config.data))
   if config.data.feature_cache not in ('', 'none'):
@@ -227,11 +230,12 @@ def check_kind(workdir: Path, holds: str) -> None:
 
 def check_resumable(
   workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
-) -> list[str]:
+) -> tuple[ConfigDict | None, list[str]]:
   """Raises CheckpointError if the directory holds a run of another configuration or of other data.
 
-  The data may have moved: their checksum counts, not their place. A run that was refused or stopped before anything
-  was kept of it has nothing to resume, so it may begin anew.
+  The data may have moved: their checksum counts, not their place. One that trains may have more steps, if those taken
+  would be the same. A run that was refused or stopped before anything was kept of it has nothing to resume, so it may
+  begin anew.
 
   Args:
     workdir: the directory.
@@ -241,22 +245,29 @@ def check_resumable(
     allow_config_change: whether another configuration, or other data, will do.
 
   Returns:
-    The fields that differ, where they may, in words.
+    The configuration that the run has had, None where it begins, and the fields that differ, where they may, in words.
   """
   if not ((workdir / 'config.json').exists() and _keeps(workdir, holds)):
-    return []
+    return None, []
   old_config, old_facts = read(workdir)
+  plugins.register(config)  # Again: where they may change, the kept ones are others.
   old, new = configs.to_json(old_config), configs.to_json(config)
-  changed = [*configs.differences(old, new, ignore=configs.RESUMABLE), *own_parts.changed(workdir, config)]
+  longer = holds == 'checkpoints' and config.train.steps > old_config.train.steps
+  settled = optimizer.settled_steps(old_config.optimizer, steps=old_config.train.steps)
+  free = configs.RESUMABLE | ({'train.steps'} if longer and settled else set())
+  changed = [*configs.differences(old, new, ignore=free), *own_parts.changed(workdir, config)]
   if changed and not allow_config_change:
+    rates = 'A schedule that ends at train.steps has had other learning rates than that of a longer run. ' * longer
     raise CheckpointError(
       f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
-      'Take another --workdir, or go on with --allow_config_change'
+      f'{rates}Take another --workdir, or go on with --allow_config_change'
     )
+  for difference in configs.differences(old, new):
+    log.info('resuming with %s', difference)
   if old_facts != facts and not allow_config_change:
     place = config.data.dir or ', '.join(config.data.dirs)
     raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
-  return changed
+  return old_config, changed
 
 
 def _keeps(workdir: Path, folder: str) -> bool:
@@ -282,11 +293,13 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
   advice = (
     ANOTHER if version in (None, mtl_jax.__version__) else f'install that version: pip install mtl_jax=={version}'
   )
-  found = DataFacts.from_json(facts, place=places[1], advice=advice)
   try:
-    return configs.from_json(config), found
+    found = configs.from_json(config)
   except UserError as error:
     raise CheckpointError(f'{places[0]} is not as it was written: {error}; {advice}') from error
+  if found.plugins:
+    plugins.register(own_parts.located(workdir, found))
+  return found, DataFacts.from_json(facts, place=places[1], advice=advice)
 
 
 def write_json(path: Path, value: Any, *, root: Path | None = None) -> None:
@@ -338,10 +351,12 @@ class TrainedModel:
 def restore(workdir: Path, *, step: int | None = None, allow_code: bool = False) -> TrainedModel:
   """The model of a run, at the step that was best on validation unless another is asked for.
 
-  `allow_code` runs parts of its user's own though this user has not run them before: see `own_parts`.
+  `allow_code` allows parts of its user's own that this user has not run before: see `own_parts`.
   """
+  if allow_code:
+    own_parts.allow(workdir)
   config, facts = read(workdir)
-  config = own_parts.located(workdir, config, allow_code=allow_code)
+  config = own_parts.located(workdir, config)
   if not (workdir / 'checkpoints').is_dir():
     check_kind(workdir, 'checkpoints')
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
