@@ -54,7 +54,7 @@ def nondominated(points: Gains) -> Bool[np.ndarray, ' p']:
   """True for points that no other is as good as in all goals and better in one."""
   no_worse = (points[:, None] >= points[None]).all(-1)
   better = (points[:, None] > points[None]).any(-1)
-  return ~(no_worse & better).any(0)
+  return np.logical_not((no_worse & better).any(0))
 
 
 def spread(points: Gains, num: int) -> list[int]:

@@ -6,6 +6,7 @@ trained again on seeds that the search did not see, and scored on the test split
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,10 @@ class Sweep:
       trials[name] = self.search(name, self._rest(name))
     singles = [task.name for task in self.tasks if task.name in trials]
     single = {name: _chosen(trials[name], 'metric', {}, name) for name in singles}
-    gains = {task: {'value': single[task].goals[0], 'weight': config.sweep.gains.get(task, 1.0)} for task in singles}
+    gains = {
+      task: {'value': (trial.goals or (0.0,))[0], 'weight': config.sweep.gains.get(task, 1.0)}
+      for task, trial in single.items()
+    }
     best = _chosen(trials[JOINT], config.sweep.best, gains, JOINT)
     seeds = [config.train.seed + i for i in range(config.sweep.confirm_seeds)]
     sides, kinds = {}, {}
@@ -224,7 +228,8 @@ class Sweep:
     num = asked.trials if name == JOINT else of_methods
     pruner = samplers.Pruner(asked.pruner) if asked.pruner != 'none' else None
     learns = pruner is not None or asked.sampler in ('tpe', 'nsga2')
-    fixed, sampler = None, None
+    fixed: list[Values] = []
+    sampler = None
     if not searched.sizes:
       fixed, num = [{}], 1
     elif asked.sampler == 'grid':
@@ -255,9 +260,10 @@ class Sweep:
   def _trial(self, name: str, values: Values, replicas: Sequence[Replica]) -> Trial:
     """A trial from what its replicas left, as process 0 sees it."""
     found = [self.bench.results.get(name, one) for one in replicas] if processes.index() == 0 else []
-    whole = bool(found) and all(one.score is not None and not one.diverged_at and not one.pruned_at for one in found)
+    sound = [one for one in found if one.score is not None and not one.diverged_at and not one.pruned_at]
+    whole = bool(found) and len(sound) == len(found)
     facts = {
-      'score': float(np.mean([self.reached(name, one) for one in found])) if whole else None,
+      'score': float(np.mean([self.reached(name, one) or 0.0 for one in sound])) if whole else None,
       'goals': np.mean([self._goals(name, one) for one in found], axis=0).tolist() if whole else None,
       'scores': self.scores(name, found[0]) if found else [],
       'seconds': sum(one.seconds for one in found),
@@ -395,7 +401,7 @@ def _chosen(trials: Sequence[Trial], rule: str, gains: Mapping[str, Mapping[str,
     reference = np.array([one['value'] for one in gains.values()])
     weights = np.array([one['weight'] for one in gains.values()])
     return whole[int(((points - reference) / np.abs(reference) @ weights).argmax())]
-  return max(whole, key=lambda one: one.score)
+  return max(whole, key=lambda one: -math.inf if one.score is None else one.score)
 
 
 def _unsigned(goal: str, value: float | None) -> float | None:
