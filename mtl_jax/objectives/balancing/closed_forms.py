@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, least_squares, stateless
+from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, least_squares, stateful, stateless
 from mtl_jax.objectives.declared import AtLeast0, Direction, Point, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.task_gradients import balanced, on_gram
@@ -53,14 +53,12 @@ def imtl(learning_rate: AtLeast0 = 1e-3, at: Point = 'parameters') -> Objective:
   adam, directions = Adam(learning_rate), imtl_g().weighting
   assert directions is not None  # It is a method on the Gram matrix.
 
-  def weights(gram, state, *, losses, present, key, unit=1.0):
+  def rule(gram, state, task):
     scales = jnp.exp(state.values)
-    scaled = scales[:, None] * gram * scales[None, :]
-    found, _ = directions.weights(scaled, (), losses=losses, present=present, key=key, unit=unit)
-    gradient = jnp.where(present, scales * losses - 1, 0)
-    return jnp.where(present, scales * found, 0), adam.step(state, gradient, present=present)
+    found, _ = directions.weights(scales[:, None] * gram * scales[None, :], (), **task._asdict())
+    return scales * found, adam.step(state, scales * task.losses - 1, present=task.present)
 
-  objective = balanced(GramWeighting(adam.begin, weights), at=at)
+  objective = balanced(stateful(adam.begin, rule), at=at)
   return dataclasses.replace(objective, head_scale=lambda losses, state: jnp.exp(state.inner.values))
 
 
