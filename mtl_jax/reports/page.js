@@ -48,3 +48,31 @@ for (const table of document.querySelectorAll('table.sortable')) {
   filter.hidden = false;
   apply();  // A browser may have kept what was typed before the page was loaded again.
 }
+
+// What is wider than the screen says so; on narrow ones in words.
+for (const part of document.querySelectorAll('.scroll')) {
+  const more = part.previousElementSibling;
+  if (!more || !more.classList.contains('more')) continue;
+  const tell = () => { more.hidden = part.scrollWidth - part.clientWidth - part.scrollLeft < 4; };
+  part.addEventListener('scroll', tell);
+  new ResizeObserver(tell).observe(part);
+}
+
+// Pictures open larger, and close by a click or Escape.
+for (const picture of document.querySelectorAll('.faces img')) {
+  const button = document.createElement('button');
+  button.type = 'button';
+  picture.replaceWith(button);
+  button.append(picture);
+  button.addEventListener('click', () => {
+    const dialog = document.createElement('dialog');
+    const large = picture.cloneNode();
+    const caption = document.createElement('p');
+    caption.textContent = picture.alt;
+    dialog.append(large, caption);
+    dialog.addEventListener('click', () => dialog.close());
+    dialog.addEventListener('close', () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
