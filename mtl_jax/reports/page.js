@@ -49,10 +49,13 @@ for (const table of document.querySelectorAll('table.sortable')) {
   apply();  // A browser may have kept what was typed before the page was loaded again.
 }
 
-// What is wider than the screen says so; on narrow ones in words.
+// What is wider than its place says so: by a shadow, on a phone in words too.
 for (const part of document.querySelectorAll('.scroll')) {
-  const more = part.previousElementSibling;
-  if (!more || !more.classList.contains('more')) continue;
+  const more = document.createElement('p');
+  more.className = 'more';
+  more.textContent = 'more to the right →';
+  more.setAttribute('aria-hidden', 'true');
+  part.before(more);
   const tell = () => { more.hidden = part.scrollWidth - part.clientWidth - part.scrollLeft < 4; };
   part.addEventListener('scroll', tell);
   new ResizeObserver(tell).observe(part);
