@@ -150,7 +150,6 @@ def chart(heading: str, figure: Any, alt: str, *, folder: Path | None = None, na
       content = io.BytesIO()
       figure.savefig(content, format=kind, dpi=160, facecolor='white')
       atomic_write.write(folder / f'{stem}.{kind}', content.getvalue(), root=folder.parent)
-      figure.set_layout_engine('none')  # It is laid out now; to do so again for every format takes most of the time.
   return Chart(heading, svg, alt)
 
 
