@@ -12,7 +12,7 @@ from typing import Any
 from mtl_jax.data.source import Record, Source
 from mtl_jax.errors import DataError
 from mtl_jax.platform import user_file
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, register
 
 FUNCTION = 'open_source'
 
@@ -74,6 +74,9 @@ def open_own(path: Path, directory: Path | None) -> BlamedSource:
   names = [task.name for task in tasks if isinstance(task, Task)]
   if not tasks or len(names) < len(tasks):
     raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, at least one')
+  for task in tasks:
+    with user_file.blamed(path, raises=DataError):
+      register(type(task))
   if len(set(names)) < len(names):
     raise DataError(f'{path}: two tasks are named {max(names, key=names.count)!r}; rename one')
   return BlamedSource(path, source, name=name, tasks=tasks, notes=notes, options=options)
