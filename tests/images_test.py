@@ -83,7 +83,7 @@ def copy(stores, tmp_path):
 
 def damage(store: Store, rows) -> None:
   """Flips a bit in the middle of the stored images of these rows, which a decoder need not notice."""
-  offsets = store.records._offsets
+  offsets = store.records.offsets
   with (store.directory / images.ENCODINGS[store.schema['encoding']]).open('r+b') as file:
     for row in rows:
       place = int(offsets[row] + offsets[row + 1]) // 2
@@ -318,7 +318,7 @@ def test_a_split_that_is_corrupt_throughout_is_refused(copy):
 def test_a_file_cut_short_while_it_is_open_is_corrupt_from_there(copy, encoding):
   store = copy(encoding)
   path = store.directory / images.ENCODINGS[encoding]
-  os.truncate(path, int(store.records._offsets[10]) + 5)
+  os.truncate(path, int(store.records.offsets[10]) + 5)
   split = train_split(store)
   batch = split.read(np.arange(14))
   assert sorted(store.records.corrupt) == list(range(10, len(split)))  # All were tried as replacements.

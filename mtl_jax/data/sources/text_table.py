@@ -108,31 +108,23 @@ def read_table(path: Path, rows: Rows, cells: Mapping[str, Cell]) -> Table:
     DataError: for too few or many columns, a cell that cannot be read, a name that comes twice, or no row at all.
   """
   lines: dict[str, int] = {}
-  values: list[list[float]] = []
-  readers = [cell.read for cell in cells.values()]
+  values: list[float] = []
   for line, (name, *row) in rows:
-    if len(row) != len(readers):
-      wrong = 'few' if len(row) < len(readers) else 'many'
-      wrong = f'too {wrong} columns: {1 + len(row)}, not {1 + len(readers)}'
+    if len(row) != len(cells):
+      wrong = 'few' if len(row) < len(cells) else 'many'
+      wrong = f'too {wrong} columns: {1 + len(row)}, not {1 + len(cells)}'
       refuse_line(path, line, f'{wrong}; correct or fetch the file again')
-    try:
-      values.append([read(text) for read, text in zip(readers, row, strict=True)])
-    except (KeyError, ValueError):
-      _refuse_cell(path, line, name, dict(zip(cells, row, strict=True)), cells)
+    for (column, cell), text in zip(cells.items(), row, strict=True):
+      try:
+        values.append(cell.read(text))
+      except (KeyError, ValueError):
+        wrong = f'{column[:40]!r} of {name[:40]!r} is {text[:20]!r}'
+        refuse_line(path, line, f'{wrong}, not {cell.expected}; correct the row')
     if lines.setdefault(name, line) != line:
       refuse_line(path, line, f'{name[:40]!r} was already named in line {lines[name]}; remove one of the rows')
   if not lines:
     raise DataError(f'{path}: holds no row; fetch the file again')
   return Table(path, tuple(cells), lines, np.array(values, np.float64).reshape(len(lines), len(cells)))
-
-
-def _refuse_cell(path: Path, line: int, name: str, row: Mapping[str, str], cells: Mapping[str, Cell]) -> None:
-  for column, text in row.items():
-    try:
-      cells[column].read(text)
-    except (KeyError, ValueError):
-      wrong = f'{column[:40]!r} of {name[:40]!r} is {text[:20]!r}'
-      refuse_line(path, line, f'{wrong}, not {cells[column].expected}; correct the row')
 
 
 def image_files(table: Table, folder: Path, *, nested: bool = False) -> dict[str, Path]:
