@@ -166,7 +166,8 @@ def prepare_step(workload: Workload, name: str, **settings: Any) -> Step:
   config.model.width, config.objective.name = workload.width, name
   config.objective.update(settings)
   objective = from_config(config.objective, [task.name for task in tasks], steps_per_epoch=100)
-  common = {'model': multitask.from_config(config.model, tasks), 'tx': optimizer.from_config(config), 'ema_decay': 0.0}
+  tx = optimizer.from_config(config.optimizer, steps=config.train.steps)
+  common = {'model': multitask.from_config(config.model, tasks), 'tx': tx, 'ema_decay': 0.0}
   first = first_state(workload)
   like = {'shared': first.variables['params']['shared']}
   remembered = jax.jit(partial(objective.init, len(tasks)))(like)
@@ -197,7 +198,7 @@ def first_state(workload: Workload) -> TrainState:
     init_state,
     0,
     model=multitask.from_config(config.model, tasks),
-    tx=optimizer.from_config(config),
+    tx=optimizer.from_config(config.optimizer, steps=config.train.steps),
     objective=objectives.fixed([1.0] * len(tasks)),
     label_stats={task.name: task.empty_stats() for task in tasks},
     input_shape=(workload.size, workload.size, 3),

@@ -53,7 +53,8 @@ class Flat(Workload):
   def _trained(self) -> dict[str, Any]:
     decay = optax.add_decayed_weights(OPTIMIZER['weight_decay'], mask=optimizer.is_kernel)
     adam = optax.flatten(optax.chain(optax.clip_by_global_norm(OPTIMIZER['clip_norm']), optax.scale_by_adam()))
-    rate = optax.scale_by_learning_rate(optimizer.schedule(config(self.batch)))
+    schedule = optimizer.schedule(config(self.batch).optimizer, steps=config(self.batch).train.steps)
+    rate = optax.scale_by_learning_rate(schedule)
     return super()._trained | {'tx': optax.chain(adam, decay, rate)}
 
 

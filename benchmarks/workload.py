@@ -98,7 +98,7 @@ class Workload:
   @property
   def _trained(self) -> dict[str, Any]:
     objective = fixed([1.0] * len(self.tasks))
-    tx = optimizer.from_config(config(self.batch))
+    tx = optimizer.from_config(config(self.batch).optimizer, steps=config(self.batch).train.steps)
     return {'model': self.model, 'tx': tx, 'objective': objective, 'ema_decay': 0.0}
 
   def make_state(self, **given: Any) -> TrainState:

@@ -10,6 +10,7 @@ with the same words, as a `UserError`.
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -124,7 +125,14 @@ class Run:
     return evaluate(self.workdir, split=split)
 
 
-def train(config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False) -> Run:
+def train(
+  config: Config,
+  workdir: Place,
+  *,
+  overrides: Overrides = (),
+  allow_config_change: bool = False,
+  profile: bool = False,
+) -> Run:
   """Trains a model, or resumes the run that lies in the workdir.
 
   Args:
@@ -132,15 +140,16 @@ def train(config: Config, workdir: Place, *, overrides: Overrides = (), allow_co
     workdir: the run's folder, or one in a bucket of Google: `gs://BUCKET/RUN`.
     overrides: of single fields.
     allow_config_change: resume although the configuration differs from the one that began.
+    profile: write a trace of a few steps, for TensorBoard or xprof, into the folder `profile` of the workdir.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
-  from mtl_jax.training import loop
+  from mtl_jax.training import loop, profiling
 
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.in_one_line():
-    progress = loop.train(checked, directory, allow_config_change=allow_config_change)
+  with devices.in_one_line(), profiling.tracing(directory) if profile else nullcontext() as watch:
+    progress = loop.train(checked, directory, allow_config_change=allow_config_change, watch=watch)
   return Run(directory, progress.step, progress.best_step, progress.stopped_early)
 
 

@@ -1,6 +1,7 @@
 """The command line: verbs, flags and exit codes; nothing else."""
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from mtl_jax.platform.address import local_path, workdir
 from mtl_jax.training import interrupt
 
 DEMO_WORKDIR = 'mtl_jax_demo'
-WORKDIR = 'a folder, or one in a bucket of Google: gs://BUCKET/RUN'
+WORKDIR = "the run's folder, which may be in a Google bucket: gs://BUCKET/RUN"
 CONFIG_PREFIX = '--config.'
 IN_ASCII = str.maketrans({'—': '-', '↑': '^', '↓': 'v', '≤': '<=', '\N{MINUS SIGN}': '-'})  # What our tables hold.
 
@@ -101,38 +102,71 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog='mtl-jax', description=mtl_jax.__doc__, allow_abbrev=False)
+  parser = _Parser(
+    prog='mtl-jax',
+    description=f'{mtl_jax.__doc__} `mtl-jax VERB --help` has the flags and examples of a verb; begin with demo.',
+    epilog='exit codes: 0 done, 2 bad input (one line says what), 3 diverged, 4 hung, 75 interrupted and saved',
+    allow_abbrev=False,
+  )
   parser.add_argument('--version', action='version', version=f'mtl-jax {mtl_jax.__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
 
-  def verb(name: str, run, text: str, *, several: bool = False) -> argparse.ArgumentParser:
-    added = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+  def verb(name: str, run: Callable, text: str, *examples: str, takes: str = '') -> argparse.ArgumentParser:
+    epilog = '\n'.join(['examples:', *(f'  mtl-jax {name} {example}'.rstrip() for example in examples)])
+    added = verbs.add_parser(
+      name,
+      help=text,
+      description=f'{text[0].upper()}{text[1:]}.',
+      epilog=f'{epilog}\n\n{help_lines()}' if takes == 'config' else epilog,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
     added.set_defaults(run=run)
-    if several:
-      _add_processes(added)
+    if takes == 'config':
+      text = 'a Python file with a get_config(), or the name of a preset'
+      added.add_argument('--config', metavar='FILE.py', required=True, help=text)
+    if takes:
+      added.add_argument('--workdir', required=True, help=WORKDIR)
+    if takes == 'config':
+      text = 'go on though the run began with another configuration'
+      added.add_argument('--allow_config_change', action='store_true', help=text)
     return added
 
-  demo = verb('demo', _demo, 'train the joint and the single-task models on drawn faces and compare them')
+  demo = verb('demo', _demo, 'train joint and single-task models on synthetic faces, and compare them', '')
   demo.add_argument('--workdir', type=workdir, default=Path(DEMO_WORKDIR), help=f'default: {DEMO_WORKDIR}')
 
-  prepare = verb('prepare', _prepare, 'read a data set once and store it for training')
+  prepare = verb(
+    'prepare',
+    _prepare,
+    'read a data set once, and store it for training',
+    'celeba --source downloads/celeba --out data/celeba64',
+    'synthetic --out data/faces --num 2000 --image_size 32 32',
+  )
   prepare.add_argument(
-    'set',
+    'name',
     metavar='SET',
     help='celeba, clothing, cub, fairface, mtfl, utkface, synthetic, synthetic:expressions, tfds:NAME, or your FILE.py',
   )
   prepare.add_argument(
     '--source',
     metavar='DIR',
-    help="folder with the files of the set; TFDS's data_dir; not needed where FILE.py's open_source() takes none",
+    help="folder with the set's files, or TFDS's data_dir; synthetic sets need none, nor does FILE.py if its "
+    'open_source() takes none',
   )
-  prepare.add_argument('--out', metavar='DIR', required=True, help='folder to make, may be in a bucket')
-  prepare.add_argument('--image_size', type=int, nargs=2, metavar=('H', 'W'), default=(64, 64), help='default: 64 64')
+  prepare.add_argument('--out', metavar='DIR', required=True, help='folder to make, or one in a bucket')
+  prepare.add_argument(
+    '--image_size',
+    type=int,
+    nargs=2,
+    metavar=('H', 'W'),
+    default=(64, 64),
+    help='height and width of the stored images in pixels; default: 64 64',
+  )
   prepare.add_argument(
     '--encoding',
     choices=('decoded', 'jpeg'),
     default='decoded',
-    help='keep pixels, or JPEGs of that size, a quarter to a seventh as large; default: decoded',
+    help='store pixels, or JPEGs, which take a quarter to a seventh of the space; default: decoded',
   )
   prepare.add_argument(
     '--fit',
@@ -144,24 +178,36 @@ def _parser() -> argparse.ArgumentParser:
     '--crop_margin',
     type=float,
     metavar='M',
-    help='crop train images to their landmarks and M times their extent at each side; 0.9 frames them as the test '
-    'images are (mtfl)',
+    help='mtfl: crop train images to their landmarks and M times their extent at each side; 0.9 frames them as the '
+    'test images are',
   )
-  prepare.add_argument('--num', type=int, default=4000, help='faces to draw (synthetic)')
-  prepare.add_argument('--seed', type=int, default=0, help='of the faces drawn (synthetic)')
+  prepare.add_argument('--num', type=int, default=4000, help='synthetic: number of faces; default: 4000')
+  prepare.add_argument('--seed', type=int, default=0, help='synthetic: seed of the faces; default: 0')
   prepare.add_argument(
-    '--parsing', action='store_true', help='a task more: the part of the face that each pixel shows (synthetic)'
+    '--parsing', action='store_true', help='synthetic: also the task parsing, the part of the face at each pixel'
   )
 
-  train = verb('train', _train, 'train a model; resumes by itself if the workdir holds a checkpoint', several=True)
-  _add_config(train)
+  train = verb(
+    'train',
+    _train,
+    'train a model, or go on with the run in the workdir',
+    '--config celeba_joint --workdir runs/joint --config.data.dir=data/celeba64',
+    '--config my_config.py --workdir runs/mine --config.train.steps=500 --config.tasks=landmarks',
+    takes='config',
+  )
+  train.add_argument('--profile', action='store_true', help='write a trace of a few steps into WORKDIR/profile')
 
-  evaluation = verb('eval', _eval, 'evaluate a checkpoint on a whole split', several=True)
-  evaluation.add_argument('--workdir', required=True, help=WORKDIR)
-  evaluation.add_argument('--data', metavar='DIR', help='another prepared set')
-  evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test')
-  evaluation.add_argument('--step', type=int, help='another checkpoint than the best')
-  evaluation.add_argument('--predictions', metavar='FILE.npz', help='write every prediction')
+  evaluation = verb(
+    'eval',
+    _eval,
+    "evaluate a run's model on a whole split, and write eval/SPLIT.json",
+    '--workdir runs/joint',
+    '--workdir runs/joint --split val --predictions predictions.npz',
+    takes='run',
+  )
+  evaluation.add_argument('--data', metavar='DIR', help='another prepared set than the one it was trained on')
+  evaluation.add_argument('--split', choices=('train', 'val', 'test'), default='test', help='default: test')
+  evaluation.add_argument('--predictions', metavar='FILE.npz', help='also write every prediction, label and mask')
   slices = 'also the metrics of the images with each value of a label, with intervals: attributes/Male,attributes/Young'
   evaluation.add_argument('--slices', metavar='LABELS', type=lambda text: text.split(','), default=(), help=slices)
 
@@ -174,80 +220,92 @@ def _parser() -> argparse.ArgumentParser:
     help='pick the threshold of each attribute on validation, by balanced_accuracy (default) or f1, and keep it',
   )
 
-  predict = verb('predict', _predict, 'predict for image files, a JSON line each')
-  predict.add_argument('--workdir', required=True, help=WORKDIR)
+  predict = verb(
+    'predict',
+    _predict,
+    'predict for image files; prints a line of JSON for each',
+    '--workdir runs/joint photo.jpg',
+    '--workdir runs/joint photos/ --out drawn --csv predictions.csv',
+    takes='run',
+  )
   predict.add_argument('images', type=local_path, nargs='+', metavar='IMAGE', help='image files, or folders of them')
-  predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions into this folder')
-  predict.add_argument('--csv', type=local_path, metavar='FILE', help='write a table with a row for each image')
+  predict.add_argument('--out', type=local_path, metavar='DIR', help='draw the predictions over copies in this folder')
+  predict.add_argument('--csv', type=local_path, metavar='FILE', help='also write a table with a row for each image')
   predict.add_argument(
     '--align', action='store_true', help="turn, scale and move photos to the training set's mean landmarks first"
   )
-  predict.add_argument('--step', type=int, help='another checkpoint than the best')
   tuned = 'also say yes or no to each attribute, by the thresholds of `eval --tune_thresholds`'
   predict.add_argument('--tuned_thresholds', action='store_true', help=tuned)
 
-  text = 'train joint and single-task models with several seeds and test the difference'
-  study = verb('study', _study, text, several=True)
-  _add_config(study)
+  study = verb(
+    'study',
+    _study,
+    'train joint and single-task models with several seeds, and test their differences',
+    '--config study_celeba --workdir runs/study --config.data.dir=data/celeba224 --config.model.weights=FILE',
+    takes='config',
+  )
+  affinity = verb(
+    'affinity',
+    _affinity,
+    'measure how tasks affect each other in training, and suggest groups to train together',
+    '--config celeba_joint --workdir runs/affinity --config.data.dir=data/celeba64',
+    takes='config',
+  )
+  report = verb(
+    'report',
+    _report,
+    'write report.html anew, of a study, an affinity run, or one or several runs',
+    '--workdir runs/study',
+    takes='run',
+  )
+  report.add_argument('--pictures', action='store_true', help='show test images, which may be photos of real people')
 
-  affinity = verb('affinity', _affinity, 'measure how tasks affect each other in training, and suggest groups')
-  _add_config(affinity)
-
-  for printing in (evaluation, study, affinity):
-    printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
-
-  report = verb('report', _report, 'rebuild report.html of a study, of an affinity run, or of one or several runs')
-  report.add_argument('--workdir', required=True, help=WORKDIR)
-  report.add_argument('--pictures', action='store_true', help='show test faces; they may be photos of real people')
-
-  exporting = verb('export', _export, 'write the model as StableHLO for programs without this package')
-  exporting.add_argument('--workdir', required=True, help=WORKDIR)
+  exporting = verb(
+    'export',
+    _export,
+    'write the model as StableHLO, for programs without this package',
+    '--workdir runs/joint --out exported',
+    takes='run',
+  )
   exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
-  exporting.add_argument('--step', type=int, help='another checkpoint than the best')
 
   for restoring in (evaluation, predict, exporting):
     restoring.add_argument(
-      '--allow_code', action='store_true', help="run the run's own Python files, once you read them"
+      '--step', type=int, metavar='N', help='the checkpoint to use; default: the best on validation'
     )
+    restoring.add_argument(
+      '--allow_code', action='store_true', help='run the Python files that came with the run; read them first'
+    )
+  for printing in (evaluation, study, affinity):
+    printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
+  for several in (train, evaluation, study):
+    _add_processes(several)
 
-  verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing')
+  verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing', '')
   return parser
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-  """Flags of verbs that train what a configuration says, and go on where they stopped; its fields end their help."""
-  parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, help_lines()
-  parser.add_argument(
-    '--config',
-    metavar='FILE.py',
-    required=True,
-    help=f'or the name of a preset; override with {CONFIG_PREFIX}a.b=VALUE',
-  )
-  parser.add_argument('--workdir', required=True, help=WORKDIR)
-  parser.add_argument('--allow_config_change', action='store_true', help='go on with another configuration')
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
   """Flags of verbs that run as several processes; launchers say the same in variables."""
   group = parser.add_argument_group(
-    'several processes', 'needed only where the launcher does not say it: docs/scale.md'
+    'several processes', 'for a run of several processes whose launcher does not say this: see docs/scale.md'
   )
-  group.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0')
-  group.add_argument('--num_processes', type=int, metavar='N', help='of the whole run')
-  group.add_argument('--process_id', type=int, metavar='I', help='of this process, from 0')
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='address of process 0')
+  group.add_argument('--num_processes', type=int, metavar='N', help='number of processes of the run')
+  group.add_argument('--process_id', type=int, metavar='I', help='number of this process, from 0')
   group.add_argument(
     '--coordinator_timeout',
     type=float,
     metavar='S',
     default=processes.TIMEOUT_SECS,
-    help=f'seconds in which all must have come together; default: {processes.TIMEOUT_SECS:g}',
+    help=f'seconds for all processes to come together; default: {processes.TIMEOUT_SECS:g}',
   )
   group.add_argument(
     '--heartbeat',
     type=float,
     metavar='S',
     default=processes.HEARTBEAT_SECS,
-    help=f'seconds after which a silent process is dead, and ends the others; default: {processes.HEARTBEAT_SECS:g}',
+    help=f'seconds of silence after which a process counts as dead; default: {processes.HEARTBEAT_SECS:g}',
   )
 
 
@@ -262,38 +320,18 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-  mtl_jax.prepare(
-    options.set,
-    out=options.out,
-    source=options.source,
-    image_size=tuple(options.image_size),
-    encoding=options.encoding,
-    fit=options.fit,
-    crop_margin=options.crop_margin,
-    num=options.num,
-    seed=options.seed,
-    parsing=options.parsing,
-    workers=os.cpu_count() or 1,
-  )
+  options.image_size = tuple(options.image_size)
+  _call(mtl_jax.prepare, options, workers=os.cpu_count() or 1)
   return 0
 
 
 def _train(options: argparse.Namespace) -> int:
-  mtl_jax.train(**_configured(options))
+  _call(mtl_jax.train, options)
   return 0
 
 
 def _eval(options: argparse.Namespace) -> int:
-  found = mtl_jax.evaluate(
-    options.workdir,
-    data=options.data,
-    split=options.split,
-    step=options.step,
-    predictions=options.predictions,
-    slices=options.slices,
-    tune_thresholds=options.tune_thresholds,
-    allow_code=options.allow_code,
-  )
+  found = _call(mtl_jax.evaluate, options)
   _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))
   return 0
 
@@ -301,22 +339,26 @@ def _eval(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  model = mtl_jax.load(
-    options.workdir, step=options.step, tuned_thresholds=options.tuned_thresholds, allow_code=options.allow_code
-  )
+  model = _call(mtl_jax.load, options)
   return 2 if predict_files(model, options.images, out=options.out, table=options.csv, align=options.align) else 0
 
 
 def _study(options: argparse.Namespace) -> int:
-  found = mtl_jax.study(**_configured(options))
+  found = _call(mtl_jax.study, options)
   _print(options, found, lambda terminal: terminal.of_study(found))
   return 0
 
 
 def _affinity(options: argparse.Namespace) -> int:
-  found = mtl_jax.affinity(**_configured(options))
+  found = _call(mtl_jax.affinity, options)
   _print(options, found, lambda terminal: terminal.of_affinity(found))
   return 0
+
+
+def _call(function: Callable[..., Any], options: argparse.Namespace, **more: Any) -> Any:
+  """Calls a function of `mtl_jax` with the flags that are named as its arguments are."""
+  names = inspect.signature(function).parameters
+  return function(**{name: value for name, value in vars(options).items() if name in names}, **more)
 
 
 def _print(options: argparse.Namespace, found: dict[str, Any], text: Callable[[Any], str]) -> None:
@@ -330,23 +372,13 @@ def _print(options: argparse.Namespace, found: dict[str, Any], text: Callable[[A
       _show(text(terminal))
 
 
-def _configured(options: argparse.Namespace) -> dict[str, Any]:
-  """The arguments of the functions that train what a configuration says."""
-  return {
-    'config': options.config,
-    'workdir': options.workdir,
-    'overrides': options.overrides,
-    'allow_config_change': options.allow_config_change,
-  }
-
-
 def _report(options: argparse.Namespace) -> int:
-  _show(mtl_jax.report(options.workdir, pictures=options.pictures))
+  _show(_call(mtl_jax.report, options))
   return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-  _show(mtl_jax.export(options.workdir, options.out, step=options.step, allow_code=options.allow_code))
+  _show(_call(mtl_jax.export, options))
   return 0
 
 

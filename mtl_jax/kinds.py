@@ -93,7 +93,7 @@ def several(each: Kind, words: str) -> Kind:
     return tuple(each.read(item.strip()) for item in items if item.strip())
 
   return Kind(
-    f'{words} with commas between',
+    f'{each.words if each.choices else words} with commas between',
     lambda value: isinstance(value, tuple) and all(map(each.allows, value)),
     read,
     lambda value: tuple(map(each.convert, value)) if isinstance(value, tuple) else value,

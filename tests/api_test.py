@@ -1,6 +1,7 @@
 """Python's own door: the functions of `mtl_jax`, the pages' code, and a trained model in use."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def test_the_code_of_the_page_runs_in_its_order(tmp_path, monkeypatch, capsys):
   printed = capsys.readouterr().out
   assert printed.startswith('20 ')
   assert "did you mean 'steps'?" in printed
+
+
+def test_the_reference_is_made_from_the_docstrings_as_they_are():
+  made = runpy.run_path(str(PAGE.with_name('write_api.py')))['page']()
+  assert PAGE.with_name('api.md').read_text() == made, 'python docs/write_api.py writes it anew'
 
 
 def test_every_public_name_is_there_and_importing_them_does_not_start_jax():

@@ -131,6 +131,18 @@ def test_damaged_and_unfinished_checkpoints_are_said_and_the_one_before_is_used(
   assert steps_in(copy) == {'9', '12', '10.damaged'} | ({'6'} & steps_in(copy))
 
 
+def test_somebodys_folder_is_left_alone_though_its_name_is_a_number(copy, whole, config, said):
+  (copy / 'checkpoints' / '2024').mkdir()
+  (copy / 'checkpoints' / '2024' / 'notes.txt').write_text('mine')
+  loop.train(config, copy)
+  assert [line for line in said if line.startswith('warning')] == [
+    f'warning: {copy / "checkpoints" / "2024"} is no checkpoint; it is left alone'
+  ]
+  small_runs.assert_same_bits(whole, copy)
+  assert steps_in(copy) >= {'10', '12', '2024'}
+  assert (copy / 'checkpoints' / '2024' / 'notes.txt').read_text() == 'mine'
+
+
 def test_a_removal_that_was_cut_short_leaves_nothing_over(copy, said):
   (copy / 'checkpoints' / '9' / 'state' / 'manifest.ocdbt').unlink()
   digests.set_aside_damaged(copy / 'checkpoints')

@@ -27,7 +27,7 @@ def draw(seed: int) -> dict:
 
 def steps(config, params, gradients: list[dict]):
   """The parameters after each gradient."""
-  tx = optimizer.from_config(config)
+  tx = optimizer.from_config(config.optimizer, steps=config.train.steps)
   params = jax.tree.map(jnp.asarray, params)
   state = tx.init(params)
   found = []
@@ -113,22 +113,48 @@ def test_the_gradients_global_norm_is_clipped(tiny_config, scale, limit):
     np.testing.assert_allclose(value, -gradient[key] * min(1.0, limit / norm), rtol=1e-5)
 
 
+def rates_of(tiny_config, steps: int, **settings) -> list[float]:
+  config = tiny_config(**{f'optimizer.{name}': value for name, value in settings.items()})
+  schedule = optimizer.schedule(config.optimizer, steps=steps)
+  return [float(schedule(step)) for step in range(steps + 1)]
+
+
 @pytest.mark.parametrize('warmup', [0, 1, 10])
-@pytest.mark.parametrize('name', ['cosine', 'constant'])
+@pytest.mark.parametrize('name', ['cosine', 'constant', 'warmup_stable_decay'])
 def test_the_rate_warms_up_and_falls_as_its_schedule_says(tiny_config, name, warmup):
-  overrides = {'train.steps': 50, 'optimizer.warmup_steps': warmup, 'optimizer.schedule': name}
-  schedule = optimizer.schedule(tiny_config(**overrides, **{'optimizer.learning_rate': 0.2}))
-  for step in range(51):
+  rates = rates_of(tiny_config, 50, warmup_steps=warmup, schedule=name, learning_rate=0.2)
+  for step, rate in enumerate(rates):
     past = (step - warmup) / (50 - warmup)
-    after = 0.1 * (1 + np.cos(np.pi * past)) if name == 'cosine' else 0.2
+    after = {
+      'cosine': 0.1 * (1 + np.cos(np.pi * past)),
+      'constant': 0.2,
+      'warmup_stable_decay': 0.2 * min(1, (50 - step) / 10),  # The last fifth.
+    }[name]
     expected = 0.2 * step / warmup if step < warmup else after
-    np.testing.assert_allclose(schedule(step), expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(rate, expected, rtol=1e-5, atol=1e-8)
+
+
+@given(
+  steps=st.integers(1, 30),
+  more=st.integers(1, 30),
+  warmup=st.integers(0, 40),
+  decay=st.integers(0, 40),
+  name=st.sampled_from(['constant', 'warmup_stable_decay', 'cosine']),
+)
+@settings(deadline=None, max_examples=30)
+def test_the_rates_of_settled_steps_are_those_of_any_longer_run(tiny_config, steps, more, warmup, decay, name):
+  given = {'warmup_steps': warmup, 'decay_steps': decay, 'schedule': name}
+  short, long = (rates_of(tiny_config, num, **given) for num in (steps, steps + more))
+  config = tiny_config(**{f'optimizer.{field}': value for field, value in given.items()})
+  settled = optimizer.settled_steps(config.optimizer, steps=steps)
+  assert 0 <= settled <= steps
+  assert short[:settled] == long[:settled]
+  assert name == 'cosine' or settled or warmup >= steps or decay + warmup >= steps or steps < 2
 
 
 @pytest.mark.parametrize('steps', [1, 2, 5])
 def test_a_warmup_longer_than_the_run_ends_with_it(tiny_config, steps):
-  schedule = optimizer.schedule(tiny_config(**{'train.steps': steps, 'optimizer.warmup_steps': 100}))
-  rates = [float(schedule(step)) for step in range(steps)]
+  rates = rates_of(tiny_config, steps, warmup_steps=100)[:-1]
   assert np.isfinite(rates).all()
   np.testing.assert_allclose(rates[-1], 1e-3, rtol=1e-6)
 
@@ -169,7 +195,7 @@ def test_an_update_rule_that_there_is_not_is_refused_with_its_field(tiny_config,
     with config.unlocked():
       config.optimizer.options = {option: 1.0}
   with pytest.raises(ConfigError, match=told):
-    optimizer.from_config(config)
+    optimizer.from_config(config.optimizer, steps=config.train.steps)
 
 
 def test_an_update_rule_of_ones_own_is_a_function_of_the_learning_rate_and_its_options(tiny_config, tmp_path):

@@ -36,7 +36,7 @@ def start(faces, **overrides) -> dict[str, np.ndarray]:
   config = small_runs.make_config(faces, **overrides)
   store = sets.open_set(config.data.dir)
   run = building.build(config, store)
-  state = jax.jit(run.make_state)(pretrained_weights=start_weights.load(config, store.image_size))
+  state = jax.jit(run.make_state)(pretrained_weights=start_weights.load(config.model, store.image_size))
   return own_weights.flatten(jax.device_get(state.variables))
 
 

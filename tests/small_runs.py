@@ -81,11 +81,14 @@ def at_step(monkeypatch, steps: int, act=lambda: True) -> None:
   monkeypatch.setattr(Interruption, 'requested', requested)
 
 
+def file_of(config: ConfigDict) -> str:
+  """The text of a configuration file."""
+  return f'from mtl_jax import config\n\ndef get_config():\n  return config.from_json({configs.to_json(config)!r})\n'
+
+
 def command(folder: Path, config: ConfigDict, workdir: Path) -> list[str]:
   """That trains in a process of its own; the config's file is written into the folder."""
-  (folder / 'config.py').write_text(
-    f'from mtl_jax import config\n\ndef get_config():\n  return config.from_json({configs.to_json(config)!r})\n'
-  )
+  (folder / 'config.py').write_text(file_of(config))
   return [sys.executable, '-m', 'mtl_jax', 'train', '--config', str(folder / 'config.py'), '--workdir', str(workdir)]
 
 

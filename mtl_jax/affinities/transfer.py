@@ -175,7 +175,7 @@ class Source:
 
   def __init__(self, config: ConfigDict, store: DataSet, directory: Path, *, task: str, stop: Stop):
     run, self.task = building.build(with_fields(config, tasks=task), store), task
-    weights = start_weights.load(config, store.image_size)
+    weights = start_weights.load(config.model, store.image_size)
     self._whole = sharding.replicated(run.mesh)
     self._init = partial(jax.jit(run.make_state, out_shardings=self._whole), pretrained_weights=weights)
     self.run = building.on_features(run, self._init().variables, directory, stop=lambda: bool(stop()))
@@ -224,7 +224,7 @@ class Heads:
     self.config, self.tasks, self.label_stats = config, tasks, label_stats
     self.model: Network = multitask.from_config(config.model, tasks).after_frozen
     # A norm clipped over all heads would let them meet.
-    self.tx = optimizer.from_config(with_fields(config, optimizer__clip_norm=0.0))
+    self.tx = optimizer.from_config(with_fields(config, optimizer__clip_norm=0.0).optimizer, steps=config.train.steps)
     self._steps = jax.jit(self._several_steps, donate_argnums=(0, 1))
     self._losses = jax.jit(self._label_losses)
 

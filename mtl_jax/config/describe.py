@@ -20,7 +20,7 @@ are named from the folder `mtl_jax` on. Fields that may differ on resuming leave
 
 def help_lines() -> str:
   """Each field as it is set on the command line, and below it what it must be and what it means."""
-  lines = ['fields of the configuration, with their defaults:']
+  lines = ['fields of the configuration with their defaults; each can be set on the command line:']
   for name, default, kind, field in _settings():
     lines += [f'  --config.{name}={default}  ({kind.words}{"; may differ on resuming" * field.resumable})']
     lines += textwrap.wrap(field.meaning, 100, initial_indent=' ' * 6, subsequent_indent=' ' * 6)

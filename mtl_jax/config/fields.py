@@ -186,8 +186,11 @@ _DECLARED = (
     "The update rule: any of Optax's by its name, or FILE.py:NAME, a function of the learning rate and options."),
   Field('optimizer.options', {}, Open(OPTION), "The update rule's own options, such as `options.b1` of adamw."),
   Field('optimizer.learning_rate', 1e-3, AT_LEAST_0, 'The largest learning rate, at the end of the warm-up.'),
-  Field('optimizer.schedule', 'cosine', choice('cosine', 'constant'),
-    'Learning rate after the warm-up; cosine: to zero at the last step.'),
+  Field('optimizer.schedule', 'cosine', choice('cosine', 'constant', 'warmup_stable_decay'),
+    'Learning rate after the warm-up; cosine: to zero at the last step; warmup_stable_decay: constant, then linearly '
+    'to zero in the last optimizer.decay_steps. Under the last two a run may go on longer: see docs/training.md.'),
+  Field('optimizer.decay_steps', 0, COUNT_OR_0,
+    'Last steps of train.steps in which warmup_stable_decay falls; 0: a fifth of them.'),
   Field('optimizer.warmup_steps', 0, COUNT_OR_0, 'Steps of linear warm-up, part of train.steps, at most all but one.'),
   Field('optimizer.weight_decay', 1e-4, AT_LEAST_0,
     'Decay of kernels only; decoupled where the update rule has it (adamw, lion), else added to the gradient.'),
@@ -195,7 +198,7 @@ _DECLARED = (
   Field('optimizer.clip_norm', 1.0, AT_LEAST_0, 'Largest global norm of the gradient; 0 does not clip.'),
   Field('optimizer.ema_decay', 0.0, SHARE, 'Decay of the averaged weights that evaluation uses; 0 keeps none.'),
 
-  Field('train.steps', 10_000, COUNT, 'Optimizer steps.'),
+  Field('train.steps', 10_000, COUNT, 'Optimizer steps; more of them go on with a run: see docs/training.md.'),
   Field('train.batch_size', 256, COUNT, 'Examples in the global batch, over all devices and processes.'),
   Field('train.accumulate', 1, COUNT,
     "Micro-batches that the shared part reads a batch in, one after the other, for a forward pass more: only one's "
@@ -208,6 +211,9 @@ _DECLARED = (
     'Steps compiled into one call; 0: 8 on GPU and TPU, on CPU 1, or 4 in runs of 1,000 steps or more; more over kept '
     'features.'),
   Field('train.log_every_steps', 20, COUNT, 'A line of metrics.jsonl holds means over this many steps.'),
+  Field('train.trackers', ('tensorboard',), several(choice('tensorboard', 'clu', 'wandb', 'mlflow'), 'names'),
+    'Where the lines of metrics.jsonl go besides: tensorboard (event files), clu (event files by CLU; needs '
+    'TensorFlow), wandb, mlflow, each by its own client; see docs/training.md.', resumable=True),
   Field('train.on_nonfinite', 'stop', choice('stop', 'skip', 'rollback'),
     "Where a step's loss or gradient is NaN or infinite: stop (exit code 3), skip (leave its update out), or rollback "
     "(to the last checkpoint, and from there on without that step's batch).", resumable=True),

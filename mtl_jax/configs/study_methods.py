@@ -4,9 +4,9 @@ Beside them are both tasks alone, the plain sum (`joint`) and other fixed weight
 heads over a frozen MobileNetV2: prepare at 224x224, and name --config.data.dir and --config.model.weights=FILE.
 """
 
+import study_celeba
 from ml_collections import ConfigDict
 
-from mtl_jax.configs import default
 from mtl_jax.objectives import OBJECTIVES
 
 # Attributes to landmarks.
@@ -14,20 +14,15 @@ FIXED = {'fixed_10_to_1': 0.1, 'fixed_3_to_1': 0.33, 'fixed_1_to_3': 3.0, 'fixed
 
 
 def get_config() -> ConfigDict:
-  config = default.get_config()
-  config.data.augment = dict.fromkeys(config.data.augment, 0.0) | {'flip': False}  # Features are computed once.
-  config.model.backbone = 'mobilenet_v2'
-  config.model.freeze = 'backbone'
+  config = study_celeba.get_config()
   config.model.trunk_features = (256,)  # What is shared, and learns.
   config.model.head_features = 128
   config.train.steps = 800
-  config.train.batch_size = 128
-  config.train.log_every_steps = 50
-  config.optimizer.weight_decay = 0.05
   config.optimizer.warmup_steps = 50
-  config.eval.every_steps = 100
+  config.optimizer.ema_decay = 0.0
   config.study.num_seeds = 3
   config.study.learning_rates = (1e-3, 3e-3)
+  config.study.num_tuning_seeds = 1
   with config.study.unlocked():
     config.study.variants = {
       **{name: f'objective.weights.landmarks={weight}' for name, weight in FIXED.items()},

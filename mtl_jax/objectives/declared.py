@@ -1,4 +1,16 @@
-"""Options of objectives, each declared once: its annotation says what it may be, and the checks follow from that."""
+"""Options of objectives, each declared once: its annotation says what it may be, and the checks follow from that.
+
+Numbers may be traced. An objective made inside a function that JAX transforms takes them as arguments, so that one
+compiled program serves all their values; their ranges are then the caller's to check:
+
+    @jax.jit
+    def combined(c, gradients, losses):
+      objective = objectives.cagrad(c=c)
+      return objective.update(gradients, objective.init(len(losses)), losses=losses)[0]
+
+Names, flags and the lengths of loops are structural: each value of those is a program of its own. `traceable` tells
+them apart. A number given to Python may be rounded in another place than a traced one: the last bits may differ.
+"""
 
 import dataclasses
 import functools
@@ -7,6 +19,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
+from jax.core import Tracer
+
 from mtl_jax.errors import ConfigError
 from mtl_jax.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choice, either, real, require, several, whole
 
@@ -14,32 +28,51 @@ PLAIN: dict[type, Kind] = {int: whole(-math.inf), float: NUMBER, bool: FLAG, str
 Maker = TypeVar('Maker', bound=Callable[..., Any])
 
 
-def _none_or(kind: Kind) -> Kind:
-  return dataclasses.replace(kind, allows=lambda value: value is None or kind.allows(value))
+class Numeric(Kind):
+  """Numbers that may be traced."""
+
+
+def numeric(kind: Kind) -> Numeric:
+  """A kind of numbers, or of several, with traced ones among them."""
+
+  def allows(value: Any) -> bool:
+    return isinstance(value, Tracer) or kind.allows(value)
+
+  return Numeric(kind.words, allows, kind.read, kind.convert, bounds=kind.bounds)
+
+
+def number(least: float, most: float = math.inf) -> Numeric:
+  """A number of a range, which may be traced."""
+  return numeric(real(least, most))
 
 
 def _for_each(kind: Kind) -> Kind:
-  return several(kind, 'one number for each loss,')
+  return numeric(several(kind, 'one number for each loss,'))
 
 
-_FACTORS = _for_each(real(0))
-_DIRECTION = Kind(
-  'numbers of 0 or more, not all 0, one for each loss, with commas between',
-  lambda value: _FACTORS.allows(value) and any(value),
-  _FACTORS.read,
-  _FACTORS.convert,
+def _not_all_0(value: Any) -> bool:
+  return not isinstance(value, tuple) or any(isinstance(one, Tracer) or one for one in value)
+
+
+_FACTORS = _for_each(number(0))
+_FACTORS = dataclasses.replace(_FACTORS, allows=lambda value, known=_FACTORS.allows: value is None or known(value))
+_DIRECTION = dataclasses.replace(
+  _FACTORS,
+  words='numbers of 0 or more, not all 0, one for each loss, with commas between',
+  allows=lambda value: _FACTORS.allows(value) and _not_all_0(value),
 )
 
-AtLeast0 = Annotated[float, real(0)]
-Temperature = Annotated[float, real(1e-6)]  # Whatever is divided by it stays finite.
-Share = Annotated[float, real(0, 1)]
-Exponent = Annotated[float, real(0, 10)]
-Count = Annotated[int, whole(1)]
-CountOr0 = Annotated[int, whole(0)]
-Factors = Annotated[Sequence[float] | None, _none_or(_FACTORS)]
-Direction = Annotated[Sequence[float] | None, _none_or(_DIRECTION)]
-NumberOrEach = Annotated[float | Sequence[float], either(NUMBER, _for_each(NUMBER))]
-ShareOrEach = Annotated[float | Sequence[float], either(real(0, 1), _for_each(real(0, 1)))]
+AtLeast0 = Annotated[float, number(0)]
+Temperature = Annotated[float, number(1e-6)]  # Whatever is divided by it stays finite.
+Share = Annotated[float, number(0, 1)]
+Exponent = Annotated[float, number(0, 10)]
+Period = Annotated[int, numeric(whole(1))]
+PeriodOr0 = Annotated[int, numeric(whole(0))]
+Length = Annotated[int, whole(1)]  # Of a loop or of a shape: structural.
+Factors = Annotated[Sequence[float] | None, _FACTORS]
+Direction = Annotated[Sequence[float] | None, _DIRECTION]
+NumberOrEach = Annotated[float | Sequence[float], numeric(either(NUMBER, _for_each(number(-math.inf))))]
+ShareOrEach = Annotated[float | Sequence[float], numeric(either(real(0, 1), _for_each(number(0, 1))))]
 Point = Annotated[str, choice('parameters', 'representation')]
 
 
@@ -52,6 +85,11 @@ def kinds_of(make: Callable[..., Any]) -> dict[str, Kind]:
     kinds = [each for each in getattr(parameter.annotation, '__metadata__', ()) if isinstance(each, Kind)]
     found[name] = kinds[0] if kinds else PLAIN.get(type(parameter.default), OPTION)
   return found
+
+
+def traceable(make: Callable[..., Any]) -> tuple[str, ...]:
+  """The options of a maker that may be traced; all others are structural."""
+  return tuple(name for name, kind in kinds_of(make).items() if isinstance(kind, Numeric))
 
 
 def declared(make: Maker) -> Maker:
@@ -90,5 +128,7 @@ def with_ranges(*makers: Maker) -> dict[str, Maker]:
 
 def _plain(value: Any) -> Any:
   """A NumPy or JAX number or array, or a list, as Python's numbers."""
+  if isinstance(value, Tracer):
+    return value
   value = value.tolist() if hasattr(value, 'tolist') else value
   return tuple(map(_plain, value)) if isinstance(value, list | tuple) and not hasattr(value, '_fields') else value

@@ -15,13 +15,15 @@ FIELD = 'config.objective.options'
 
 
 def task_weights(settings: ConfigDict, names: Sequence[str]) -> list[float]:
-  """Each loss's weight: its own, or its group's, or 1."""
+  """Each loss's weight, which may be traced: its own, or its group's, or 1."""
   weights = settings.weights
-  return [float(weights.get(name, weights.get(name.split('/')[0], 1.0))) for name in names]
+  return [weights.get(name, weights.get(name.split('/')[0], 1.0)) for name in names]
 
 
 def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: int = 1) -> Objective:
   """The objective that `config.objective` asks for.
+
+  Numbers among its weights and options may be traced: see `objectives/declared.py`.
 
   Args:
     settings: `config.objective`.

@@ -38,6 +38,13 @@ def write(path: Path, content: str | bytes, *, root: Path | None = None) -> None
     raise
 
 
+def write_all(folder: Path, place: Path) -> None:
+  """Writes each file of a local folder to its name in another place, which may be in a bucket."""
+  for path in folder.rglob('*'):
+    if path.is_file():
+      write(place / path.relative_to(folder), path.read_bytes(), root=place)
+
+
 def _make_folders(folder: Path, root: Path) -> None:
   if not root.is_dir():
     raise CheckpointError(f'{root} has vanished; bring it back, and the same command goes on')

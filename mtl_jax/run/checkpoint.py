@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,12 +70,13 @@ class TrainProgress:
 class Checkpoints:
   """The checkpoints of one working directory, `checkpoints/<step>/`."""
 
-  def __init__(self, workdir: Path, *, data: dict[str, Any] | None = None):
+  def __init__(self, workdir: Path, *, data: dict[str, Any] | None = None, keep: Sequence[int] = ()):
     """Opens them.
 
     Args:
       workdir: the directory.
       data: the facts that give the outputs their meaning, as JSON; kept with every save. See `workdir.DataFacts`.
+      keep: steps whose checkpoints are kept, besides the last two and the best.
 
     Raises:
       CheckpointError: where they cannot be opened.
@@ -89,9 +90,8 @@ class Checkpoints:
     self.directory = (workdir.resolve() if self._local else workdir) / 'checkpoints'
     atomic_write.refuse_link(self.directory)
     best = managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-    keep = managers.AnyPreservationPolicy([managers.LatestN(2), best])
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=keep,
+      preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(2), best, managers.CustomSteps(keep)]),
       create=True,
       enable_async_checkpointing=True,
       temporary_path_class=digests.Digested if self._local else None,  # In a bucket: Orbax's, with a commit file.
@@ -181,6 +181,18 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """The saved steps, in order."""
     return sorted(self._manager.all_steps())
+
+  def drop_after(self, step: int) -> None:
+    """Deletes the checkpoints after a step. Raises CheckpointError where there are some, but none up to it."""
+    later = [saved for saved in self.steps() if saved > step]
+    if later and later == self.steps():
+      raise CheckpointError(
+        f'{self.directory} holds none from before step {step + 1}, where the learning rate began to fall; go on from '
+        f'step {later[-1]} with --allow_config_change, or take another --workdir'
+      )
+    with self._one_line('be deleted'):
+      for saved in later:
+        self._manager.delete(saved)
 
   def _choose(self, step: int | None) -> int | None:
     steps = self.steps()

@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,6 +22,7 @@ from mtl_jax.platform import address, atomic_write, json_file
 log = logging.getLogger('mtl_jax')
 
 FILE = 'digests.json'  # In the checkpoint's folder: {file: SHA-256 in hex}.
+OURS = (FILE, 'commit_success.txt', 'state', 'clock')  # Of which a checkpoint has all, one half removed some.
 DAMAGED = '.damaged'  # A damaged checkpoint's folder has this after its step, and is not looked at again.
 UNFINISHED = re.compile(
   r'[0-9]+\.(orbax-checkpoint-tmp.*|digests\.json\.partial)'
@@ -29,6 +31,12 @@ UNFINISHED = re.compile(
 
 class Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
   """The folder that Orbax writes a checkpoint into; once renamed, it also gets its digests, and is complete."""
+
+  @classmethod
+  async def validate_final(cls, final_path: Any) -> None:
+    await super().validate_final(final_path)
+    if is_step(final_path.name) and not is_checkpoint(Path(final_path)):
+      raise ocp.path.atomicity.ValidationError(f'{final_path} is no checkpoint')
 
   async def finalize(self) -> None:
     await super().finalize()
@@ -40,6 +48,11 @@ class Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def is_step(name: str) -> bool:
   """True for the names that Orbax gives the folders of checkpoints."""
   return name.isascii() and name.isdecimal() and name == str(int(name))
+
+
+def is_checkpoint(path: Path) -> bool:
+  """True for a checkpoint, or what is left of one; False for somebody's folder, though a number be its name."""
+  return is_step(path.name) and any((path / name).exists() for name in OURS)
 
 
 def write(checkpoint: Path) -> None:
@@ -118,7 +131,7 @@ def set_aside_damaged(directory: Path) -> None:
 def _clear_away(directory: Path) -> None:
   """Deletes what no save has completed in a bucket, or what a removal that was cut short has left."""
   for path in sorted(directory.iterdir()):
-    if not is_step(path.name):
+    if not is_checkpoint(path):
       log.warning('warning: %s is no checkpoint; it is left alone', path)
     elif not (path / 'commit_success.txt').exists():
       log.warning('warning: %s is a save or a removal that was cut short; it was deleted', path)
@@ -127,7 +140,7 @@ def _clear_away(directory: Path) -> None:
 
 def _set_aside(directory: Path) -> None:
   paths = sorted(directory.iterdir())
-  steps = sorted((path for path in paths if is_step(path.name)), key=lambda path: int(path.name))
+  steps = sorted(filter(is_checkpoint, paths), key=lambda path: int(path.name))
   for path in steps:
     atomic_write.refuse_link(path)
   wrong = {path: found for path in steps if (found := damage(path))}
@@ -140,7 +153,7 @@ def _set_aside(directory: Path) -> None:
     if UNFINISHED.fullmatch(path.name):
       log.warning('warning: %s is a save that was cut short; it was deleted, and %s', path, use)
       _remove(path)
-    elif not is_step(path.name) and path.suffix != DAMAGED:
+    elif path not in steps and path.suffix != DAMAGED:
       log.warning('warning: %s is no checkpoint; it is left alone', path)
   for path, found in wrong.items():
     if good and int(path.name) < int(good[-1].name) and incomplete(path):

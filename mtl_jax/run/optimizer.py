@@ -15,29 +15,57 @@ from mtl_jax.kinds import is_on
 FIELD, OPTIONS = 'config.optimizer.name', 'config.optimizer.options'
 
 
-def schedule(config: ConfigDict) -> optax.Schedule:
-  """Learning rate by step: linear warm-up from zero to the config's, which may be traced, then cosine or constant."""
-  options, steps = config.optimizer, config.train.steps
-  rate = options.learning_rate
-  warmup = min(options.warmup_steps, steps - 1)
-  if options.schedule == 'cosine':
-    after = optax.cosine_decay_schedule(rate, max(steps - warmup, 1))
-  else:
-    after = optax.constant_schedule(rate)
-  if not warmup:
-    return after
-  return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+def schedule(settings: ConfigDict, *, steps: int) -> optax.Schedule:
+  """Learning rate by step: linear warm-up from zero to the peak, which may be traced, then by `settings.schedule`.
+
+  `warmup_stable_decay` (Hu et al. 2024, https://arxiv.org/abs/2404.06395) stays at the peak, and falls linearly to zero
+  in the last `decay_steps` steps.
+
+  Args:
+    settings: the config's `optimizer`.
+    steps: of the whole run.
+  """
+  rate: Any = settings.learning_rate
+  warmup = min(settings.warmup_steps, steps - 1)
+  parts, bounds = [optax.constant_schedule(rate)], []
+  if settings.schedule == 'cosine':
+    parts = [optax.cosine_decay_schedule(rate, max(steps - warmup, 1))]
+  elif settings.schedule == 'warmup_stable_decay':
+    falls = _decay_start(settings, steps)
+    parts, bounds = [*parts, optax.linear_schedule(rate, 0.0, steps - falls)], [falls]
+  if warmup:
+    parts, bounds = [optax.linear_schedule(0.0, rate, warmup), *parts], [warmup, *bounds]
+  return optax.join_schedules(parts, bounds) if bounds else parts[0]
 
 
-def from_config(config: ConfigDict) -> optax.GradientTransformation:
+def settled_steps(settings: ConfigDict, *, steps: int) -> int:
+  """Steps, from the start of a run of `steps`, whose learning rates do not depend on that number.
+
+  A longer run takes them alike, so it may go on from there. `settings` is the config's `optimizer`.
+  """
+  if settings.schedule == 'cosine' or settings.warmup_steps >= steps:
+    return 0
+  return steps if settings.schedule == 'constant' else _decay_start(settings, steps)
+
+
+def _decay_start(settings: ConfigDict, steps: int) -> int:
+  """The step after which `warmup_stable_decay` falls."""
+  decay = settings.decay_steps or -(-steps // 5)
+  return max(steps - decay, min(settings.warmup_steps, steps - 1))
+
+
+def from_config(settings: ConfigDict, *, steps: int) -> optax.GradientTransformation:
   """Clipping, then the optimizer with its schedule; kernels alone decay.
 
   Learning rate, decay, momentum and the norm to clip at may be traced, and are then above 0.
 
+  Args:
+    settings: the config's `optimizer`.
+    steps: of the whole run.
+
   Raises:
     ConfigError: for an unknown optimizer, or an option that it has not.
   """
-  settings = config.optimizer
   make = parts.find(settings.name, optimizers(), field=FIELD)
   known = inspect.signature(make).parameters
   given: dict[str, Any] = dict(settings.options)
@@ -52,7 +80,7 @@ def from_config(config: ConfigDict) -> optax.GradientTransformation:
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
     with parts.made(settings.name, field=FIELD):
-      made = make(learning_rate=schedule(config), **given)
+      made = make(learning_rate=schedule(settings, steps=steps), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error
   if not isinstance(made, optax.GradientTransformation):

@@ -29,7 +29,7 @@ def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: i
   names = loss_terms.names(tasks, config.objective.grain)
   return Recipe(
     model=multitask.from_config(config.model, tasks),
-    tx=optimizer.from_config(config),
+    tx=optimizer.from_config(config.optimizer, steps=config.train.steps),
     objective=options.from_config(config.objective, names, steps_per_epoch=steps_per_epoch),
     ema_decay=config.optimizer.ema_decay,
   )

@@ -16,20 +16,22 @@ from mtl_jax.run import workdir
 log = logging.getLogger('mtl_jax')
 
 
-def load(config: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
-  """Loads what `config.model.weights` names, for `init_state`; None where it names nothing. A resumed run has them.
+def load(model: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | None:
+  """Loads what `weights` of a config's `model` names, for `init_state`; None where it names nothing.
+
+  A resumed run has them.
 
   Raises:
     UserError: for a file or a run that cannot be read, or is of another architecture.
   """
-  place = config.model.weights
+  place = model.weights
   if not place:
     return None
   if multitask.is_weights_file(place):
     path = Path(place)
     if own := own_weights.read(path):
       return {OWN: own}
-    return pretrained.load(path, multitask.backbone_from_config(config.model), image_size=image_size)
+    return pretrained.load(path, multitask.backbone_from_config(model), image_size=image_size)
   found = re.fullmatch(r'(.*?)(?:@(\d+))?', place)
   assert found is not None  # Both parts may be missing.
   trained = workdir.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)

@@ -32,7 +32,7 @@ from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
 from mtl_jax.platform.address import local_path
-from mtl_jax.run import checkpoint, own_parts, recipe
+from mtl_jax.run import checkpoint, optimizer, own_parts, recipe
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.tasks import LabelStats, Task, losses
 
@@ -227,11 +227,12 @@ def check_kind(workdir: Path, holds: str) -> None:
 
 def check_resumable(
   workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
-) -> list[str]:
+) -> tuple[ConfigDict | None, list[str]]:
   """Raises CheckpointError if the directory holds a run of another configuration or of other data.
 
-  The data may have moved: their checksum counts, not their place. A run that was refused or stopped before anything
-  was kept of it has nothing to resume, so it may begin anew.
+  The data may have moved: their checksum counts, not their place. One that trains may have more steps, if those taken
+  would be the same. A run that was refused or stopped before anything was kept of it has nothing to resume, so it may
+  begin anew.
 
   Args:
     workdir: the directory.
@@ -241,22 +242,28 @@ def check_resumable(
     allow_config_change: whether another configuration, or other data, will do.
 
   Returns:
-    The fields that differ, where they may, in words.
+    The configuration that the run has had, None where it begins, and the fields that differ, where they may, in words.
   """
   if not ((workdir / 'config.json').exists() and _keeps(workdir, holds)):
-    return []
+    return None, []
   old_config, old_facts = read(workdir)
   old, new = configs.to_json(old_config), configs.to_json(config)
-  changed = [*configs.differences(old, new, ignore=configs.RESUMABLE), *own_parts.changed(workdir, config)]
+  longer = holds == 'checkpoints' and config.train.steps > old_config.train.steps
+  settled = optimizer.settled_steps(old_config.optimizer, steps=old_config.train.steps)
+  free = configs.RESUMABLE | ({'train.steps'} if longer and settled else set())
+  changed = [*configs.differences(old, new, ignore=free), *own_parts.changed(workdir, config)]
   if changed and not allow_config_change:
+    rates = 'A schedule that ends at train.steps has had other learning rates than that of a longer run. ' * longer
     raise CheckpointError(
       f'{workdir} holds a run with another configuration: {"; ".join(changed)}. '
-      'Take another --workdir, or go on with --allow_config_change'
+      f'{rates}Take another --workdir, or go on with --allow_config_change'
     )
+  for difference in configs.differences(old, new):
+    log.info('resuming with %s', difference)
   if old_facts != facts and not allow_config_change:
     place = config.data.dir or ', '.join(config.data.dirs)
     raise CheckpointError(f'{workdir} was trained on other data than {place} holds; take another --workdir')
-  return changed
+  return old_config, changed
 
 
 def _keeps(workdir: Path, folder: str) -> bool:

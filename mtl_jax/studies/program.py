@@ -155,7 +155,7 @@ def build(
   if run.val is None:
     raise DataError(f'split val of {store.directory} has no rows; a study picks the best weights on it')
   splits = {'train': run.train, 'val': run.val, 'test': mixture.load_split(store, 'test', run.tasks)}
-  weights = start_weights.load(config, store.image_size)
+  weights = start_weights.load(config.model, store.image_size)
   if run.model.frozen is not None and run.augmentation == Augmentation():  # Else each replica has stages of its own.
     state = jax.jit(run.make_state, out_shardings=sharding.replicated(run.mesh))(pretrained_weights=weights)
     kept_in = directory / 'model'

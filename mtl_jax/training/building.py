@@ -68,7 +68,12 @@ class Run:
   @cached_property
   def schedule(self) -> optax.Schedule:
     """Learning rate by step."""
-    return optimizer.schedule(self.config)
+    return optimizer.schedule(self.config.optimizer, steps=self.config.train.steps)
+
+  @property
+  def settled(self) -> int:
+    """The step from which the learning rate falls to its end, with whose checkpoint a longer run could go on; or 0."""
+    return optimizer.settled_steps(self.config.optimizer, steps=self.config.train.steps)
 
   @property
   def augmentation(self) -> Augmentation:
@@ -95,8 +100,9 @@ class Run:
       looks: every so many steps the host has something to do; 0: never.
       step: where to begin.
     """
+    ends = (self.settled, self.config.train.steps)
     while step < self.config.train.steps:
-      stop = min([self.config.train.steps] + [step - step % every + every for every in looks if every])
+      stop = min([end for end in ends if end > step] + [step - step % every + every for every in looks if every])
       size = self.steps_per_dispatch if step + self.steps_per_dispatch <= stop else 1
       yield step, size
       step += size

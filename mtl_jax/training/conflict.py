@@ -13,7 +13,7 @@ MAX_PAIRWISE = 8  # Up to so many losses every pair's cosine is a metric of its 
 
 def metrics(
   gram: Float[Array, 'k k'], weights: Float[Array, ' k'] | None, present: Bool[Array, ' k'], *, entries: Sequence[Entry]
-) -> dict[str, Array]:
+) -> dict[str, Float[Array, '']]:
   """Scalars for a log line; pairs count where both gradients are there and not zero.
 
   `gradient_norm/<loss>` is 0 for an absent task; `conflicting_pairs` is the share of pairs with a negative cosine;

@@ -43,7 +43,8 @@ class Forward:
   """One batch, with everything that its losses depend on except the parameters.
 
   Attributes:
-    images: what the network reads, normalised and augmented; labels and mask `{task: [b, n]}` belong to them.
+    images: what the network reads: pixels `[b, h, w, 3]`, normalised and augmented, or features; labels and mask
+      `{task: [b, n]}` belong to them.
     entries: the losses that the objective balances.
     variables: the model's; its parameters are not read.
     parts: into how many parts of the batch each of them is split.
@@ -57,7 +58,7 @@ class Forward:
   model: Network
   tasks: Sequence[Task]
   entries: Sequence[Entry]
-  images: Float[Array, 'b h w 3']
+  images: Float[Array, 'b ...']
   labels: Mapping[str, Array]
   mask: Mapping[str, Array]
   variables: Mapping[str, Any]
@@ -100,7 +101,9 @@ class Forward:
     sets = np.zeros(len(self.images), np.int64) if self.sets is None else self.sets
     return loss_terms.batch_parts(sets, num)
 
-  def _reduce(self, per_label: Mapping[str, Array], weights: Mapping[str, Array] | None = None) -> tuple[Array, Array]:
+  def _reduce(
+    self, per_label: Mapping[str, Array], weights: Mapping[str, Array] | None = None
+  ) -> tuple[Float[Array, 'p k'], Bool[Array, 'p k']]:
     part = None if self.parts == 1 else self._split_into(self.parts)
     return loss_terms.reduce(per_label, self.mask, entries=self.entries, part=part, parts=self.parts, weights=weights)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, Key
+from jaxtyping import Array, Float, Int32, Key
 from ml_collections import ConfigDict
 
 from mtl_jax.models.network import split
@@ -57,7 +57,7 @@ def find(
   step: Int32[Array, ''],
   key: Key[Array, ''],
   settings: Settings,
-) -> tuple[Found, dict[str, Array]]:
+) -> tuple[Found, dict[str, Float[Array, '']]]:
   """The gradient of a batch in the way of the objective's cost class, and metrics of it where they are asked for.
 
   Its `gradients` are those of all parameters, its `aux` what both parts of the forward pass have seen.
@@ -147,7 +147,7 @@ def weights_of_gram(
 
 def log_metrics(
   forward: Forward, shared: Params, heads: Params, objective: Objective, state: Any, key: Any, found: Any
-) -> dict[str, Array]:
+) -> dict[str, Float[Array, '']]:
   """Metrics of the K gradients; in class L of those at the representation, for a backward pass through the heads."""
   present = forward.present
   if objective.needs == 'losses':

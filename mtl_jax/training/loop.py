@@ -18,12 +18,12 @@ from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
-from mtl_jax.run import checkpoint, digests, start_weights, workdir
+from mtl_jax.run import checkpoint, digests, optimizer, start_weights, workdir
 from mtl_jax.run.checkpoint import Checkpoints, OtherModelError, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
 from mtl_jax.tasks import Task
-from mtl_jax.training import building, nonfinite
+from mtl_jax.training import building, nonfinite, trackers
 from mtl_jax.training.building import Run
 from mtl_jax.training.describe import describe
 from mtl_jax.training.interrupt import Interruption
@@ -55,6 +55,7 @@ def train(
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
   goodput, config = Goodput(), configs.load(config)
+  trackers.check(config.train.trackers)
   store = mixture.open_data(config.data)
   config = workdir.with_absolute_paths(config)
   with (
@@ -67,11 +68,14 @@ def train(
     run = building.build(config, store)
     workdir.check_kind(directory, 'checkpoints')
     digests.set_aside_damaged(directory / 'checkpoints')
-    checkpoints = Checkpoints(directory, data=dataclasses.replace(facts, tasks=run.tasks).to_json())
+    data = dataclasses.replace(facts, tasks=run.tasks).to_json()
+    checkpoints = Checkpoints(directory, data=data, keep=(run.settled,))
     with closing(checkpoints, goodput, directory):
-      changed = workdir.check_resumable(
+      before, changed = workdir.check_resumable(
         directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change
       )
+      if before is not None and not allow_config_change:
+        go_on_longer(before, config, checkpoints)
       try:
         state, progress = begin_state(run, checkpoints)
       except OtherModelError as error:
@@ -86,6 +90,25 @@ def train(
       describe(run, progress)
       services = RunServices(checkpoints, directory, interruption, watchdog, goodput, watch, name)
       return train_on(run, state, progress, services)
+
+
+def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
+  """Of a run whose `train.steps` was raised, says what the learning rate does, and drops what a longer run has not.
+
+  That is what was saved while the rate was already on its way down to the former end.
+
+  Raises:
+    CheckpointError: where nothing from before that is left.
+  """
+  old, new = before.train.steps, config.train.steps
+  if old == new:
+    return
+  settled = optimizer.settled_steps(before.optimizer, steps=old)
+  checkpoints.drop_after(settled)
+  falls = optimizer.settled_steps(config.optimizer, steps=new)
+  then = f'falls from step {falls} on, to 0 at step {new}' if falls < new else 'stays as it is'
+  at = max(checkpoints.steps(), default=0)
+  log.info('config.train.steps: %d -> %d: on from step %d; the learning rate %s', old, new, at, then)
 
 
 class RunServices(NamedTuple):
@@ -130,7 +153,7 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainPr
     if progress.best_step not in checkpoints.steps():  # It was damaged, or a later one took its place and was.
       progress.best_step = 0
     return restored
-  weights = start_weights.load(run.config, run.store.image_size)
+  weights = start_weights.load(run.config.model, run.store.image_size)
   if run.model.frozen and weights is None:
     log.warning('warning: the frozen stages are random; name a file of weights with --config.model.weights')
   return jax.jit(run.make_state, out_shardings=placed)(pretrained_weights=weights), TrainProgress()
@@ -162,7 +185,7 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
   steps = watchdog.beating(watch(run, progress.step) if watch else run.compiled_steps)
   eval_step = watchdog.beating(run.compiled_eval_step)
   source = run.input.place()
-  writer = MetricWriter(directory, resumed_at=progress.step, enabled=primary)
+  writer = MetricWriter(directory, config=config, resumed_at=progress.step, enabled=primary)
   meter = ThroughputBar(
     total=config.train.steps,
     start=progress.step,
@@ -180,7 +203,7 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
         sharding.hold_back(unlogged)
         progress.step += size
         meter.advance(size)
-        now = due(config, progress.step, first=progress.step == size, stop=interruption.requested())
+        now = due(run, progress.step, first=progress.step == size, stop=interruption.requested())
         values, better = {}, False
         if now.log:
           values = log_values(run, unlogged, progress, meter)
@@ -227,15 +250,16 @@ class Due(NamedTuple):
   end: bool
 
 
-def due(config: ConfigDict, step: int, *, first: bool, stop: bool) -> Due:
+def due(run: Run, step: int, *, first: bool, stop: bool) -> Due:
   """Lists what is due after `step` steps; a log line comes with everything else, so that nothing bad is ever saved."""
 
   def multiple(every: int) -> bool:
     return every > 0 and step % every == 0
 
+  config = run.config
   end = step == config.train.steps
   evaluate_now = multiple(config.eval.every_steps) or end
-  save = multiple(config.checkpoint.every_steps) or end or stop
+  save = multiple(config.checkpoint.every_steps) or step == run.settled or end or stop
   log_now = multiple(config.train.log_every_steps) or first or evaluate_now or save
   return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
 

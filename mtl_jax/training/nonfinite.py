@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Shaped
 from ml_collections import ConfigDict
 
 from mtl_jax.errors import DivergedError
@@ -39,12 +40,12 @@ def batch_number(step: int, passed_over: Sequence[int]) -> int:
 
 
 def finite_steps(
-  values: Mapping[str, np.ndarray],
+  values: Mapping[str, Shaped[np.ndarray, ' s']],
   progress: TrainProgress,
   *,
   settings: ConfigDict,
   examples: Callable[[int], np.ndarray],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, ' n']]:
   """Keeps, of the metrics `[s]` of the `s` steps up to `progress.step`, those of the steps that were finite.
 
   Args:

@@ -1,19 +1,18 @@
-"""Progress of a run: a bar with images/s, and the writers of metrics.jsonl and TensorBoard events."""
+"""Progress of a run: a bar with images/s, and the writer of metrics.jsonl and of the trackers."""
 
-import secrets
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from ml_collections import ConfigDict
 
+from mtl_jax import config as configs
 from mtl_jax.platform import address, atomic_write, json_file
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run.goodput import UPLOAD_EVERY_SECS, Goodput
+from mtl_jax.training import trackers
 
 
 class ThroughputBar:
@@ -45,13 +44,13 @@ class ThroughputBar:
 
 
 class MetricWriter:
-  """Appends to metrics.jsonl and to TensorBoard events, one call a log line; in all but one process, nowhere.
+  """Appends to metrics.jsonl and hands on to trackers, one call a log line; in all but one process, nowhere.
 
-  Nothing can be appended to an object of a bucket: there both are kept here and written whole, every half minute.
+  Nothing can be appended to an object of a bucket: there files are kept here and written whole, every half minute.
   """
 
-  def __init__(self, workdir: Path, *, resumed_at: int, enabled: bool):
-    """Drops the lines after step `resumed_at`: the run will write them again."""
+  def __init__(self, workdir: Path, *, config: ConfigDict, resumed_at: int, enabled: bool):
+    """Drops the lines after step `resumed_at`: the run will write them again. UserError as `trackers.open_all`."""
     self._enabled = enabled
     if not enabled:
       return
@@ -62,10 +61,9 @@ class MetricWriter:
     here = Path(self._folder.name) if self._folder else workdir
     atomic_write.write(here / 'metrics.jsonl', text)
     self._file = (here / 'metrics.jsonl').open('ab')
-    # Without SummaryWriter's thread, whose failures on a full disk nobody could catch. A file for every start.
-    self._events = EventsWriter(str(here / 'events'), filename_suffix=f'.{resumed_at}.{secrets.token_hex(4)}')
-    # TensorBoard drops what it has from there on, also of a start that came to no checkpoint.
-    self._events.write_event(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
+    fields = configs.flat(configs.to_json(config))
+    start = trackers.Start(name=address.name(workdir), folder=here, config=fields, step=resumed_at)
+    self._trackers = trackers.open_all(config.train.trackers, workdir, start)
 
   def write(self, step: int, values: dict[str, Any], *, saved: bool = False) -> None:
     """Writes a line; one that is `saved` with a checkpoint is in a bucket before that."""
@@ -73,23 +71,21 @@ class MetricWriter:
       return
     self._file.write(msgspec.json.encode({'step': step, **values}) + b'\n')  # NaN becomes null.
     self._file.flush()
-    for name, value in values.items():
-      scalar = summary.scalar(name, value)
-      self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar))
-    self._events.flush()
+    for tracker in self._trackers:
+      tracker.write(step, values)
     if saved or time.monotonic() - self._written > UPLOAD_EVERY_SECS:
       self._upload()
 
   def close(self) -> None:
     if self._enabled:
       self._file.close()
-      self._events.close()
+      for tracker in self._trackers:
+        tracker.close()
       self._upload()
 
   def _upload(self) -> None:
     if self._folder:
-      for path in Path(self._folder.name).iterdir():
-        atomic_write.write(self._workdir / path.name, path.read_bytes())
+      atomic_write.write_all(Path(self._folder.name), self._workdir)
       self._written = time.monotonic()
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int32, Int64, Key
+from jaxtyping import Array, Float, Int32, Int64, Key, Shaped
 
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
@@ -21,7 +21,7 @@ from mtl_jax.tasks import Task
 from mtl_jax.training import gradients
 from mtl_jax.training.forward import Forward
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Shaped[Array, '']]
 
 LEFT_OUT = 'left_out'  # A metric: whether the step's update was left out.
 
@@ -82,7 +82,7 @@ def train_step(
   return leave_out(state, next_state, metrics) if skip_nonfinite else (next_state, metrics)
 
 
-def leave_out(before: Any, after: Any, metrics: Mapping[str, Array]) -> tuple[Any, dict[str, Array]]:
+def leave_out(before: Any, after: Any, metrics: Metrics) -> tuple[Any, Metrics]:
   """State and metrics of a step: if one of its metrics is not finite, the state before it, but for the step's count."""
   finite = jnp.stack([jnp.isfinite(values).all() for values in metrics.values()]).all()
   kept = jax.tree.map(lambda old, new: jnp.where(finite, new, old), before, after)
@@ -137,7 +137,7 @@ def forward_of(
   return forward, objective_key
 
 
-def add_penalty(model: Network, params: Any, total: Array, gradients: Any) -> tuple[Array, Any]:
+def add_penalty(model: Network, params: Any, total: Float[Array, ''], gradients: Any) -> tuple[Float[Array, ''], Any]:
   """The total and its gradients with the penalty that the way of sharing puts on parameters, if it does."""
   if model.penalty(params) is None:
     return total, gradients
@@ -163,7 +163,7 @@ def repeat_fetching(
   The source is an argument of the result, after the state: a constant would be compiled into the program.
   """
 
-  def steps(state: TrainState, source: Any, items: Any) -> tuple[TrainState, Metrics]:
+  def steps(state: TrainState, source: Any, items: Any) -> tuple[TrainState, dict[str, Shaped[Array, ' s']]]:
     return repeat(lambda state, item: step(state, fetch(source, item)))(state, items)
 
   return steps

@@ -60,7 +60,7 @@ def _worst_off(angles: Cosines, toward: Float[Array, ' k'], c: float) -> Float[A
   def pull(b):
     along = matrix @ b
     square = jnp.maximum(b @ along, TINY)
-    return along, square, jnp.maximum(jnp.sqrt(square) / max(c, 1e-6), FLOOR)
+    return along, square, jnp.maximum(jnp.sqrt(square) / jnp.maximum(c, 1e-6), FLOOR)
 
   def solve(newton):
     def derivatives(b):

@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
-from mtl_jax.kinds import real
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateless
+from mtl_jax.objectives.declared import number
 from mtl_jax.objectives.task_gradients import on_gram
 
 
 @on_gram
-def fairgrad(alpha: Annotated[float, real(0.5, 10)] = 2.0) -> GramWeighting:
+def fairgrad(alpha: Annotated[float, number(0.5, 10)] = 2.0) -> GramWeighting:
   """`G w = w^(-1/alpha)`, w > 0: the direction of the largest sum of gains to the power 1 - alpha.
 
   Ban, Ji (2024), Fair Resource Allocation in Multi-Task Learning; alpha = 2 on CelebA (LibMTL's default is 1). The

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
-from mtl_jax.objectives.declared import Count
+from mtl_jax.objectives.declared import Period
 from mtl_jax.objectives.shapes import Array, Bool, Float, Int
 from mtl_jax.objectives.task_gradients import on_gram
 
@@ -21,7 +21,7 @@ class NashState(NamedTuple):
 
 
 @on_gram
-def nash_mtl(every_steps: Count = 1) -> GramWeighting:
+def nash_mtl(every_steps: Period = 1) -> GramWeighting:
   """`G a = 1 / a`, a > 0: the direction with the largest product of gains.
 
   Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya (2022), Multi-Task Learning as a Bargaining Game. The

@@ -5,10 +5,9 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.kinds import real
 from mtl_jax.objectives.balancing.fairness import fair_weights
 from mtl_jax.objectives.balancing.gram import GramWeighting, cosines, stateful
-from mtl_jax.objectives.declared import NumberOrEach, Temperature
+from mtl_jax.objectives.declared import NumberOrEach, Temperature, number
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
@@ -22,7 +21,7 @@ class Scores(NamedTuple):
 
 @on_gram
 def pivrg(
-  bound: Annotated[float, real(1.001)] = 2.0, least_temperature: Temperature = 10.0, scores: NumberOrEach = 0.0
+  bound: Annotated[float, number(1.001)] = 2.0, least_temperature: Temperature = 10.0, scores: NumberOrEach = 0.0
 ) -> GramWeighting:
   """`G w = (s / w)^(1/2)`, `s = K softmax(scores / T)`, `T = max((max - min) / log(bound), least_temperature)`.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.objectives import task_gradients
-from mtl_jax.objectives.declared import AtLeast0, Count, Direction, Share, declared
+from mtl_jax.objectives.declared import AtLeast0, Direction, Length, Share, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.task_gradients import weighted_sum
@@ -25,7 +25,7 @@ def sdmgrad(
   lam: AtLeast0 = 0.3,
   solver_rate: AtLeast0 = 10.0,
   momentum: Share = 0.5,
-  solver_steps: Count = 20,
+  solver_steps: Length = 20,
   preference: Direction = None,
 ) -> Objective:
   """`d = sum_k (w_k + lam / K) g_k / (1 + lam)`, with w from projected steps along `g g'' (w + lam / K)`.
@@ -61,7 +61,7 @@ def sdmgrad(
     product = product / jnp.maximum(jnp.square(scale) + jnp.square(1e-4 / unit), 1e-20)
     toward = lam * preferred(present)
     largest = jnp.abs(product).sum(1).max()
-    rate = solver_rate or 1 / jnp.where(largest > 0, largest, 1)
+    rate = jnp.where(jnp.asarray(solver_rate) > 0, solver_rate, 1 / jnp.where(largest > 0, largest, 1))
 
     def solver_step(carry, _):
       w, velocity = carry

@@ -6,16 +6,15 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.kinds import real
 from mtl_jax.objectives.balancing.gram import GramWeighting, keep, stateless
 from mtl_jax.objectives.balancing.interior_point import TINY, minimize
-from mtl_jax.objectives.declared import Direction
+from mtl_jax.objectives.declared import Direction, number
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting import guard
 
 STEPS = 15
-Regularization = Annotated[float, real(1e-6)]  # Float32 cannot resolve less.
+Regularization = Annotated[float, number(1e-6)]  # Float32 cannot resolve less.
 
 
 @on_gram

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mtl_jax.objectives.declared import Count, Temperature, declared
+from mtl_jax.objectives.declared import Period, Temperature, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 
 @declared
-def dwa(temperature: Temperature = 2.0, steps_per_epoch: Count = 1) -> Objective:
+def dwa(temperature: Temperature = 2.0, steps_per_epoch: Period = 1) -> Objective:
   """`sum_k w_k L_k`, `w = K softmax(r / T)`, `r_k = L_k(t-1) / L_k(t-2)` of epoch means; at first all `w_k` are 1.
 
   Args:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.objectives.declared import AtLeast0, Count, declared
+from mtl_jax.objectives.declared import AtLeast0, Length, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Bool, Float
 from mtl_jax.objectives.weighting import guard
@@ -18,7 +18,7 @@ class State(NamedTuple):
 
 
 @declared
-def go4align(groups: Count = 2, step_size: AtLeast0 = 1e-4) -> Objective:
+def go4align(groups: Length = 2, step_size: AtLeast0 = 1e-4) -> Objective:
   """`sum_k W_k L_k`, W the means over groups of `w_k = (sum_j L_j / L_k) p_k`, `p = softmax(-step_size sum_t L_k(t))`.
 
   The first factor brings losses to one scale, the second, from the losses of all steps up to this one, lowers tasks

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.objectives.declared import Count, CountOr0, Temperature, declared
+from mtl_jax.objectives.declared import Period, PeriodOr0, Temperature, declared
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.weighting import guard
@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 
 @declared
-def stch(mu: Temperature = 1.0, warmup_epochs: CountOr0 = 4, steps_per_epoch: Count = 1) -> Objective:
+def stch(mu: Temperature = 1.0, warmup_epochs: PeriodOr0 = 4, steps_per_epoch: Period = 1) -> Objective:
   """Smooth maximum of the losses relative to where they stood early on, as LibMTL and the authors' code have it.
 
   For `warmup_epochs` epochs and one more, whose mean losses become `z`: `sum_k log L_k`; from then on

@@ -4,15 +4,16 @@ from typing import Annotated
 
 import jax.numpy as jnp
 
-from mtl_jax.kinds import real
-from mtl_jax.objectives.declared import AtLeast0, declared
+from mtl_jax.objectives.declared import AtLeast0, declared, number
 from mtl_jax.objectives.objective import Objective
 from mtl_jax.objectives.weighting import guard
 from mtl_jax.objectives.weighting.learned import FARTHEST, learned
 
+Start = Annotated[float, number(-FARTHEST, FARTHEST)]
+
 
 @declared
-def uncertainty(start: Annotated[float, real(-FARTHEST, FARTHEST)] = -0.5, learning_rate: AtLeast0 = 1e-3) -> Objective:
+def uncertainty(start: Start = -0.5, learning_rate: AtLeast0 = 1e-3) -> Objective:
   """`sum_k L_k / (2 exp(s_k)) + s_k / 2`, where `s_k`, the logarithm of a task's noise variance, is learned.
 
   The form and start are LibMTL's.
