@@ -99,7 +99,7 @@ class ListedImages:
   splits: list[str]
   labels: dict[str, Any]
   identity: np.ndarray | None = None
-  crops: Mapping[str, Crop] = dataclasses.field(default_factory=dict)
+  crops: dict[str, Crop] = dataclasses.field(default_factory=dict)
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def records(self) -> Iterator[Record]:

@@ -11,8 +11,9 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
-from mtl_jax.data.source import held_out
+from mtl_jax.data.source import ListedImages, held_out
 from mtl_jax.errors import DataError
+from mtl_jax.tasks import Task
 
 MAX_PIXELS = 1e6  # A coordinate beyond this is no pixel, and would lose its fraction in float32.
 
@@ -147,25 +148,15 @@ def image_files(table: Table, folder: Path, *, nested: bool = False) -> dict[str
   return {name: folder / file for name, file in found.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Official:
-  """The rows of a set that its authors split in two.
+def read_official(
+  directory: Path, files: Mapping[str, str], read: Callable[[Path], Table], *, name: str, tasks: tuple[Task, ...]
+) -> tuple[ListedImages, dict[str, Table]]:
+  """Reads a set that its authors split in two: the file of `train` and that of `test`, of which one may be missing.
 
-  Attributes:
-    tables: by `train` and `test`, or one of them.
-    images: the file of each image, train first.
-    splits: of each image; `val` is those of the training images that `held_out` names.
-    notes: a line about a file that is missing.
-  """
+  Of the training images, those that `held_out` names are `val`. A table's columns are named as the tasks' labels are.
 
-  tables: dict[str, Table]
-  images: dict[str, Path]
-  splits: list[str]
-  notes: tuple[str, ...]
-
-
-def read_official(directory: Path, files: Mapping[str, str], read: Callable[[Path], Table], *, name: str) -> Official:
-  """Reads the file of `train` and that of `test`, of which one may be missing, and finds their images.
+  Returns:
+    The source, train first, and its tables.
 
   Raises:
     DataError: where both are missing, what `read` raises, for an image that is not there, or is named by both.
@@ -178,19 +169,21 @@ def read_official(directory: Path, files: Mapping[str, str], read: Callable[[Pat
   if len(tables) == 2 and (both := [image for image in tables['test'].lines if image in tables['train'].lines]):
     there = f'{files["train"]} in line {tables["train"].lines[both[0]]}'
     tables['test'].refuse(both[0], f'{both[0][:40]!r} was already named by {there}; remove one of the rows')
-  images = {split: image_files(table, directory, nested=True) for split, table in tables.items()}
-  return Official(
-    tables=tables,
-    images={image: path for found in images.values() for image, path in found.items()},
-    splits=[
-      'test' if split == 'test' else 'val' if held_out(path) else 'train'
-      for split, found in images.items()
-      for path in found.values()
-    ],
-    notes=tuple(
-      f'warning: {files[split]} is missing, so there are no {split} images' for split in files if split not in tables
-    ),
+  images, splits = {}, []
+  for split, table in tables.items():
+    found = image_files(table, directory, nested=True)
+    images |= found
+    splits += ['val' if split == 'train' and held_out(path) else split for path in found.values()]
+  missing = [split for split in files if split not in tables]
+  source = ListedImages(
+    name=name.lower(),
+    tasks=tasks,
+    notes=tuple(f'warning: {files[split]} is missing, so there are no {split} images' for split in missing),
+    images=images,
+    splits=splits,
+    labels={task.name: np.concatenate([table.select(task.labels) for table in tables.values()]) for task in tasks},
   )
+  return source, tables
 
 
 def is_count(cell: str) -> bool:
