@@ -328,7 +328,7 @@ def test_a_file_cut_short_while_it_is_open_is_corrupt_from_there(copy, encoding)
 
 def test_a_corrupt_image_of_a_mixture_is_masked_in_its_own_set(copy):
   first, second = copy('jpeg', rows=(1,), name='first'), copy('decoded', rows=(2,), name='second')
-  both_sets = mixture.Mixture((first, second), first.tasks)
+  both_sets = mixture.Mixture.of((first, second))
   split = mixture.load_split(both_sets, 'train', first.tasks)
   start = len(first.split('train'))
   batch = split.read(np.array([0, 1, start + 1, start + 2]))

@@ -108,8 +108,8 @@ def _write(
     record = records[row]
     content, box, size = _image_bytes(record, schema)
     as_they_were[row] = box is None
-    left, top, right, bottom = box = box or (0, 0, *size)
-    arrays['source_size.npy'][row] = right - left, bottom - top
+    box = box or (0, 0, *size)
+    arrays['source_size.npy'][row] = box[2] - box[0], box[3] - box[1]
     arrays['identity.npy'][row] = record.identity
     for task in tasks:
       if task.name in record.labels:
