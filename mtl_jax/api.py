@@ -41,7 +41,7 @@ def get_config(config: Config = 'default', overrides: Overrides = ()) -> ConfigD
 
 
 def prepare(
-  name: str,
+  name: Place,
   *,
   out: Place,
   source: Place | None = None,
@@ -84,7 +84,7 @@ def prepare(
   place = address.absolute(out)
   with devices.in_one_line(), sets.new_set(place) as folder:
     prepare_set(
-      name,
+      str(name),
       source=None if source is None else address.local_path(str(source)),
       out=folder,
       image_size=image_size,
@@ -261,19 +261,25 @@ def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, al
   return found
 
 
-def report(workdir: Place, *, pictures: bool = False) -> Path:
+def report(workdir: Place, *, pictures: bool = False, allow_code: bool = False) -> Path:
   """Writes `report.html` of a study, of an affinity run, or of one or several runs; returns its path.
 
   Args:
     workdir: the folder.
     pictures: show test images, which may be photos of real people.
+    allow_code: see `load`; of a folder all its runs.
 
   Raises:
     UserError: for a file that is missing or damaged.
   """
   from mtl_jax import reports
+  from mtl_jax.run import own_parts
 
-  return reports.rebuild(address.workdir(str(workdir)), pictures=pictures)
+  directory = address.workdir(str(workdir))
+  for config in (directory / 'config.json', *directory.glob('*/config.json')) if allow_code else ():
+    if config.is_file():
+      own_parts.allow(config.parent)
+  return reports.rebuild(directory, pictures=pictures)
 
 
 def export(workdir: Place, out: Place, *, step: int | None = None, allow_code: bool = False) -> Path:

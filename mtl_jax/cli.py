@@ -273,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     restoring.add_argument(
       '--step', type=int, metavar='N', help='the checkpoint to use; default: the best on validation'
     )
+  for restoring in (evaluation, predict, report, exporting):
     restoring.add_argument(
       '--allow_code', action='store_true', help='run the Python files that came with the run; read them first'
     )

@@ -129,6 +129,7 @@ FLAG = Kind('true or false', lambda value: isinstance(value, bool), lambda text:
 NUMBER = real(-math.inf)
 TEXT = text('.*', 'text')
 PART = text('.*', 'a name, or FILE.py:NAME')  # See `parts`.
+PARTS = several(PART, 'names')
 NAMES = several(TEXT, 'names')
 # Values of another field: see studies/space.py. Numbers, and tuples of values, become text where they are set.
 VALUES = dataclasses.replace(

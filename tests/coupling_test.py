@@ -94,35 +94,84 @@ def test_losses_with_weights_are_weighted_means():
   assert present.all()
 
 
-def test_auxiliary_losses_are_the_formulas_and_do_not_read_what_is_masked():
-  labels, mask = labels_of(6)
+def outputs_of(rows):
   random = np.random.default_rng(2)
-  outputs = {
-    'mood': random.normal(size=(6, 2)).astype(np.float32),
-    'units': random.normal(size=(6, 2)).astype(np.float32),
-  }
-  found = coupling_of(direction='targets').auxiliary(labels, mask, label_stats={}, step=0)(outputs)
-  e = np.exp(outputs['mood'].astype(float))
+  return {name: random.normal(size=(rows, 2)).astype(np.float32) for name in ('mood', 'units')}
+
+
+def by_formula(labels, outputs, *, unlabelled=False, confidence=0.0):
+  """In float64: matching of targets, matching of the source, and soft co-annotation by the posterior."""
+  e, rows = np.exp(outputs['mood'].astype(float)), len(outputs['mood'])
   mood, yes = e / e.sum(1, keepdims=True), 1 / (1 + np.exp(-outputs['units'].astype(float)))
-  matching = soft = 0
-  for i, table in enumerate(TABLE):
-    q = np.clip(mood @ table.astype(float), 1e-3, 1 - 1e-3)
-    p = np.stack([1 - yes[:, i], yes[:, i]], 1)
-    matching += (p * np.log(p / q)).sum(1).mean() / 2
-  assert float(found['distribution_matching']) == pytest.approx(0.7 * matching, rel=1e-4)
   clipped = [np.clip(table.astype(float), 1e-3, 1 - 1e-3) for table in TABLE]
-  for row in (1, 3, 5):
-    likelihood = np.prod([table[:, int(labels['units'][row, i])] for i, table in enumerate(clipped)], axis=0)
-    soft -= (likelihood / likelihood.sum() * np.log(mood[row])).sum() / 3
-  assert float(found['soft_co_annotation']) == pytest.approx(0.3 * soft, rel=1e-4)
+  targets = source = soft = num = 0.0
+  for row in range(rows):
+    likelihood = np.array([0.5, 0.5])
+    for i, table in enumerate(clipped):
+      p = np.array([1 - yes[row, i], yes[row, i]])
+      q = np.clip(mood[row] @ TABLE[i].astype(float), 1e-3, 1 - 1e-3)
+      likelihood *= np.prod(table**p, axis=1)
+      if mood[row].max() >= confidence and not (unlabelled and np.isfinite(labels['units'][row, i])):
+        targets += (p * np.log(p / q)).sum() / rows / 2
+    q = np.clip(likelihood / likelihood.sum(), 1e-3, 1 - 1e-3)
+    free = not (unlabelled and np.isfinite(labels['mood'][row, 0]))
+    source += (mood[row] * np.log(mood[row] / q)).sum() / rows if q.max() >= confidence and free else 0
+    if np.isfinite(labels['units'][row]).all() and free:
+      likelihood = np.prod([table[:, int(labels['units'][row, i])] for i, table in enumerate(clipped)], axis=0)
+      soft, num = soft - (likelihood / likelihood.sum() * np.log(mood[row])).sum(), num + 1
+  return targets, source, soft / max(num, 1)
 
 
-def test_weights_grow_over_the_ramp():
+@pytest.mark.parametrize('how', [{}, {'rows': 'unlabelled'}, {'confidence': 0.7}])
+def test_auxiliary_losses_are_the_formulas_and_do_not_read_what_is_masked(how):
+  labels, mask = labels_of(8)
+  labels['mood'][1], mask['mood'] = 1, mask['mood'].copy()
+  mask['mood'][1] = True  # One row with both.
+  outputs = outputs_of(8)
+  expected = by_formula(
+    labels, outputs, unlabelled=how.get('rows') == 'unlabelled', confidence=how.get('confidence', 0.0)
+  )
+  plain = by_formula(labels, outputs)
+  assert not how or expected[0] < 0.9 * plain[0]
+  for direction, matched in (('targets', expected[0]), ('sources', expected[1]), ('both', sum(expected[:2]))):
+    found = coupling_of(direction=direction, **how).auxiliary(labels, mask, label_stats={}, step=0)(outputs)
+    assert float(found['distribution_matching']) == pytest.approx(0.7 * matched, rel=1e-4)
+    assert float(found['soft_co_annotation']) == pytest.approx(0.3 * expected[2], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('how', 'shares'),
+  [
+    ({'ramp_steps': 10}, [0, 0.5, 1, 1]),
+    ({'anneal_steps': 20}, [1, 0.75, 0.5, 0]),
+    ({'ramp_steps': 10, 'anneal_steps': 20}, [0, 0.375, 0.5, 0]),
+  ],
+)
+def test_weights_grow_over_the_ramp_and_fall_to_0_by_the_end_of_the_annealing(how, shares):
   labels, mask = labels_of(4)
   outputs = {'mood': jnp.ones((4, 2)), 'units': jnp.ones((4, 2))}
-  at = [coupling_of(ramp_steps=10).auxiliary(labels, mask, label_stats={}, step=s)(outputs) for s in (0, 5, 10, 99)]
-  values = [float(one['distribution_matching']) for one in at]
-  np.testing.assert_allclose(values, np.array([0, 0.5, 1, 1]) * values[-1], rtol=1e-6)
+  whole = coupling_of().auxiliary(labels, mask, label_stats={}, step=0)(outputs)
+  at = [coupling_of(**how).auxiliary(labels, mask, label_stats={}, step=s)(outputs) for s in (0, 5, 10, 99)]
+  for name, value in whole.items():
+    np.testing.assert_allclose([float(one[name]) for one in at], np.array(shares) * float(value), rtol=1e-6)
+
+
+def test_numbers_of_a_coupling_may_be_traced():
+  labels, mask = labels_of(8)
+  numbers = {
+    'distribution': 0.4,
+    'soft_co_annotation': 0.2,
+    'clip': 0.01,
+    'confidence': 0.6,
+    'ramp_steps': 4,
+    'anneal_steps': 9,
+  }
+
+  def found(numbers):
+    return coupling_of(**numbers).auxiliary(labels, mask, label_stats={}, step=2)(outputs_of(8))
+
+  for traced, plain in zip(*(jax.tree.leaves(one(numbers)) for one in (jax.jit(found), found)), strict=True):
+    assert float(traced) == pytest.approx(float(plain), rel=1e-5)
 
 
 def test_a_target_without_relevance_is_not_matched():

@@ -144,6 +144,7 @@ def test_no_threshold_is_better_than_the_best(case, by):
 def test_the_best_threshold_lies_between_neighbouring_numbers():
   for low, high in ((0.2, 0.8), (0.5, np.nextafter(0.5, 1)), (0.0, 5e-324)):
     threshold = best_threshold(np.array([low, high]), np.array([False, True]), by='f1')
+    assert threshold is not None
     assert low < threshold <= high
 
 

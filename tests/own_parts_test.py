@@ -11,11 +11,39 @@ from PIL import Image
 import mtl_jax
 from mtl_jax import cli
 from mtl_jax.errors import UserError
+from mtl_jax.run import own_parts
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'own_parts.md').read_text()
 CODE = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
-FIELDS = ('model.backbone', 'model.head', 'model.sharing', 'objective.name', 'optimizer.name')
-NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule')
+FIELDS = ('model.backbone', 'model.head', 'model.sharing', 'objective.name', 'optimizer.name', 'plugins')
+NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule', 'CountTask')
+READER = """
+import io
+
+import numpy as np
+from CountTask import CountTask
+from PIL import Image
+
+from mtl_jax.data.source import Record
+from mtl_jax.tasks import BinaryTask
+
+
+class Squares:
+  name = 'squares'
+  tasks = (CountTask('squares', ('squares',)), BinaryTask('any', ('Any',)))
+
+  def records(self):
+    for number in range(48):
+      pixels, count, content = np.zeros((16, 16, 3), np.uint8), number % 4, io.BytesIO()
+      for i in range(count):
+        pixels[4 * i : 4 * i + 3, 4 : 8] = 255
+      Image.fromarray(pixels).save(content, 'png')
+      labels = {'squares': [count], 'any': [count > 0]}
+      yield Record(f'{number}.png', ('train', 'val', 'test')[number % 3], content.getvalue, labels)
+
+
+open_source = Squares
+"""
 
 
 @pytest.fixture(scope='module')
@@ -30,20 +58,36 @@ def cache(tmp_path, monkeypatch):
 
 def trained(faces, folder, fields=FIELDS) -> tuple[dict, mtl_jax.Run]:
   """A run of four steps whose parts are those of the page, in files of `folder`."""
-  overrides = {'train.steps': 4, 'model.width': 4, 'eval.every_steps': 4}
+  overrides: dict = {'train.steps': 4, 'model.width': 4, 'eval.every_steps': 4}
   for field, name, code in zip(FIELDS, NAMES, CODE, strict=True):
     if field in fields:
       (folder / f'{name}.py').write_text(code)
       overrides[field] = f'{folder / name}.py:{name}'
+  if 'plugins' in overrides:
+    overrides |= {'tasks': 'all', 'plugins': (str(folder / 'CountTask.py'),)}
   return overrides, mtl_jax.train(small_runs.make_config(faces), folder / 'run', overrides=overrides)
 
 
-def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_files(faces, tmp_path):
-  fields, run = trained(faces, tmp_path)
+@pytest.fixture
+def squares(tmp_path):
+  """A prepared set that counts something; its reader imports the kind of task from beside it."""
+  (tmp_path / 'CountTask.py').write_text(CODE[-1])
+  (tmp_path / 'reader.py').write_text(READER)
+  return mtl_jax.prepare(tmp_path / 'reader.py', out=tmp_path / 'squares', image_size=(16, 16))
+
+
+def test_every_part_of_the_page_is_under_40_lines():
+  assert len(CODE) == len(FIELDS)
+  assert all(len(code.splitlines()) < 40 for code in CODE)
+
+
+def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_files(squares, tmp_path):
+  fields, run = trained(squares, tmp_path)
   assert run.step == 4
   found = run.evaluate(split='val')
+  assert found['tasks']['squares']['count_mae'] < 5
   more = mtl_jax.train(
-    small_runs.make_config(faces), run.workdir, overrides=fields | {'train.steps': 6}, allow_config_change=True
+    small_runs.make_config(squares), run.workdir, overrides=fields | {'train.steps': 6}, allow_config_change=True
   )
   assert more.step == 6
   for file in tmp_path.glob('*.py'):
@@ -51,14 +95,36 @@ def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_fil
   assert mtl_jax.evaluate(run.workdir, split='val', step=4)['tasks'] == found['tasks']
   model = run.load()
   assert set(model.variables['params']['shared']['backbone']) == {'conv0', 'conv1'}
-  assert len(model.predict(np.zeros((2, *model.image_size, 3), np.uint8))) == 2
+  assert model.predict(np.zeros((2, *model.image_size, 3), np.uint8))[0]['squares']['squares'] > 0
   assert (mtl_jax.export(run.workdir, tmp_path / 'out') / 'model.stablehlo').exists()
+  run.evaluate()
+  assert 'share of exact counts' in mtl_jax.report(run.workdir).read_text()
+
+
+def test_a_study_tests_a_kind_of_task_of_its_own_by_its_main_metric(squares, tmp_path):
+  overrides = {
+    'tasks': 'all', 'plugins': (str(tmp_path / 'CountTask.py'),), 'train.steps': 2, 'optimizer.warmup_steps': 1,
+    'eval.every_steps': 2, 'study.num_seeds': 1, 'study.learning_rates': (),
+  }  # fmt: skip
+  found = mtl_jax.study(small_runs.make_config(squares), tmp_path / 'study', overrides=overrides)
+  assert found['tasks']['squares']['count_mae']['main']
+  assert 'mean absolute error of counts' in (tmp_path / 'study' / 'report.html').read_text()
+
+
+def test_a_set_of_a_kind_of_its_own_opens_only_with_the_plugin(squares, tmp_path):
+  """In another process, which has not prepared it."""
+  config = small_runs.make_config(squares, tasks='all')
+  told = small_runs.end(small_runs.start(small_runs.command(tmp_path, config, tmp_path / 'run')))
+  assert "'count'" in told
+  assert 'config.plugins' in told
+  assert 'Traceback' not in told
 
 
 def test_code_from_elsewhere_runs_only_when_it_is_allowed_and_is_then_known(faces, tmp_path, monkeypatch, capsys):
   _, run = trained(faces, tmp_path, ['model.head'])
   Image.new('RGB', (16, 16)).save(tmp_path / 'face.png')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'another'))
+  monkeypatch.setattr(own_parts, '_NOTED', set())
   command = ['predict', '--workdir', str(run.workdir), str(tmp_path / 'face.png')]
   assert cli.main(command) == 2
   assert '--allow_code' in capsys.readouterr().err
@@ -105,6 +171,10 @@ def test_a_run_is_not_resumed_with_another_file_under_the_same_name(faces, tmp_p
     ('objective.name', 'os.path:join'),
     ('model.head', 'no.such.module:Net'),
     ('model.heads.landmarks', 'missing.py:Net'),
+    ('plugins', ('missing.py',)),
+    ('plugins', ('builtins:dict',)),
+    ('plugins', ('mtl_jax.errors',)),
+    ('plugins', ('mtl_jax.tasks.task:Task',)),
   ],
 )
 def test_what_is_no_such_part_is_refused_with_its_field(faces, tmp_path, field, value):

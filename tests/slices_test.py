@@ -75,6 +75,7 @@ def test_intervals_are_percentiles_over_resamples_of_people(sliced):
   rows = split.mask['attributes'][:, 1] & (split.labels['attributes'][:, 1] == 1)
   right = (predictions['attributes'][:, 0] >= 0.5) == split.labels['attributes'][:, 0]
   resampled = draw(store.identity)
+  assert resampled.weights is not None
   values = [
     np.average(right[rows], weights=w)
     for weights in resampled.weights.T

@@ -35,7 +35,7 @@ def test_thresholds_are_best_on_validation_and_applied_to_the_split_reported(tun
     f1 = []
     for i, threshold in enumerate(thresholds.values()):
       scores, true = predictions[mask[:, i], i].astype(float), labels[mask[:, i], i]
-      f1.append(sklearn_metrics.f1_score(true, scores >= threshold, zero_division=0))
+      f1.append(sklearn_metrics.f1_score(true, scores >= threshold, zero_division=0))  # pyright: ignore
       if split == 'val' and len(set(true)) == 2:
         assert f1[-1] == pytest.approx(max(sklearn_metrics.f1_score(true, scores >= t) for t in scores))
       elif split == 'val':

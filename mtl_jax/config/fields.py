@@ -15,6 +15,7 @@ from mtl_jax.kinds import (
   NAMES,
   OPTION,
   PART,
+  PARTS,
   TASKS,
   TEXT,
   VALUES,
@@ -62,6 +63,8 @@ _DECLARED = (
   Field('tasks', 'attributes,landmarks', TASKS,
     'Tasks to learn; one task alone is the single-task model. `attributes/*` makes each attribute a task of its own; '
     '`all`, or none named, is all that the data has.'),
+  Field('plugins', (), PARTS,
+    'Files with kinds of tasks of your own, FILE.py, or FILE.py:NAME for one of its classes: see docs/own_parts.md.'),
 
   Field('data.dir', '', TEXT, 'Folder of a prepared set (`mtl-jax prepare`).', resumable=True),
   Field('data.dirs', (), NAMES,
@@ -153,7 +156,8 @@ _DECLARED = (
     'Log weights, gradient norms and conflicts; `fixed` and the like then cost a little more.'),
   # Tasks coupled by what is known of their relation, beside the losses: see docs/matching.md. Weights of 0 do nothing.
   Field('objective.matching.relations', (), NAMES,
-    'Built-in ones (expressions, celeba), or files of your own: see objectives/matching.'),
+    'Built-in ones (ages, celeba, clothing, clothing_counted, expressions, races), or files of your own: see '
+    'objectives/matching.'),
   Field('objective.matching.distribution', 0.0, AT_LEAST_0,
     'Weight of distribution matching: what a task predicts against what others expect.'),
   Field('objective.matching.soft_co_annotation', 0.0, AT_LEAST_0,
@@ -168,9 +172,9 @@ _DECLARED = (
   Field('objective.matching.smoothing', 1.0, AT_LEAST_0, 'Number added to every count (Laplace).'),
   Field('objective.matching.direction', 'targets', choice('targets', 'sources', 'both'),
     'What is matched: targets to what the source expects, sources to what their targets expect, or both.'),
-  Field('objective.matching.divergence', 'kl', TEXT,
-    'Divergence of the own prediction p from what is expected, q: kl, reverse_kl, jensen_shannon, cross_entropy or '
-    'one_sided.'),
+  Field('objective.matching.divergence', 'kl',
+    choice('kl', 'reverse_kl', 'jensen_shannon', 'cross_entropy', 'one_sided'),
+    'Divergence of the own prediction p from what is expected, q.'),
   Field('objective.matching.stop_gradient', 'none', choice('none', 'p', 'q'), 'Which of p and q does not move.'),
   Field('objective.matching.score', 'mean', choice('mean', 'posterior'),
     "Soft co-annotation by the mean of a class's units, or by the posterior given all labels."),
@@ -178,6 +182,12 @@ _DECLARED = (
     'Weigh targets by the share of their entropy that the source explains, not alike.'),
   Field('objective.matching.clip', 1e-3, real(1e-6, 0.25), 'q lies between this and 1 less it.'),
   Field('objective.matching.ramp_steps', 0, COUNT_OR_0, "Steps in which both losses' weights grow linearly from 0."),
+  Field('objective.matching.anneal_steps', 0, COUNT_OR_0,
+    "Steps in which both losses' weights fall linearly to 0, where they stay; 0: they do not fall."),
+  Field('objective.matching.rows', 'all', choice('all', 'unlabelled'),
+    'Rows that both losses teach: all, or those without a label of what they teach.'),
+  Field('objective.matching.confidence', 0.0, real(0, 1),
+    'Probability that the likeliest class of the side that teaches must have for a row to be matched.'),
   Field('objective.standardize', True, FLAG, "Learn coordinates in units of the train split's spread, not [0, 1]."),
   Field('objective.coordinate_loss', 'squared', TEXT,
     'Loss of landmarks, in units of objective.standardize: squared, l1, smooth_l1 or wing.'),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from mtl_jax.metrics.calibration import expected_calibration_error, reliability
 from mtl_jax.metrics.draws import Draws, by_name, checked, mean_of_defined, ratio, whole
@@ -32,23 +33,12 @@ def binary(
   thresholds: Sequence[float] | float = THRESHOLD,
   draws: Draws | None = None,
 ) -> dict[str, Any]:
-  """Metrics of every draw.
+  """Metrics of yes-or-no labels, 1 or 0; predictions are probabilities.
 
   Macro metrics are means over the outputs where the metric is defined: an output without labels counts nowhere, one
   without positive labels has no average precision. `reliability` holds the bins of `calibration.reliability` of all
-  outputs together.
-
-  Args:
-    predictions: probabilities `[n, k]`.
-    labels: 0 or 1, `[n, k]`.
-    mask: whether the label exists, `[n, k]`.
-    names: of the `k` outputs.
-    thresholds: of the outputs, or of all: a prediction of this or more is positive.
-    draws: how often each example counts; by default once.
-
-  Raises:
-    ValueError: for shapes that differ, or a label that is neither 0 nor 1.
-    DivergedError: for a prediction that is not finite where a label exists.
+  outputs together. A prediction is positive from its output's threshold on, or that of all; for the other arguments see
+  `mtl_jax.metrics`.
   """
   predictions, labels, mask = checked(predictions, labels, mask, names)
   draws = draws or whole(len(predictions))
@@ -79,20 +69,16 @@ def binary(
   )
 
 
-def _mean_of_two(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _mean_of_two(one: Float[np.ndarray, 'k B'], other: Float[np.ndarray, 'k B']) -> Float[np.ndarray, 'k B']:
   """Their mean, or the one that is not NaN."""
   return np.where(np.isnan(one), other, np.where(np.isnan(other), one, (one + other) / 2))
 
 
-def best_threshold(scores: np.ndarray, true: np.ndarray, *, by: str) -> float | None:
+def best_threshold(scores: Float[np.ndarray, ' m'], true: Bool[np.ndarray, ' m'], *, by: str) -> float | None:
   """The threshold that is best by a metric of `TUNED_BY`, of equally good ones the nearest to 0.5.
 
-  It lies halfway between two scores, or is 0. None where all labels are the same, or there are none.
-
-  Args:
-    scores: `[m]`, in [0, 1].
-    true: `[m]`.
-    by: the metric.
+  It lies halfway between two scores, which are from 0 to 1, or is 0. None where all labels are the same, or there are
+  none.
   """
   if true.all() or not true.any():
     return None
@@ -110,19 +96,13 @@ def best_threshold(scores: np.ndarray, true: np.ndarray, *, by: str) -> float | 
   return float(thresholds[best[np.abs(thresholds[best] - THRESHOLD).argmin()]])
 
 
-def average_precision(scores: np.ndarray, true: np.ndarray, *, draws: Draws) -> np.ndarray:
-  """Precision at each distinct score, weighted by the recall it adds; examples with equal scores enter together.
+def average_precision(
+  scores: Float[np.ndarray, ' m'], true: Bool[np.ndarray, ' m'], *, draws: Draws
+) -> Float[np.ndarray, ' B']:
+  """Precision at each distinct score, weighted by the recall it adds; NaN for a draw without a positive.
 
-  All draws go down the ranking at once: a few rows of `B` numbers that stay in the cache, several times faster than
-  cumulative sums of the whole `[m, B]`; the one draw of an estimate is a cumulative sum.
-
-  Args:
-    scores: `[m]`.
-    true: `[m]`.
-    draws: of these examples.
-
-  Returns:
-    `[B]`, NaN for a draw without a positive.
+  Examples with equal scores enter together. All draws go down the ranking at once: a few rows of `B` numbers that stay
+  in the cache, several times faster than cumulative sums of the whole `[m, B]`; an estimate is a cumulative sum.
   """
   order = np.argsort(-scores, kind='stable')
   scores, true = scores[order], true[order]

@@ -23,13 +23,11 @@ def expected_calibration_error(
   return ratio(np.abs(draws.sums(gaps)).sum(0), draws.sums(np.ones((len(probabilities), 1)))[0])
 
 
-def reliability(
-  probabilities: Float[np.ndarray, ' n'], happened: Bool[np.ndarray, ' n']
-) -> list[tuple[int, float, float]]:
+def reliability(probabilities: Float[np.ndarray, ' n'], happened: Bool[np.ndarray, ' n']) -> list[list[float]]:
   """The number of examples, mean probability and frequency of each bin that is not empty."""
   bins = _bins(probabilities)
   counts, sums, hits = (np.bincount(bins, weights, NUM_BINS) for weights in (None, probabilities, happened))
-  return [(int(n), float(p / n), float(y / n)) for n, p, y in zip(counts, sums, hits, strict=True) if n]
+  return [[int(n), float(p / n), float(y / n)] for n, p, y in zip(counts, sums, hits, strict=True) if n]
 
 
 def _bins(probabilities: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from mtl_jax.metrics.calibration import expected_calibration_error, reliability
 from mtl_jax.metrics.draws import Draws, by_name, mean_of_defined, ratio, require_finite, whole
@@ -20,22 +21,12 @@ METRICS = (
 def categorical(
   predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, names: Sequence[str], draws: Draws | None = None
 ) -> dict[str, Any]:
-  """Metrics of every draw. The class of the greatest probability is predicted, the first of equals.
+  """The class of the greatest probability is predicted, the first of equals.
 
   `macro_f1` is over the classes that are true or predicted somewhere, `balanced_accuracy` over those that are true
   somewhere. `confusion` holds counts `[true, predicted]` of all examples; `ece` and `reliability` are of the predicted
-  class's probability and of how often that class is true.
-
-  Args:
-    predictions: probabilities `[n, c]`.
-    labels: class numbers `[n, 1]`.
-    mask: whether the label exists, `[n, 1]`.
-    names: of the `c` classes.
-    draws: how often each example counts; by default once.
-
-  Raises:
-    ValueError: for shapes that do not fit, or a label that is no class number.
-    DivergedError: for a prediction that is not finite where a label exists.
+  class's probability and of how often that class is true. Labels are class numbers `[n, 1]`; for the rest see
+  `mtl_jax.metrics`.
   """
   predictions, classes, mask = class_numbers(predictions, labels, mask, names)
   draws = draws or whole(len(predictions))
@@ -66,8 +57,10 @@ def categorical(
   )
 
 
-def class_numbers(predictions: Any, labels: Any, mask: Any, names: Sequence[str]) -> tuple[np.ndarray, ...]:
-  """Probabilities `[n, c]`, class numbers `[n]` with 0 where the mask is False, and the mask `[n, 1]`, checked."""
+def class_numbers(
+  predictions: Any, labels: Any, mask: Any, names: Sequence[str]
+) -> tuple[Float[np.ndarray, 'n c'], Int[np.ndarray, ' n'], Bool[np.ndarray, 'n 1']]:
+  """Probabilities, class numbers with 0 where the mask is False, and the mask, checked."""
   predictions = np.asarray(predictions, np.float64)
   if predictions.ndim != 2 or predictions.shape[1] != len(names):
     raise ValueError(f'predictions have shape {predictions.shape}, not (n, {len(names)})')

@@ -18,19 +18,10 @@ METRICS = (
 def dense(
   predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, names: Sequence[str], draws: Draws | None = None
 ) -> dict[str, Any]:
-  """Metrics of every draw, over all labelled pixels of its images at once, as for PASCAL VOC (Everingham et al. 2010).
+  """Overlaps over all labelled pixels of the images at once, as for PASCAL VOC (Everingham et al. 2010).
 
-  `miou` is over the classes that are true or predicted somewhere.
-
-  Args:
-    predictions: class numbers `[n, h, w]`.
-    labels: the same, true.
-    mask: whether the pixel is labelled, `[n, h, w]`.
-    names: of the `c` classes.
-    draws: how often each image counts; by default once.
-
-  Raises:
-    ValueError: for shapes that differ, or a number that is no class.
+  `miou` is over the classes that are true or predicted somewhere. Predictions and labels are class numbers `[n, h, w]`;
+  for the rest see `mtl_jax.metrics`.
   """
   predictions, labels, mask = np.asarray(predictions), np.asarray(labels), np.asarray(mask, bool)
   if not predictions.shape == labels.shape == mask.shape or labels.ndim != 3:

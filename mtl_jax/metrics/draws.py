@@ -8,6 +8,7 @@ NaN where there is nothing to compute it from; `Draws.result` turns those of an 
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from mtl_jax.errors import DivergedError
 
@@ -33,16 +34,16 @@ class Draws(NamedTuple):
     """The same draws of some of the examples, by a mask `[n]`."""
     return Draws(self.clusters[rows], self.weights)
 
-  def sums(self, values: np.ndarray) -> np.ndarray:
-    """Sums over each draw, `[k, B]`, of values `[n, k]`."""
+  def sums(self, values: Shaped[np.ndarray, 'n k']) -> Float[np.ndarray, 'k B']:
+    """Sums over each draw."""
     if self.weights is None:
       return values.sum(0, dtype=np.float64)[:, None]
     by_cluster = np.zeros((len(self.weights), values.shape[1]))
     np.add.at(by_cluster, self.clusters, values)
     return by_cluster.T @ self.weights
 
-  def mean(self, values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over each draw, `[B]`, of the values `[n, ...]` under a True."""
+  def mean(self, values: Shaped[np.ndarray, '*n'], where: Bool[np.ndarray, '*n']) -> Float[np.ndarray, ' B']:
+    """Mean over each draw of the values under a True; the first axis is of examples."""
     if self.weights is None:
       chosen = values[where]
       return np.array([np.mean(chosen) if len(chosen) else np.nan])
@@ -60,18 +61,18 @@ def whole(num: int) -> Draws:
   return Draws(np.arange(num), None)
 
 
-def clusters(identities: np.ndarray) -> np.ndarray:
-  """The number of the person on each image `[n]`, from 0; an image of whom is unknown, -1, is a cluster of its own."""
+def clusters(identities: Int[np.ndarray, ' n']) -> Int[np.ndarray, ' n']:
+  """The number of the person on each image, from 0; an image of whom is unknown, -1, is a cluster of its own."""
   identities = np.asarray(identities, np.int64)
   own = identities.max(initial=0) + 1 + np.arange(len(identities))
   return np.unique(np.where(identities < 0, own, identities), return_inverse=True)[1].reshape(-1)
 
 
-def draw(identities: np.ndarray, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Draws:
+def draw(identities: Int[np.ndarray, ' n'], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Draws:
   """Draws people with replacement, as many as there are; a person's images come or stay away together.
 
   Args:
-    identities: `[n]`, who is on each image; -1 where that is unknown: the image is then a cluster of its own.
+    identities: who is on each image; -1 where that is unknown: the image is then a cluster of its own.
     num_resamples: how many draws.
     seed: of the draws.
   """
@@ -89,16 +90,18 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray, *, empty: float = np.n
   return np.divide(numerator, denominator, out=result, where=denominator > 0)
 
 
-def mean_of_defined(values: np.ndarray) -> np.ndarray:
-  """Mean over the first axis of `[k, B]` of what is not NaN; NaN where all is."""
+def mean_of_defined(values: Float[np.ndarray, 'k B']) -> Float[np.ndarray, ' B']:
+  """Mean over the first axis of what is not NaN; NaN where all is."""
   defined = ~np.isnan(values)
   if values.shape[1] == 1:  # An estimate is summed pairwise, which is more exact.
     return np.array([np.mean(values[defined]) if defined.any() else np.nan])
   return ratio(np.where(defined, values, 0.0).sum(0), defined.sum(0))
 
 
-def by_name(names: Any, values: dict[str, np.ndarray], **numbers: np.ndarray) -> dict[str, dict[str, Any]]:
-  """`[k, B]` values of each metric as `[B]` values of each metric of each output, with whole numbers `[k]` beside."""
+def by_name(
+  names: Any, values: dict[str, Float[np.ndarray, 'k B']], **numbers: Int[np.ndarray, ' k']
+) -> dict[str, dict[str, Any]]:
+  """Values of each metric as `[B]` values of each metric of each output, with whole numbers beside."""
   return {
     name: {**{metric: value[i] for metric, value in values.items()}, **{n: int(v[i]) for n, v in numbers.items()}}
     for i, name in enumerate(names)
@@ -113,7 +116,9 @@ def _for_json(metrics: Any) -> Any:
   return metrics
 
 
-def checked(predictions: Any, labels: Any, mask: Any, names: Any) -> tuple[np.ndarray, ...]:
+def checked(
+  predictions: Any, labels: Any, mask: Any, names: Any
+) -> tuple[Float[np.ndarray, 'n k'], Float[np.ndarray, 'n k'], Bool[np.ndarray, 'n k']]:
   """Predictions and labels as float64 with 0 where the mask is False, and the mask; shapes and values checked.
 
   Raises:
@@ -133,8 +138,8 @@ def checked(predictions: Any, labels: Any, mask: Any, names: Any) -> tuple[np.nd
   return np.where(mask, predictions, 0.0), np.where(mask, labels, 0.0), mask
 
 
-def require_finite(predictions: np.ndarray, mask: np.ndarray, names: Any) -> None:
-  """Raises DivergedError for a prediction `[n, k]` that is not finite under a True."""
+def require_finite(predictions: Float[np.ndarray, 'n k'], mask: Bool[np.ndarray, 'n k'], names: Any) -> None:
+  """Raises DivergedError for a prediction that is not finite under a True."""
   broken = (mask & ~np.isfinite(predictions)).sum(0)
   if broken.any():
     i = int(broken.argmax())

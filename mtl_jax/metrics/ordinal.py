@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from mtl_jax.metrics.categorical import class_numbers
 from mtl_jax.metrics.draws import Draws, whole
@@ -19,18 +20,9 @@ METRICS = (
 def ordinal(
   predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, names: Sequence[str], draws: Draws | None = None
 ) -> dict[str, Any]:
-  """Metrics of every draw. The median bin is predicted, which has the least expected distance.
+  """Distances in bins. The median bin is predicted, which has the least expected distance.
 
-  Args:
-    predictions: probabilities `[n, c]`.
-    labels: numbers of bins `[n, 1]`.
-    mask: whether the label exists, `[n, 1]`.
-    names: of the `c` bins.
-    draws: how often each example counts; by default once.
-
-  Raises:
-    ValueError: for shapes that do not fit, or a label that is no bin's number.
-    DivergedError: for a prediction that is not finite where a label exists.
+  Predictions are probabilities of the bins, labels numbers of bins `[n, 1]`; for the rest see `mtl_jax.metrics`.
   """
   predictions, bins, mask = class_numbers(predictions, labels, mask, names)
   draws = draws or whole(len(predictions))
@@ -45,7 +37,7 @@ def ordinal(
   return draws.result({**scores(present), 'per_output': per_output})
 
 
-def median(probabilities: np.ndarray) -> np.ndarray:
-  """The first bin `[n]` by which half of the probability `[n, c]` is reached."""
+def median(probabilities: Float[np.ndarray, 'n c']) -> Int[np.ndarray, ' n']:
+  """The first bin by which half of the probability is reached."""
   reached = np.cumsum(probabilities, axis=-1)
   return (reached < 0.5 * reached[:, -1:]).sum(-1)

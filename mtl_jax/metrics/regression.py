@@ -17,28 +17,14 @@ METRICS = (
 def regression(
   predictions: np.ndarray, labels: np.ndarray, *, mask: np.ndarray, names: Sequence[str], draws: Draws | None = None
 ) -> dict[str, Any]:
-  """Mean absolute and root mean square error of every draw, over all labels and per output.
-
-  Args:
-    predictions: `[n, k]`.
-    labels: `[n, k]`.
-    mask: whether the label exists, `[n, k]`.
-    names: of the `k` outputs.
-    draws: how often each example counts; by default once.
-
-  Raises:
-    ValueError: for shapes that differ, or labels that are not finite.
-    DivergedError: for a prediction that is not finite where a label exists.
-  """
+  """Mean absolute and root mean square error, over all labels and per output. Arguments: see `mtl_jax.metrics`."""
   predictions, labels, mask = checked(predictions, labels, mask, names)
   draws = draws or whole(len(predictions))
   errors = predictions - labels
-  per_output = {
-    name: {**_errors(errors[:, i], mask[:, i], draws), 'num_labels': int(mask[:, i].sum())}
-    for i, name in enumerate(names)
-  }
-  return draws.result({**_errors(errors, mask, draws), 'per_output': per_output})
 
+  def scores(columns: slice) -> dict[str, Any]:
+    own, present = errors[:, columns], mask[:, columns]
+    return {'mae': draws.mean(np.abs(own), present), 'rmse': np.sqrt(draws.mean(np.square(own), present))}
 
-def _errors(errors: np.ndarray, mask: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
-  return {'mae': draws.mean(np.abs(errors), mask), 'rmse': np.sqrt(draws.mean(np.square(errors), mask))}
+  outputs = {name: {**scores(slice(i, i + 1)), 'num_labels': int(mask[:, i].sum())} for i, name in enumerate(names)}
+  return draws.result({**scores(slice(None)), 'per_output': outputs})

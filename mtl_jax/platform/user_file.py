@@ -6,34 +6,44 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mtl_jax.errors import UserError, one_line
 
 
-def load(path: Path, name: str, *, raises: type[UserError], blame: str = '') -> Any:
-  """Loads what a Python file, which may import from its own folder, calls `name`.
+def module(path: Path, *, raises: type[UserError], blame: str = '') -> ModuleType:
+  """Runs a Python file, which may import from its own folder.
 
   Args:
-    path: the file; it is run.
-    name: of a function or class there.
+    path: the file.
     raises: the kind of error to raise.
     blame: what an error begins with, such as the flag that named the file.
 
   Raises:
-    UserError: of that kind, for a file that is no Python, has no such function or class, or fails.
+    UserError: of that kind, for a file that is no Python, or fails.
   """
-  module_name = f'mtl_jax_user_{path.stem}'
-  spec = importlib.util.spec_from_file_location(module_name, path)
+  name = f'mtl_jax_user_{path.stem}'
+  spec = importlib.util.spec_from_file_location(name, path)
   if spec is None or spec.loader is None:
-    raise raises(f'{blame}{path} is no Python file; it must define {name}()')
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[module_name] = module  # Where dataclasses look up their annotations.
+    raise raises(f'{blame}{path} is no Python file')
+  made = importlib.util.module_from_spec(spec)
+  sys.modules[name] = made  # Where dataclasses look up their annotations.
   with _own_folder(path), blamed(path, raises=raises, blame=blame):
-    spec.loader.exec_module(module)
-  if not callable(getattr(module, name, None)):
+    spec.loader.exec_module(made)
+  return made
+
+
+def load(path: Path, name: str, *, raises: type[UserError], blame: str = '') -> Any:
+  """Loads what a Python file calls `name`; other arguments and errors are those of `module`.
+
+  Raises:
+    UserError: also where the file has no such function or class.
+  """
+  found = getattr(module(path, raises=raises, blame=blame), name, None)
+  if not callable(found):
     raise raises(f'{blame}{path} defines no function {name}')
-  return getattr(module, name)
+  return found
 
 
 def call(path: Path, function: str, *arguments: Any, raises: type[UserError], blame: str = '') -> Any:

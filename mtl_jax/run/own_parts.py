@@ -13,7 +13,8 @@ from typing import TypedDict
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config import parts, with_values
+from mtl_jax import config as configs
+from mtl_jax.config import parts
 from mtl_jax.errors import CheckpointError
 from mtl_jax.platform import address, atomic_write, json_file
 
@@ -21,6 +22,8 @@ FOLDER, LIST = 'parts', 'parts.json'
 NO_PART = 'take the workdir as `mtl-jax train` left it'
 
 log = logging.getLogger('mtl_jax')
+
+_NOTED: set[str] = set()  # Digests allowed in this process.
 
 
 class Kept(TypedDict):
@@ -63,17 +66,31 @@ def changed(workdir: Path, config: ConfigDict) -> list[str]:
   ]
 
 
-def located(workdir: Path, config: ConfigDict, *, allow_code: bool) -> ConfigDict:
+def located(workdir: Path, config: ConfigDict) -> ConfigDict:
   """The configuration of a run whose own parts are those kept in its workdir.
 
-  Args:
-    workdir: of the run.
-    config: that it began with.
-    allow_code: run what this user has not run before.
-
   Raises:
-    CheckpointError: for code that is not allowed, or a file that is missing or not as it was kept.
+    CheckpointError: for code that this user has neither run nor allowed, or a file that is missing or not as it was
+      kept.
   """
+  found, code = _kept(workdir, config)
+  for digest, what in code.items():
+    if not _allowed(digest):
+      raise CheckpointError(
+        f'{workdir} was trained with code of its own, and would run {what}; read that, then allow it with --allow_code'
+      )
+  return _renamed(config, found)
+
+
+def allow(workdir: Path) -> None:
+  """Notes that this user runs what the run in the workdir is made of."""
+  config = configs.from_json(json_file.read(workdir / 'config.json', json_file.Fields, advice=NO_PART))
+  for digest in _kept(workdir, config)[1]:
+    _allow(digest)
+
+
+def _kept(workdir: Path, config: ConfigDict) -> tuple[dict[str, tuple[Path, str]], dict[str, str]]:
+  """The kept file of each field that names one, with the name in it; and all code of the run: digests, in words."""
   files = _files(config)
   kept = json_file.read(workdir / LIST, dict[str, Kept], advice=NO_PART) if files else {}
   found: dict[str, tuple[Path, str]] = {}
@@ -81,18 +98,11 @@ def located(workdir: Path, config: ConfigDict, *, allow_code: bool) -> ConfigDic
   for field, (original, part) in files.items():
     if (one := kept.get(str(original))) is None:
       raise CheckpointError(f'{workdir / LIST} does not name config.{field}; {NO_PART}')
-    found[field] = workdir / FOLDER / Path(one['name']).name, part
-    path = found[field][0]
+    path = workdir / FOLDER / Path(one['name']).name
     if not path.is_file() or _digest(path.read_bytes()) != one['sha256']:
       raise CheckpointError(f'{path} is missing or has changed; {NO_PART}')
-    code[one['sha256']] = str(path)
-  for digest, what in code.items():
-    if not allow_code and not _allowed(digest):
-      raise CheckpointError(
-        f'{workdir} was trained with code of its own, and would run {what}; read that, then allow it with --allow_code'
-      )
-    _allow(digest)
-  return _renamed(config, found)
+    found[field], code[one['sha256']] = (path, part), str(path)
+  return found, code
 
 
 def _files(config: ConfigDict) -> dict[str, tuple[Path, str]]:
@@ -107,7 +117,7 @@ def _modules(config: ConfigDict) -> list[str]:
 
 
 def _renamed(config: ConfigDict, places: Mapping[str, tuple[Path, str]]) -> ConfigDict:
-  return with_values(config, {field: f'{path}:{part}' for field, (path, part) in places.items()})
+  return parts.with_own(config, {field: f'{path}:{part}' for field, (path, part) in places.items()})
 
 
 def _digest(content: bytes) -> str:
@@ -115,11 +125,12 @@ def _digest(content: bytes) -> str:
 
 
 def _allowed(digest: str) -> bool:
-  return (address.cache() / 'allowed' / digest).exists()
+  return digest in _NOTED or (address.cache() / 'allowed' / digest).exists()
 
 
 def _allow(digest: str) -> None:
-  """Notes a file's digest; where the cache cannot be written it will be asked for again."""
+  """Notes a file's digest; where the cache cannot be written it will be asked for again in the next process."""
+  _NOTED.add(digest)
   try:
     (address.cache() / 'allowed').mkdir(parents=True, exist_ok=True)
     (address.cache() / 'allowed' / digest).touch()

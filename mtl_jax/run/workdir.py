@@ -34,7 +34,7 @@ from mtl_jax.platform import address, atomic_write, file_lock, json_file, proces
 from mtl_jax.platform.address import local_path
 from mtl_jax.run import checkpoint, optimizer, own_parts, recipe
 from mtl_jax.run.checkpoint import Checkpoints
-from mtl_jax.tasks import LabelStats, Task, losses
+from mtl_jax.tasks import LabelStats, Task, losses, plugins
 
 log = logging.getLogger('mtl_jax')
 
@@ -205,8 +205,9 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
-  """A copy whose data and weights are found from any folder."""
+  """A copy whose data and weights are found from any folder; its kinds of tasks are known from here on."""
   config = own_parts.with_absolute_paths(config)
+  plugins.register(config)
   if config.model.weights:
     if multitask.is_weights_file(config.model.weights):
       local_path(config.model.weights)  # Only a run's folder may lie in a bucket.
@@ -247,6 +248,7 @@ def check_resumable(
   if not ((workdir / 'config.json').exists() and _keeps(workdir, holds)):
     return None, []
   old_config, old_facts = read(workdir)
+  plugins.register(config)  # Again: where they may change, the kept ones are others.
   old, new = configs.to_json(old_config), configs.to_json(config)
   longer = holds == 'checkpoints' and config.train.steps > old_config.train.steps
   settled = optimizer.settled_steps(old_config.optimizer, steps=old_config.train.steps)
@@ -289,11 +291,13 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
   advice = (
     ANOTHER if version in (None, mtl_jax.__version__) else f'install that version: pip install mtl_jax=={version}'
   )
-  found = DataFacts.from_json(facts, place=places[1], advice=advice)
   try:
-    return configs.from_json(config), found
+    found = configs.from_json(config)
   except UserError as error:
     raise CheckpointError(f'{places[0]} is not as it was written: {error}; {advice}') from error
+  if found.plugins:
+    plugins.register(own_parts.located(workdir, found))
+  return found, DataFacts.from_json(facts, place=places[1], advice=advice)
 
 
 def write_json(path: Path, value: Any, *, root: Path | None = None) -> None:
@@ -345,10 +349,12 @@ class TrainedModel:
 def restore(workdir: Path, *, step: int | None = None, allow_code: bool = False) -> TrainedModel:
   """The model of a run, at the step that was best on validation unless another is asked for.
 
-  `allow_code` runs parts of its user's own though this user has not run them before: see `own_parts`.
+  `allow_code` allows parts of its user's own that this user has not run before: see `own_parts`.
   """
+  if allow_code:
+    own_parts.allow(workdir)
   config, facts = read(workdir)
-  config = own_parts.located(workdir, config, allow_code=allow_code)
+  config = own_parts.located(workdir, config)
   if not (workdir / 'checkpoints').is_dir():
     check_kind(workdir, 'checkpoints')
     raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')

@@ -1,7 +1,7 @@
 """Tasks: a file a kind. Everything that differs between kinds is a method of the class there.
 
 To add a task, a data set's reader makes a value of one of these classes; to add a kind, write its file and list its
-class in `KINDS`. Its metrics are a file of `mtl_jax/metrics/`, or of its own.
+class in `KINDS`, or name a file of your own in `config.plugins`.
 """
 
 from collections.abc import Sequence
@@ -33,16 +33,34 @@ __all__ = [
   'from_json',
   'higher_is_better',
   'plain',
+  'register',
   'select',
 ]
 
 KINDS: dict[str, type[Task]] = {
   c.kind: c for c in (BinaryTask, LandmarkTask, OrdinalTask, DenseTask, RegressionTask, CategoricalTask)
 }
+_BUILT_IN = frozenset(KINDS)
 METRICS: dict[str, Metric] = {metric.name: metric for kind in reversed(KINDS.values()) for metric in kind.measures}
 METRICS['loss'] = Metric('loss', 'loss', 'loss', higher_is_better=False)
 _MACRO = 'macro_'
 ALL = 'all'
+
+
+def register(kind: type[Task]) -> None:
+  """Makes a kind of task of the user's own known by its name; a newer class of that name takes its place.
+
+  Raises:
+    ConfigError: for a class without name or metrics, or with the name of a built-in kind.
+  """
+  name, measures = getattr(kind, 'kind', None), getattr(kind, 'measures', ())
+  if not (isinstance(name, str) and measures and all(isinstance(metric, Metric) for metric in measures)):
+    raise ConfigError(f'{kind.__name__}: give the class a name, kind, and its metrics, measures; see docs/own_parts.md')
+  if name in _BUILT_IN and KINDS[name] is not kind:
+    raise ConfigError(f'{kind.__name__}: {name!r} is a built-in kind of task; give it another name')
+  KINDS[name] = kind
+  for metric in measures:
+    METRICS.setdefault(metric.name, metric)
 
 
 def plain(metric: str) -> str:
@@ -65,7 +83,7 @@ def from_json(value: dict[str, Any]) -> Task:
   """The task that `Task.to_json` wrote. Raises DataError for any other value."""
   kind = value.get('kind') if isinstance(value, dict) else None
   if not (isinstance(kind, str) and kind in KINDS):
-    raise DataError(f'unknown kind of task {kind!r:.60}; this version knows {", ".join(KINDS)}')
+    raise DataError(f'unknown kind of task {kind!r:.60}; there are {", ".join(KINDS)}, and your own: config.plugins')
   fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != 'kind'}
   try:
     return KINDS[kind](**fields)

@@ -95,7 +95,7 @@ class Wandb:
   """A run of Weights & Biases; WANDB_PROJECT, WANDB_MODE and its other variables hold."""
 
   def __init__(self, start: Start):
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     self._run = wandb.init(
       project=os.environ.get('WANDB_PROJECT', PROJECT),
@@ -118,8 +118,8 @@ class Mlflow:
   """A run of MLflow, at MLFLOW_TRACKING_URI, in the experiment MLFLOW_EXPERIMENT_NAME."""
 
   def __init__(self, start: Start):
-    import mlflow
-    from mlflow.entities import Metric, Param
+    import mlflow  # pyright: ignore[reportMissingImports]
+    from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
     self._metric, self._client = Metric, mlflow.MlflowClient()
     if start.run_id:

@@ -13,7 +13,7 @@ from typing import Any
 from mtl_jax.data.source import OpenedSource, Record, Source
 from mtl_jax.errors import DataError
 from mtl_jax.platform import user_file
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, register
 
 FUNCTION = 'open_source'
 
@@ -41,6 +41,9 @@ def open_own(path: Path, directory: Path | None) -> OpenedSource:
   names = [task.name for task in tasks if isinstance(task, Task)]
   if not tasks or len(names) < len(tasks):
     raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, at least one')
+  for task in tasks:
+    with user_file.blamed(path, raises=DataError):
+      register(type(task))
   if len(set(names)) < len(names):
     raise DataError(f'{path}: two tasks are named {max(names, key=names.count)!r}; rename one')
   return OpenedSource(name, tasks, partial(_records, path, source), notes, options)

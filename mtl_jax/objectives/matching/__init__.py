@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from mtl_jax.config import choose
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.kinds import is_on
@@ -31,7 +30,10 @@ Labels = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """The fields of `config.objective.matching`, which says what they mean, without those that tables are made of."""
+  """The fields of `config.objective.matching`, which says what they mean, without those that tables are made of.
+
+  Numbers may be traced; those that switch something on are then above 0.
+  """
 
   distribution: float = 0.0
   soft_co_annotation: float = 0.0
@@ -42,7 +44,16 @@ class Settings:
   score: str = 'mean'
   relevance: bool = False
   clip: float = 1e-3
+  rows: str = 'all'
+  confidence: float = 0.0
   ramp_steps: int = 0
+  anneal_steps: int = 0
+
+  def share(self, step: Any) -> Any:
+    """The share of their weights that both losses have: it grows from 0 over the ramp, and falls to 0 again."""
+    grown = jnp.minimum(1.0, step / self.ramp_steps) if is_on(self.ramp_steps) else 1.0
+    left = jnp.maximum(0.0, 1 - step / self.anneal_steps) if is_on(self.anneal_steps) else 1.0
+    return grown * left
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,10 +119,9 @@ class Coupling:
       labels: as they exist, not completed.
       mask: of them.
       label_stats: for each task.
-      step: of the run; over the first `ramp_steps` the weights grow linearly from 0.
+      step: of the run.
     """
-    settings = self.settings
-    ramp = jnp.minimum(1.0, step / settings.ramp_steps) if settings.ramp_steps else 1.0
+    settings, share = self.settings, self.settings.share(step)
     wanted = {
       'distribution_matching': (settings.distribution, self._matching),
       'soft_co_annotation': (settings.soft_co_annotation, self._soft_co_annotation),
@@ -119,7 +129,7 @@ class Coupling:
 
     def weighted(outputs: Arrays) -> dict[str, Array]:
       return {
-        name: ramp * weight * jnp.asarray(sum(loss(r, outputs, labels, mask, label_stats) for r in self.relations))
+        name: share * weight * jnp.asarray(sum(loss(r, outputs, labels, mask, label_stats) for r in self.relations))
         for name, (weight, loss) in wanted.items()
         if is_on(weight)
       }
@@ -127,23 +137,35 @@ class Coupling:
     return weighted
 
   def _matching(self, relation: Related, outputs: Arrays, labels: Arrays, mask: Arrays, label_stats: Arrays) -> Array:
-    """The loss of predictions alone, over all rows, labelled or not; a mean over targets where the paper has a sum."""
+    """The loss of predictions, a mean over all rows, labelled or not, and over targets, of which the paper has a sum.
+
+    Rows that do not count are 0 in it.
+    """
     settings = self.settings
-    how = {'divergence': settings.divergence, 'stop_gradient': settings.stop_gradient, 'eps': settings.clip}
     log_source = relation.source.log_p(outputs, label_stats)
     log_targets = [target.log_p(outputs, label_stats) for target in relation.targets]
     weights = relation.relevance if settings.relevance else (1.0,) * len(log_targets)
+
+    def matched(learner: Variable, log_p: Array, q: Array, teacher: Array) -> Array:
+      how = {'divergence': settings.divergence, 'stop_gradient': settings.stop_gradient, 'eps': settings.clip}
+      each = losses.match(log_p, q, **how)
+      if settings.rows == 'unlabelled':
+        each = jnp.where(learner.observe(labels, mask)[1], 0.0, each)
+      if is_on(settings.confidence):
+        each = jnp.where(teacher.max(-1) < settings.confidence, 0.0, each)
+      return each.mean()
+
     total: Any = 0.0
     if settings.direction in ('targets', 'both'):
       each = [
-        weight * losses.match(log_p, losses.expected(log_source, table), **how).mean()
-        for weight, log_p, table in zip(weights, log_targets, relation.tables, strict=True)
+        weight * matched(target, log_p, losses.expected(log_source, table), jnp.exp(log_source))
+        for weight, target, log_p, table in zip(weights, relation.targets, log_targets, relation.tables, strict=True)
       ]
       total += sum(each) / len(each)
     if settings.direction in ('sources', 'both'):
       evidence = [weight * jnp.exp(log_p) for weight, log_p in zip(weights, log_targets, strict=True)]
       q = losses.posterior(np.log(relation.prior), evidence, relation.tables, eps=settings.clip)
-      total += losses.match(log_source, q, **how).mean()
+      total += matched(relation.source, log_source, q, q)
     return total
 
   def _soft_co_annotation(
@@ -165,6 +187,8 @@ class Coupling:
       ]
       q = losses.posterior(np.log(relation.prior), evidence, relation.tables, eps=self.settings.clip)
       rows = jnp.stack([known for _, known in seen]).any(0)
+    if self.settings.rows == 'unlabelled':
+      rows &= ~relation.source.observe(labels, mask)[1]
     away = losses.cross_entropy(jnp.log(q), log_source)
     return jnp.where(rows, away, 0.0).sum() / jnp.maximum(rows.sum(), 1)
 
@@ -205,7 +229,6 @@ def from_config(
     ConfigError: for relations that cannot be read, or a table to be counted where no row has both labels.
   """
   asked = objective.matching
-  choose(asked.divergence, tuple(losses.DIVERGENCES), field=f'{relations.FIELD.rpartition(".")[0]}.divergence')
   settings = Settings(**{field.name: asked[field.name] for field in dataclasses.fields(Settings)})
   read = [one for name in asked.relations for one in relations.read(name, known=known, tasks=tasks)]
   if not (settings.distribution or settings.soft_co_annotation or settings.co_annotation):

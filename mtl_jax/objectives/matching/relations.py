@@ -1,7 +1,7 @@
 """Relations as a user writes them, in TOML or Python, read and checked: which variable says how much of which others.
 
     [[relation]]
-    source = "expression"                      # a categorical task, a label, or a variable defined below
+    source = "expression"                      # a task of classes or bins, a label, or a variable defined below
     prior = {happy = 0.3, sad = 0.7}           # of the classes; left out: counted in the train split
     table.happy = {AU12 = 1.0, AU6 = 0.51}     # r(target | class): a probability of yes; 0 where it is not listed
     table.sad = {AU4 = 1.0, pose = {left = 0.2, right = 0.8}}  # or one for each class of the target
@@ -35,20 +35,56 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from mtl_jax.config import choose
 from mtl_jax.errors import ConfigError, one_line
-from mtl_jax.objectives.matching.variables import Binned, Categorical, OneOf, Variable, YesNo
-from mtl_jax.platform import user_file
+from mtl_jax.objectives.matching.variables import Binned, Categorical, OneOf, Ordinal, Variable, YesNo
+from mtl_jax.platform import json_file, user_file
 from mtl_jax.platform.address import local_path
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, OrdinalTask, RegressionTask, Task
 
 FIELD = 'config.objective.matching.relations'
-BUILT_IN = ('celeba', 'expressions')
+BUILT_IN = ('ages', 'celeba', 'clothing', 'clothing_counted', 'expressions', 'races')
 _FOLDER = Path(__file__).parent / 'built_in'
+
+
+class WrittenRelation(msgspec.Struct, forbid_unknown_fields=True):
+  """A `[[relation]]` as it is written; probabilities are checked where their names are known."""
+
+  source: str
+  targets: list[str] = []
+  table: dict[str, dict[str, Any]] = {}
+  prior: dict[str, Any] = {}
+
+  def among(self, names: '_Names') -> 'WrittenRelation | None':
+    """The same without the targets that are not there; None where nothing is left."""
+    targets = [target for target in self.targets if names.find(target)]
+    table = {name: {t: p for t, p in row.items() if names.find(t)} for name, row in self.table.items()}
+    left = names.find(self.source) and (targets or any(table.values()))
+    return msgspec.structs.replace(self, targets=targets, table=table) if left else None
+
+
+class WrittenVariable(msgspec.Struct, forbid_unknown_fields=True):
+  """A `[variable.NAME]` as it is written."""
+
+  one_of: list[str] = []
+  of: str = ''
+  edges: tuple[float, ...] = ()
+  classes: tuple[str, ...] = ()
+  spread: float = 0.0
+  distance: tuple[str, str] | None = None
+  over: tuple[str, str] | None = None
+
+
+class Written(msgspec.Struct, forbid_unknown_fields=True):
+  """A file of relations."""
+
+  relation: Annotated[list[WrittenRelation], msgspec.Meta(min_length=1)]
+  variable: dict[str, WrittenVariable] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,172 +117,125 @@ def read(name: str, *, known: Sequence[Task], tasks: Sequence[Task]) -> list[Rel
   Raises:
     ConfigError: naming the file, the relation and what is wrong with it.
   """
-  content = _content(name)
-  for key in content:
-    choose(key, ('relation', 'variable'), field=f'{FIELD}: {name}')
-  defined, relations = content.get('variable', {}), content.get('relation', [])
-  if not (isinstance(defined, Mapping) and isinstance(relations, list) and relations):
-    raise ConfigError(f'{FIELD}: {name} holds no [[relation]]; see mtl_jax/objectives/matching/relations.py')
-  everything, own = _Names(name, defined, known), _Names(name, defined, tasks)
+  advice = 'see mtl_jax/objectives/matching/relations.py'
+  written = json_file.convert(_content(name), Written, place=f'{FIELD}: {name}', advice=advice, raises=ConfigError)
+  everything, own = (_Names(name, written.variable, those) for those in (known, tasks))
+  relations = written.relation
   if name in BUILT_IN:
-    relations = [few for one in relations if (few := _of_this_set(one, everything))]
+    relations = [few for one in relations if (few := one.among(everything))]
     if not relations:
       raise ConfigError(f'{FIELD}: {name} relates nothing in this data set; name a file of your own')
   found = []
-  for number, written in enumerate(relations, 1):
-    relation = _read_one(written, everything, where=f'{name}: relation {number}')
-    kept = [i for i, target in enumerate(relation.targets) if own.find(target.name)]
-    source = own.find(relation.source.name)
-    if source and kept:
-      found.append(
-        dataclasses.replace(
-          relation,
-          source=source,
-          targets=tuple(own.variable(relation.targets[i].name) for i in kept),
-          tables=relation.tables and tuple(relation.tables[i] for i in kept),
-        )
-      )
+  for number, one in enumerate(relations, 1):
+    where = f'{name}: relation {number}'
+    _relation(one, everything, where=where)  # So that a name is wrong or right whatever the run learns.
+    if few := one.among(own):
+      found.append(_relation(few, own, where=where))
   return found
 
 
-def _of_this_set(written: Mapping[str, Any], names: '_Names') -> Mapping[str, Any] | None:
-  """A built-in relation without the targets that the data set lacks; None where nothing is left."""
-  table = {
-    name: {target: p for target, p in row.items() if names.find(target)} for name, row in written['table'].items()
-  }
-  return {**written, 'table': table} if any(table.values()) and names.find(written['source']) else None
-
-
-def _content(name: str) -> Mapping[str, Any]:
+def _content(name: str) -> Any:
   path = _FOLDER / f'{name}.toml' if name in BUILT_IN else local_path(name)
   if path.suffix not in ('.toml', '.py'):
     choose(name, (*BUILT_IN, 'FILE.toml', 'FILE.py'), field=FIELD)
   if not path.is_file():
     raise ConfigError(f'{FIELD}: no file {path}')
   if path.suffix == '.py':
-    content = user_file.call(path, 'get_relations', raises=ConfigError, blame=f'{FIELD}: ')
-  else:
-    try:
-      content = tomllib.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # Of TOML, of UTF-8, of numbers of thousands of digits.
-      raise ConfigError(f'{FIELD}: {path} is no TOML: {one_line(error)}') from error
-  if not isinstance(content, Mapping):
-    raise ConfigError(f'{FIELD}: get_relations() of {path} gave {type(content).__name__}, not a dictionary')
-  return content
+    return user_file.call(path, 'get_relations', raises=ConfigError, blame=f'{FIELD}: ')
+  try:
+    return tomllib.loads(path.read_text())
+  except (ValueError, RecursionError) as error:  # Of TOML, of UTF-8, of numbers of thousands of digits.
+    raise ConfigError(f'{FIELD}: {path} is no TOML: {one_line(error)}') from error
 
 
+@dataclasses.dataclass(frozen=True)
 class _Names:
   """The variables that names stand for, among some tasks."""
 
-  def __init__(self, where: str, defined: Mapping[str, Any], tasks: Sequence[Task]):
-    self.where, self.defined, self.tasks = where, defined, tasks
+  where: str
+  defined: Mapping[str, WrittenVariable]
+  tasks: Sequence[Task]
 
   def variable(self, name: str) -> Variable:
     """Raises ConfigError for a name that stands for nothing, with the nearest one that does."""
     found = self.find(name)
     if found is None:
       labels = [label for task in self.tasks if isinstance(task, BinaryTask) for label in task.labels]
-      categorical = [task.name for task in self.tasks if isinstance(task, CategoricalTask)]
-      wrong = name if name not in self.defined else self._missing(name)
-      choose(wrong, tuple(dict.fromkeys((*labels, *categorical, *self.defined))), field=f'{FIELD}: {self.where}')
+      choices = [task.name for task in self.tasks if isinstance(task, CategoricalTask | OrdinalTask)]
+      wrong = name
+      if written := self.defined.get(name):
+        wrong = next((one for one in written.one_of if not self.find(one)), written.of or name)
+      choose(wrong, tuple(dict.fromkeys((*labels, *choices, *self.defined))), field=f'{FIELD}: {self.where}')
       raise ConfigError(f'{FIELD}: {self.where}: variable {name!r} needs a task that the data set lacks')
     return found
 
   def find(self, name: str) -> Variable | None:
     """None where the tasks, or some that a defined variable needs, are not there."""
-    if name in self.defined:
-      return self._defined(name, self.defined[name])
-    group, _, label = name.rpartition('/')
+    if written := self.defined.get(name):
+      return (self._one_of if written.one_of else self._binned)(name, written)
     for task in self.tasks:
-      if isinstance(task, CategoricalTask) and task.name == name:
-        return Categorical(name, task.classes, task.name)
+      if isinstance(task, CategoricalTask | OrdinalTask) and task.name == name:
+        kind = Ordinal if isinstance(task, OrdinalTask) else Categorical
+        return kind(name, task.classes, task.name)
+    group, _, label = name.rpartition('/')
     found = [
-      (task, task.labels.index(label))
+      (task.name, task.labels.index(label))
       for task in self.tasks
       if isinstance(task, BinaryTask) and label in task.labels and (not group or group in (task.name, task.group))
     ]
     if len(found) > 1:
-      both = ' and '.join(f'{task.name}/{label}' for task, _ in found)
+      both = ' and '.join(f'{task}/{label}' for task, _ in found)
       raise ConfigError(f'{FIELD}: {self.where}: {name!r} may be {both}; name it as task/label')
-    return YesNo(name, ('no', 'yes'), found[0][0].name, found[0][1]) if found else None
+    return YesNo(name, ('no', 'yes'), *found[0]) if found else None
 
-  def _missing(self, name: str) -> str:
-    written = self.defined[name]
-    return next((one for one in written.get('one_of', ()) if not self.find(one)), str(written.get('of', name)))
+  def _one_of(self, name: str, written: WrittenVariable) -> Variable | None:
+    if len(written.one_of) < 2:
+      raise ConfigError(f'{FIELD}: {self.where}: variable {name}.one_of must list two labels at least')
+    members = [self.find(label) for label in written.one_of]
+    if any(one is None for one in members):
+      return None
+    if not all(isinstance(one, YesNo) for one in members):
+      raise ConfigError(f'{FIELD}: {self.where}: variable {name}.one_of must list labels that are yes or no')
+    return OneOf(name, (*written.one_of, 'none'), tuple(members))  # pyright: ignore[reportArgumentType]
 
-  def _defined(self, name: str, written: Any) -> Variable | None:
-    where = f'{FIELD}: {self.where}: variable.{name}'
-    if not isinstance(written, Mapping):
-      raise ConfigError(f'{where} must be a table')
-    for key in written:
-      choose(key, ('one_of', 'of', 'edges', 'classes', 'spread', 'distance', 'over'), field=where)
-    if 'one_of' in written:
-      members = [self.find(str(one)) for one in written['one_of']]
-      if len(members) < 2:
-        raise ConfigError(f'{where}.one_of must name two labels at least')
-      if not all(isinstance(one, YesNo) for one in members):
-        return None
-      return OneOf(name, (*(one.name for one in members if one), 'none'), tuple(members))  # pyright: ignore
-    return self._binned(name, written, where)
-
-  def _binned(self, name: str, written: Mapping[str, Any], where: str) -> Variable | None:
-    edges = _numbers(written.get('edges'), f'{where}.edges')
-    if not edges or any(low >= high for low, high in itertools.pairwise(edges)):
+  def _binned(self, name: str, written: WrittenVariable) -> Variable | None:
+    where, edges, spread = f'{FIELD}: {self.where}: variable {name}', written.edges, written.spread
+    rising = all(low < high for low, high in itertools.pairwise(edges))
+    if not (edges and rising and all(map(math.isfinite, edges))):
       raise ConfigError(f'{where}.edges must be ascending numbers, one at least, not {list(edges)}')
     between = [f'{low:g}to{high:g}' for low, high in itertools.pairwise(edges)]
-    classes = tuple(written.get('classes', (f'below{edges[0]:g}', *between, f'from{edges[-1]:g}')))
+    classes = written.classes or (f'below{edges[0]:g}', *between, f'from{edges[-1]:g}')
     if len(set(classes)) != len(edges) + 1:
       raise ConfigError(f'{where}.classes must be {len(edges) + 1} different names, one more than the edges')
-    (spread,) = _numbers([written.get('spread', 0)], f'{where}.spread')
-    if spread < 0 or (spread == 0 and 'distance' in written):
+    if not 0 <= spread < math.inf or (spread == 0 and written.distance):
       raise ConfigError(f'{where}.spread must be above 0, not {spread:g}')
-    task = next((task for task in self.tasks if task.name == written.get('of')), None)
+    task = next((task for task in self.tasks if task.name == written.of), None)
     if task is None:
       return None
-    if isinstance(task, RegressionTask) and 'distance' not in written:
+    if isinstance(task, RegressionTask) and written.distance is None:
       return Binned(name, classes, edges, spread, task.name)
-    if isinstance(task, LandmarkTask) and 'distance' in written:
-      points = [str(point) for key in ('distance', 'over') for point in written.get(key, ())]
-      if len(points) != 4:
-        raise ConfigError(f'{where}: distance and over must each name two landmarks')
-      first, second, third, fourth = (2 * task.points.index(choose(p, task.points, field=where)) for p in points)
-      return Binned(name, classes, edges, spread, task.name, pairs=(first, second, third, fourth))
+    if isinstance(task, LandmarkTask) and written.distance and written.over:
+      points = [2 * task.points.index(choose(p, task.points, field=where)) for p in (*written.distance, *written.over)]
+      return Binned(name, classes, edges, spread, task.name, pairs=tuple(points))  # pyright: ignore
     raise ConfigError(
       f'{where}: of must be a regression, or landmarks with distance and over; {task.name} is {task.kind}'
     )
 
 
-def _numbers(values: Any, where: str) -> tuple[float, ...]:
-  if not isinstance(values, Sequence) or isinstance(values, str):
-    raise ConfigError(f'{where} must be a list of numbers, not {values!r}')
-  for value in values:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-      raise ConfigError(f'{where}: {value!r} is no finite number')
-  return tuple(float(value) for value in values)
-
-
-def _read_one(written: Any, names: _Names, *, where: str) -> Relation:
-  blame = f'{FIELD}: {where}'
-  if not isinstance(written, Mapping) or 'source' not in written:
-    raise ConfigError(f'{blame} names no source')
-  for key in written:
-    choose(key, ('source', 'targets', 'table', 'prior'), field=blame)
-  source = names.variable(str(written['source']))
-  table = written.get('table')
-  if table is not None and not (isinstance(table, Mapping) and all(isinstance(row, Mapping) for row in table.values())):
-    raise ConfigError(f'{blame}: table must hold a table for each class of {source.name}')
-  listed = dict.fromkeys(str(t) for t in written.get('targets', ()))
-  listed |= dict.fromkeys(target for row in (table or {}).values() for target in row)
+def _relation(written: WrittenRelation, names: _Names, *, where: str) -> Relation:
+  blame, table = f'{FIELD}: {where}', written.table
+  source = names.variable(written.source)
+  listed = dict.fromkeys((*written.targets, *(target for row in table.values() for target in row)))
   if not listed:
     raise ConfigError(f'{blame} has neither targets nor a table')
   targets = tuple(names.variable(target) for target in listed)
   if source.name in listed:
     raise ConfigError(f'{blame}: {source.name!r} is source and target at once')
-  for name in table or {}:
+  for name in table:
     choose(name, source.classes, field=f'{blame}: table')
-  tables = None if table is None else tuple(_table(table, source, target, blame) for target in targets)
-  prior = written.get('prior')
-  return Relation(where, source, targets, tables, prior and _distribution(prior, source, f'{blame}: prior'))
+  tables = tuple(_table(table, source, target, blame) for target in targets) if table else None
+  prior = _distribution(written.prior, source, f'{blame}: prior') if written.prior else None
+  return Relation(where, source, targets, tables, prior)
 
 
 def _table(table: Mapping[str, Any], source: Variable, target: Variable, blame: str) -> np.ndarray:
@@ -264,9 +253,7 @@ def _table(table: Mapping[str, Any], source: Variable, target: Variable, blame: 
   return rows
 
 
-def _distribution(written: Any, variable: Variable, where: str) -> np.ndarray:
-  if not isinstance(written, Mapping):
-    raise ConfigError(f'{where} must be a table of probabilities by class')
+def _distribution(written: Mapping[str, Any], variable: Variable, where: str) -> np.ndarray:
   for name in written:
     choose(name, variable.classes, field=where)
   p = np.array([_probability(written.get(name, 0.0), f'{where}.{name}') for name in variable.classes])

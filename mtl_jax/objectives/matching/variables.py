@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from mtl_jax.tasks import OrdinalTask
 from mtl_jax.tasks.losses import guard
 
 Arrays = Mapping[str, Any]  # By task.
@@ -67,6 +68,16 @@ class Categorical(_Column):
 
   def log_p(self, outputs, label_stats):
     return jax.nn.log_softmax(outputs[self.task].astype(jnp.float32))
+
+
+class Ordinal(_Column):
+  """The bins of an ordinal task."""
+
+  def log_p(self, outputs, label_stats):
+    logits = outputs[self.task].astype(jnp.float32)
+    task = OrdinalTask(self.task, (self.name,), classes=self.classes)
+    bins = [jnp.full((len(logits), 1), number, jnp.float32) for number in range(len(self.classes))]
+    return -jnp.concatenate([task.loss(logits, number) for number in bins], axis=1)
 
 
 class YesNo(_Column):
