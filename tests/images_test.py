@@ -192,12 +192,12 @@ def test_a_set_of_version_1_is_read(copy, tmp_path):
 
 
 @both
-def test_images_are_indexed_like_an_array(stores, encoding):
+def test_rows_are_read_by_an_index_a_slice_or_an_array(stores, encoding):
   found = open_store(stores[encoding]).images
-  whole = np.asarray(found)
+  whole = found[:]
   assert (whole.shape, whole.dtype, found.nbytes) == (found.shape, found.dtype, whole.nbytes)
   part = images.Images(((found.parts[0][0], range(10, 20)),))
-  for index in (3, -1, slice(5, 9), slice(None, None, 7), np.array([4, 4, 0]), (2, slice(3, 5)), (slice(2, 4), ..., 0)):
+  for index in (3, -1, slice(5, 9), slice(None, None, 7), np.array([4, 4, 0])):
     np.testing.assert_array_equal(found[index], whole[index])
   np.testing.assert_array_equal(part, whole[10:20])
   np.testing.assert_array_equal(part.take(np.array([9, 0])), whole[[19, 10]])

@@ -20,7 +20,7 @@ from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
 
 BATCH = 32  # Images a call of the network.
-LOOKS = 1  # At an image that is aligned, each at what the one before it has framed.
+LOOKS = 3  # At an image that is aligned, each framed by the one before it; docs/data.md has what they bring.
 
 Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
 
