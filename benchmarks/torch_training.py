@@ -13,7 +13,7 @@ from torch import nn
 from workload import OPTIMIZER, Workload
 
 from mtl_jax.data.input.augment import MEAN, STD
-from mtl_jax.models import pretrained
+from mtl_jax.models import own_weights, pretrained
 from mtl_jax.models.backbone import has_small_stem
 
 sys.path.append(str(Path(__file__).parents[1] / 'tests'))
@@ -87,7 +87,7 @@ def variables_of(network: MultiTask, workload: Workload, like: Mapping[str, Any]
       (path, leaf.shape) for path, leaf in pretrained.expected(backbone, (workload.size, workload.size)).items()
     )
   }
-  placed = pretrained.place(like, traverse_util.unflatten_dict(loaded))
+  placed = own_weights.place(like, own_weights.of_backbone(traverse_util.unflatten_dict(loaded)))
   params = dict(placed['params'])
   for task in workload.tasks:
     layers = {'hidden': f'heads.{task.name}.0', 'output': f'heads.{task.name}.2'}

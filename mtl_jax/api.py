@@ -282,12 +282,16 @@ def report(workdir: Place, *, pictures: bool = False, allow_code: bool = False) 
   return reports.rebuild(directory, pictures=pictures)
 
 
-def export(workdir: Place, out: Place, *, step: int | None = None, allow_code: bool = False) -> Path:
-  """Writes the model as StableHLO, with a loader for programs without this package; returns the folder.
+def export(
+  workdir: Place, out: Place, *, format: str = 'stablehlo', step: int | None = None, allow_code: bool = False
+) -> Path:
+  """Writes the model for programs without this package; returns the folder.
 
   Args:
     workdir: the run's folder.
     out: the folder to write into.
+    format: `stablehlo`, one program with its weights; or `safetensors`, weights by name with a loader in plain JAX and
+      a model card, to publish.
     step: another checkpoint than the best.
     allow_code: see `load`.
 
@@ -295,7 +299,10 @@ def export(workdir: Place, out: Place, *, step: int | None = None, allow_code: b
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
   """
   from mtl_jax.evaluation import export as verb
+  from mtl_jax.reports import model_card
 
-  folder = address.local_path(str(out))
-  verb.export(address.workdir(str(workdir)), folder, step=step, allow_code=allow_code)
+  directory, folder = address.workdir(str(workdir)), address.local_path(str(out))
+  verb.export(directory, folder, format=format, step=step, allow_code=allow_code)
+  if format == 'safetensors':
+    model_card.write(directory, folder)
   return folder

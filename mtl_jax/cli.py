@@ -263,11 +263,13 @@ def _parser() -> argparse.ArgumentParser:
   exporting = verb(
     'export',
     _export,
-    'write the model as StableHLO, for programs without this package',
+    'write the model for programs without this package, or to publish it',
     '--workdir runs/joint --out exported',
     takes='run',
   )
-  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the program and its loader')
+  exporting.add_argument('--out', metavar='DIR', required=True, help='folder for the model and its loader')
+  formats = 'one program with its weights (default), or weights by name with a loader in plain JAX and a model card'
+  exporting.add_argument('--format', choices=('stablehlo', 'safetensors'), default='stablehlo', help=formats)
 
   for restoring in (evaluation, predict, exporting):
     restoring.add_argument(

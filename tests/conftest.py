@@ -27,7 +27,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # As a shell starts what 
   signal.signal(signal.SIGINT, signal.default_int_handler)  # Else the processes that tests start ignore it too.
 
 # Calls of these packages are held to the shapes and types of arrays in their annotations.
-SHAPED = ['mtl_jax.metrics', 'mtl_jax.objectives', 'mtl_jax.tasks', 'mtl_jax.training']
+SHAPED = ['mtl_jax.metrics', 'mtl_jax.models', 'mtl_jax.objectives', 'mtl_jax.tasks', 'mtl_jax.training']
 install_import_hook(SHAPED, 'shapes.checked')
 
 import mtl_jax  # noqa: E402, F401  Sets XLA's flags, before a test's first computation.

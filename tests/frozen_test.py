@@ -16,12 +16,13 @@ from mtl_jax.data.store import reader
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
-from mtl_jax.models import multitask
+from mtl_jax.models import multitask, own_weights
 from mtl_jax.platform import sharding
 from mtl_jax.run import checkpoint, features, workdir
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
+from mtl_jax.studies import program
 from mtl_jax.training import building, loop
 from mtl_jax.training.progress import read_metrics
 
@@ -139,11 +140,20 @@ def test_pretrained_weights_reach_the_stages_before_and_after_the_cut(frozen_con
     partial(multitask.backbone_from_config(config.model).init, train=False), jax.random.key(0), IMAGES
   )
   loaded = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
-  variables = jax.jit(run.make_state)(pretrained_weights=loaded).variables
+  variables = jax.jit(run.make_state)(pretrained_weights=own_weights.of_backbone(loaded)).variables
   held = variables['frozen']['frozen']['variables']
   for kind in ('params', 'batch_stats'):
     found = {**variables[kind].get('shared', {}).get('backbone', {}).get('backbone', {}), **held[kind]['backbone']}
     jax.tree.map(np.testing.assert_array_equal, found, dict(loaded[kind]))
+
+
+def test_a_study_over_kept_features_starts_from_a_run(runs, frozen_config, tmp_path):
+  config = frozen_config(**{'model.weights': str(runs / 'joint')})
+  built = program.build(config, mixture.open_data(config.data), directory=tmp_path / 'study')
+  state = jax.jit(built.init)({'seed': 1, 'learning_rate': 1e-3}, built.weights)
+  theirs = own_weights.flatten(workdir.restore(runs / 'joint').variables)
+  for name, value in own_weights.flatten(state.variables).items():
+    np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
 # Statistics.

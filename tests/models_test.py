@@ -216,11 +216,10 @@ def represent_with(backbone, x):
 
 def test_a_transformers_map_has_each_patch_at_its_place():
   backbone = vit.VisionTransformer(width=8, depth=0, groups=1)
-  images = np.zeros((1, 48, 32, 3), np.float32)
+  images = jnp.zeros((1, 48, 32, 3))
   variables = backbone.init(jax.random.key(0), images, train=False)
   maps = jax.jit(lambda x: nn.apply(represent_with, backbone)(variables, x).maps)
-  changed = images.copy()
-  changed[0, 32:48, 16:32] = 1
+  changed = images.at[0, 32:48, 16:32].set(1)
   np.testing.assert_array_equal((maps(images) != maps(changed)).any(-1)[0], [[0, 0], [0, 0], [0, 1]])
 
 

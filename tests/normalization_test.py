@@ -36,8 +36,8 @@ def test_batch_norm_over_all_rows_at_a_time_is_that_of_the_batch():
 
 
 def test_parts_and_the_whole_evaluate_alike():
-  variables = [normalization.make('batch', rows=r, train=True, dtype=jnp.float32)().init(jax.random.key(0), X)
-               for r in (0, 2)]  # fmt: skip
+  made = [normalization.make('batch', rows=rows, train=True, dtype=jnp.float32)() for rows in (0, 2)]
+  variables = [module.init(jax.random.key(0), jnp.asarray(X)) for module in made]
   assert jax.tree.structure(variables[0]) == jax.tree.structure(variables[1])
   np.testing.assert_array_equal(*(apply('batch', rows=r, train=False)[0] for r in (0, 2)))
 
@@ -86,7 +86,7 @@ def test_without_a_norm_residual_branches_begin_at_zero():
 
 
 def test_recomputing_blocks_changes_nothing_but_what_is_kept():
-  images = np.random.default_rng(1).normal(size=(4, 16, 16, 3)).astype(np.float32)
+  images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
   variables = small_resnet().init(jax.random.key(0), images, train=False)
 
   def gradient_and_state(remat):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import DataError
-from mtl_jax.models import celeba_cnn, convnet, multitask, normalization, pretrained, vit
+from mtl_jax.models import convnet, multitask, normalization, pretrained, vit
 
 torch = pytest.importorskip('torch')
 import torch_models  # noqa: E402
@@ -64,7 +64,7 @@ SHORTER = {
 @pytest.mark.parametrize('name', multitask.BACKBONES)
 def test_features_equal_pytorchs_with_random_weights(name, tmp_path, monkeypatch):
   our_options, their_options = SHORTER.get(name, ({}, {}))
-  for without in (convnet.ConvNet, celeba_cnn.CelebACNN):
+  for without in (convnet.ConvNet, convnet.CelebACNN):
     monkeypatch.setattr(without, 'torchvision_names', ())  # It has none, but the same names do.
   theirs = torch_models.randomized(reference(name, **their_options))
   torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
@@ -122,7 +122,8 @@ def test_batch_norm_learns_its_running_mean_at_torchvisions_momentum():
   theirs = torch.nn.BatchNorm2d(3)
   expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
   module = normalization.make('batch', rows=0, train=True, dtype=jnp.float32)()
-  (found, state) = module.apply(module.init(jax.random.key(0), x), x, mutable=['batch_stats'])
+  ours = jnp.asarray(x)
+  found, state = module.apply(module.init(jax.random.key(0), ours), ours, mutable=['batch_stats'])
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(state['batch_stats']['mean'], theirs.running_mean.numpy(), rtol=1e-5)
   count = x[..., 0].size

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from mtl_jax.data.input import augment, mixture
 from mtl_jax.errors import ConfigError, DataError
-from mtl_jax.models import mobilenet, multitask, pretrained, resnet, torch_file
+from mtl_jax.models import mobilenet, multitask, own_weights, pretrained, resnet, torch_file
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.training import building, loop
 
@@ -359,23 +359,23 @@ def test_every_copy_of_the_backbone_and_of_a_part_of_it_gets_the_weights():
   params = {
     'shared': {
       'backbone': {'conv1': zeros(3, 2), 'last': zeros(2, 2)},
-      'stacked': {'conv1': zeros(5, 3, 2)},
-      'expert': {'last': zeros(2, 2)},
-      'other': {'last': zeros(7, 2)},
+      'backbone_stacked': {'conv1': zeros(5, 3, 2)},
+      'backbone_expert': {'last': zeros(2, 2)},
+      'backbone_other': {'last': zeros(7, 2)},
     },
     'head_a': {'output': zeros(2, 2)},
   }
-  placed = pretrained.place({'params': params, 'batch_stats': {}}, loaded)['params']
+  placed = own_weights.place({'params': params}, own_weights.of_backbone(loaded))['params']
   sums = jax.tree.map(lambda leaf: float(leaf.sum()), placed)
   assert sums['shared'] == {
     'backbone': {'conv1': {'kernel': 6.0}, 'last': {'kernel': 8.0}},
-    'stacked': {'conv1': {'kernel': 30.0}},
-    'expert': {'last': {'kernel': 8.0}},
-    'other': {'last': {'kernel': 0.0}},
+    'backbone_stacked': {'conv1': {'kernel': 30.0}},
+    'backbone_expert': {'last': {'kernel': 8.0}},
+    'backbone_other': {'last': {'kernel': 0.0}},
   }
   assert sums['head_a'] == {'output': {'kernel': 0.0}}
-  with pytest.raises(ValueError, match="no place for \\['last'\\]"):
-    pretrained.place({'params': {'backbone': {'conv1': zeros(3, 2)}}, 'batch_stats': {}}, loaded)
+  with pytest.raises(DataError, match='holds nothing of this model'):
+    own_weights.place({'params': {'shared': {'backbone': {'conv1': zeros(3, 3)}}}}, own_weights.of_backbone(loaded))
 
 
 def test_a_run_starts_from_the_weights_and_resumes_without_their_file(tiny_config, tmp_path, monkeypatch):

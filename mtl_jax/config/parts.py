@@ -121,6 +121,11 @@ def is_own(name: str) -> bool:
   return ':' in name
 
 
+def title(name: str) -> str:
+  """A part's name without the place of its file, which is of no use elsewhere."""
+  return name.rpartition(':')[2]
+
+
 def own_file(name: str) -> Path | None:
   """The file of a part of the user's own; None for a built-in part, and for one of an installed module."""
   place = name.rpartition(':')[0]

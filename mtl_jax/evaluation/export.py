@@ -1,120 +1,33 @@
-"""A trained model as a file for others: StableHLO with weights, its description, and a loader without this package."""
+"""A trained model as files for others, which need not have this package."""
 
-import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.export
-import jax.numpy as jnp
-
-import mtl_jax
-from mtl_jax.config import with_fields
+from mtl_jax.config import choose
 from mtl_jax.errors import DataError
-from mtl_jax.evaluation import exported_loader
-from mtl_jax.evaluation.step import predict_step
-from mtl_jax.models import convolution, multitask
-from mtl_jax.platform import atomic_write
+from mtl_jax.evaluation import published, stablehlo
 from mtl_jax.run import workdir
-from mtl_jax.run.workdir import TrainedModel
-from mtl_jax.tasks import Task
 
-log = logging.getLogger('mtl_jax')
-
-PLATFORMS = ('cpu', 'cuda', 'tpu')
-FILES = {'program': 'model.stablehlo', 'description': 'model.json', 'loader': 'load.py'}
+FORMATS = {'stablehlo': stablehlo.write, 'safetensors': published.write}
 
 
-def export(directory: Path, out: Path, *, step: int | None = None, allow_code: bool = False) -> None:
-  """Writes the program, its description and the loader into the folder `out`.
+def export(
+  directory: Path, out: Path, *, format: str = 'stablehlo', step: int | None = None, allow_code: bool = False
+) -> None:
+  """Writes a model of a run into the folder `out`.
 
   Args:
     directory: the run's working directory.
-    out: made if it is not there; files of these names in it are replaced.
+    out: made if it is not there; files of the same names in it are replaced.
+    format: of `FORMATS`.
     step: another checkpoint than the best.
     allow_code: as in `workdir.restore`.
 
   Raises:
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
   """
+  write = FORMATS[choose(format, tuple(FORMATS), field='--format')]
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
-  model = workdir.restore(directory, step=step, allow_code=allow_code)
-  exported = program(model)
-  program_bytes = bytes(exported.serialize())
-  atomic_write.write(out / FILES['program'], program_bytes)
-  workdir.write_json(out / FILES['description'], describe(model, exported))
-  atomic_write.write(out / FILES['loader'], Path(exported_loader.__file__).read_bytes())
-  megabytes = len(program_bytes) / 1e6
-  log.info('%s: step %d, %.1f MB, for %s', out / FILES['program'], model.step, megabytes, ', '.join(PLATFORMS))
-
-
-def program(model: TrainedModel) -> jax.export.Exported:
-  """`predict_step` of one model for all platforms, its weights inside, for any number of images."""
-  (batch,) = jax.export.symbolic_shape('b')
-  images = jax.ShapeDtypeStruct((batch, *model.facts.image_size, 3), jnp.uint8)
-  with convolution.chosen_by_platform():
-    return jax.export.export(jax.jit(predictor(model)), platforms=PLATFORMS)(images)
-
-
-def predictor(model: TrainedModel) -> Callable[[Any], dict[str, Any]]:
-  """Images to predictions, with the weights as constants. What computes in `auto` does so in float32 everywhere."""
-  config = with_fields(model.config, model__dtype=_dtype(model))
-  network = multitask.from_config(config.model, model.tasks)
-  variables, label_stats = jax.device_get((model.variables, model.label_stats))
-  step = partial(predict_step, model=network, tasks=model.tasks)
-
-  def predict(images):
-    return step(variables, label_stats, images)[1]
-
-  return predict
-
-
-def describe(model: TrainedModel, exported: jax.export.Exported) -> dict[str, Any]:
-  """Describes the program to its callers: shapes, names and units of inputs and outputs, and versions."""
-  height, width = model.facts.image_size
-  results = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-  return {
-    'input': {
-      'dtype': 'uint8',
-      'shape': ['b', height, width, 3],
-      'image_size': [height, width],
-      'fit': model.facts.fit,
-      'layout': 'NHWC, RGB from 0 to 255; normalisation is part of the program',
-    },
-    'outputs': {task.name: describe_outputs(task, results[task.name].dtype) for task in model.tasks},
-    'computes_in': _dtype(model),
-    'platforms': list(exported.platforms),
-    'run': {
-      'step': model.step,
-      'backbone': model.config.model.backbone,
-      'sharing': model.config.model.sharing,
-      'data_checksum': model.facts.checksum,
-    },
-    'versions': {
-      'mtl_jax': mtl_jax.__version__,
-      'jax': jax.__version__,
-      'calling_convention': exported.calling_convention_version,
-    },
-  }
-
-
-def describe_outputs(task: Task, dtype: Any) -> dict[str, Any]:
-  """A task's array: its columns in order, and their unit."""
-  names = list(task.output_names)
-  return {
-    'kind': task.kind,
-    'dtype': str(dtype),
-    'shape': ['b', *task.prediction_shape],
-    'names': names,
-    'unit': task.unit,
-  }
-
-
-def _dtype(model: TrainedModel) -> str:
-  asked = model.config.model.dtype
-  return 'float32' if asked == 'auto' else asked
+  write(workdir.restore(directory, step=step, allow_code=allow_code), out)

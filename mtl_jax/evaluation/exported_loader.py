@@ -7,7 +7,6 @@ predictions = predict(images)        # uint8 [b, h, w, 3], RGB -> {task: float32
 python load.py IMAGES.npy OUT.npz    # the same for a file of images
 """
 
-import importlib.metadata
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
   folder = Path(directory) if directory else Path(__file__).resolve().parent
   description = json.loads((folder / 'model.json').read_text())
   exported = jax.export.deserialize(bytearray((folder / 'model.stablehlo').read_bytes()))
-  compiled = jax.jit(exported.call, compiler_options=_options())
+  compiled = jax.jit(exported.call, compiler_options=options())
   height, width = description['input']['image_size']
 
   def predict(images: Any) -> dict[str, Any]:
@@ -39,12 +38,13 @@ def load(directory: str | Path | None = None) -> tuple[Callable[[Any], dict[str,
   return predict, description
 
 
-def _options() -> dict[str, str] | None:
+def options() -> dict[str, str] | None:
   """On a CPU, and where jaxlib may compute wrong sums (jax#39103, jax#40412): no sums by YNNPACK."""
+  import importlib.metadata
+
   version = tuple(int(part) for part in importlib.metadata.version('jaxlib').split('.')[:3])
-  if jax.default_backend() != 'cpu' or not (0, 10, 2) <= version < (0, 13):
-    return None
-  return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'}
+  wrong = jax.default_backend() == 'cpu' and (0, 10, 2) <= version < (0, 13)
+  return {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'} if wrong else None
 
 
 if __name__ == '__main__':

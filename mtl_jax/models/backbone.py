@@ -42,6 +42,8 @@ class Backbone(nn.Module):
     dtype: type of the computation; parameters are float32.
   """
 
+  num_stages: ClassVar[Any]  # How many there are: a number, or a property.
+
   # How parameters are called in torchvision: patterns and what takes their place, in turn, in `layer1_0.conv1.weight`.
   # None of them where torchvision has no such network.
   torchvision_names: ClassVar[tuple[tuple[str, str], ...] | None] = None
@@ -53,14 +55,15 @@ class Backbone(nn.Module):
     del name, shape
     return tensor.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim, range(tensor.ndim)))
 
-  @property
-  def num_stages(self) -> int:
-    """The number of stages."""
-    raise NotImplementedError
-
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Any:
     """Applies stage `index` to the last one's output; stage 0 takes normalised images `[b, h, w, 3]`."""
     raise NotImplementedError
+
+  def apply_stages(self, x: Any, *, first: int = 0, end: int | None = None, train: bool) -> Any:
+    """Applies all stages, or those from `first` to before `end`, one after another."""
+    for index in range(self.num_stages)[first:end]:
+      x = self.stage(x, index, train=train)
+    return x
 
   def pool(self, x: Any) -> Float[Array, 'b f']:
     """The last stage's output as features."""
@@ -75,7 +78,4 @@ class Backbone(nn.Module):
     return Representation(self.pool(x), self.maps(x) if spatial else None)
 
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Float[Array, 'b f']:
-    x: Any = images
-    for index in range(self.num_stages):
-      x = self.stage(x, index, train=train)
-    return self.pool(x)
+    return self.pool(self.apply_stages(images, train=train))

@@ -1,7 +1,6 @@
 """A backbone cut in two: frozen stages that never learn, and what learns after them."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -55,9 +54,7 @@ class _FirstStages(nn.Module):
     self.backbone = self.make()
 
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Array:
-    x: Any = images
-    for index in range(self.num_stages):
-      x = self.backbone.stage(x, index, train=train)
+    x = self.backbone.apply_stages(images, end=self.num_stages, train=train)
     return self.backbone.pool(x) if self.pooled else x
 
 
@@ -139,10 +136,3 @@ def _num_frozen(freeze: str, num_stages: int) -> int:
   if freeze in ('', 'backbone'):
     return num_stages if freeze else 0
   return int(freeze.removeprefix('stage')) + 1
-
-
-def without_frozen(weights: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
-  """The weights of a backbone `{collection: {module: tree}}` that are not of the model's frozen stages."""
-  held = [tree['variables']['params']['backbone'] for tree in variables['frozen'].values()]
-  names = {name for tree in held for name in tree}
-  return {kind: {name: own for name, own in tree.items() if name not in names} for kind, tree in weights.items()}

@@ -1,6 +1,5 @@
 """Heads: what is read for a task to its outputs, in float32 at the end."""
 
-from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -77,9 +76,7 @@ class SoftArgmax(Head):
   def __call__(self, representation):
     maps = representation.maps
     assert maps is not None  # The model asks for maps where a head is spatial.
-    conv = partial(Conv, dtype=self.dtype)
-    for i in range(self.doublings):
-      maps = nn.relu(conv(self.hidden, (3, 3), padding=1, name=f'doubled{i}')(maps.repeat(2, 1).repeat(2, 2)))
+    maps = doubled(maps, self.doublings, width=self.hidden, dtype=self.dtype)
     hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name='hidden')(maps))
     heat = nn.Dense(self.outputs // 2, dtype=self.dtype, name='heat')(hidden).astype(jnp.float32)
     places = expected_places(heat).reshape(heat.shape[0], -1)
@@ -110,12 +107,18 @@ class Decoder(Head):
   def __call__(self, representation):
     maps = representation.maps
     assert maps is not None  # The model asks for maps where a head is dense.
-    conv = partial(Conv, dtype=self.dtype)
     width = max(self.hidden // 4, 1)
     maps = nn.relu(nn.Dense(width, dtype=self.dtype, name='hidden')(maps))
-    for i in range(2):
-      maps = nn.relu(conv(width, (3, 3), padding=1, name=f'doubled{i}')(maps.repeat(2, 1).repeat(2, 2)))
+    maps = doubled(maps, 2, width=width, dtype=self.dtype)
     return nn.Dense(self.outputs, dtype=self.dtype, name='output')(maps).astype(jnp.float32)
+
+
+def doubled(maps: Float[Array, 'b h w f'], times: int, *, width: int, dtype: Any) -> Float[Array, 'b h2 w2 c']:
+  """Maps made finer, each time by repeating pixels and a 3x3 convolution with ReLU. Called inside a head."""
+  for i in range(times):
+    conv = Conv(width, (3, 3), padding=1, dtype=dtype, name=f'doubled{i}')
+    maps = nn.relu(conv(maps.repeat(2, axis=1).repeat(2, axis=2)))
+  return maps
 
 
 def expected_places(heat: Float[Array, 'b h w p']) -> Float[Array, 'b p 2']:

@@ -15,7 +15,8 @@ from mtl_jax.models.normalization import Normalization
 
 # Of each group of blocks: expansion, features at width 32, number, stride of the first.
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-STAGES = ((0,), (1,), (2,), (3, 4), (5, 6))  # The groups of each stage; a stage ends where the map shrinks next.
+BLOCKS = [(ratio, size, stride if i == 0 else 1) for ratio, size, num, stride in SETTINGS for i in range(num)]
+STAGES = (0, 1, 3, 6, 13, 17)  # The first block of each, and the end; a stage ends where the map shrinks next.
 LAST_FEATURES = 1280
 
 
@@ -77,10 +78,7 @@ class MobileNetV2(Backbone):
     (r'project_bn', 'conv.3'),
   )
 
-  @property
-  def num_stages(self) -> int:
-    """Each halves the map, but for a small stem."""
-    return len(STAGES)
+  num_stages = len(STAGES) - 1  # Each halves the map, but for a small stem.
 
   @nn.compact
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Float[Array, 'b h2 w2 c2']:
@@ -92,14 +90,10 @@ class MobileNetV2(Backbone):
     if index == 0:
       stride = 1 if has_small_stem(self.stem, x.shape) else 2
       x = conv_norm(self._scaled(32), 3, stride, name='features_0')(x.astype(self.dtype))
-    number = 1 + sum(SETTINGS[group][2] for stage in STAGES[:index] for group in stage)
-    for group in STAGES[index]:
-      expansion, features, blocks, first_stride = SETTINGS[group]
-      for i in range(blocks):
-        stride, name = first_stride if i == 0 else 1, f'features_{number}'
-        x = block(self._scaled(features), stride, expansion, conv, norm, last_norm, name=name)(x)
-        number += 1
-    if index == len(STAGES) - 1:
+    for i in range(STAGES[index], STAGES[index + 1]):
+      expansion, features, stride = BLOCKS[i]
+      x = block(self._scaled(features), stride, expansion, conv, norm, last_norm, name=f'features_{i + 1}')(x)
+    if index == self.num_stages - 1:
       x = conv_norm(max(LAST_FEATURES, self._scaled(LAST_FEATURES)), 1, 1, name='features_18')(x)
     return x
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import parts
 from mtl_jax.errors import ConfigError
-from mtl_jax.models import celeba_cnn, convnet, convnext, mobilenet, resnet, vit
+from mtl_jax.models import convnet, convnext, mobilenet, resnet, vit
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
 from mtl_jax.models.heads import HEADS, Decoder, Head, Mlp
@@ -32,7 +32,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
   'vit_s16': vit.vit_s16,
   'vit_b16': vit.vit_b16,
   'convnet': convnet.ConvNet,
-  'celeba_cnn': celeba_cnn.CelebACNN,
+  'celeba_cnn': convnet.CelebACNN,
 }
 # Fields of `config.model` that a backbone takes if it has them, and the values that leave the choice to it.
 BACKBONE_FIELDS = {'width': 0, 'stem': 'auto', 'norm': 'auto', 'norm_rows': 0, 'remat': False}
@@ -87,7 +87,7 @@ class MultiTaskModel(nn.Module):
 
 def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
   """The network that `config.model` asks for, with a head for each task."""
-  sharing = parts.find(settings.sharing, SHARING, field='config.model.sharing', base=Sharing)
+  sharing = way_of_sharing(settings)
   dtype = compute_dtype(settings.dtype)
   heads = {task.name: head_of(settings, task) for task in tasks}
   spatial = any(head.spatial or head.dense for head in heads.values())
@@ -107,6 +107,11 @@ def from_config(settings: ConfigDict, tasks: Sequence[Task]) -> Network:
     frozen=frozen_stages,
   )
   return Network(module)
+
+
+def way_of_sharing(settings: ConfigDict) -> type[Sharing]:
+  """The class of `config.model.sharing`."""
+  return parts.find(settings.sharing, SHARING, field='config.model.sharing', base=Sharing)
 
 
 def head_of(settings: ConfigDict, task: Task) -> type[Head]:

@@ -118,7 +118,7 @@ class GroupNorm(nn.Module):
   scale_init: Callable[..., Any] = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  def __call__(self, x: Float[Array, 'b *maps c']) -> Float[Array, 'b *maps c']:
     groups = max(n for n in range(1, GROUPS + 1) if x.shape[-1] % n == 0)
     norm = nn.GroupNorm(groups, epsilon=EPSILON, dtype=self.dtype, scale_init=self.scale_init, name='group')
     return norm(x)
@@ -131,7 +131,7 @@ class Affine(nn.Module):
   scale_init: Callable[..., Any] = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  def __call__(self, x: Float[Array, 'b *maps c']) -> Float[Array, 'b *maps c']:
     scale = self.param('scale', self.scale_init, x.shape[-1:], jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, x.shape[-1:], jnp.float32)
     return x.astype(self.dtype) * scale.astype(self.dtype) + bias.astype(self.dtype)

@@ -1,4 +1,4 @@
-"""Weights of one of our models for another: by name and shape, whatever is frozen, shared in another way, or new."""
+"""Weights that a model starts from, by name and shape, whatever is frozen, shared in another way, or new."""
 
 import logging
 import pathlib
@@ -8,14 +8,16 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import traverse_util
+from safetensors import safe_open
 
 from mtl_jax.errors import DataError
-from mtl_jax.models import pretrained
-from mtl_jax.models.pretrained import FIELD, fits, listed
+from mtl_jax.models import pretrained, torch_file
+from mtl_jax.models.pretrained import FIELD, listed
 
 log = logging.getLogger('mtl_jax')
 
-OWN = 'own'  # The key of weights of ours, where a backbone's have their collections.
+STEM = 'mtl_jax_stem'  # The key of a file's metadata.
+FILE = 'model.safetensors'  # In a folder that `export` has written.
 
 Path = tuple[str, ...]
 
@@ -23,6 +25,11 @@ Path = tuple[str, ...]
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
   """A model's arrays by names that do not depend on what is frozen: `params/backbone/conv1/kernel`."""
   return {'/'.join(_plain(path)): leaf for path, leaf in traverse_util.flatten_dict(variables).items()}
+
+
+def of_backbone(variables: Mapping[str, Any]) -> dict[str, Any]:
+  """A backbone's variables by the names that they have in a model of one."""
+  return flatten({kind: {'backbone': tree} for kind, tree in variables.items()})
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -37,6 +44,15 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   return {name: pretrained.finite(tensor.read(), f'{path}: {name}') for name, tensor in found.items()}
 
 
+def stem(path: pathlib.Path) -> str:
+  """The `model.stem` that a file of ours is of; `auto` for others, which do not say."""
+  if path.suffix != '.safetensors' or not path.is_file():
+    return 'auto'
+  with torch_file.one_error(path, 'a safetensors file'), safe_open(path, framework='numpy') as file:
+    found = (file.metadata() or {}).get(STEM)
+  return found if found in ('small', 'imagenet') else 'auto'
+
+
 def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
   """The variables with every array that `weights` holds under its name and in its shape; logs what is new or left over.
 
@@ -44,7 +60,7 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
 
   Args:
     variables: of the model, before its first step.
-    weights: as `flatten` gives them.
+    weights: as `flatten` gives them, of another model or of a backbone alone.
 
   Raises:
     DataError: if none of the encoder fits.
@@ -53,19 +69,24 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
   taken, new, result = set(), [], {}
   for path, leaf in flat.items():
     name = '/'.join(_plain(path))
-    found = next((one for one in (name, _of_one_copy(name)) if one in weights and fits(leaf, weights[one])), None)
+    found = next((one for one in (name, _of_one_copy(name)) if _fits(leaf, weights.get(one))), None)
     result[path] = leaf if found is None else jnp.broadcast_to(weights[found], leaf.shape).astype(leaf.dtype)
     if found is None:
       new.append(name)
     else:
       taken.add(found)
-  if not any('/backbone' in name for name in taken):
+  if not any('/backbone' in name for name in taken) and any('/backbone' in name for name in weights):
     raise DataError(f'{FIELD} holds nothing of this model; is it of another backbone or width?')
   log.info(
     'weights: %d of %d arrays are taken; new here: %s; left over there: %s',
     len(taken), len(weights), listed(_modules(new)), listed(_modules(weights.keys() - taken)),
   )  # fmt: skip
   return traverse_util.unflatten_dict(result)
+
+
+def _fits(variable: Any, weight: Any) -> bool:
+  """True for a weight of the variable's shape, or of one of the copies that are stacked in it."""
+  return weight is not None and weight.shape in (variable.shape, variable.shape[1:])
 
 
 def _plain(path: Path) -> Path:

@@ -63,55 +63,11 @@ def load(path: Path, backbone: Backbone, *, image_size: tuple[int, int]) -> dict
   return {'params': {}, 'batch_stats': {}} | traverse_util.unflatten_dict(loaded)
 
 
-def place(variables: Variables, loaded: Variables) -> dict[str, Any]:
-  """The variables of a model with the loaded ones in every copy of the backbone, or of a part of it.
-
-  A copy is told by the names inside each of its parts; where copies are stacked, all of them get the weights.
-  """
-  used: set[str] = set()
-  result = _placed_each(variables, loaded, used)
-  for name, held in variables.get('frozen', {}).items():  # Frozen stages hold collections of their own.
-    result['frozen'] = {**result['frozen'], name: {'variables': _placed_each(held['variables'], loaded, used)}}
-  unused = loaded['params'].keys() - used
-  if unused:
-    raise ValueError(f'the model has no place for {sorted(unused)}')
-  return result
-
-
-def _placed_each(variables: Variables, loaded: Variables, used: set[str]) -> dict[str, Any]:
-  return {name: _placed(tree, loaded.get(name, {}), used) for name, tree in variables.items()}
-
-
-def _placed(tree: Any, loaded: Variables, used: set[str]) -> Any:
-  if not isinstance(tree, Mapping):
-    return tree
-  result = {}
-  for name, child in tree.items():
-    if name in loaded and _fits(child, loaded[name]):
-      used.add(name)
-      result[name] = jax.tree.map(lambda old, new: jnp.broadcast_to(new, old.shape), child, loaded[name])
-    else:
-      result[name] = _placed(child, loaded, used)
-  return result
-
-
-def _fits(tree: Any, loaded: Any) -> bool:
-  """The same names, and shapes that agree up to a leading axis of copies."""
-  same = jax.tree.structure(tree) == jax.tree.structure(loaded)
-  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(loaded), strict=True) if same else ()
-  return same and all(fits(old, new) for old, new in pairs)
-
-
 def finite(weight: np.ndarray, name: str) -> np.ndarray:
   """The weight. Raises DataError, which names it, for NaN and infinity."""
   if not np.isfinite(weight).all():
     raise DataError(f'{name} holds NaN or infinite numbers; take a file of a run that did not diverge')
   return weight
-
-
-def fits(variable: Any, weight: Any) -> bool:
-  """True for a weight of the variable's shape, or of one of the copies that are stacked in it."""
-  return weight.shape in (variable.shape, variable.shape[1:])
 
 
 def read(path: Path) -> dict[str, StoredTensor]:

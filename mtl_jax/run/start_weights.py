@@ -9,7 +9,6 @@ import jax
 from ml_collections import ConfigDict
 
 from mtl_jax.models import multitask, own_weights, pretrained
-from mtl_jax.models.own_weights import OWN
 from mtl_jax.platform import address
 from mtl_jax.run import workdir
 
@@ -21,19 +20,23 @@ def load(model: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | Non
 
   A resumed run has them.
 
+  Returns:
+    Arrays by the names of `own_weights.flatten`: of another run, of one that was exported, or of a backbone alone.
+
   Raises:
     UserError: for a file or a run that cannot be read, or is of another architecture.
   """
   place = model.weights
   if not place:
     return None
-  if multitask.is_weights_file(place):
-    path = Path(place)
+  path = Path(place) if multitask.is_weights_file(place) else Path(place) / own_weights.FILE
+  if multitask.is_weights_file(place) or (not address.is_address(place) and path.is_file()):
     if own := own_weights.read(path):
-      return {OWN: own}
-    return pretrained.load(path, multitask.backbone_from_config(model), image_size=image_size)
+      return own
+    backbone = multitask.backbone_from_config(model)
+    return own_weights.of_backbone(pretrained.load(path, backbone, image_size=image_size))
   found = re.fullmatch(r'(.*?)(?:@(\d+))?', place)
   assert found is not None  # Both parts may be missing.
   trained = workdir.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)
   log.info('weights: step %d of %s', trained.step, found[1])
-  return {OWN: jax.device_get(own_weights.flatten(trained.variables))}
+  return jax.device_get(own_weights.flatten(trained.variables))

@@ -10,7 +10,7 @@ from flax import struct
 from jaxtyping import Array, Int32
 
 from mtl_jax.kinds import is_on
-from mtl_jax.models import own_weights, pretrained
+from mtl_jax.models import own_weights
 from mtl_jax.models.network import Network, split
 from mtl_jax.objectives import Objective
 from mtl_jax.tasks import LabelStats
@@ -58,13 +58,12 @@ def init_state(
   Args:
     input_shape: of an image, `(h, w, 3)`, or of what frozen stages made of it.
     num_losses: how many the objective balances, by default one a task.
-    pretrained_weights: variables of the backbone, which every copy of it starts from; or a run's own, under `own`.
+    pretrained_weights: arrays of a model, or of a backbone, as `start_weights.load` gives them.
   """
   images = jnp.zeros((1, *input_shape), jnp.float32)
   variables = model.init(jax.random.key(seed), images)
   if pretrained_weights is not None:
-    own = pretrained_weights.get(own_weights.OWN)
-    variables = own_weights.place(variables, own) if own else pretrained.place(variables, pretrained_weights)
+    variables = own_weights.place(variables, pretrained_weights)
   learned = {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -27,7 +27,7 @@ from mtl_jax import tasks
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import CheckpointError, LauncherError, UserError
-from mtl_jax.models import multitask
+from mtl_jax.models import multitask, own_weights
 from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
 from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
@@ -210,7 +210,9 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   plugins.register(config)
   if config.model.weights:
     if multitask.is_weights_file(config.model.weights):
-      local_path(config.model.weights)  # Only a run's folder may lie in a bucket.
+      path = local_path(config.model.weights)  # Only a run's folder may lie in a bucket.
+      if config.model.stem == 'auto':  # Which torchvision's files would decide.
+        config.model.stem = own_weights.stem(path)
     config.model.weights = address.absolute(config.model.weights)
   config.data.update(mixture.absolute_dirs(config.data))
   if config.data.feature_cache not in ('', 'none'):

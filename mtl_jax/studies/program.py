@@ -24,9 +24,8 @@ from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation.step import eval_step, predict_step
-from mtl_jax.models import cost, frozen
+from mtl_jax.models import cost, own_weights
 from mtl_jax.models.network import Network
-from mtl_jax.models.own_weights import OWN
 from mtl_jax.objectives.matching import Coupling
 from mtl_jax.platform import sharding
 from mtl_jax.run import recipe, start_weights
@@ -161,8 +160,9 @@ def build(
     kept_in = directory / 'model'
     cache = FeatureCache(config, run.model, state.variables, store.checksum, run.mesh, kept_in, stop)
     splits = cache.replace_images(splits)
-    if weights and OWN not in weights and 'features' in splits['train'].inputs:
-      weights = frozen.without_frozen(weights, state.variables)
+    if weights and 'features' in splits['train'].inputs:
+      held = own_weights.flatten({'frozen': state.variables['frozen']})
+      weights = {name: leaf for name, leaf in weights.items() if name not in held}
   run = dataclasses.replace(run, train=splits['train'], val=splits['val'])
   mesh = sharding.make_mesh(jax.local_devices())
   return Program(run, splits['test'], weights, mesh)

@@ -18,10 +18,10 @@ from mtl_jax.tasks import BinaryTask, DenseTask, Task
 
 FACES = 'synthetic'
 PARSING = DenseTask('parsing', ('parsing',), classes=PARTS)
-# For each set its name in a prepared set (faces were once read as CelebA), how a picture is drawn, and its tasks.
-DRAWN: dict[str, tuple[str, Callable[..., source.Face], tuple[Task, ...]]] = {
-  FACES: ('celeba', source.face, (BinaryTask('attributes', ATTRIBUTES), LANDMARKS)),
-  'synthetic:expressions': ('synthetic:expressions', expressions.face, expressions.TASKS),
+# For each set how a picture is drawn, and its tasks.
+DRAWN: dict[str, tuple[Callable[..., source.Face], tuple[Task, ...]]] = {
+  FACES: (source.face, (BinaryTask('attributes', ATTRIBUTES), LANDMARKS)),
+  'synthetic:expressions': (expressions.face, expressions.TASKS),
 }
 
 
@@ -36,7 +36,7 @@ def draw(name: str, folder: Path, *, num: int, seed: int, parsing: bool = False,
   for flag, value, least in (('--num', num, 1), ('--seed', seed, 0), ('workers', workers, 1)):
     if value < least:
       raise DataError(f'{flag}={value}: must be at least {least}')
-  stored_name, face, tasks = DRAWN[name]
+  face, tasks = DRAWN[name]
   rows: list[source.Row] = []
   with bar(num, description='draw faces', unit='image') as progress:
     drawing = partial(face, parsing=True) if parsing else face
@@ -51,7 +51,7 @@ def draw(name: str, folder: Path, *, num: int, seed: int, parsing: bool = False,
   if parsing:
     stated['parsing'] = [partial(_read_map, source.map_path(folder, name)) for name in names]
   return ListedImages(
-    name=stored_name,
+    name=name,
     tasks=(*tasks, PARSING) if parsing else tasks,
     notes=(),
     images={name: folder / source.IMAGES / name for name in names},

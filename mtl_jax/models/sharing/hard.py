@@ -8,7 +8,4 @@ class Hard(Sharing):
   """One representation for all tasks."""
 
   def __call__(self, images, *, train: bool) -> Representation:
-    x = images
-    for index in range(self.backbone.num_stages):
-      x = self.backbone.stage(x, index, train=train)
-    return self.backbone.represent(x, spatial=self.spatial)
+    return self.backbone.represent(self.backbone.apply_stages(images, train=train), spatial=self.spatial)

@@ -34,8 +34,7 @@ class Mmoe(Sharing):
   def expert(self, x, name: str, *, train: bool) -> Representation:
     """Applies one expert to the trunk's output."""
     net = self.copied(name)
-    for index in range(net.num_stages - self.expert_stages, net.num_stages):
-      x = net.stage(x, index, train=train)
+    x = net.apply_stages(x, first=net.num_stages - self.expert_stages, train=train)
     return net.represent(x, spatial=self.spatial)
 
   def gate(self, task: str, x):

@@ -11,10 +11,7 @@ class Separate(Sharing):
 
   @nn.compact
   def __call__(self, images, *, train: bool) -> dict[str, Representation]:
-    result = {}
-    for task in self.tasks:
-      net, x = self.copied(task), images
-      for index in range(net.num_stages):
-        x = net.stage(x, index, train=train)
-      result[task] = net.represent(x, spatial=self.spatial)
-    return result
+    nets = {task: self.copied(task) for task in self.tasks}
+    return {
+      task: net.represent(net.apply_stages(images, train=train), spatial=self.spatial) for task, net in nets.items()
+    }

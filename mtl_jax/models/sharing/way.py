@@ -47,14 +47,10 @@ class Sharing(nn.Module):
     Raises:
       ConfigError: where there are not so many stages; `option` is to blame.
     """
-    if last > self.backbone.num_stages:
-      raise ConfigError(
-        f'config.model.sharing_options.{option} is {last}, but the backbone has {self.backbone.num_stages} stages'
-      )
-    x: Any = images
-    for index in range(self.backbone.num_stages - last):
-      x = self.backbone.stage(x, index, train=train)
-    return x
+    num_stages = self.backbone.num_stages
+    if last > num_stages:
+      raise ConfigError(f'config.model.sharing_options.{option} is {last}, but the backbone has {num_stages} stages')
+    return self.backbone.apply_stages(images, end=num_stages - last, train=train)
 
 
 def name_of(part: str, owner: str) -> str:
