@@ -132,7 +132,8 @@ class Model:
       raise DataError(f'align: the model predicts no landmarks, only {", ".join(task.name for task in self.tasks)}')
     for inputs, pixels in self._batches(images, refused):
       predictions = jax.device_get(self._apply(self.variables, pixels))
-      for _ in range(LOOKS if align and points else 0):
+      for _ in range(LOOKS if align else 0):
+        assert points is not None
         mean = np.asarray(self.trained.label_stats[points.name].baseline).reshape(-1, 2)
         for row, one in enumerate(inputs):
           found = points.on_picture(predictions[points.name][row], one.view).reshape(-1, 2)
