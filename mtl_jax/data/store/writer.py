@@ -138,7 +138,7 @@ def _write(
   for name, mask in masks.items():
     log(f'{name}: {mask.size} labels, of which {counts["masked"][name]} are masked')
     if num := counts['outside'][name]:
-      first = records[outside[name].argmax()].name
+      first = records[int(outside[name].argmax())].name
       log(f'warning: {name}: {num} labels lie outside their image and are masked, first in {first}')
   for split, (begin, end) in schema['splits'].items():
     if begin == end:
@@ -212,9 +212,9 @@ def _image_bytes(record: Record, schema: Schema) -> tuple[bytes, Box | None, tup
     content = image.getvalue() if isinstance(image, io.BytesIO) else image.read_bytes() if image.is_file() else b''
     if _is_such_a_jpeg(content, size):
       return content, None, (size[1], size[0])
-  pixels, *where = decode(image, size, crop=record.crop, fit=schema.get('fit', 'squash'), name=record.name)
+  pixels, box, source_size = decode(image, size, crop=record.crop, fit=schema.get('fit', 'squash'), name=record.name)
   content = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420') if is_jpeg else pixels.tobytes()
-  return content, *where
+  return content, box, source_size
 
 
 def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:
