@@ -139,9 +139,9 @@ def test_domains_need_several_sets_without_weights(overrides, tmp_path):
 
 @pytest.fixture(scope='module')
 def balanced_config(tiny_config):
-  return lambda mode: tiny_config(
-    **{'data.balance': 'identity', 'data.mode': mode, 'eval.every_steps': 0, 'checkpoint.every_steps': 100}
-  )
+  net = {'model.backbone': 'convnet', 'model.width': 2, 'model.head': 'linear'}
+  rest = {'data.balance': 'identity', 'eval.every_steps': 0, 'checkpoint.every_steps': 100}
+  return lambda mode: tiny_config(**net, **rest, **{'data.mode': mode})
 
 
 def test_a_balanced_run_stopped_and_resumed_in_the_other_mode_has_the_same_losses(

@@ -228,7 +228,7 @@ def test_adam_on_one_vector_makes_the_updates_of_the_default_optimizer(rooms):
   params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
   flat = variants.changed(workload.Workload('convnet', 8, 8, 'float32'), variants.Flat)._trained['tx']
   found = []
-  for tx in (flat, optimizer.from_config(workload.config(8).optimizer, steps=100)):
+  for tx in (flat, optimizer.from_config(workload.config(8).optimizer, steps=workload.config(8).train.steps)):
     state, moved = tx.init(params), params
     for factor in (1.0, 0.1, 30.0):
       gradients = jax.tree.map(lambda leaf, factor=factor: factor * jnp.cos(leaf), moved)

@@ -149,7 +149,7 @@ def test_mlflow_keeps_parameters_and_metrics_of_one_run_over_restarts(tmp_path, 
 
 
 def test_clu_writes_event_files_of_its_own(tmp_path):
-  pytest.importorskip('tensorflow', reason="needs pip install 'mtl_jax[tf]'")
+  pytest.importorskip('clu.metric_writers', reason="needs pip install 'mtl_jax[clu]'", exc_type=ImportError)
   (tracker,) = trackers.open_all(['clu'], tmp_path, trackers.Start('run', tmp_path, {'train.steps': 6}, step=0))
   tracker.write(1, {'train/loss': 1.0})
   tracker.close()

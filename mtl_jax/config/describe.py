@@ -11,7 +11,7 @@ MARKDOWN = """# Fields of a configuration
 `get_config()` of a configuration file gives all of them; `--config.train.steps=500` on the command line sets one. Files
 are named from the folder `mtl_jax` on. Fields that may differ on resuming leave the bits of the run as they are.
 `python -m mtl_jax.config.describe > docs/config.md` writes this page from
-[`config/fields.py`](../mtl_jax/config/fields.py).
+`mtl_jax/config/fields.py`.
 
 | field | default | must be | meaning | on resuming |
 |---|---|---|---|---|

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from mtl_jax.platform import address
-from mtl_jax.reports import affinity_page, verdicts
+from mtl_jax.reports import affinity_page, sweep_page, verdicts
 from mtl_jax.reports.charts import Side
 from mtl_jax.reports.page import Block, Heading, Table, Text
 from mtl_jax.reports.runs import Evaluation, Run, load
-from mtl_jax.reports.scoreboard import scoreboard
-from mtl_jax.reports.slices import by_slice, tuned
+from mtl_jax.reports.scoreboard import details, scoreboard
 from mtl_jax.run import workdir
 
 WIDTH = 110  # Of paragraphs; a table is as wide as it must be.
@@ -28,12 +27,18 @@ def of_evaluation(found: Mapping[str, Any], directory: Path) -> str:
   tasks = [task for task in facts.selected(config) if task.name in found['tasks']]
   run = Run(Side(address.name(directory), 0), directory, config, tasks, cast(Evaluation, found), log=[])
   what = f'Step {found["step"]} on the {found["num_examples"]} examples of {found["split"]} in {found["data"]}'
-  return as_text([Heading(what), scoreboard([run]), *by_slice(run.evaluation, tasks), *tuned(run.evaluation, tasks)])
+  return as_text([Heading(what), scoreboard([run]), *details(run.evaluation, tasks)])
 
 
 def of_study(found: Mapping[str, Any]) -> str:
   """All arms of a `study.json`, then the tests of each."""
   return as_text([*verdicts.all_arms(found), *verdicts.tests(found)])
+
+
+def of_sweep(found: Mapping[str, Any]) -> str:
+  """The best of a `sweep.json`, the tests that confirm it, and the front."""
+  front = sweep_page.front(found) if found['front'] else []
+  return as_text([*sweep_page.best(found), *verdicts.tests(found['best']['confirmed']), *front])
 
 
 def of_affinity(found: Mapping[str, Any]) -> str:

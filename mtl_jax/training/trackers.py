@@ -23,7 +23,7 @@ log = logging.getLogger('mtl_jax')
 FIELD, PROJECT = 'config.train.trackers', 'mtl_jax'
 IDS = 'trackers.json'  # In the workdir: the id of the run by the name of the service, which a resumed run goes on with.
 # What has to be importable, and the extra of this package that installs it.
-NEEDS = {'clu': ('clu.metric_writers', 'tf'), 'wandb': ('wandb', 'wandb'), 'mlflow': ('mlflow', 'mlflow')}
+NEEDS = {'clu': ('clu.metric_writers', 'clu'), 'wandb': ('wandb', 'wandb'), 'mlflow': ('mlflow', 'mlflow')}
 MOST_AT_ONCE = 100  # Parameters that MLflow takes in a call; of metrics it takes 1000.
 
 
