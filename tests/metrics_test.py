@@ -283,7 +283,7 @@ def test_a_prediction_that_is_not_finite_is_said_and_never_scored(kind):
   function, predictions, labels, mask, keywords = calls()[kind]
   row, column = np.argwhere(mask)[0]
   predictions[row, column] = np.nan
-  with pytest.raises(DivergedError, match='not finite for 1 of'):
+  with pytest.raises(DivergedError, match='1 of'):
     function(predictions, labels, mask=mask, **keywords)
 
 
@@ -291,7 +291,7 @@ def test_a_label_that_cannot_be_raises():
   mask = np.ones((1, 1), bool)
   with pytest.raises(ValueError, match='0 or 1'):
     metrics.binary(np.array([[0.5]]), np.array([[-1.0]]), mask=mask, names=['a'])
-  with pytest.raises(ValueError, match='class numbers from 0 to 1'):
+  with pytest.raises(ValueError, match='from 0 to 1'):
     metrics.categorical(np.array([[0.5, 0.5]]), np.array([[2.0]]), mask=mask, names=['a', 'b'])
   with pytest.raises(ValueError, match='source_size'):
     metrics.landmarks(

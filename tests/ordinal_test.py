@@ -45,7 +45,7 @@ def test_far_outputs_give_finite_losses_and_gradients():
 def test_numbers_of_a_source_fall_into_bins():
   stated = np.array([[12.9], [13.0], [59.0], [99.0], [np.nan]], np.float32)
   np.testing.assert_array_equal(AGE.from_source(stated, width=1, height=1)[:, 0], [0, 1, 2, 3, np.nan])
-  with pytest.raises(ValueError, match='bins need 3 rising edges'):
+  with pytest.raises(ValueError, match='edges'):
     OrdinalTask('age', ('age',), classes=('a', 'b', 'c', 'd'), edges=(3.0, 2.0, 4.0))
 
 

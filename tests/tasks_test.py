@@ -73,30 +73,25 @@ def test_a_subset_of_attributes_keeps_the_order_asked_for():
 
 
 @pytest.mark.parametrize(
-  ('asked', 'told'),
+  ('asked', 'named'),
   [
-    ('atributes', "no task 'atributes'"),
-    ('attributes/Smilin', "no choice 'Smilin'; did you mean 'Smiling'?"),
-    ('attributes,landmarks,attributes', "'attributes' is named twice"),
-    ('attributes/*,attributes/Male', "'attributes/Male' is named twice"),
-    ('landmarks/*', "name 'landmarks'"),
-    ('landmarks/nose_x', "name 'landmarks'"),
+    ('atributes', 'atributes'),
+    ('attributes/Smilin', 'Smilin'),
+    ('attributes,landmarks,attributes', 'attributes'),
+    ('attributes/*,attributes/Male', 'attributes/Male'),
+    ('landmarks/*', 'landmarks'),
+    ('landmarks/nose_x', 'landmarks'),
   ],
 )
-def test_unknown_and_repeated_names_are_refused(asked, told):
-  with pytest.raises(ConfigError, match=r'^config\.tasks: ') as caught:
+def test_unknown_and_repeated_names_are_refused(asked, named):
+  with pytest.raises(ConfigError, match=rf"^config\.tasks: .*'{named}'"):
     select(ALL, asked)
-  assert told in str(caught.value)
 
 
-@pytest.mark.parametrize(
-  ('attributes', 'told'),
-  [(('Male', 'Young', 'Male'), "'Male' is named twice"), (('male',), "no choice 'male'; did you mean 'Male'?")],
-)
-def test_an_attribute_that_is_unknown_or_named_twice_is_refused(attributes, told):
-  with pytest.raises(ConfigError) as caught:
+@pytest.mark.parametrize(('attributes', 'named'), [(('Male', 'Young', 'Male'), 'Male'), (('male',), 'male')])
+def test_an_attribute_that_is_unknown_or_named_twice_is_refused(attributes, named):
+  with pytest.raises(ConfigError, match=rf"^config\.data\.attributes: .*'{named}'"):
     select(ALL, 'attributes', attributes=attributes)
-  assert str(caught.value) == f'config.data.attributes: {told}'
 
 
 @pytest.mark.parametrize('task', ALL, ids=names(ALL))
@@ -244,7 +239,7 @@ def test_stats_and_empty_stats_have_the_same_shapes_and_types(task):
 
 def test_a_label_that_no_example_has_is_refused_by_name():
   mask = np.array([[True, False, True]] * 4)
-  with pytest.raises(DataError, match=r"label 'Male' of task 'attributes'"):
+  with pytest.raises(DataError, match="'Male' of task 'attributes'"):
     ATTRIBUTES.stats(np.zeros((4, 3), np.float32), mask=mask, standardize=True)
 
 
@@ -268,7 +263,9 @@ def test_likely_attributes_are_captions_the_most_likely_first():
 
 def test_other_kinds_are_described_by_name():
   assert AGE.captions(AGE.describe(np.array([31.26]), width=1, height=1)) == ['years: 31.3']
-  assert POSE.describe(np.array([0.25, 0.5, 0.25]), width=1, height=1) == {'left': 0.25, 'front': 0.5, 'right': 0.25}
+  described = POSE.describe(np.array([0.3, 0.4, 0.3]), width=1, height=1)
+  assert described == {'left': 0.3, 'front': 0.4, 'right': 0.3}
+  assert POSE.captions(described) == ['front  0.40']  # Its best answer, though less likely than not.
 
 
 def test_a_point_outside_its_image_is_no_label():
@@ -321,7 +318,7 @@ def test_predictions_are_probabilities(outputs):
   ],
 )  # fmt: skip
 def test_a_task_that_cannot_be_is_refused_where_it_is_made_and_where_it_is_read(kind, arguments, fields):
-  with pytest.raises(ValueError, match=r'must|needs') as caught:
+  with pytest.raises(ValueError, match=arguments[0] if isinstance(arguments[0], str) else '') as caught:
     kind(*arguments, **fields)
   assert len(str(caught.value).splitlines()) == 1
   written = {'kind': kind.kind, 'name': arguments[0], 'labels': arguments[1], **fields}

@@ -43,24 +43,10 @@ def evaluate_workdir(
   tune_thresholds: str = '',
   allow_code: bool = False,
 ) -> dict[str, Any]:
-  """Evaluates a run's best checkpoint and writes `eval/<split>.json`, or warns that it cannot be written.
+  """Evaluates a checkpoint of a run: `mtl_jax.evaluate`, whose arguments and result these are.
 
-  Args:
-    directory: the run's working directory.
-    data: another prepared set than the run's own, or one of its mixture; its labels are renamed as the run's were,
-      and what the model predicts beyond them is not evaluated. The result is then written to
-      `eval/<its name>-<split>.json`.
-    split: train, val or test.
-    step: another checkpoint than the best.
-    predictions: a .npz file to write every prediction, label and mask to.
-    slices: labels, `task/label`, for each value of which the metrics are taken by themselves, with intervals.
-    tune_thresholds: the metric, of `metrics.binary.TUNED_BY`, for which the threshold of each yes-or-no label is picked
-      on the run's own validation split, and kept with the run; empty: none.
-    allow_code: as in `workdir.restore`.
-
-  Returns:
-    What was written: step, split, number of examples, metrics of each task, those of the constant predictions, what
-    `slices.of_split` gives, and `tuned`: the thresholds, and the metrics of their tasks by them.
+  The labels of another set, `data`, are renamed as the run's were, and what the model predicts beyond them is not
+  evaluated; the result is then written to `eval/<its name>-<split>.json`. A file that cannot be written is warned of.
   """
   if split not in SPLITS:
     raise DataError(f'no split {split!r}; there are {", ".join(SPLITS)}')
@@ -106,7 +92,8 @@ def evaluate_workdir(
       workdir.write_json(place, found, root=directory)
     if tune_thresholds:
       with _work_kept(directory / thresholds.FILE):
-        thresholds.keep(directory, {'step': model.step, 'by': tune_thresholds, 'tasks': found['tuned']['thresholds']})
+        kept: thresholds.Kept = {'step': model.step, 'by': tune_thresholds, 'tasks': found['tuned']['thresholds']}
+        workdir.write_json(directory / thresholds.FILE, kept, root=directory)
     if predictions:
       with _work_kept(predictions):
         npz.write(predictions, evaluate.dump(result, part))

@@ -46,14 +46,7 @@ def of_split(
   Every slice has a value of its label, and holds `num_examples`, the `tasks` and `intervals` of its images alone, the
   labels that all its images have alike (`one_class`) and those that none has (`unlabelled`). An interval is the 95%
   percentile interval over resamples of people, the same for all slices; None where fewer than two people have a label.
-
-  Args:
-    by: the labels that divide it.
-    predictions: for each task.
-    split: with the labels of `tasks`.
-    tasks: those to evaluate.
-    store: that the split is of.
-    name: of the split.
+  `name` is that of the split, which is of the store; `by` are the labels that divide it.
   """
   draws = draw(mixture.identities(store, split.example_id))
   labels = mixture.load_split(store, name, by, missing_ok=True, partial_ok=True)

@@ -12,7 +12,6 @@ from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError
 from mtl_jax.metrics.binary import THRESHOLD
 from mtl_jax.platform import json_file
-from mtl_jax.run import workdir
 from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
 
@@ -51,11 +50,6 @@ def tune(
 def taken_up(tasks: Sequence[Task], thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Task, ...]:
   """The tasks, those with thresholds deciding by them."""
   return tuple(task.with_thresholds(thresholds[task.name]) if task.name in thresholds else task for task in tasks)
-
-
-def keep(directory: Path, kept: Kept) -> None:
-  """Writes the run's file."""
-  workdir.write_json(directory / FILE, kept, root=directory)
 
 
 def tuned(directory: Path, model: TrainedModel) -> TrainedModel:

@@ -40,14 +40,11 @@ def landmarks(
   whose nme is above 0.08 or 0.10.
 
   Args:
-    predictions: as labels, mask and draws: see `mtl_jax.metrics`; a point is labelled when both its coordinates are.
-    labels: see there.
-    mask: see there.
+    predictions: for those not listed see `mtl_jax.metrics`; a point is labelled when both its coordinates are.
     points: names of the `p` points.
     source_size: width and height of the source image in pixels, `[n, 2]`.
     over: two points, the source image's `diagonal`, or a number of its pixels; empty: the eyes, whose points' names
       begin with lefteye and righteye.
-    draws: see there.
   """
   predictions, labels, mask = checked(
     predictions, labels, mask, [f'{point}_{axis}' for point in points for axis in 'xy']

@@ -32,7 +32,7 @@ def rebuild(directory: Path, *, pictures: bool = False) -> Path:
     with _content(directory / 'affinity.json', 'affinity') as found:
       affinity_page.write_report(found, directory)
   else:
-    write_report(find_runs(directory), out, title=directory.name, show_pictures=pictures)
+    write_report(find_runs(directory), out, show_pictures=pictures)
   return out
 
 

@@ -32,10 +32,10 @@ def write_report(found: Mapping[str, Any], directory: Path) -> None:
   body = [*groups(found), *_maps(found, directory / 'plots'), *_partners(found)]
   body += page.provenance(found, workdir.read(directory)[0].to_dict(), section='affinity', more=more)
   subtitle = (
-    f'Affinity between {len(found["tasks"])} losses; {looks["count"]} looks along {looks["steps"]} steps of joint '
+    f'{address.name(directory)}: {looks["count"]} looks along {looks["steps"]} steps of joint '
     f'training; finished {found.get("date", MISSING)}'
   )
-  page.write(directory / 'report.html', body, title=address.name(directory), subtitle=subtitle)
+  page.write(directory / 'report.html', body, title=f'Affinity between {len(found["tasks"])} losses', subtitle=subtitle)
 
 
 def groups(found: Mapping[str, Any]) -> list[Block]:

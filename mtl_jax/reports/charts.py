@@ -197,6 +197,7 @@ def to_svg(figure: Any, *, name: str) -> str:
   with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'mtl_jax'}):
     unnamed = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
     figure.savefig(stream, format='svg', transparent=True, metadata=unnamed)
+  figure.set_layout_engine('none')  # It is laid out now; to do so again for every format takes most of the time.
   svg = stream.getvalue()
   svg = svg[svg.index('<svg') :]
   svg = re.sub(r' xmlns(:\w+)?="[^"]*"', '', svg).replace('xlink:href', 'href')

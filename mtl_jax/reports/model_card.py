@@ -14,7 +14,7 @@ from mtl_jax.reports import figures
 from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Heading, Table, Text, table
 from mtl_jax.reports.runs import Evaluation, score
-from mtl_jax.reports.slices import by_slice
+from mtl_jax.reports.scoreboard import details
 from mtl_jax.run import workdir
 from mtl_jax.tasks import Task, plain
 
@@ -145,7 +145,7 @@ def _metrics(evaluation: Evaluation, tasks: Sequence[Task]) -> list[Block]:
       ends = ends if isinstance(ends, dict) else {}
       outputs += [Heading(f'{task.name}, one by one', 3), _per_output(task, each, ends)]
   columns = ['Metric', 'constant prediction', 'this model', '95% interval']
-  return [table('', columns, rows), *outputs, *by_slice(evaluation, tasks)]
+  return [table('', columns, rows), *outputs, *details(evaluation, tasks)]
 
 
 def _per_output(task: Task, each: Mapping[str, Any], intervals: Mapping[str, Any]) -> Table:

@@ -48,3 +48,34 @@ for (const table of document.querySelectorAll('table.sortable')) {
   filter.hidden = false;
   apply();  // A browser may have kept what was typed before the page was loaded again.
 }
+
+// What is wider than its place says so: by a shadow, on a phone in words too.
+for (const part of document.querySelectorAll('.scroll')) {
+  const more = document.createElement('p');
+  more.className = 'more';
+  more.textContent = 'more to the right →';
+  more.setAttribute('aria-hidden', 'true');
+  part.before(more);
+  const tell = () => { more.hidden = part.scrollWidth - part.clientWidth - part.scrollLeft < 4; };
+  part.addEventListener('scroll', tell);
+  new ResizeObserver(tell).observe(part);
+}
+
+// Pictures open larger, and close by a click or Escape.
+for (const picture of document.querySelectorAll('.faces img')) {
+  const button = document.createElement('button');
+  button.type = 'button';
+  picture.replaceWith(button);
+  button.append(picture);
+  button.addEventListener('click', () => {
+    const dialog = document.createElement('dialog');
+    const large = picture.cloneNode();
+    const caption = document.createElement('p');
+    caption.textContent = picture.alt;
+    dialog.append(large, caption);
+    dialog.addEventListener('click', () => dialog.close());
+    dialog.addEventListener('close', () => dialog.remove());
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}

@@ -38,7 +38,7 @@ class Heading(NamedTuple):
 
 
 class Text(NamedTuple):
-  """A paragraph; its style is empty, `quiet` or `note`."""
+  """A paragraph; its style is empty, `quiet`, `note` or `code`."""
 
   text: str
   style: str = ''
@@ -77,6 +77,11 @@ class Table(NamedTuple):
   style: str = ''
   sortable: bool = False
 
+  def first(self, number: int) -> 'Table':
+    """The same table with its first columns alone."""
+    rows = [row._replace(cells=row.cells[: number - 1]) for row in self.rows]
+    return self._replace(columns=self.columns[:number], rows=rows)
+
   @property
   def says(self) -> list[str]:
     """The verdicts by which a long table can be filtered."""
@@ -110,10 +115,6 @@ class Pairs(NamedTuple):
   pairs: Mapping[str, Any]
 
 
-class Code(NamedTuple):
-  text: str
-
-
 class Fold(NamedTuple):
   """Blocks that are shown on a click."""
 
@@ -122,7 +123,7 @@ class Fold(NamedTuple):
   open: bool = False
 
 
-Block = Heading | Text | Table | Charts | Pictures | Pairs | Code | Fold
+Block = Heading | Text | Table | Charts | Pictures | Pairs | Fold
 
 
 def table(
@@ -149,7 +150,6 @@ def chart(heading: str, figure: Any, alt: str, *, folder: Path | None = None, na
       content = io.BytesIO()
       figure.savefig(content, format=kind, dpi=160, facecolor='white')
       atomic_write.write(folder / f'{stem}.{kind}', content.getvalue(), root=folder.parent)
-      figure.set_layout_engine('none')  # It is laid out now; to do so again for every format takes most of the time.
   return Chart(heading, svg, alt)
 
 
@@ -160,9 +160,9 @@ def field_text(value: Any) -> str:
   return MISSING if value is None or value == '' else str(value)
 
 
-def configuration(config: Mapping[str, Any]) -> Code:
-  """A whole configuration."""
-  return Code(json.dumps(config, indent=2, sort_keys=True, default=str))
+def configuration(summary: str, config: Mapping[str, Any]) -> Fold:
+  """A whole configuration, folded away."""
+  return Fold(summary, [Text(json.dumps(config, indent=2, sort_keys=True, default=str), 'code')])
 
 
 def provenance(
@@ -185,7 +185,7 @@ def provenance(
     Heading('Data, versions and configuration'),
     Pairs({name: field_text(value) for name, value in facts.items()}),
     Pairs(shown),
-    Fold('Whole configuration', [configuration(config)]),
+    configuration('Whole configuration', config),
   ]
 
 

@@ -5,7 +5,6 @@ import datetime
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,28 +12,28 @@ import mtl_jax
 from mtl_jax.config import flat
 from mtl_jax.data.input import mixture
 from mtl_jax.errors import CheckpointError
-from mtl_jax.platform import npz
+from mtl_jax.platform import address, npz
 from mtl_jax.reports import charts, curves, figures, page, pictures
 from mtl_jax.reports.charts import Mark, Side
 from mtl_jax.reports.figures import MISSING
-from mtl_jax.reports.page import Block, Cell, Charts, Fold, Heading, Pairs, Row, Text, table
+from mtl_jax.reports.page import Block, Cell, Charts, Heading, Pairs, Row, Text, table
 from mtl_jax.reports.runs import Run, baseline, load, reliability, score, tasks_of
-from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, not_better, scoreboard
-from mtl_jax.reports.slices import by_slice, tuned
+from mtl_jax.reports.scoreboard import BASELINE, BETTER, SAME, WORSE, details, not_better, outcomes, scoreboard
 from mtl_jax.run import goodput
 from mtl_jax.tasks import Task, plain
 
+MAX_SAID = 5  # Tasks whose metrics disagree.
 PACKAGES = ('jax', 'flax', 'optax', 'numpy')
 
 
-def write_report(folders: Mapping[str, Path], out: Path, *, title: str, show_pictures: bool = False) -> None:
+def write_report(folders: Mapping[str, Path], out: Path, *, title: str = '', show_pictures: bool = False) -> None:
   """Writes one HTML file that needs nothing else.
 
   Args:
     folders: for each run's name its folder, which holds `config.json`, `dataset.json`, `metrics.jsonl` and
       `eval/test.json`.
     out: the file to write.
-    title: of the page.
+    title: of the page; empty: the runs and what they learn.
     show_pictures: whether to show test images with what is predicted in them. They come from the prepared set, which
       may hold photos of real people, so they are shown only when asked for.
 
@@ -47,8 +46,7 @@ def write_report(folders: Mapping[str, Path], out: Path, *, title: str, show_pic
   written = datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M UTC')
   body: list[Block] = [*(Text(note, 'note') for note in _notes(runs)), *_metrics(runs)]
   for run in runs:
-    body += by_slice(run.evaluation, run.tasks, name=run.side.name)
-    body += tuned(run.evaluation, run.tasks, name=run.side.name)
+    body += details(run.evaluation, run.tasks, name=run.side.name)
   body += _calibration(runs)
   for group in dict.fromkeys(task.group for task in tasks_of(runs)):
     body += _outputs(runs, group)
@@ -65,19 +63,38 @@ def write_report(folders: Mapping[str, Path], out: Path, *, title: str, show_pic
   )
   steps = ', '.join(f'{run.side.name} at step {run.evaluation.get("step", MISSING)}' for run in runs)
   num = runs[0].evaluation.get('num_examples', MISSING)
-  page.write(out, body, title=title, subtitle=f'{steps}; {num} test examples; written {written}')
+  groups = ', '.join(dict.fromkeys(figures.name(task.group) for task in tasks_of(runs)))
+  names = 'Joint and single-task training' if _compared(runs) else ' and '.join(folders)
+  subtitle = f'{address.name(out.parent)}: {steps}; {num} test examples; written {written}'
+  page.write(out, body, title=title or f'{names}: {groups}', subtitle=subtitle)
+
+
+def _compared(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+  """`outcomes` of the tasks that were trained both jointly and alone."""
+  return {task.name: found for task in tasks_of(runs) if (found := outcomes(runs, task))}
 
 
 def _metrics(runs: Sequence[Run]) -> list[Block]:
-  """The scoreboard, and on how many tasks the joint run is better."""
-  found = scoreboard(runs)
-  counts = collections.Counter(row.says for row in found.rows if row.says)
-  said = ', '.join(f'{outcome} on {counts[outcome]}' for outcome in (BETTER, WORSE, SAME))
-  total = f'Joint training is {said} of the {counts.total()} tasks that were also trained alone, by their main metrics.'
+  """The scoreboard, on how many tasks the joint run is better, and where metrics of a task say both."""
+  compared = _compared(runs)
+  counts = collections.Counter(
+    found[task.main_metric][-1] for task in tasks_of(runs) if (found := compared.get(task.name))
+  )
+  said = [
+    f'By main metrics joint training scored higher in this run on {counts[BETTER]} of the {counts.total()} tasks that '
+    f'were also trained alone, lower on {counts[WORSE]}, the same on {counts[SAME]}; of errors, less is a higher score.'
+  ]
+  for task, found in compared.items():
+    sides = {
+      outcome: ', '.join(figures.metric(name).phrase for name, one in found.items() if one[-1] == outcome)
+      for outcome in (BETTER, WORSE)
+    }
+    if all(sides.values()):
+      said.append(f'Metrics disagree on {figures.name(task)}: better by {sides[BETTER]}; worse by {sides[WORSE]}.')
   return [
     Heading('Test metrics'),
-    *([Text(total)] if counts else []),
-    found,
+    *map(Text, said[: MAX_SAID + 1] if compared else []),
+    scoreboard(runs),
     Text(
       f"↑ higher is better, ↓ lower is better; bold is the best run. The {BASELINE} is what the training labels' means "
       'alone would score. NME is the distance from the true landmark over the distance between the eyes, or '
@@ -201,24 +218,17 @@ def _configurations(runs: Sequence[Run]) -> list[Block]:
   configs = [flat(run.config.to_dict()) for run in runs]
   differing = _differing_fields(runs)
   names = [name for name in page.FIELDS if any(config.get(name) not in (None, (), '') for config in configs)]
-  rows = [
-    _row(name, [page.field_text(config.get(name)) for config in configs], 'differs' if name in differing else '')
-    for name in dict.fromkeys((*names, *differing))
-  ]
-  rows.append(_row('images/s in training (median)', map(_speed, runs)))
+  rows: list[Row | tuple[str, ...]] = []
+  for name in dict.fromkeys((*names, *differing)):
+    cells = [Cell(page.field_text(config.get(name))) for config in configs]
+    rows.append(Row(name, cells, style='differs' if name in differing else ''))
+  logged = [run.curve('images_per_sec') for run in runs]
+  speeds = [np.nanmedian(one.values) if one and np.isfinite(one.values).any() else None for one in logged]
+  rows.append(('images/s in training (median)', *(MISSING if one is None else f'{one:,.0f}' for one in speeds)))
   accounts = [goodput.read(run.folder) for run in runs]
-  rows.append(_row('where the time went', [goodput.text(one['spent']) if one else MISSING for one in accounts]))
+  rows.append(('where the time went', *(goodput.text(one['spent']) if one else MISSING for one in accounts)))
   body = [Heading('Configuration'), table('Configuration', ['Field', *(r.side.name for r in runs)], rows, style='wrap')]
   if len(runs) > 1:
     body.append(Text('Bold: the runs differ.', 'quiet'))
-  whole = [Fold(f'Whole configuration of {run.side.name}', [page.configuration(run.config.to_dict())]) for run in runs]
-  return [*body, *whole]
-
-
-def _row(name: str, texts: Any, style: str = '') -> Row:
-  return Row(name, [Cell(text) for text in texts], style=style)
-
-
-def _speed(run: Run) -> str:
-  speeds = run.curve('images_per_sec')
-  return f'{np.nanmedian(speeds.values):,.0f}' if speeds and np.isfinite(speeds.values).any() else MISSING
+  name = 'Whole configuration of'
+  return [*body, *(page.configuration(f'{name} {run.side.name}', run.config.to_dict()) for run in runs)]

@@ -50,8 +50,12 @@ def write_report(study: Mapping[str, Any], directory: Path, *, show_pictures: bo
   body += [Heading('Arms'), Pairs({name: text for name, text in what.items() if text})]
   more = {'seeds': ', '.join(map(str, study['seeds']))}
   body += page.provenance(study, kept.config.to_dict(), section='study', more=more)
-  subtitle = f'{", ".join(study["arms"])}; {len(study["seeds"])} seeds; finished {study.get("date", MISSING)}'
-  page.write(directory / 'report.html', body, title=f'Study: {address.name(directory)}', subtitle=subtitle)
+  reference, *others = study['arms']
+  title = f'{", ".join(others)} against {reference}: {", ".join(dict.fromkeys(task.group for task in tasks))}'
+  subtitle = (
+    f'{address.name(directory)}: a study with {len(study["seeds"])} seeds; finished {study.get("date", MISSING)}'
+  )
+  page.write(directory / 'report.html', body, title=figures.name(title), subtitle=subtitle)
 
 
 def _notes(study: Mapping[str, Any], kept: Record) -> list[str]:

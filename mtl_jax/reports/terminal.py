@@ -10,8 +10,7 @@ from mtl_jax.reports import affinity_page, verdicts
 from mtl_jax.reports.charts import Side
 from mtl_jax.reports.page import Block, Heading, Table, Text
 from mtl_jax.reports.runs import Evaluation, Run, load
-from mtl_jax.reports.scoreboard import scoreboard
-from mtl_jax.reports.slices import by_slice, tuned
+from mtl_jax.reports.scoreboard import details, scoreboard
 from mtl_jax.run import workdir
 
 WIDTH = 110  # Of paragraphs; a table is as wide as it must be.
@@ -28,7 +27,7 @@ def of_evaluation(found: Mapping[str, Any], directory: Path) -> str:
   tasks = [task for task in facts.selected(config) if task.name in found['tasks']]
   run = Run(Side(address.name(directory), 0), directory, config, tasks, cast(Evaluation, found), log=[])
   what = f'Step {found["step"]} on the {found["num_examples"]} examples of {found["split"]} in {found["data"]}'
-  return as_text([Heading(what), scoreboard([run]), *by_slice(run.evaluation, tasks), *tuned(run.evaluation, tasks)])
+  return as_text([Heading(what), scoreboard([run]), *details(run.evaluation, tasks)])
 
 
 def of_study(found: Mapping[str, Any]) -> str:

@@ -163,9 +163,8 @@ def _table(label: str, found: Sequence[Finding], side: Side, reference: Side) ->
     Column(reference.name, 'number', reference),
     *(Column(text, 'number') for text in ('Adjusted p', 'p', 'Pairs', 'Detectable', 'Detectable, only test')),
   ]
-  shown = heads if any(one.entry['main'] for one in found) else heads[:6]
-  rows = [row._replace(cells=row.cells[: len(shown) - 1]) for row in (one.row() for one in found)]
-  return Table(label, shown, rows, sortable=True)
+  whole = Table(label, heads, [one.row() for one in found], sortable=True)
+  return whole if any(one.entry['main'] for one in found) else whole.first(6)
 
 
 def _outputs(task: str, found: Sequence[Finding], side: Side, reference: Side, plots: Path) -> list[Block]:
@@ -242,9 +241,7 @@ def tests(study: Mapping[str, Any]) -> list[Block]:
   body: list[Block] = []
   for arm in study['arms'][1:]:
     sides, heading = [Side(name, 0) for name in (arm, study['arms'][0])], f'{arm} against {study["arms"][0]}: the tests'
-    whole = _table(heading, findings(study, arm, main=True), *sides)
-    rows = [row._replace(cells=row.cells[:6]) for row in whole.rows]
-    body += [Heading(heading), whole._replace(columns=whole.columns[:7], rows=rows)]
+    body += [Heading(heading), _table(heading, findings(study, arm, main=True), *sides).first(7)]
   return body
 
 

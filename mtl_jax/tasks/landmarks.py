@@ -45,7 +45,7 @@ class LandmarkTask(Task):
     for point in points:
       for side, other in SIDES.items():
         if point.startswith(side) and other + point.removeprefix(side) not in points:
-          raise ValueError(f'{point[:40]!r} needs its {other} partner, since images are mirrored')
+          raise ValueError(f'{point[:40]!r} needs its {other} partner in task {self.name!r}: images are mirrored')
     over = self.nme_over
     two_points = isinstance(over, tuple) and len(over) == 2 and over[0] != over[1] and all(p in points for p in over)
     pixels = type(over) in (int, float) and 0 < over < math.inf  # pyright: ignore

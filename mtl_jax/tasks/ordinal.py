@@ -36,7 +36,7 @@ class OrdinalTask(ChoiceTask):
       raise ValueError(f'the edges of task {self.name!r} must be a tuple of numbers, not {self.edges!r:.60}')
     rising = all(a < b for a, b in itertools.pairwise(self.edges))
     if self.edges and not (rising and len(self.edges) == len(self.classes) - 1):
-      raise ValueError(f'{len(self.classes)} bins need {len(self.classes) - 1} rising edges, not {self.edges}')
+      raise ValueError(f'the edges of task {self.name!r} must rise, one fewer than its bins, not {self.edges!r:.60}')
 
   @property
   def num_outputs(self) -> int:

@@ -336,14 +336,10 @@ def require_classes(task: Any, *, most: float = math.inf) -> None:
   """Raises ValueError where a task of one choice has not one label, or its classes or mirrored ones are wrong."""
   require_names(task.labels, f'the labels of task {task.name!r}', most=1)
   require_names(task.classes, f'the classes of task {task.name!r}', least=2, most=most)
-  mirrored, numbers = getattr(task, 'mirrored', ()), list(range(len(task.classes)))
-  if mirrored != () and not (
-    isinstance(mirrored, tuple)
-    and all(type(number) is int for number in mirrored)
-    and sorted(mirrored) == numbers
-    and [mirrored[other] for other in mirrored] == numbers
-  ):
+  mirrored, num = getattr(task, 'mirrored', ()), len(task.classes)
+  swaps = isinstance(mirrored, tuple) and len(mirrored) in (0, num)
+  if not (swaps and all(type(m) is int and 0 <= m < num and mirrored[m] == i for i, m in enumerate(mirrored))):
     raise ValueError(
-      f'mirrored of task {task.name!r} must give for each class, 0 to {len(numbers) - 1}, the one that it becomes, '
-      f'which becomes it, not {shown(mirrored)}'
+      f'mirrored of task {task.name!r} must give for each class, 0 to {num - 1}, the one that it becomes, which '
+      f'becomes it, not {shown(mirrored)}'
     )
