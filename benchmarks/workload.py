@@ -20,7 +20,7 @@ from mtl_jax.models import convnet, mobilenet, resnet
 from mtl_jax.models.multitask import MultiTaskModel
 from mtl_jax.models.network import Network
 from mtl_jax.models.sharing.hard import Hard
-from mtl_jax.objectives.weighting.fixed import fixed
+from mtl_jax.objectives import fixed
 from mtl_jax.platform import sharding, xla
 from mtl_jax.run import optimizer
 from mtl_jax.run.state import TrainState, init_state

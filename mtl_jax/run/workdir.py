@@ -39,7 +39,7 @@ from mtl_jax.tasks import LabelStats, Task, losses, register_plugins
 log = logging.getLogger('mtl_jax')
 
 # Where each kind of run keeps what it has done, and the verb that makes it.
-KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity'}
+KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity', 'trials': 'sweep'}
 ANOTHER = 'bring it back as it was, or train in another --workdir'
 LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
 HOLDER = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'

@@ -98,17 +98,28 @@ class Coupling:
     """
     if not is_on(self.settings.co_annotation):
       return dict(labels), dict(mask), None
-    given = (labels, mask)
-    done = _Completed(dict(labels), dict(mask), {name: jnp.where(there, 1.0, 0.0) for name, there in mask.items()})
+    done, there = dict(labels), {name: jnp.asarray(known) for name, known in mask.items()}
+    weights = {name: jnp.where(known, 1.0, 0.0) for name, known in mask.items()}
+
+    def put(variable: Variable, classes: Array, weight: Array) -> None:
+      """Puts these classes into the variable's labels that are missing, where the weight is above 0."""
+      for place, (task, column) in enumerate(variable.columns()):
+        new = (weight > 0) & ~there[task][:, column]
+        label = jnp.where(new, variable.label_of(classes, place), done[task][:, column])
+        done[task] = jnp.asarray(done[task]).at[:, column].set(label)
+        weights[task] = weights[task].at[:, column].add(jnp.where(new, weight, 0.0))
+        there[task] = there[task].at[:, column].set(there[task][:, column] | new)
+
     for relation in self.relations:
-      source, known = relation.source.observe(*given)
+      source, known = relation.source.observe(labels, mask)
       for target, table in zip(relation.targets, relation.tables, strict=True):
         classes, weight = losses.implied_targets(source, table)
-        done.write(target, classes, jnp.where(known, weight, 0.0) * self.settings.co_annotation)
+        put(target, classes, jnp.where(known, weight, 0.0) * self.settings.co_annotation)
       if relation.units:
-        classes, implied = losses.implied_source(*relation.seen_units(*given), relation.unit_weights, relation.prior)
-        done.write(relation.source, classes, jnp.where(implied, self.settings.co_annotation, 0.0))
-    return done.labels, done.mask, done.weights
+        seen = relation.seen_units(labels, mask)
+        classes, implied = losses.implied_source(*seen, relation.unit_weights, relation.prior)
+        put(relation.source, classes, jnp.where(implied, self.settings.co_annotation, 0.0))
+    return done, there, weights
 
   def auxiliary(
     self, labels: Arrays, mask: Arrays, *, label_stats: Arrays, step: Any
@@ -193,24 +204,6 @@ class Coupling:
     return jnp.where(rows, away, 0.0).sum() / jnp.maximum(rows.sum(), 1)
 
 
-@dataclasses.dataclass
-class _Completed:
-  """Labels under completion."""
-
-  labels: Labels
-  mask: Labels
-  weights: Labels
-
-  def write(self, variable: Variable, classes: Array, weight: Array) -> None:
-    """Puts these classes into the variable's labels that are missing, where the weight is above 0."""
-    for place, (task, column) in enumerate(variable.columns()):
-      new = (weight > 0) & ~self.mask[task][:, column]
-      label = jnp.where(new, variable.label_of(classes, place), self.labels[task][:, column])
-      self.labels[task] = jnp.asarray(self.labels[task]).at[:, column].set(label)
-      self.weights[task] = self.weights[task].at[:, column].add(jnp.where(new, weight, 0.0))
-      self.mask[task] = jnp.asarray(self.mask[task]).at[:, column].set(self.mask[task][:, column] | new)
-
-
 def from_config(
   objective: ConfigDict, *, tasks: Sequence[Task], known: Sequence[Task], train: Split, val: Split | None
 ) -> Coupling | None:
@@ -271,9 +264,8 @@ def with_numbers(relation: Relation, counted_in: Split, train: Split, *, table: 
   prior = relation.prior
   if prior is None:
     classes, known = map(np.asarray, relation.source.observe(train.labels, train.mask))
-    # Never 0: its logarithm is taken.
-    least = max(smoothing, 1e-3)
-    prior = tables.prior(classes, known=known, num_classes=len(relation.source.classes), smoothing=least)
+    shape, least = (1, len(relation.source.classes)), max(smoothing, 1e-3)  # Never 0: its logarithm is taken.
+    (prior,) = tables.counted(np.zeros_like(classes), classes, known=known, shape=shape, smoothing=least)
   own = tuple(np.asarray(one, np.float32) for one in own)
   relevance = tuple(tables.relevance(one.astype(np.float64), np.asarray(prior, np.float64)) for one in own)
   least_prior = np.maximum(np.asarray(prior, np.float32), 1e-6)

@@ -23,14 +23,6 @@ def counted(
   return np.where(total > 0, counts / np.where(total > 0, total, 1), 1 / shape[1])
 
 
-def prior(
-  source: Int[np.ndarray, ' n'], *, known: Bool[np.ndarray, ' n'], num_classes: int, smoothing: float
-) -> Float[np.ndarray, ' e']:
-  """The share of each class among the rows where the source is known, smoothed likewise."""
-  counts = np.bincount(np.asarray(source)[known], minlength=num_classes) + smoothing
-  return counts / counts.sum() if counts.sum() else np.full(num_classes, 1 / num_classes)
-
-
 def relevance(table: Float[np.ndarray, 'e c'], prior: Float[np.ndarray, ' e']) -> float:
   """The share of the target's entropy that the source explains, I(E; T) / H(T), from 0 (unrelated) to 1 (settles it).
 
