@@ -53,7 +53,7 @@ def test_every_unit_shows(unit):
   sitter = people.sitter_of(11, seed=0)
   at_rest = dataclasses.replace(sitter, strength={**sitter.strength, **expressions._AT_REST})
   plain, shown = (
-    drawing.draw(dataclasses.replace(at_rest, units=units), np.random.default_rng(0)).astype(int)
+    drawing.draw(dataclasses.replace(at_rest, units=units), np.random.default_rng(0))[0].astype(int)
     for units in ({}, {unit: 1.0})
   )
   changed = np.abs(plain - shown).max(-1) > 25

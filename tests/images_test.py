@@ -83,7 +83,7 @@ def copy(stores, tmp_path):
 
 def damage(store: Store, rows) -> None:
   """Flips a bit in the middle of the stored images of these rows, which a decoder need not notice."""
-  offsets = store.records._offsets
+  offsets = store.records.offsets
   with (store.directory / images.ENCODINGS[store.schema['encoding']]).open('r+b') as file:
     for row in rows:
       place = int(offsets[row] + offsets[row + 1]) // 2
@@ -192,12 +192,12 @@ def test_a_set_of_version_1_is_read(copy, tmp_path):
 
 
 @both
-def test_images_are_indexed_like_an_array(stores, encoding):
+def test_rows_are_read_by_an_index_a_slice_or_an_array(stores, encoding):
   found = open_store(stores[encoding]).images
-  whole = np.asarray(found)
+  whole = found[:]
   assert (whole.shape, whole.dtype, found.nbytes) == (found.shape, found.dtype, whole.nbytes)
   part = images.Images(((found.parts[0][0], range(10, 20)),))
-  for index in (3, -1, slice(5, 9), slice(None, None, 7), np.array([4, 4, 0]), (2, slice(3, 5)), (slice(2, 4), ..., 0)):
+  for index in (3, -1, slice(5, 9), slice(None, None, 7), np.array([4, 4, 0])):
     np.testing.assert_array_equal(found[index], whole[index])
   np.testing.assert_array_equal(part, whole[10:20])
   np.testing.assert_array_equal(part.take(np.array([9, 0])), whole[[19, 10]])
@@ -318,7 +318,7 @@ def test_a_split_that_is_corrupt_throughout_is_refused(copy):
 def test_a_file_cut_short_while_it_is_open_is_corrupt_from_there(copy, encoding):
   store = copy(encoding)
   path = store.directory / images.ENCODINGS[encoding]
-  os.truncate(path, int(store.records._offsets[10]) + 5)
+  os.truncate(path, int(store.records.offsets[10]) + 5)
   split = train_split(store)
   batch = split.read(np.arange(14))
   assert sorted(store.records.corrupt) == list(range(10, len(split)))  # All were tried as replacements.
@@ -328,7 +328,7 @@ def test_a_file_cut_short_while_it_is_open_is_corrupt_from_there(copy, encoding)
 
 def test_a_corrupt_image_of_a_mixture_is_masked_in_its_own_set(copy):
   first, second = copy('jpeg', rows=(1,), name='first'), copy('decoded', rows=(2,), name='second')
-  both_sets = mixture.Mixture((first, second), first.tasks)
+  both_sets = mixture.Mixture.of((first, second))
   split = mixture.load_split(both_sets, 'train', first.tasks)
   start = len(first.split('train'))
   batch = split.read(np.array([0, 1, start + 1, start + 2]))

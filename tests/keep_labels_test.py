@@ -104,7 +104,7 @@ def test_the_order_in_a_rule_and_a_further_task_move_no_other_row():
     ('atributes:0.5', "no choice 'atributes'; did you mean 'attributes'?"),
     ('disjoint:landmark=1', "no choice 'landmark'; did you mean 'landmarks'?"),
     ('xyz:0.5', 'choose from attributes, landmarks, age'),
-    ('age:1.5', "the share of 'age' must be from 0 to 1, not 1.5"),
+    ('age:1.5', "'age' must be from 0 to 1, not '1.5'"),
     ('age:-0.1', "'age' must be from 0 to 1, not '-0.1'"),
     ('age:nan', "'age' must be from 0 to 1, not 'nan'"),
     ('age:half', "'age' must be from 0 to 1, not 'half'"),

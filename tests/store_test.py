@@ -189,7 +189,7 @@ def test_a_crop_is_read_from_the_upright_image_and_is_black_beyond_it(tmp_path):
   assert opened.source_size.tolist() == [[3, 4]]
   expected = np.zeros((4, 3), np.uint8)
   expected[1:, 0] = upright[:, 1]
-  assert opened.images[0, ..., 0].tolist() == expected.tolist()
+  assert opened.images[0][..., 0].tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize('crop', [(2, 0, 2, 4), (0, 4, 4, 2)])

@@ -229,7 +229,7 @@ def plain():
 
 def drawn(sitter, **strength):
   sitter = dataclasses.replace(sitter, strength=dict(sitter.strength) | strength)
-  return drawing.draw(sitter, np.random.default_rng(0)).astype(int)
+  return drawing.draw(sitter, np.random.default_rng(0))[0].astype(int)
 
 
 @pytest.mark.parametrize('name', people.VISIBLE)

@@ -180,7 +180,7 @@ import sys, numpy as np
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import tfds_source_test as test
-from mtl_jax.data.tfds_source import open_tfds
+from mtl_jax.data.sources.tfds import open_tfds
 folders = [Path(sys.argv[2]) / form for form in ('array_record', 'tfrecord')]
 for folder in folders:
   test.SmallCelebA(data_dir=str(folder), file_format=folder.name).download_and_prepare()

@@ -65,32 +65,29 @@ def prepare(
   Raises:
     DataError: for bad input, naming file and row.
   """
-  if not name.startswith(TFDS) and not name.endswith('.py'):
+  is_own, is_tfds = name.endswith('.py'), name.startswith(TFDS)
+  if not (is_own or is_tfds):
     choose(name, (*READERS, *drawn.DRAWN, 'tfds:NAME', 'FILE.py'), field='prepare')
   if crop_margin is not None and name != 'mtfl':
     raise DataError(f'prepare {name}: --crop_margin is for mtfl only; leave it out')
   if parsing and name != drawn.FACES:
     raise DataError(f'prepare {name}: --parsing is for synthetic only; leave it out')
-  opened: Source | Callable[[Path], Source]
-  if name in drawn.DRAWN:
-    if source is not None:
-      raise DataError(f'prepare {name} draws its own faces; leave out --source')
-    how = {'num': num, 'seed': seed, 'parsing': parsing, 'workers': workers}
-    opened = lambda folder: drawn.draw(name, folder / 'source', **how)  # noqa: E731
-  elif source is None and name in READERS:
+  if name in drawn.DRAWN and source is not None:
+    raise DataError(f'prepare {name} draws its own faces; leave out --source')
+  if name in READERS and source is None:
     raise DataError(f'prepare {name} needs --source DIR, the folder with its files')
-  else:
+
+  def opened(folder: Path) -> Source:
+    if name in drawn.DRAWN:
+      return drawn.draw(name, folder / 'source', num=num, seed=seed, parsing=parsing, workers=workers)
     try:
-      opened = _open(name, source, crop_margin=crop_margin)
+      if is_tfds:
+        return open_tfds(name.removeprefix(TFDS), source)
+      if is_own:
+        return open_own(local_path(name), source)
+      assert source is not None
+      return open_mtfl(source, crop_margin=crop_margin) if name == 'mtfl' else READERS[name](source)
     except OSError as error:
       raise DataError(f'{source}: cannot be read: {one_line(error)}') from error
+
   return store_writer.prepare(opened, out, image_size=image_size, encoding=encoding, fit=fit, log=log)
-
-
-def _open(name: str, source: Path | None, *, crop_margin: float | None) -> Source:
-  if name.startswith(TFDS):
-    return open_tfds(name.removeprefix(TFDS), source)
-  if name.endswith('.py'):
-    return open_own(local_path(name), source)
-  assert source is not None
-  return READERS[name](source) if crop_margin is None else open_mtfl(source, crop_margin=crop_margin)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from mtl_jax.errors import DataError, one_line
+from mtl_jax.errors import DataError
 from mtl_jax.kinds import nearest, shown
 from mtl_jax.tasks import LandmarkTask, Task
 
@@ -66,6 +66,17 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(eq=False)
+class OpenedSource:
+  """A `Source` whose records a function gives."""
+
+  name: str
+  tasks: tuple[Task, ...]
+  records: Callable[[], Iterator[Record]]
+  notes: tuple[str, ...] = ()
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(eq=False)
 class ListedImages:
   """A `Source` whose annotations were read and checked; its `n` images are only listed.
 
@@ -88,7 +99,7 @@ class ListedImages:
   splits: list[str]
   labels: dict[str, Any]
   identity: np.ndarray | None = None
-  crops: Mapping[str, Crop] = dataclasses.field(default_factory=dict)
+  crops: dict[str, Crop] = dataclasses.field(default_factory=dict)
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def records(self) -> Iterator[Record]:
@@ -134,28 +145,6 @@ def _whole(value: Any) -> int | None:
     return operator.index(value)
   except TypeError:
     return None
-
-
-def stated_labels(record: Record, task: Task) -> np.ndarray:
-  """The labels float32 `[k]` of a task, or the map `[h, w]`, that a record states; NaN where one is missing.
-
-  Raises:
-    DataError: for a value that the task does not have.
-  """
-  value = record.labels.get(task.name)
-  try:
-    stated = np.asarray(value() if callable(value) else value)
-    if stated.dtype == object and None in stated.flat:  # NumPy makes it NaN.
-      raise TypeError('None is no number')
-    labels = stated.astype(np.float32)
-  except (TypeError, ValueError, OverflowError):
-    said = f'must be numbers, NaN where one is missing, not {shown(value)}'
-    raise DataError(f'{record.name}: {task.name}: {said}; correct the source') from None
-  try:
-    task.check(labels)
-  except ValueError as error:
-    raise DataError(f'{record.name}: {task.name}: {one_line(error)}; correct the source') from error
-  return labels
 
 
 def content_digest(path: Path) -> str:

@@ -20,6 +20,7 @@ from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
 
 BATCH = 32  # Images a call of the network.
+LOOKS = 3  # At an image that is aligned, each framed by the one before it; docs/data.md has what they bring.
 
 Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
 
@@ -131,12 +132,13 @@ class Model:
       raise DataError(f'align: the model predicts no landmarks, only {", ".join(task.name for task in self.tasks)}')
     for inputs, pixels in self._batches(images, refused):
       predictions = jax.device_get(self._apply(self.variables, pixels))
-      if align and points:
+      for _ in range(LOOKS if align else 0):
+        assert points is not None
         mean = np.asarray(self.trained.label_stats[points.name].baseline).reshape(-1, 2)
         for row, one in enumerate(inputs):
           found = points.on_picture(predictions[points.name][row], one.view).reshape(-1, 2)
-          picture = _picture(one.image)
-          if framed := aligned(picture, found, mean, size=self.image_size, aspect=self.aspect):
+          framed = aligned(_picture(one.image), found, mean, size=self.image_size, aspect=self.aspect)
+          if framed:
             (pixels[row], one.view), one.aligned = framed, True
         predictions = jax.device_get(self._apply(self.variables, pixels))
       for row, one in enumerate(inputs):

@@ -1,5 +1,6 @@
 """Normalising and augmenting a batch on the device; pure functions of a key, and labels move with the image."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -40,38 +41,38 @@ class Augmentation(NamedTuple):
 
 
 # Words in names of labels and classes whose meaning a change alters, unless the task moves with it.
-_SIDED = {'left', 'right', 'yaw', 'roll', 'angle', 'steering', 'clockwise'}
-_ALTERED = {'zoom': {'size', 'scale', 'distance', 'depth', 'area'}, 'rotate': {'roll', 'angle', 'orientation'}}
+_ALTERED = {
+  'flip': {'left', 'right', 'yaw', 'roll', 'angle', 'steering', 'clockwise'},
+  'zoom': {'size', 'scale', 'distance', 'depth', 'area'},
+  'rotate': {'roll', 'angle', 'orientation'},
+}
 
 
 def doubts(tasks: Sequence[Task], settings: Augmentation) -> list[str]:
   """Lines about labels that a change of the image may make wrong, as far as kinds and names of tasks tell."""
   lines = []
-
-  def doubt(field: str, task: Task, names: Sequence[str], way_out: str) -> None:
-    if getattr(settings, field) and names:
-      shown = f'{", ".join(names[:3])}{", ..." if len(names) > 3 else ""}'
-      said = f'images, and labels of {task.name!r} do not follow: {shown}'
-      off = 'false' if field == 'flip' else '0'
-      lines.append(f'warning: config.data.augment.{field} changes {said}; {way_out}set it to {off}')
-
-  for task in tasks:
-    points, classes = getattr(task, 'points', ()), getattr(task, 'classes', ())
-    sided = [name for name in points or (*task.labels, *classes) if _SIDED & _words(name)]
-    if points:
-      swapped = [name for name in points if name.startswith(('left', 'right'))]
-      alone = [name for name in sided if name not in swapped] or ([] if swapped or len(points) == 1 else points)
-      doubt('flip', task, alone, 'name points that swap left... and right..., or ')
-    elif not getattr(task, 'mirrored', ()):
-      doubt('flip', task, sided, 'say what mirrors what (mirrored=...), or ' if classes else '')
-    for field, words in _ALTERED.items():
-      if task.standardized and not points:  # Real numbers.
-        doubt(field, task, [name for name in task.labels if words & _words(name)], '')
+  for task, field in itertools.product(tasks, _ALTERED):
+    if getattr(settings, field) and (names := _altered(task, field)):
+      shown = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
+      said = f'config.data.augment.{field} changes images, and labels of {task.name!r} do not follow: {shown}'
+      pairs = 'say what mirrors what (points named left... and right..., mirrored=...), or set it to false'
+      lines.append(f'warning: {said}; {pairs if field == "flip" else "set it to 0"}')
   return lines
 
 
-def _words(name: str) -> set[str]:
-  return set(re.findall('[a-z]+', name.lower()))
+def _altered(task: Task, field: str) -> Sequence[str]:
+  """The names of a task's points, labels and classes that should change with the image, and do not."""
+
+  def said(names: Sequence[str]) -> list[str]:
+    return [name for name in names if _ALTERED[field] & set(re.findall('[a-z]+', name.lower()))]
+
+  if points := getattr(task, 'points', ()):
+    paired = [point for point in points if point.startswith(('left', 'right'))]
+    alone = [point for point in said(points) if point not in paired] or ([] if paired else points)
+    return alone if field == 'flip' and len(points) > 1 else ()
+  if field == 'flip':
+    return () if getattr(task, 'mirrored', ()) else said((*task.labels, *getattr(task, 'classes', ())))
+  return said(task.labels) if task.standardized else ()  # Of numbers.
 
 
 def normalize(images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b h w 3']:

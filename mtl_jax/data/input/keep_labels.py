@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,18 +73,14 @@ def kept(
   Raises:
     ConfigError: for a rule that cannot be read, saying which part of it.
   """
-  draws = {name: _draw(name, example_ids, seed=seed) for name in names}
+  draws = {name: _draw(name, example_ids, seed=seed) for name in (*names, ALL, NONE)}
   kind, separator, listed = rule.strip().partition(':')
   if kind.strip() == DISJOINT:
-    weights = _numbers(listed, '=', names=(*names, ALL, NONE)) if separator else dict.fromkeys(names, 1.0)
-    draws |= {name: _draw(name, example_ids, seed=seed) for name in (ALL, NONE) if name not in draws}
+    weights = _numbers(listed, '=', names=tuple(draws)) if separator else dict.fromkeys(names, 1.0)
     owned = _one_task_each(draws, weights, rule=rule)
     return {name: owned[name] | owned[ALL] for name in names}
-  shares = _numbers(rule, ':', names=names) if rule.strip() else {}
-  for name, share in shares.items():
-    if share > 1:
-      raise ConfigError(f'{FIELD}: the share of {name!r} must be from 0 to 1, not {share:g}')
-  return {name: draw < shares.get(name, 1.0) for name, draw in draws.items()}
+  shares = _numbers(rule, ':', names=names, most=1.0) if rule.strip() else {}
+  return {name: draws[name] < shares.get(name, 1.0) for name in names}
 
 
 def _one_task_each(
@@ -101,8 +98,8 @@ def _one_task_each(
   return {name: first == running.index(name) if name in running else np.zeros(first.shape, bool) for name in draws}
 
 
-def _numbers(text: str, separator: str, *, names: Sequence[str]) -> dict[str, float]:
-  """The finite numbers of at least 0 in `name<separator>number,...`; every name is one of `names`, once."""
+def _numbers(text: str, separator: str, *, names: Sequence[str], most: float = sys.float_info.max) -> dict[str, float]:
+  """The numbers from 0 to `most` in `name<separator>number,...`; every name is one of `names`, once."""
   numbers: dict[str, float] = {}
   for part in text.split(','):
     name, found, number = (piece.strip() for piece in part.partition(separator))
@@ -118,8 +115,8 @@ def _numbers(text: str, separator: str, *, names: Sequence[str]) -> dict[str, fl
       numbers[name] = float(number)
     except ValueError:
       numbers[name] = math.nan
-    if not 0 <= numbers[name] < math.inf:
-      bounds = 'from 0 to 1' if separator == ':' else 'finite and at least 0'
+    if not 0 <= numbers[name] <= most:
+      bounds = 'from 0 to 1' if most == 1 else 'finite and at least 0'
       raise ConfigError(f'{FIELD}: the number of {name!r} must be {bounds}, not {number!r}')
   return numbers
 

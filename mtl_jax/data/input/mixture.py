@@ -40,35 +40,33 @@ class Mixture:
   Attributes:
     parts: the sets, their labels under the mixture's names.
     tasks: all tasks of the parts, each with all labels that some part has for it.
+    directory: the folders, for messages.
+    image_size: height and width of the stored images in pixels, of all sets.
+    fit: the way that images came to that size, of all sets.
+    split_sizes: the number of rows of each split.
+    checksum: a digest over those of the parts, in their order.
   """
 
   parts: tuple[Store, ...]
   tasks: tuple[Task, ...]
+  directory: str
+  image_size: tuple[int, int]
+  fit: str
+  split_sizes: dict[str, int]
+  checksum: str
 
-  @property
-  def directory(self) -> str:
-    """The folders, for messages."""
-    return ', '.join(str(part.directory) for part in self.parts)
-
-  @property
-  def image_size(self) -> tuple[int, int]:
-    """Height and width of the stored images in pixels."""
-    return self.parts[0].image_size
-
-  @property
-  def fit(self) -> str:
-    """The way that images came to that size, of all sets."""
-    return self.parts[0].fit
-
-  @property
-  def split_sizes(self) -> dict[str, int]:
-    """The number of rows of each split."""
-    return {name: sum(part.split_sizes[name] for part in self.parts) for name in SPLITS}
-
-  @property
-  def checksum(self) -> str:
-    """A digest over those of the parts, in their order."""
-    return hashlib.sha256('/'.join(part.checksum for part in self.parts).encode()).hexdigest()
+  @classmethod
+  def of(cls, parts: 'tuple[Store, ...]') -> 'Mixture':
+    """Raises DataError where tasks of one name differ in kind."""
+    return cls(
+      parts=parts,
+      tasks=_union(parts),
+      directory=', '.join(str(part.directory) for part in parts),
+      image_size=parts[0].image_size,
+      fit=parts[0].fit,
+      split_sizes={name: sum(part.split_sizes[name] for part in parts) for name in SPLITS},
+      checksum=hashlib.sha256('/'.join(part.checksum for part in parts).encode()).hexdigest(),
+    )
 
 
 DataSet: TypeAlias = Store | Mixture  # What a run is trained or evaluated on.
@@ -117,8 +115,7 @@ def open_mixture(directories: Sequence[Path | str], renames: Renames, *, corrupt
         f'prepare all of a mixture alike, such as with {flags}'
       )
   _check_renames(renames, stores)
-  parts = tuple(rename(store, renames) for store in stores)
-  return Mixture(parts, _union(parts))
+  return Mixture.of(tuple(rename(store, renames) for store in stores))
 
 
 def parse_renames(texts: Sequence[str]) -> Renames:

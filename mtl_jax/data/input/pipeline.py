@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -100,17 +99,13 @@ class Input(NamedTuple):
 
 def streamed_input(split: Split, *, reason: str) -> Input:
   """Nothing lies on the devices, whole batches travel."""
-  return Input(reason=reason, place=tuple, read=partial(_read_batches, split), fetch=_as_it_came)
 
+  def read(positions: Int64[np.ndarray, '... b']) -> Batch:
+    """Batches read together, so that all processors are kept busy, and laid out one after another without a copy."""
+    batch = split.read(positions.reshape(-1))
+    return jax.tree.map(lambda values: values.reshape(*positions.shape, *values.shape[1:]), batch)
 
-def _read_batches(split: Split, positions: Int64[np.ndarray, '... b']) -> Batch:
-  """Batches read together, so that all processors are kept busy, and laid out one after another without a copy."""
-  batch = split.read(positions.reshape(-1))
-  return jax.tree.map(lambda values: values.reshape(*positions.shape, *values.shape[1:]), batch)
-
-
-def _as_it_came(_: Any, batch: Batch) -> Batch:
-  return batch
+  return Input(reason=reason, place=tuple, read=read, fetch=lambda _, batch: batch)
 
 
 def by_rows(values: np.ndarray, like: np.ndarray) -> np.ndarray:

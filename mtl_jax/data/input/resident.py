@@ -1,6 +1,6 @@
 """The train split resident in device memory: whether it fits, placing it, and gathering batches inside the step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -19,17 +19,9 @@ Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positi
 
 
 def train_input(split: Split, sampler: Sampler, mesh: Mesh, *, mode: str, share: float) -> Input:
-  """The train split's batches on their way to the step; both ways give the same bits.
+  """The train split's batches on their way to the step, resident or streamed as `choose` says, to the same bits.
 
-  Args:
-    split: the train split.
-    sampler: says which rows come to which places of a batch, and so which of them a device needs.
-    mesh: the devices of all processes.
-    mode: auto, resident or streamed.
-    share: of a device's memory that `auto` lets the split take.
-
-  Raises:
-    ConfigError: if `mode` is resident and a device's rows are larger than its memory.
+  The sampler says which rows come to which places of a batch, and so which of them each device of the mesh needs.
   """
   rows = rows_of_devices(sampler, mesh)
   most = max(map(len, rows))
@@ -106,29 +98,23 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
   That is a kilobyte for 256 of them, sent ahead by a thread; the device could make them itself only with 64-bit
   integers, which JAX does not have by default.
   """
-  return Input(
-    reason=reason,
-    place=partial(place, split, rows, mesh),
-    read=_reader(rows, mesh, num_examples=len(split)),
-    fetch=partial(gather, mesh=mesh, shapes=row_shapes(split)),
-  )
-
-
-def _reader(
-  rows: Rows, mesh: Mesh, *, num_examples: int
-) -> Callable[[Int64[np.ndarray, '... b']], Int32[np.ndarray, '... b']]:
-  """Maps this process's positions of batches to row numbers in the memory of the devices that take them."""
   process = jax.process_index()
   own = [rows[i] for i, device in enumerate(mesh.devices[:, 0]) if device.process_index == process]
-  numbers = np.full((len(own), num_examples), -1, np.int32)
+  numbers = np.full((len(own), len(split)), -1, np.int32)
   for device, held in enumerate(own):
     numbers[device, held] = np.arange(len(held))
 
   def read(positions: Int64[np.ndarray, '... b']) -> Int32[np.ndarray, '... b']:
+    """This process's positions of batches as row numbers in the memory of the devices that take them."""
     size = positions.shape[-1]
     return numbers[np.arange(size) * len(own) // size, positions]
 
-  return read
+  return Input(
+    reason=reason,
+    place=partial(place, split, rows, mesh),
+    read=read,
+    fetch=partial(gather, mesh=mesh, shapes=row_shapes(split)),
+  )
 
 
 def place(split: Split, rows: Rows, mesh: Mesh) -> Source:

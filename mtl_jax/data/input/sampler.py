@@ -193,17 +193,13 @@ def rows_a_batch(weights: tuple[float, ...], batch_size: int) -> tuple[int, ...]
   if batch_size < len(weights):
     raise ConfigError(f'config.train.batch_size is {batch_size}, too few for a row of each of {len(weights)} sets')
   exact = dict(enumerate(map(Fraction, weights)))  # Floats would round ties by chance.
-  rows = dict.fromkeys(exact, 1)
-  left, quotas = batch_size, dict.fromkeys(exact, Fraction(0))
-  while exact:
-    quotas = {i: left * weight / sum(exact.values()) for i, weight in exact.items()}
-    small = [i for i, quota in quotas.items() if quota < 1]
-    if not small:
-      break
+  rows, left = dict.fromkeys(exact, 1), batch_size
+  while small := [i for i, weight in exact.items() if left * weight < sum(exact.values())]:
     left -= len(small)  # These have their one row, the others share the rest.
     exact = {i: weight for i, weight in exact.items() if i not in small}
-  rows |= {i: int(quota) for i, quota in quotas.items() if i in exact}
-  by_remainder = sorted(exact, key=lambda i: int(quotas[i]) - quotas[i])
+  quotas = {i: left * weight / sum(exact.values()) for i, weight in exact.items()}
+  rows |= {i: int(quota) for i, quota in quotas.items()}
+  by_remainder = sorted(quotas, key=lambda i: int(quotas[i]) - quotas[i])
   for i in by_remainder[: batch_size - sum(rows.values())]:
     rows[i] += 1
   return tuple(rows[i] for i in range(len(weights)))

@@ -1,7 +1,5 @@
 """Reads CelebA: the official folders, the same files side by side, or Kaggle's CSV files."""
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from mtl_jax.data.sources.text_table import (
   refuse_line,
 )
 from mtl_jax.errors import DataError
-from mtl_jax.tasks import BinaryTask, Task
+from mtl_jax.tasks import BinaryTask
 
 FOLDERS = ('', 'Anno', 'Eval')
 IMAGE_FOLDERS = tuple(
@@ -35,27 +33,12 @@ def _number_of_person(cell: str) -> float:
   return float(cell)
 
 
-@dataclasses.dataclass(frozen=True)
-class File:
-  """An annotation file: its name without suffix, its cells, and its columns where the text file has no header."""
-
-  stem: str
-  cell: Cell
-  columns: tuple[str, ...] = ()
-
-
-PARTITION = File(
-  'list_eval_partition',
-  Cell({'0': 0.0, '1': 1.0, '2': 2.0}.__getitem__, '0 (train), 1 (val) or 2 (test)'),
-  ('partition',),
-)
-IDENTITY = File('identity_CelebA', Cell(_number_of_person, "a person's number"), ('identity',))
-LABELS: dict[str, tuple[File, Callable[[tuple[str, ...]], Task]]] = {
-  'attributes': (
-    File('list_attr_celeba', Cell({'1': 1.0, '-1': 0.0}.__getitem__, '1 or -1')),
-    lambda columns: BinaryTask('attributes', columns),
-  ),
-  'landmarks': (File('list_landmarks_align_celeba', PIXELS), landmark_task),
+# Annotation files: the name without suffix, and the kind of cell.
+PARTITION = 'list_eval_partition', Cell({'0': 0.0, '1': 1.0, '2': 2.0}.__getitem__, '0 (train), 1 (val) or 2 (test)')
+IDENTITY = 'identity_CelebA', Cell(_number_of_person, "a person's number")
+LABELS: dict[str, tuple[str, Cell]] = {
+  'attributes': ('list_attr_celeba', Cell({'1': 1.0, '-1': 0.0}.__getitem__, '1 or -1')),
+  'landmarks': ('list_landmarks_align_celeba', PIXELS),
 }
 
 
@@ -69,11 +52,11 @@ def open_celeba(directory: Path) -> ListedImages:
   directory = Path(directory)
   if not directory.is_dir():
     raise DataError(f'{directory}: no such folder; give the one that holds img_align_celeba')
-  tables = {name: _find(directory, file) for name, (file, _) in LABELS.items()}
+  tables = {name: _find(directory, *file) for name, file in LABELS.items()}
   if not any(tables.values()):
-    stems = ' nor '.join(file.stem for file, _ in LABELS.values())
+    stems = ' nor '.join(stem for stem, _ in LABELS.values())
     raise DataError(f'{directory}: is not CelebA: neither {stems} (.txt or .csv) is here, in Anno or in Eval')
-  partition = _find(directory, PARTITION)
+  partition = _find(directory, *PARTITION, 'partition')
   if partition is None:
     raise DataError(f'{directory}: list_eval_partition.txt (or .csv) is neither here, in Anno nor in Eval')
   folder = next((directory / name for name in IMAGE_FOLDERS if (directory / name).is_dir()), None)
@@ -90,17 +73,16 @@ def open_celeba(directory: Path) -> ListedImages:
   if unlisted:
     notes.append(f'warning: {len(unlisted)} images of {folder} are left out, since {partition.path.name} lacks them')
   for name, table in tables.items():
-    file, make_task = LABELS[name]
     if table is None:
-      notes.append(f'warning: {file.stem} is missing, so there is no task {name}')
+      notes.append(f'warning: {LABELS[name][0]} is missing, so there is no task {name}')
       continue
     try:
-      task = make_task(table.columns)
+      task = landmark_task(table.columns) if name == 'landmarks' else BinaryTask(name, table.columns)
     except ValueError as error:
       refuse_line(table.path, 1 if table.path.suffix == '.csv' else 2, str(error))
     tasks.append(task)
     labels[name] = table.aligned(partition).select(task.labels)
-  people = _find(directory, IDENTITY)
+  people = _find(directory, *IDENTITY, 'identity')
   return ListedImages(
     name='celeba',
     tasks=tuple(tasks),
@@ -112,28 +94,28 @@ def open_celeba(directory: Path) -> ListedImages:
   )
 
 
-def _find(directory: Path, file: File) -> Table | None:
+def _find(directory: Path, stem: str, cell: Cell, *known: str) -> Table | None:
   """The table of a file, `.txt` (values apart by blanks) or `.csv`, every row checked; None where it is missing.
 
   A text file whose columns are not known beforehand holds the number of rows in line 1 and the columns in line 2; a
   CSV file holds `image_id` and the columns in line 1.
   """
-  paths = [directory / folder / f'{file.stem}{suffix}' for suffix in ('.txt', '.csv') for folder in FOLDERS]
+  paths = [directory / folder / f'{stem}{suffix}' for suffix in ('.txt', '.csv') for folder in FOLDERS]
   path = next((path for path in paths if path.is_file()), None)
   if path is None:
     return None
-  rows, columns, num_rows = read_lines(path), file.columns, None
+  rows, columns, num_rows = read_lines(path), known, None
   if path.suffix == '.csv':
     line, (first, *named) = next(rows, (1, ['']))
     if first != 'image_id':
       refuse_line(path, line, f"must begin with 'image_id' and name the columns, but begins with {first[:20]!r}")
     columns = _columns(path, line, named)
-    if file.columns and columns != file.columns:
-      refuse_line(path, line, f'must name the columns image_id,{",".join(file.columns)}')
+    if known and columns != known:
+      refuse_line(path, line, f'must name the columns image_id,{",".join(known)}')
   elif not columns:
     num_rows = _num_rows(path, rows)
     columns = _columns(path, *next(rows, (2, [])))
-  table = read_table(path, rows, dict.fromkeys(columns, file.cell))
+  table = read_table(path, rows, dict.fromkeys(columns, cell))
   if num_rows not in (None, len(table.lines)):
     refuse_line(path, 1, f'says {num_rows} rows, but {len(table.lines)} follow; correct it or fetch the file again')
   return table

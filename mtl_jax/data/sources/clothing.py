@@ -46,15 +46,13 @@ def open_clothing(directory: Path) -> ListedImages:
   directory = Path(directory)
   if not (directory / 'labels').is_dir():
     raise DataError(f'{directory}: is not the Clothing Attributes Dataset: the folder labels is missing')
-  stated = {name: _numbers(directory, STEMS.get(name, name), len(classes)) for name, classes in CHOICES.items()}
-  stated |= {name: _numbers(directory, name, 2) for name in ('gender', *ATTRIBUTES)}
-  num = len(stated['category'])
-  for name, numbers in stated.items():
-    if len(numbers) != num:
-      path = _path(directory, STEMS.get(name, name))
-      raise DataError(f'{path}: has {len(numbers)} rows, category_GT.mat {num}; fetch both again')
-  images = {(name := f'{row:06d}.jpg'): directory / 'images' / name for row in range(1, num + 1)}
-  columns = {name: (numbers - 1).astype(np.float32)[:, None] for name, numbers in stated.items()}
+  columns: dict[str, np.ndarray] = {}
+  for name in (*CHOICES, 'gender', *ATTRIBUTES):
+    path = directory / 'labels' / f'{STEMS.get(name, name)}_GT.mat'
+    columns[name] = (_numbers(path, len(CHOICES.get(name, ('no', 'yes')))) - 1).astype(np.float32)[:, None]
+    if len(columns[name]) != (num := len(columns['category'])):
+      raise DataError(f'{path}: has {len(columns[name])} rows, category_GT.mat {num}; fetch both again')
+  images = {(name := f'{row:06d}.jpg'): directory / 'images' / name for row in range(1, len(columns['category']) + 1)}
   return ListedImages(
     name='clothing',
     tasks=TASKS,
@@ -69,13 +67,8 @@ def open_clothing(directory: Path) -> ListedImages:
   )
 
 
-def _path(directory: Path, stem: str) -> Path:
-  return directory / 'labels' / f'{stem}_GT.mat'
-
-
-def _numbers(directory: Path, stem: str, most: int) -> Float64[np.ndarray, ' n']:
+def _numbers(path: Path, most: int) -> Float64[np.ndarray, ' n']:
   """`GT` of a file: numbers from 1 to `most`, or NaN. Nothing else of the file is made into Python's objects."""
-  path = _path(directory, stem)
   try:
     content = path.read_bytes()
     if len(content) > MAX_BYTES:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from mtl_jax.data.source import ListedImages
 from mtl_jax.data.sources.text_table import Cell, Table, read_lines, read_official, read_table, refuse_line
 from mtl_jax.tasks import BinaryTask, CategoricalTask, OrdinalTask, Task
@@ -19,9 +17,10 @@ TASKS: tuple[Task, ...] = (
   # UTKFace's white, black and indian mean the same; its asian is two of these, and its other holds the last two.
   CategoricalTask('race7', ('race',), classes=tuple(race.lower().replace(' ', '_') for race in RACES)),
 )
-CELLS = {
+COLUMNS = ['file', 'age', 'gender', 'race', 'service_test']
+CELLS = {  # By the tasks' labels.
   'age': Cell({text: float(year) for text, year in (YEARS | AS_DATES).items()}.__getitem__, 'a bin such as 20-29'),
-  'gender': Cell({'Male': 1.0, 'Female': 0.0}.__getitem__, 'Male or Female'),
+  'Male': Cell({'Male': 1.0, 'Female': 0.0}.__getitem__, 'a gender, Male or Female'),
   'race': Cell({race: float(number) for number, race in enumerate(RACES)}.__getitem__, f'one of {", ".join(RACES)}'),
   'service_test': Cell({'TRUE': 1.0, 'FALSE': 0.0, 'True': 1.0, 'False': 0.0}.__getitem__, 'TRUE or FALSE'),
 }
@@ -38,21 +37,12 @@ def open_fairface(directory: Path) -> ListedImages:
   Raises:
     DataError: where the folder is not FairFace, a file is malformed or an image is missing (naming file and line).
   """
-  found = read_official(Path(directory), FILES, _read_table, name='FairFace')
-  values = np.concatenate([table.values for table in found.tables.values()]).astype(np.float32)
-  return ListedImages(
-    name='fairface',
-    tasks=TASKS,
-    notes=found.notes,
-    images=found.images,
-    splits=found.splits,
-    labels={task.name: values[:, column : column + 1] for column, task in enumerate(TASKS)},
-  )
+  return read_official(Path(directory), FILES, _read_table, name='FairFace', tasks=TASKS)[0]
 
 
 def _read_table(path: Path) -> Table:
-  rows, columns = read_lines(path), ['file', *CELLS]
+  rows = read_lines(path)
   line, header = next(rows, (1, []))
-  if header != columns:
-    refuse_line(path, line, f'must be {",".join(columns)}; fetch the file again')
+  if header != COLUMNS:
+    refuse_line(path, line, f'must be {",".join(COLUMNS)}; fetch the file again')
   return read_table(path, rows, CELLS)

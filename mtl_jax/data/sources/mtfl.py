@@ -1,6 +1,6 @@
 """Reads MTFL in its own layout: training.txt and testing.txt beside the folders of images that they name."""
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -58,24 +58,21 @@ def open_mtfl(directory: Path, *, crop_margin: float | None = None) -> ListedIma
   directory = Path(directory)
   if crop_margin is not None and not 0 <= crop_margin <= MAX_MARGIN:
     raise DataError(f'crop_margin must be from 0 to {MAX_MARGIN:g}, not {crop_margin}')
-  found = read_official(directory, FILES, _read_table, name='MTFL')
-  notes = list(found.notes)
-  crops: dict[str, Crop] = {}
-  if crop_margin is not None and 'train' in found.tables:
-    in_train = [name for name, split in zip(found.images, found.splits, strict=True) if split == 'train']
-    crops = _crops(found.tables['train'], in_train, margin=crop_margin)
-    notes.append(f'train images are cropped to their landmarks and a margin of {crop_margin:g}; others stay whole')
-  labels = [_labels(table, crops) for table in found.tables.values()]
-  return ListedImages(
-    name='mtfl',
-    tasks=TASKS,
-    notes=tuple(notes),
-    images=found.images,
-    splits=found.splits,
-    labels={task.name: np.concatenate([part[task.name] for part in labels]) for task in TASKS},
-    crops=crops,
-    options={} if crop_margin is None else {'crop_margin': crop_margin},
-  )
+  source, tables = read_official(directory, FILES, _read_table, name='MTFL', tasks=TASKS)
+  if crop_margin is None:
+    return source
+  points = np.concatenate([table.values[:, : 2 * len(POINTS)] for table in tables.values()])  # Every x, every y.
+  points = points.reshape(-1, 2, len(POINTS)).swapaxes(1, 2)
+  for row, (image, split) in enumerate(zip(source.images, source.splits, strict=True)):
+    if split == 'train':
+      if not np.ptp(points[row], axis=0).any():
+        tables['train'].refuse(image, f'the landmarks of {image[:40]!r} are one point; correct the row')
+      source.crops[image] = square_around(points[row], crop_margin)
+      points[row] -= source.crops[image][:2]
+  source.labels['landmarks'] = points.reshape(len(points), -1).astype(np.float32)
+  note = f'train images are cropped to their landmarks and a margin of {crop_margin:g}; others stay whole'
+  notes = (*source.notes, *([note] if 'train' in tables else []))
+  return dataclasses.replace(source, notes=notes, options={'crop_margin': crop_margin})
 
 
 def _read_table(path: Path) -> Table:
@@ -93,24 +90,3 @@ def square_around(points: np.ndarray, margin: float) -> Crop:
   side = int(np.ceil((high - low).max() * (1 + 2 * margin))) + 2  # Rounding left and top then uncovers no point.
   left, top = (int(corner) for corner in np.floor((low + high - side) / 2))
   return left, top, left + side, top + side
-
-
-def _points(table: Table) -> np.ndarray:
-  """The landmarks in pixels, float64 `[n, 5, 2]`."""
-  return table.values[:, : 2 * len(POINTS)].reshape(-1, 2, len(POINTS)).swapaxes(1, 2)
-
-
-def _crops(table: Table, names: list[str], *, margin: float) -> dict[str, Crop]:
-  """The squares of images of training.txt."""
-  points = dict(zip(table.lines, _points(table), strict=True))
-  for name in names:
-    if not np.ptp(points[name], axis=0).any():
-      table.refuse(name, f'the landmarks of {name[:40]!r} are one point; correct the row')
-  return {name: square_around(points[name], margin) for name in names}
-
-
-def _labels(table: Table, crops: Mapping[str, Crop]) -> dict[str, np.ndarray]:
-  """Labels of each task, float32 `[n, k]`; landmarks of a cropped image are counted from the crop's corner."""
-  corners = np.array([crops.get(name, (0, 0))[:2] for name in table.lines])
-  landmarks = (_points(table) - corners[:, None]).reshape(len(corners), -1).astype(np.float32)
-  return {TASKS[0].name: landmarks, **{task.name: table.select(task.labels) for task in TASKS[1:]}}

@@ -6,10 +6,11 @@ What goes wrong in that file is told in one line that names it; the store checks
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mtl_jax.data.source import Record, Source
+from mtl_jax.data.source import OpenedSource, Record, Source
 from mtl_jax.errors import DataError
 from mtl_jax.platform import user_file
 from mtl_jax.tasks import Task, register
@@ -17,41 +18,7 @@ from mtl_jax.tasks import Task, register
 FUNCTION = 'open_source'
 
 
-@dataclasses.dataclass(eq=False)
-class BlamedSource:
-  """A `Source` whose errors name the file that it is from; the fields are those of the one it wraps."""
-
-  path: Path
-  source: Source
-  name: str
-  tasks: tuple[Task, ...]
-  notes: tuple[str, ...]
-  options: dict[str, Any]
-
-  def records(self) -> Iterator[Any]:
-    with user_file.blamed(self.path, raises=DataError):
-      records = iter(self.source.records())
-    while True:
-      with user_file.blamed(self.path, raises=DataError):
-        record = next(records, None)
-      if record is None:
-        return
-      if isinstance(record, Record) and isinstance(record.labels, Mapping):
-        labels = {task: self._blamed(values) for task, values in record.labels.items()}
-        record = dataclasses.replace(record, image=self._blamed(record.image), labels=labels)
-      yield record
-
-  def _blamed(self, value: Any) -> Any:
-    """The value itself; of a function one whose errors name the file."""
-
-    def read() -> Any:
-      with user_file.blamed(self.path, raises=DataError):
-        return value()
-
-    return read if callable(value) else value
-
-
-def open_own(path: Path, directory: Path | None) -> BlamedSource:
+def open_own(path: Path, directory: Path | None) -> OpenedSource:
   """Calls `open_source(directory)` of a Python file, or `open_source()` where there is no directory.
 
   Raises:
@@ -79,4 +46,22 @@ def open_own(path: Path, directory: Path | None) -> BlamedSource:
       register(type(task))
   if len(set(names)) < len(names):
     raise DataError(f'{path}: two tasks are named {max(names, key=names.count)!r}; rename one')
-  return BlamedSource(path, source, name=name, tasks=tasks, notes=notes, options=options)
+  return OpenedSource(name, tasks, partial(_records, path, source), notes, options)
+
+
+def _records(path: Path, source: Source) -> Iterator[Any]:
+  """The source's records; the errors of these, and of their functions, name the file."""
+
+  def blamed(value: Any) -> Any:
+    def call() -> Any:
+      with user_file.blamed(path, raises=DataError):
+        return value()
+
+    return call if callable(value) else value
+
+  records = blamed(lambda: iter(source.records()))()
+  while (record := blamed(partial(next, records, None))()) is not None:
+    if isinstance(record, Record) and isinstance(record.labels, Mapping):
+      labels = {task: blamed(values) for task, values in record.labels.items()}
+      record = dataclasses.replace(record, image=blamed(record.image), labels=labels)
+    yield record

@@ -11,8 +11,9 @@ from typing import NoReturn, TypeAlias
 
 import numpy as np
 
-from mtl_jax.data.source import held_out
+from mtl_jax.data.source import ListedImages, held_out
 from mtl_jax.errors import DataError
+from mtl_jax.tasks import Task
 
 MAX_PIXELS = 1e6  # A coordinate beyond this is no pixel, and would lose its fraction in float32.
 
@@ -108,31 +109,23 @@ def read_table(path: Path, rows: Rows, cells: Mapping[str, Cell]) -> Table:
     DataError: for too few or many columns, a cell that cannot be read, a name that comes twice, or no row at all.
   """
   lines: dict[str, int] = {}
-  values: list[list[float]] = []
-  readers = [cell.read for cell in cells.values()]
+  values: list[float] = []
   for line, (name, *row) in rows:
-    if len(row) != len(readers):
-      wrong = 'few' if len(row) < len(readers) else 'many'
-      wrong = f'too {wrong} columns: {1 + len(row)}, not {1 + len(readers)}'
+    if len(row) != len(cells):
+      wrong = 'few' if len(row) < len(cells) else 'many'
+      wrong = f'too {wrong} columns: {1 + len(row)}, not {1 + len(cells)}'
       refuse_line(path, line, f'{wrong}; correct or fetch the file again')
-    try:
-      values.append([read(text) for read, text in zip(readers, row, strict=True)])
-    except (KeyError, ValueError):
-      _refuse_cell(path, line, name, dict(zip(cells, row, strict=True)), cells)
+    for (column, cell), text in zip(cells.items(), row, strict=True):
+      try:
+        values.append(cell.read(text))
+      except (KeyError, ValueError):
+        wrong = f'{column[:40]!r} of {name[:40]!r} is {text[:20]!r}'
+        refuse_line(path, line, f'{wrong}, not {cell.expected}; correct the row')
     if lines.setdefault(name, line) != line:
       refuse_line(path, line, f'{name[:40]!r} was already named in line {lines[name]}; remove one of the rows')
   if not lines:
     raise DataError(f'{path}: holds no row; fetch the file again')
   return Table(path, tuple(cells), lines, np.array(values, np.float64).reshape(len(lines), len(cells)))
-
-
-def _refuse_cell(path: Path, line: int, name: str, row: Mapping[str, str], cells: Mapping[str, Cell]) -> None:
-  for column, text in row.items():
-    try:
-      cells[column].read(text)
-    except (KeyError, ValueError):
-      wrong = f'{column[:40]!r} of {name[:40]!r} is {text[:20]!r}'
-      refuse_line(path, line, f'{wrong}, not {cells[column].expected}; correct the row')
 
 
 def image_files(table: Table, folder: Path, *, nested: bool = False) -> dict[str, Path]:
@@ -155,25 +148,15 @@ def image_files(table: Table, folder: Path, *, nested: bool = False) -> dict[str
   return {name: folder / file for name, file in found.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Official:
-  """The rows of a set that its authors split in two.
+def read_official(
+  directory: Path, files: Mapping[str, str], read: Callable[[Path], Table], *, name: str, tasks: tuple[Task, ...]
+) -> tuple[ListedImages, dict[str, Table]]:
+  """Reads a set that its authors split in two: the file of `train` and that of `test`, of which one may be missing.
 
-  Attributes:
-    tables: by `train` and `test`, or one of them.
-    images: the file of each image, train first.
-    splits: of each image; `val` is those of the training images that `held_out` names.
-    notes: a line about a file that is missing.
-  """
+  Of the training images, those that `held_out` names are `val`. A table's columns are named as the tasks' labels are.
 
-  tables: dict[str, Table]
-  images: dict[str, Path]
-  splits: list[str]
-  notes: tuple[str, ...]
-
-
-def read_official(directory: Path, files: Mapping[str, str], read: Callable[[Path], Table], *, name: str) -> Official:
-  """Reads the file of `train` and that of `test`, of which one may be missing, and finds their images.
+  Returns:
+    The source, train first, and its tables.
 
   Raises:
     DataError: where both are missing, what `read` raises, for an image that is not there, or is named by both.
@@ -186,19 +169,21 @@ def read_official(directory: Path, files: Mapping[str, str], read: Callable[[Pat
   if len(tables) == 2 and (both := [image for image in tables['test'].lines if image in tables['train'].lines]):
     there = f'{files["train"]} in line {tables["train"].lines[both[0]]}'
     tables['test'].refuse(both[0], f'{both[0][:40]!r} was already named by {there}; remove one of the rows')
-  images = {split: image_files(table, directory, nested=True) for split, table in tables.items()}
-  return Official(
-    tables=tables,
-    images={image: path for found in images.values() for image, path in found.items()},
-    splits=[
-      'test' if split == 'test' else 'val' if held_out(path) else 'train'
-      for split, found in images.items()
-      for path in found.values()
-    ],
-    notes=tuple(
-      f'warning: {files[split]} is missing, so there are no {split} images' for split in files if split not in tables
-    ),
+  images, splits = {}, []
+  for split, table in tables.items():
+    found = image_files(table, directory, nested=True)
+    images |= found
+    splits += ['val' if split == 'train' and held_out(path) else split for path in found.values()]
+  missing = [split for split in files if split not in tables]
+  source = ListedImages(
+    name=name.lower(),
+    tasks=tasks,
+    notes=tuple(f'warning: {files[split]} is missing, so there are no {split} images' for split in missing),
+    images=images,
+    splits=splits,
+    labels={task.name: np.concatenate([table.select(task.labels) for table in tables.values()]) for task in tasks},
   )
+  return source, tables
 
 
 def is_count(cell: str) -> bool:

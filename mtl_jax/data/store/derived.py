@@ -47,8 +47,8 @@ def open_rows(directory: Path, made_of: dict[str, Any]) -> Images:
   reader.check_files(directory, header.files, FILES)
   offsets = np.arange(num + 1, dtype=np.int64) * (int(np.prod(shape)) * dtype.itemsize)
   crc32, path = reader.load_array(directory / 'crc32.npy', (num,), np.uint32), directory / 'rows.bin'
-  records = Records(path, shape=tuple(shape), dtype=dtype, offsets=offsets, crc32=crc32, names=range(num))
-  records.corrupt = dict.fromkeys(header.corrupt, 'its image is corrupt')
+  records = Records(path, tuple(shape), offsets, crc32, names=range(num), dtype=dtype)
+  records.corrupt |= dict.fromkeys(header.corrupt, 'its image is corrupt')
   return Images(((records, range(num)),))
 
 

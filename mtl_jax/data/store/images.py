@@ -25,55 +25,44 @@ _NAMED = 5  # Corrupt records that an error names.
 log = logging.getLogger('mtl_jax')
 
 
+@dataclasses.dataclass(eq=False)
 class Records:
   """The file of `n` images, or other rows, and what is known of each; one that is not what was written is corrupt.
 
   Attributes:
+    path: images.npy, images.bin or rows.bin.
     shape: of a row; of a decoded image `(h, w, 3)`.
-    dtype: of its values.
+    offsets: where in the file each record begins, and where the last one ends, in bytes.
+    crc32: of each record's bytes; None where they were not kept.
+    names: the rows' names in their source.
+    dtype: of a row's values.
+    encoding: one of `ENCODINGS`.
+    corrupt_share: largest share of the records that may be corrupt.
     corrupt: what is wrong with each record found corrupt so far, by its row.
   """
 
-  def __init__(
-    self,
-    path: Path,
-    *,
-    shape: tuple[int, ...],
-    offsets: Int64[np.ndarray, ' n+1'],
-    crc32: UInt32[np.ndarray, ' n'] | None,
-    names: Sequence[Any],
-    dtype: Any = np.uint8,
-    encoding: str = 'decoded',
-    corrupt_share: float = 0.0,
-  ):
-    """Opens the file.
+  path: Path
+  shape: tuple[int, ...]
+  offsets: Int64[np.ndarray, ' n+1']
+  crc32: UInt32[np.ndarray, ' n'] | None
+  names: Sequence[Any]
+  dtype: Any = np.uint8
+  encoding: str = 'decoded'
+  corrupt_share: float = 0.0
+  corrupt: dict[int, str] = dataclasses.field(default_factory=dict)
 
-    Args:
-      path: images.npy, images.bin or rows.bin.
-      shape: of a row.
-      offsets: where in the file each record begins, and where the last one ends, in bytes.
-      crc32: of each record's bytes; None where they were not kept.
-      names: the rows' names in their source.
-      dtype: of their values.
-      encoding: one of `ENCODINGS`.
-      corrupt_share: largest share of the records that may be corrupt.
-    """
-    self.shape, self.dtype = shape, np.dtype(dtype)
-    self.corrupt: dict[int, str] = {}
-    self._path, self._offsets, self._crc32, self._names = path, offsets, crc32, names
-    self._jpeg = encoding == 'jpeg'
-    self._corrupt_share = corrupt_share
-    self._lock = threading.Lock()
+  def __post_init__(self) -> None:
+    self._lock, self.dtype = threading.Lock(), np.dtype(self.dtype)
     # Not mapped: pages of a mapped file count as this process's memory, and one cut short while mapped kills it.
     try:
-      self._file = os.open(path, os.O_RDONLY)
+      self._file = os.open(self.path, os.O_RDONLY)
     except OSError as error:
-      raise DataError(f'{path}: cannot be read: {error.strerror}') from error
+      raise DataError(f'{self.path}: cannot be read: {error.strerror}') from error
     self._num_bytes = os.fstat(self._file).st_size
     weakref.finalize(self, os.close, self._file)
 
   def __len__(self) -> int:
-    return len(self._offsets) - 1
+    return len(self.offsets) - 1
 
   def read(self, row: int, out: Shaped[np.ndarray, '...']) -> bool:
     """Reads a row into `out`; False, and `out` is undefined, if its record is corrupt.
@@ -91,17 +80,18 @@ class Records:
     return True
 
   def _read(self, row: int, out: Shaped[np.ndarray, '...']) -> None:
-    begin, end = int(self._offsets[row]), int(self._offsets[row + 1])
+    begin, end = int(self.offsets[row]), int(self.offsets[row + 1])
     if not 0 <= begin <= end <= self._num_bytes:
       raise ValueError('it lies outside of the file')
-    slot: Any = out if self._jpeg else out.reshape(-1).view(np.uint8)
-    content = os.pread(self._file, end - begin, begin) if self._jpeg else slot
-    num_bytes = len(content) if self._jpeg else os.preadv(self._file, [slot], begin)
+    jpeg = self.encoding == 'jpeg'
+    slot: Any = out if jpeg else out.reshape(-1).view(np.uint8)
+    content = os.pread(self._file, end - begin, begin) if jpeg else slot
+    num_bytes = len(content) if jpeg else os.preadv(self._file, [slot], begin)
     if num_bytes != end - begin:
       raise ValueError(f'the file ends {end - begin - num_bytes} bytes too early')
-    if self._crc32 is not None and zlib.crc32(content) != self._crc32[row]:
+    if self.crc32 is not None and zlib.crc32(content) != self.crc32[row]:
       raise ValueError('its bytes are not those that were written')
-    if self._jpeg and simplejpeg.decode_jpeg(content, buffer=slot).shape != out.shape:
+    if jpeg and simplejpeg.decode_jpeg(content, buffer=slot).shape != out.shape:
       raise ValueError('it is an image of another size')
 
   def _report(self, row: int, reason: str) -> None:
@@ -112,13 +102,13 @@ class Records:
       self.corrupt[row] = reason
       log.warning(
         'warning: %s: record %d (%s) is corrupt: %s; another image takes its place, its labels are masked',
-        *(self._path, row, self._names[row], reason),
+        *(self.path, row, self.names[row], reason),
       )
-      if len(self.corrupt) > self._corrupt_share * len(self):
+      if len(self.corrupt) > self.corrupt_share * len(self):
         named = ', '.join(map(str, sorted(self.corrupt)[:_NAMED]))
         raise DataError(
-          f'{self._path}: {len(self.corrupt)} of {len(self)} records are corrupt, more than '
-          f'config.data.corrupt_share={self._corrupt_share:g}: record {named}; prepare the set again'
+          f'{self.path}: {len(self.corrupt)} of {len(self)} records are corrupt, more than '
+          f'config.data.corrupt_share={self.corrupt_share:g}: record {named}; prepare the set again'
         )
 
 
@@ -185,15 +175,9 @@ class Images:
     return np.array([own[row] not in records.corrupt for records, own, row in places], bool)
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    """Reads rows, as of an array whose first index is of rows: no others are read."""
-    first, *rest = index if isinstance(index, tuple) else (index,)
-    rows = np.arange(len(self))[first]
-    taken = self.take(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
-    return taken[(slice(None),) * rows.ndim + tuple(rest)]
-
-  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-    del copy  # There is nothing that could be shared.
-    return self[:].astype(dtype or self.dtype, copy=False)
+    """Reads the rows of an index, a slice or an array of them; no others are read."""
+    rows = np.arange(len(self))[index]
+    return self.take(rows.reshape(-1)).reshape(*rows.shape, *self.shape[1:])
 
 
 def _fill(wanted: Sequence[tuple[Shaped[np.ndarray, '...'], Records, range, int]]) -> None:

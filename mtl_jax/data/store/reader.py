@@ -62,7 +62,6 @@ class Store:
     identity: the number of the person, -1 where unknown, int32 `[n]`.
     names: the images' names in their source.
     schema: what schema.json holds.
-    checksum: a digest over the schema and thereby over the digests of all files.
   """
 
   directory: Path
@@ -76,7 +75,11 @@ class Store:
   identity: np.ndarray
   names: list[str]
   schema: Schema
-  checksum: str
+
+  @property
+  def checksum(self) -> str:
+    """A digest over the schema and thereby over the digests of all files."""
+    return self.schema['checksum']
 
   @property
   def fit(self) -> str:
@@ -174,7 +177,6 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     identity=arrays['identity.npy'],
     names=image_names,
     schema=schema,
-    checksum=schema['checksum'],
   )
 
 

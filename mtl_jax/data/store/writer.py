@@ -1,4 +1,4 @@
-"""Writes a source into the folder of a prepared set, whole or not at all; `store.py` says what lies there."""
+"""Writes a source into the folder of a prepared set, whole or not at all; `reader.py` says what lies there."""
 
 import errno
 import io
@@ -17,11 +17,11 @@ from PIL import Image
 
 from mtl_jax.config import choose, get_config
 from mtl_jax.data.input.augment import Augmentation, doubts
-from mtl_jax.data.source import SPLITS, Record, Source, checked, stated_labels
+from mtl_jax.data.source import SPLITS, Record, Source, checked
 from mtl_jax.data.sources.image_file import FITS, Box, decode
 from mtl_jax.data.store.images import ENCODINGS
 from mtl_jax.data.store.reader import VERSION, Schema, array_kinds, checksum, digest
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, one_line
 from mtl_jax.kinds import shown
 from mtl_jax.platform.ahead import in_order
 from mtl_jax.platform.atomic_dir import new_folder, sync
@@ -67,92 +67,91 @@ def prepare(
     raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
   with new_folder(out) as folder:
     opened = source(folder) if callable(source) else source
-    how = {'image_size': image_size, 'encoding': encoding, 'fit': fit}
-    schema = _write(opened, folder, **how, workers=workers or _WORKERS, log=log)
+    augmented = Augmentation(**get_config().data.augment)
+    for line in (*getattr(opened, 'notes', ()), *doubts(opened.tasks, augmented)):
+      log(line)
+    records, splits = _ordered(opened)
     tasks = [task.at_size(*image_size) for task in opened.tasks]
-    paths = (ENCODINGS[encoding], *array_kinds(schema, tasks), 'names.txt')
-    write_schema(folder, schema, paths)
+    schema = {
+      'version': VERSION,
+      'source': opened.name,
+      'options': dict(getattr(opened, 'options', {})),
+      'image_size': list(image_size),
+      'encoding': encoding,
+      **({} if fit == 'squash' else {'fit': fit}),  # As sets had it before there was one.
+      'tasks': [task.to_json() for task in tasks],
+      'splits': splits,
+      'num_examples': len(records),
+    }
+    arrays = {path: np.zeros(shape, dtype) for path, (shape, dtype) in array_kinds(schema, tasks).items()}
+    schema['counts'] = _write(folder, schema, arrays, records, tasks, workers=workers or _WORKERS, log=log)
+    write_schema(folder, schema, (ENCODINGS[encoding], *arrays, 'names.txt'))
   return schema
 
 
 def _write(
-  source: Source,
   folder: Path,
+  schema: Schema,
+  arrays: dict[str, np.ndarray],
+  records: Sequence[Record],
+  tasks: Sequence[Task],
   *,
-  image_size: tuple[int, int],
-  encoding: str,
-  fit: str,
   workers: int,
   log: Callable[[str], None],
-) -> Schema:
-  """Writes all files but schema.json, and returns what belongs into that."""
-  by_default = Augmentation(**get_config().data.augment)
-  for line in (*getattr(source, 'notes', ()), *doubts(source.tasks, by_default)):
-    log(line)
-  records, splits = _ordered(source)
-  tasks = [task.at_size(*image_size) for task in source.tasks]
-  schema = {
-    'version': VERSION,
-    'source': source.name,
-    'options': dict(getattr(source, 'options', {})),
-    'image_size': list(image_size),
-    'encoding': encoding,
-    **({} if fit == 'squash' else {'fit': fit}),  # As sets had it before there was one.
-    'tasks': [task.to_json() for task in tasks],
-    'splits': splits,
-    'num_examples': len(records),
-  }
-  for kind in ('labels', 'mask'):
-    (folder / kind).mkdir(parents=True)
-  arrays = {path: np.zeros(shape, dtype) for path, (shape, dtype) in array_kinds(schema, tasks).items()}
+) -> dict[str, Any]:
+  """Writes all files but schema.json, logs what was kept, and returns the counts of that."""
   outside = {task.name: np.zeros(len(records), np.int32) for task in tasks}
   as_they_were = np.zeros(len(records), bool)
 
   def read_row(row: int) -> bytes:
+    """The bytes to store of a record's image; fills in its row of each array."""
     record = records[row]
-    content, box, size = _image_bytes(record, image_size, encoding, fit)
+    content, box, size = _image_bytes(record, schema)
     as_they_were[row] = box is None
-    _fill_row(row, record, arrays, outside, tasks=tasks, box=box or (0, 0, *size), size=size)
+    box = box or (0, 0, *size)
+    arrays['source_size.npy'][row] = box[2] - box[0], box[3] - box[1]
+    arrays['identity.npy'][row] = record.identity
+    for task in tasks:
+      if task.name in record.labels:
+        labels, outside[task.name][row] = _labels(record, task, box=box, size=size)
+        missing = np.isnan(labels)
+        arrays[f'labels/{task.name}.npy'][row] = np.where(missing, 0, labels)
+        arrays[f'mask/{task.name}.npy'][row] = ~missing
     return content
 
   _write_images(folder, read_row, schema, arrays, workers=workers)
   for path, array in arrays.items():
     content = io.BytesIO()  # Saving straight to the file would not say that it was the disk that is full.
     np.save(content, array)
+    (folder / path).parent.mkdir(exist_ok=True)
     (folder / path).write_bytes(content.getbuffer())
   (folder / 'names.txt').write_text(''.join(f'{record.name}\n' for record in records), 'utf-8', newline='\n')
   masks = {task.name: arrays[f'mask/{task.name}.npy'] for task in tasks}
-  schema['counts'] = {
+  counts = {
     'kept': len(records),
     'refused': 0,  # A bad row stops everything.
     'masked': {name: int(mask.size - np.count_nonzero(mask)) for name, mask in masks.items()},
     'outside': {name: int(num.sum()) for name, num in outside.items()},
     'as_they_were': int(as_they_were.sum()),  # Of --encoding jpeg, images whose bytes are those of the source.
   }
-  num_labels = {name: mask.size for name, mask in masks.items()}
-  _log_counts(schema, num_labels, {name: records[num.argmax()].name for name, num in outside.items()}, log)
-  return schema
-
-
-def _log_counts(
-  schema: Schema, num_labels: dict[str, int], first_outside: dict[str, str], log: Callable[[str], None]
-) -> None:
-  height, width = schema['image_size']
-  counts, num_examples = schema['counts'], schema['num_examples']
-  sizes = ', '.join(f'{split} {end - begin}' for split, (begin, end) in schema['splits'].items())
-  size = f'{height}x{width}' + (f' ({schema["fit"]})' if 'fit' in schema else '')
-  log(f'{schema["source"]}: kept {num_examples} images at {size}: {sizes}; refused {counts["refused"]}')
-  if schema['encoding'] == 'jpeg':
-    log(f'JPEGs of quality {JPEG_QUALITY}, and {counts["as_they_were"]} with the bytes of the source')
-  for task in schema['tasks']:
-    name = task['name']
-    log(f'{name}: {num_labels[name]} labels, of which {counts["masked"][name]} are masked')
-    if counts['outside'][name]:
-      where = f'outside their image and are masked, first in {first_outside[name]}'
-      log(f'warning: {name}: {counts["outside"][name]} labels lie {where}')
+  _log_split_sizes(schema, counts, log)
+  for name, mask in masks.items():
+    log(f'{name}: {mask.size} labels, of which {counts["masked"][name]} are masked')
+    if num := counts['outside'][name]:
+      first = records[int(outside[name].argmax())].name
+      log(f'warning: {name}: {num} labels lie outside their image and are masked, first in {first}')
   for split, (begin, end) in schema['splits'].items():
     if begin == end:
       log(f'warning: split {split} has no rows')
+  return counts
+
+
+def _log_split_sizes(schema: Schema, counts: dict[str, Any], log: Callable[[str], None]) -> None:
+  size = 'x'.join(map(str, schema['image_size'])) + (f' ({schema["fit"]})' if 'fit' in schema else '')
+  sizes = ', '.join(f'{split} {end - begin}' for split, (begin, end) in schema['splits'].items())
+  log(f'{schema["source"]}: kept {counts["kept"]} images at {size}: {sizes}; refused {counts["refused"]}')
+  if schema['encoding'] == 'jpeg':
+    log(f'JPEGs of quality {JPEG_QUALITY}, and {counts["as_they_were"]} with the bytes of the source')
 
 
 def _ordered(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
@@ -172,57 +171,50 @@ def _ordered(source: Source) -> tuple[list[Record], dict[str, list[int]]]:
   return [record for records in by_split.values() for record in records], splits
 
 
-def _fill_row(
-  row: int,
-  record: Record,
-  arrays: dict[str, np.ndarray],
-  outside: dict[str, np.ndarray],
-  *,
-  tasks: Sequence[Task],
-  box: Box,
-  size: tuple[int, int],
-) -> None:
-  """Writes a record, but its pixels, to its row; counts the labels that the task itself takes for missing.
+def _labels(record: Record, task: Task, *, box: Box, size: tuple[int, int]) -> tuple[np.ndarray, int]:
+  """The labels to store that a record states of an image of that size, of which the stored one shows the box.
 
-  Its image, or the part that its crop keeps, has this `size`, of which the stored image shows the `box`.
+  Returns:
+    Labels float32 `[k]`, or a map `[h, w]`, NaN where missing, and how many of them the task itself takes for missing.
+
+  Raises:
+    DataError: for a value that the task does not have.
   """
-  width, height = box[2] - box[0], box[3] - box[1]
-  arrays['source_size.npy'][row] = width, height
-  arrays['identity.npy'][row] = record.identity
-  for task in tasks:
-    if task.name not in record.labels:
-      continue
-    stated = stated_labels(record, task)
-    try:
-      if box != (0, 0, *size):
-        stated = task.in_box(stated, box, width=size[0], height=size[1])
-      labels = task.from_source(stated, width=width, height=height)
-    except ValueError as error:
-      raise DataError(f'{record.name}: {task.name}: {error}; correct the source') from error
-    missing = np.isnan(labels)
-    arrays[f'labels/{task.name}.npy'][row] = np.where(missing, 0, labels)
-    arrays[f'mask/{task.name}.npy'][row] = ~missing
-    outside[task.name][row] = 0 if task.dense else (missing & ~np.isnan(stated)).sum()
+  value, (width, height) = record.labels[task.name], size
+  try:
+    stated = np.asarray(value() if callable(value) else value)
+    if stated.dtype == object and None in stated.flat:  # NumPy makes it NaN.
+      raise TypeError('None is no number')
+    stated = stated.astype(np.float32)
+  except (TypeError, ValueError, OverflowError):
+    said = f'must be numbers, NaN where one is missing, not {shown(value)}'
+    raise DataError(f'{record.name}: {task.name}: {said}; correct the source') from None
+  try:
+    task.check(stated)
+    if box != (0, 0, width, height):
+      stated = task.in_box(stated, box, width=width, height=height)
+    labels = task.from_source(stated, width=box[2] - box[0], height=box[3] - box[1])
+  except ValueError as error:
+    raise DataError(f'{record.name}: {task.name}: {one_line(error)}; correct the source') from error
+  return labels, 0 if task.dense else int((np.isnan(labels) & ~np.isnan(stated)).sum())
 
 
-def _image_bytes(
-  record: Record, size: tuple[int, int], encoding: str, fit: str
-) -> tuple[bytes, Box | None, tuple[int, int]]:
+def _image_bytes(record: Record, schema: Schema) -> tuple[bytes, Box | None, tuple[int, int]]:
   """The bytes to store of a record's image, with the box and size of `decode`; no box if they are the source's own."""
+  size, is_jpeg = tuple(schema['image_size']), schema['encoding'] == 'jpeg'
   image = record.image
   if callable(image):
     content = image()
     if not isinstance(content, bytes):
       raise DataError(f'{record.name}: the image must be bytes, not {type(content).__name__}; correct the source')
     image = io.BytesIO(content)
-  if encoding == 'jpeg' and not record.crop:
+  if is_jpeg and not record.crop:
     content = image.getvalue() if isinstance(image, io.BytesIO) else image.read_bytes() if image.is_file() else b''
     if _is_such_a_jpeg(content, size):
       return content, None, (size[1], size[0])
-  pixels, box, source_size = decode(image, size, crop=record.crop, fit=fit, name=record.name)
-  if encoding == 'jpeg':
-    return simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420'), box, source_size
-  return pixels.tobytes(), box, source_size
+  pixels, box, source_size = decode(image, size, crop=record.crop, fit=schema.get('fit', 'squash'), name=record.name)
+  content = simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, colorsubsampling='420') if is_jpeg else pixels.tobytes()
+  return content, box, source_size
 
 
 def _is_such_a_jpeg(content: bytes, size: tuple[int, int]) -> bool:

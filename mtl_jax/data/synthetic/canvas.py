@@ -7,7 +7,8 @@ right and y down. The landmarks are projected by the same function as what is dr
 import cmath
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -119,6 +120,11 @@ def mix(first, second, share: float) -> tuple[int, int, int]:
   return r, g, b
 
 
+def ribbon(x: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
+  """The rim of what lies between two curves over the same `x`."""
+  return np.concatenate([np.stack([x, upper], 1), np.stack([x, lower], 1)[::-1]])
+
+
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
   return _CIRCLE * (radius_x, radius_y) + (x, y)
 
@@ -154,6 +160,11 @@ class Canvas:
     if self.part_pen:
       self.part_pen.polygon(pixels, fill=PARTS.index(self.part))
 
+  def both(self, draw: Callable[..., None], points, *how: Any, **where: Any) -> None:
+    """Draws a shape of one side of the face on both."""
+    for sign in (-1, 1):
+      draw(np.array(points) * (sign, 1), *how, **where)
+
   def line(self, points, colour, width: float, *, lift: float = 0.0, flat: bool = False) -> None:
     """An open line; its width is in face units."""
     pixels, wide = self._pixels(points, lift, flat), max(1, round(width * self.pixel))
@@ -161,11 +172,11 @@ class Canvas:
     if self.part_pen:
       self.part_pen.line(pixels, fill=PARTS.index(self.part), width=wide)
 
-  def blob(self, x: float, y: float, radius_x: float, radius_y: float, colour, opacity: float) -> None:
+  def blob(self, middle, radius_x: float, radius_y: float, colour, opacity: float) -> None:
     """A spot that fades towards its rim; light on what is there, and no part of its own."""
     size = max(2, round(2 * radius_x * self.pixel)), max(2, round(2 * radius_y * self.pixel))
     mask = _BLOB.resize(size).point([round(opacity * value) for value in range(256)])
-    left, top = self._pixels([(x, y)], 0.0, False)
+    left, top = self._pixels([middle], 0.0, False)
     self.image.paste(colour, (round(left - size[0] / 2), round(top - size[1] / 2)), mask)
 
 

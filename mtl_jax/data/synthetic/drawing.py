@@ -20,21 +20,18 @@ from mtl_jax.data.synthetic.canvas import (
   mix,
   mouth_corners,
   mouth_y,
+  ribbon,
 )
 
 _ACROSS = np.linspace(-1, 1, 9)
 
 
-def draw(sitter: Sitter, rng: np.random.Generator) -> np.ndarray:
-  """The picture, uint8 `[218, 178, 3]`; `rng` decides the background, what hides the face, the light and the noise."""
-  return draw_with_parts(sitter, rng, parsing=False)[0]
+def draw(sitter: Sitter, rng: np.random.Generator, *, parsing: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  """The picture, uint8 `[218, 178, 3]`, and with `parsing` the part that each pixel shows, uint8 `[218, 178]`.
 
-
-def draw_with_parts(sitter: Sitter, rng: np.random.Generator, *, parsing: bool = True) -> tuple[np.ndarray, np.ndarray]:
-  """The picture, and with `parsing` the part that each pixel shows, numbers of `PARTS`, uint8 `[218, 178]`.
-
-  The part is that of what is drawn last, whether or not the camera blurs it. Clothes, jewels and boxes before the face
-  are background, beards are hair, and a hand is skin.
+  `rng` decides the background, what hides the face, the light and the noise. Parts are numbers of `PARTS`, each that of
+  what is drawn last, whether or not the camera blurs it. Clothes, jewels and boxes before the face are background,
+  beards are hair, and a hand is skin.
   """
   behind, before, light = rng.spawn(3)  # Apart, so that a trait changes what shows it and not the noise.
   canvas = Canvas(sitter, parsing=parsing)
@@ -87,8 +84,7 @@ def _draw_long_hair(canvas: Canvas) -> None:
   rim = np.concatenate([np.stack([-side, down], 1), np.stack([side, down], 1)[::-1]])
   canvas.polygon(rim, canvas.hair, flat=True)
   for inward in (0.12, 0.3, 0.48):
-    for sign in (-1, 1):
-      canvas.line(np.stack([sign * (side - inward), down], 1), canvas.strand, 0.05, flat=True)
+    canvas.both(canvas.line, np.stack([side - inward, down], 1), canvas.strand, 0.05, flat=True)
 
 
 def _draw_body(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -131,18 +127,16 @@ def _draw_skin(canvas: Canvas) -> None:
   """Cheeks, and the lines of age."""
   sitter = canvas.sitter
   bones, rosy, age = sitter.amount('High_Cheekbones'), sitter.amount('Rosy_Cheeks'), 1 - sitter.amount('Young')
-  for sign in (-1, 1):
-    if bones > 0.1:
-      canvas.line([(sign * 1.62, 1.0), (sign * 1.3, 1.5), (sign * 1.12, 1.95)], canvas.shade, 0.16 * bones)
-      canvas.blob(sign * 1.22, 0.95, 0.6, 0.42, (255, 246, 236), 0.75 * bones)
-    if rosy > 0.1:
-      canvas.blob(sign * 1.2, 1.2, 0.7, 0.6, (238, 72, 96), 0.75 * rosy)
-    if age > 0.1:
-      line = mix(canvas.skin, (50, 24, 20), 0.55 * age)
-      canvas.line([(sign * 0.45, 1.35), (sign * 0.85, 1.75), (sign * 1.2, 2.35)], line, 0.07)
-      canvas.line([(sign * 1.5, -0.15), (sign * 1.72, -0.3)], line, 0.06)
-      canvas.line([(sign * 1.5, 0.05), (sign * 1.74, 0.1)], line, 0.06)
+  if bones > 0.1:
+    canvas.both(canvas.line, [(1.62, 1.0), (1.3, 1.5), (1.12, 1.95)], canvas.shade, 0.16 * bones)
+    canvas.both(canvas.blob, (1.22, 0.95), 0.6, 0.42, (255, 246, 236), 0.75 * bones)
+  if rosy > 0.1:
+    canvas.both(canvas.blob, (1.2, 1.2), 0.7, 0.6, (238, 72, 96), 0.75 * rosy)
   if age > 0.1:
+    line = mix(canvas.skin, (50, 24, 20), 0.55 * age)
+    canvas.both(canvas.line, [(0.45, 1.35), (0.85, 1.75), (1.2, 2.35)], line, 0.07)
+    canvas.both(canvas.line, [(1.5, -0.15), (1.72, -0.3)], line, 0.06)
+    canvas.both(canvas.line, [(1.5, 0.05), (1.74, 0.1)], line, 0.06)
     for y in (-1.25, -1.0):
       canvas.line([(-0.85, y + 0.05), (0, y - 0.03), (0.85, y + 0.05)], mix(canvas.skin, (50, 24, 20), 0.5 * age), 0.06)
 
@@ -162,9 +156,8 @@ def _draw_beard(canvas: Canvas) -> None:
     canvas.polygon(np.concatenate([jaw, jaw[::-1] * (0.88, 0.93 - 0.05 * strap)]), _beard(canvas, strap), flat=True)
   if sitter.has('Sideburns'):
     edge = canvas.edge
-    for sign in (-1, 1):
-      corners = [(edge, -0.7), (edge - 0.34, -0.6), (edge - 0.38, 1.15), (edge - 0.08, 1.25)]
-      canvas.polygon(np.array(corners) * (sign, 1), canvas.hair, flat=True)
+    corners = [(edge, -0.7), (edge - 0.34, -0.6), (edge - 0.38, 1.15), (edge - 0.08, 1.25)]
+    canvas.both(canvas.polygon, corners, canvas.hair, flat=True)
   if sitter.has('Goatee'):
     middle = mouth_y(sitter)
     around = [(-0.62, middle + 0.3), (0, middle + 0.4), (0.62, middle + 0.3), (0.5, middle + 0.95), (0, middle + 1.12)]
@@ -179,8 +172,7 @@ def _draw_moustache(canvas: Canvas) -> None:
   if canvas.sitter.has('Mustache'):
     lip = mouth_y(canvas.sitter) - 0.26
     half = [(0, lip - 0.24), (0.42, lip - 0.2), (0.86, lip + 0.2), (0.45, lip + 0.08), (0, lip + 0.02)]
-    for sign in (-1, 1):
-      canvas.polygon(np.array(half) * (sign, 1), canvas.hair)
+    canvas.both(canvas.polygon, half, canvas.hair)
 
 
 def _draw_eyes(canvas: Canvas) -> None:
@@ -235,8 +227,7 @@ def _draw_brow(canvas: Canvas, sign: int) -> None:
   middle = middle - 0.26 * sitter.unit(1) * (1 - across) - 0.26 * sitter.unit(2) * across
   middle = middle + 0.26 * sitter.unit(4) * (1 - 0.6 * across)
   x = sign * (0.5 - 0.16 * sitter.unit(4) + 1.05 * across)
-  rim = np.concatenate([np.stack([x, middle - taper], 1), np.stack([x, middle + taper], 1)[::-1]])
-  canvas.polygon(rim, mix(canvas.hair, (30, 20, 16), 0.45))
+  canvas.polygon(ribbon(x, middle - taper, middle + taper), mix(canvas.hair, (30, 20, 16), 0.45))
 
 
 def _draw_nose(canvas: Canvas) -> None:
@@ -274,12 +265,11 @@ def _draw_mouth(canvas: Canvas) -> None:
   paint = ((190, 12, 40), (214, 40, 110), (120, 16, 60))[int(sitter.shape['paint_colour'] * 7) % 3]
   bare = mix(canvas.skin, (150, 60, 60), 0.6 - 0.3 * sitter.amount('Male'))
   lips = mix(bare, paint, 0.95 * sitter.amount('Wearing_Lipstick'))
-  rim = [np.stack([x, upper - thick * bulge**0.6], 1), np.stack([x, lower + 1.25 * thick * bulge**0.6], 1)[::-1]]
-  canvas.polygon(np.concatenate(rim), lips)
-  canvas.polygon(np.concatenate([np.stack([x, upper], 1), np.stack([x, lower], 1)[::-1]]), (56, 14, 18))
+  canvas.polygon(ribbon(x, upper - thick * bulge**0.6, lower + 1.25 * thick * bulge**0.6), lips)
+  canvas.polygon(ribbon(x, upper, lower), (56, 14, 18))
   if gap > 0.15:
-    teeth = [np.stack([x, upper], 1)[2:-2], np.stack([x, upper + 0.4 * (lower - upper)], 1)[2:-2][::-1]]
-    canvas.polygon(np.concatenate(teeth), (246, 244, 236))
+    inner = slice(2, -2)
+    canvas.polygon(ribbon(x[inner], upper[inner], (upper + 0.4 * (lower - upper))[inner]), (246, 244, 236))
 
 
 def _draw_hair(canvas: Canvas) -> None:
@@ -288,7 +278,7 @@ def _draw_hair(canvas: Canvas) -> None:
   if sitter.has('Bald'):
     for sign in (-1, 1):
       canvas.polygon(ellipse(sign * (edge - 0.02), -0.45, 0.18, 0.55), canvas.hair, flat=True)
-    canvas.blob(0.4, -1.7, 0.8, 0.5, (255, 255, 250), 0.6)
+    canvas.blob((0.4, -1.7), 0.8, 0.5, (255, 255, 250), 0.6)
     return
   bangs, x = sitter.amount('Bangs'), np.linspace(-1, 1, 17)
   receding = sitter.amount('Receding_Hairline') * (1 - bangs)

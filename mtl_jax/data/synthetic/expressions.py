@@ -66,5 +66,5 @@ def face(index: int, *, seed: int) -> Face:
     'attributes': shown.astype(np.float32),
     'landmarks': canvas.landmarks(sitter).ravel(),
   }
-  image = drawing.draw(sitter, np.random.default_rng([seed, _EXPRESSION, index, 1]))
+  image, _ = drawing.draw(sitter, np.random.default_rng([seed, _EXPRESSION, index, 1]))
   return Face(image, labels, *people.identity_of(index, seed=seed))

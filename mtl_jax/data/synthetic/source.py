@@ -52,7 +52,7 @@ def face(index: int, *, seed: int, parsing: bool = False) -> Face:
   """Picture `index` (from 0) of `seed`, with its labels."""
   sitter = people.sitter_of(index, seed=seed)
   rng = np.random.default_rng([seed, _DETAIL, index])
-  image, parts = drawing.draw_with_parts(sitter, rng, parsing=parsing)
+  image, parts = drawing.draw(sitter, rng, parsing=parsing)
   labels = {'attributes': people.labels_of(sitter, index, seed=seed), 'landmarks': canvas.landmarks(sitter)}
   return Face(image, labels, *people.identity_of(index, seed=seed), parts if parsing else None)
 
