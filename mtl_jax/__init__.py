@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     prepare,
     report,
     study,
+    sweep,
     train,
   )
   from mtl_jax.errors import UserError
@@ -38,6 +39,7 @@ __all__ = [
   'prepare',
   'report',
   'study',
+  'sweep',
   'train',
 ]
 

@@ -237,6 +237,21 @@ def study(
   return _compared(verb.run, config, workdir, overrides, allow_config_change)
 
 
+def sweep(
+  config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False
+) -> dict[str, Any]:
+  """Searches fields and loss weights, confirms the best on other seeds, draws the front, and writes the report.
+
+  Arguments and errors are those of `train`; what is searched is in `config.sweep`.
+
+  Returns:
+    The content of `sweep.json`; nothing in processes other than the first. `best.py` beside it is a configuration.
+  """
+  from mtl_jax.sweeps import sweep as verb
+
+  return _compared(verb.run, config, workdir, overrides, allow_config_change)
+
+
 def affinity(
   config: Config, workdir: Place, *, overrides: Overrides = (), allow_config_change: bool = False
 ) -> dict[str, Any]:
@@ -262,7 +277,7 @@ def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, al
 
 
 def report(workdir: Place, *, pictures: bool = False, allow_code: bool = False) -> Path:
-  """Writes `report.html` of a study, of an affinity run, or of one or several runs; returns its path.
+  """Writes `report.html` of a study, a sweep, an affinity run, or of one or several runs; returns its path.
 
   Args:
     workdir: the folder.

@@ -244,6 +244,13 @@ def _parser() -> argparse.ArgumentParser:
     '--config study_celeba --workdir runs/study --config.data.dir=data/celeba224 --config.model.weights=FILE',
     takes='config',
   )
+  sweep = verb(
+    'sweep',
+    _sweep,
+    'search fields and loss weights, confirm the best on other seeds, and draw the front of the tasks',
+    '--config celeba_joint --workdir runs/sweep --config.sweep.weights_of=attributes,landmarks',
+    takes='config',
+  )
   affinity = verb(
     'affinity',
     _affinity,
@@ -254,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
   report = verb(
     'report',
     _report,
-    'write report.html anew, of a study, an affinity run, or one or several runs',
+    'write report.html anew, of a study, a sweep, an affinity run, or one or several runs',
     '--workdir runs/study',
     takes='run',
   )
@@ -279,9 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     restoring.add_argument(
       '--allow_code', action='store_true', help='run the Python files that came with the run; read them first'
     )
-  for printing in (evaluation, study, affinity):
+  for printing in (evaluation, study, sweep, affinity):
     printing.add_argument('--json', action='store_true', help='print JSON instead of a table')
-  for several in (train, evaluation, study):
+  for several in (train, evaluation, study, sweep):
     _add_processes(several)
 
   verb('doctor', _doctor, 'say what this machine has, what would run where, and what is missing', '')
@@ -349,6 +356,12 @@ def _predict(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
   found = _call(mtl_jax.study, options)
   _print(options, found, lambda terminal: terminal.of_study(found))
+  return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+  found = _call(mtl_jax.sweep, options)
+  _print(options, found, lambda terminal: terminal.of_sweep(found))
   return 0
 
 

@@ -18,6 +18,7 @@ from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
 
 OWN = {'optimizer.weight_decay': 0.3, 'optimizer.clip_norm': 0.5, 'optimizer.ema_decay': 0.5}
+OWN |= {'objective.weights.landmarks': 3.0, 'objective.weights.attributes': 0.5}
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +33,7 @@ def trained(program):
   counted = []
   sound = [Replica.of(seed, OWN | {RATE: 2.5e-4 * (1 + seed)}) for seed in range(6)]
   chunk = [*sound, Replica.of(0, OWN | {RATE: 1e30})]
-  found = replicas.Trainer(program).run(chunk, test=True, stop=lambda: None, advance=counted.append)
+  found = replicas.Trainer(program, [RATE, *OWN]).run(chunk, test=True, stop=lambda: None, advance=counted.append)
   return found, sum(counted)
 
 
@@ -69,8 +70,8 @@ def test_a_replica_that_diverges_is_told_and_harms_no_other(trained):
 
 
 def test_replicas_on_their_own_devices_exchange_nothing(program):
-  trainer = replicas.Trainer(program)
-  numbers = replicas.numbers_of([Replica.of(seed, {RATE: 1.0}) for seed in range(8)])
+  trainer = replicas.Trainer(program, [RATE])
+  numbers = replicas.numbers_of([Replica.of(seed, {RATE: 1.0}) for seed in range(8)], [RATE])
   state = jax.eval_shape(trainer._init, numbers, program.weights)
   positions = np.zeros((8, 1, program.config.train.batch_size), np.int32)
   text = trainer.steps.lower(state, numbers, positions, trainer._source).compile().as_text()

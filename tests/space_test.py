@@ -92,7 +92,10 @@ def test_a_program_is_tried_only_with_what_matters_to_it():
 def test_numbers_of_a_step_are_arguments_and_what_changes_it_is_not():
   values = {RATE: 1e-3, 'optimizer.weight_decay': 0.0, 'train.batch_size': 8, 'objective.weights.landmarks': 2.0}
   replica = Replica.of(3, values)
-  assert set(replica.arguments) == {RATE}
+  config = config_of('objective.name=cagrad')
+  assert set(space.arguments(dict(replica.values), config)) == {RATE, 'objective.weights.landmarks'}
+  assert space.arguments({'objective.options.c': 0.1}, config) == ('objective.options.c',)
+  assert space.arguments({'objective.options.groups': 1}, config_of('objective.name=go4align')) == ()
   assert replica.config(with_fields(default.get_config().lock(), train__steps=7)).train.batch_size == 8
 
 

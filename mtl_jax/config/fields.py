@@ -260,6 +260,51 @@ _DECLARED = (
   Field('study.replicas_at_once', 0, COUNT_OR_0,
     'Replicas trained in one program; 0: one on each CPU device, up to 8 on others.', resumable=True),
 
+  Field('sweep.space', {}, Open(VALUES),
+    'What is searched, field by field by their names: `sweep.space.optimizer.learning_rate=log(3e-4,1e-2)`, a list of '
+    'values, or range(A, B); docs/sweep.md.', resumable=True),
+  Field('sweep.weights_of', (), NAMES,
+    'Tasks, or groups of tasks, whose weights are searched too: above 0, and 1 on average.', resumable=True),
+  Field('sweep.weight_steps', 10, whole(2, 1_000), 'Parts of the whole that weights have in a grid.', resumable=True),
+  Field('sweep.sampler', 'sobol', choice('grid', 'random', 'sobol', 'halton', 'tpe', 'nsga2'),
+    'How trials are chosen: every combination, at random, evenly (sobol, halton), or by what others have reached: tpe '
+    'for one goal, nsga2 for several (of Optuna).', resumable=True),
+  Field('sweep.trials', 32, whole(1, 1_000_000), 'Trials of a search; a grid has those that it has.', resumable=True),
+  Field('sweep.batch', 8, COUNT, 'Trials at a time, where others wait for their results: tpe, nsga2, and a pruner.',
+    resumable=True),
+  Field('sweep.pruner', 'none', choice('none', 'median', 'halving'),
+    'Gives trials up that do worse at an evaluation than half of those of earlier batches (of Optuna).',
+    resumable=True),
+  Field('sweep.num_seeds', 1, whole(1, 100_000), 'Seeds of a trial; they are not those of the confirmation.',
+    resumable=True),
+  Field('sweep.best', 'metric', choice('metric', 'gains', 'knee'),
+    'What is best on validation: the greatest sweep.metric, the greatest weighted mean of gains over single-task '
+    'models, or the knee of the front of the goals.', resumable=True),
+  Field('sweep.metric', 'loss', TEXT,
+    'As eval.metric; the loss is summed with the weights of the configuration, whatever those of a trial.',
+    resumable=True),
+  Field('sweep.gains', {}, Open(AT_LEAST_0), "Weights of tasks' gains, 1 for those not listed.", resumable=True),
+  Field('sweep.goals', (), NAMES,
+    "What a front is of: `task/metric`, score (the sweep.metric) or speed (of training); empty: each task's main "
+    'metric.', resumable=True),
+  Field('sweep.match', 'steps', choice('steps', 'images'),
+    'What trials of other batch sizes have alike: steps, or images, in fewer steps.', resumable=True),
+  Field('sweep.methods', (), NAMES,
+    'Objectives to set beside fixed weights, searched alike over the rest of the space, as cagrad,famo,nash_mtl.',
+    resumable=True),
+  Field('sweep.method_trials', 0, COUNT_OR_0,
+    'Trials of each method and each single-task model; 0: sweep.trials, or one where there is nothing to choose.',
+    resumable=True),
+  Field('sweep.front_points', 8, COUNT_OR_0,
+    'Trials on the front of the goals that are trained again, on seeds that the search did not see, to draw the front; '
+    'where weights or methods are searched. 0: no front.', resumable=True),
+  Field('sweep.confirm_seeds', 5, whole(1, 100_000),
+    'Seeds, other than those of the search, that the best is confirmed on, beside the configuration as it is.',
+    resumable=True),
+  Field('sweep.preset', 'none', choice('none', 'learning_rate', 'batch_size'),
+    'Sets other fields of the sweep: a learning-rate range test (1e-6 to 1), or batch sizes up to the knee of score '
+    'and speed.', resumable=True),
+
   Field('affinity.every_steps', 10, COUNT, "Steps from one look at the tasks' gradients to the next."),
   Field('affinity.step_size', 0.0, AT_LEAST_0,
     "Length of the look-ahead step along one task's plain gradient; 0: the run's learning rate at that step, as in the "
@@ -297,7 +342,7 @@ def _searchable(tree: Any) -> Any:
 Tree = dict[str, 'Kind | Open | Tree']
 TREE: Tree = _nested({name: field.kind for name, field in FIELDS.items()})
 SEARCHED = _searchable({name: TREE[name] for name in ('data', 'model', 'objective', 'optimizer', 'train', 'eval')})
-TREE['study']['grid'] = SEARCHED  # pyright: ignore[reportIndexIssue]
+TREE['study']['grid'] = TREE['sweep']['space'] = SEARCHED  # pyright: ignore[reportIndexIssue]
 DEFAULTS = _nested({name: field.default for name, field in FIELDS.items()})
 
 

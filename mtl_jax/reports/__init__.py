@@ -1,4 +1,4 @@
-"""Pages and plots over the JSON that `eval`, `study` and `affinity` write, and their tables for the terminal."""
+"""Pages and plots over the JSON that `eval`, `study`, `sweep` and `affinity` write, and tables for the terminal."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 from mtl_jax.errors import CheckpointError, one_line
 from mtl_jax.platform import json_file
-from mtl_jax.reports import affinity_page, study_page, terminal
+from mtl_jax.reports import affinity_page, study_page, sweep_page, terminal
 from mtl_jax.reports.runs import find_runs
 from mtl_jax.reports.runs_page import write_report
 
@@ -15,7 +15,7 @@ __all__ = ['find_runs', 'rebuild', 'terminal', 'write_report']
 
 
 def rebuild(directory: Path, *, pictures: bool = False) -> Path:
-  """Writes the page of a study, an affinity run, a run, or a folder of runs; returns its path.
+  """Writes the page of a study, a sweep, an affinity run, a run, or a folder of runs; returns its path.
 
   Args:
     directory: the working directory.
@@ -28,6 +28,9 @@ def rebuild(directory: Path, *, pictures: bool = False) -> Path:
   if (directory / 'study.json').is_file() or (directory / 'replicas').is_dir():
     with _content(directory / 'study.json', 'study') as study:
       study_page.write_report(study, directory, show_pictures=pictures)
+  elif (directory / 'sweep.json').is_file() or (directory / 'trials').is_dir():
+    with _content(directory / 'sweep.json', 'sweep') as found:
+      sweep_page.write_report(found, directory)
   elif (directory / 'affinity.json').is_file() or (directory / 'looks').is_dir():
     with _content(directory / 'affinity.json', 'affinity') as found:
       affinity_page.write_report(found, directory)

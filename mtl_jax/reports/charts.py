@@ -20,6 +20,7 @@ WIDTH_INCHES = 4.6  # Narrow, so that the text stays readable when a phone shows
 MAX_POINTS = 300
 INCHES_A_TASK = 0.14  # Room for its name; maps of many tasks are wider than others, and scroll on a phone.
 MAX_NUMBERS = 8  # Maps of up to so many tasks have their numbers written into them.
+SAYS = 'says: '  # Begins the id of what shows the rest of it when it is touched.
 FAINT = 0.3  # How strongly entries within noise are drawn.
 
 
@@ -56,6 +57,17 @@ class Mark(NamedTuple):
   value: float | None
   interval: Sequence[float] | None = None
   parts: Sequence[float] = ()
+
+
+class Point(NamedTuple):
+  """A point with its intervals in both directions, a label beside it, and what it says when it is touched."""
+
+  side: Side
+  x: float
+  y: float
+  intervals: tuple[Sequence[float] | None, Sequence[float] | None] = (None, None)
+  label: str = ''
+  says: str = ''
 
 
 def curves(lines: Sequence[tuple[Side, Curve]], *, percent: bool) -> Any:
@@ -137,6 +149,50 @@ def differences(
   return figure
 
 
+def scatter(
+  points: Sequence[Point],
+  *,
+  names: Sequence[str],
+  joined: Side | None = None,
+  origin: str = '',
+  log: bool = False,
+) -> Any:
+  """A figure of points.
+
+  Args:
+    points: what is drawn.
+    names: of both axes.
+    joined: the side whose points are joined by a line, from left to right.
+    origin: what lies at 0, where lines are drawn; empty for none.
+    log: whether the first axis is logarithmic.
+  """
+  figure, axes = _figure(WIDTH_INCHES * 0.8)
+  if origin:
+    axes.axhline(0, color=GRID, linewidth=1.2)
+    axes.axvline(0, color=GRID, linewidth=1.2)
+    axes.plot(0, 0, '+', color=INK, markersize=9)
+    axes.annotate(origin, (0, 0), (4, -4), textcoords='offset points', va='top', fontsize=8, color=INK)
+  line = sorted((one.x, one.y) for one in points if one.side == joined)
+  if line and joined:
+    axes.plot(*zip(*line, strict=True), color=RUN_COLOURS[joined.place], linewidth=1.2)
+  for one in points:
+    colour, marker = RUN_COLOURS[one.side.place], MARKERS[one.side.place % len(MARKERS)]
+    for ends, fixed in zip(one.intervals, (one.y, one.x), strict=True):
+      if ends:
+        across = (list(ends), [fixed, fixed]) if ends is one.intervals[0] else ([fixed, fixed], list(ends))
+        axes.plot(*across, color=colour, linewidth=1, alpha=0.5, solid_capstyle='butt')
+    axes.plot(one.x, one.y, marker, color=colour, markersize=5.5, markeredgewidth=0, gid=f'{SAYS}{one.says}')
+    if one.label:
+      place = {'xytext': (4, 3), 'textcoords': 'offset points'}
+      axes.annotate(one.label, (one.x, one.y), fontsize=7.5, color=INK, parse_math=False, **place)
+  if log:
+    axes.set_xscale('log')
+  axes.set_xlabel(names[0], parse_math=False)
+  axes.set_ylabel(names[1], parse_math=False, size=8.5, color=INK)
+  _quiet(axes, grid='both')
+  return figure
+
+
 def heat_map(
   values: Float[np.ndarray, 'k k'], names: Sequence[str], *, above: Bool[np.ndarray, 'k k'], label: str
 ) -> Any:
@@ -207,6 +263,7 @@ def to_svg(figure: Any, *, name: str) -> str:
     svg = svg.replace(colour, f'var(--run-{i})')
   svg = svg.replace(INK, 'currentColor').replace(GRID, 'var(--grid)')
   svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
+  svg = re.sub(rf'<g id="{SAYS}([^"]*)"', r'<g class="says" data-says="\1"', svg)
   used = set(re.findall(r'#([\w-]+)', svg))
   svg = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else '', svg)
   # Ids of a page must differ from chart to chart.

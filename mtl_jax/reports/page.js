@@ -49,6 +49,21 @@ for (const table of document.querySelectorAll('table.sortable')) {
   apply();  // A browser may have kept what was typed before the page was loaded again.
 }
 
+// A point of a chart says what it is below the chart: under a mouse, or at a touch.
+for (const figure of document.querySelectorAll('figure')) {
+  const points = figure.querySelectorAll('.says');
+  if (!points.length) continue;
+  const line = document.createElement('p');
+  line.className = 'quiet';
+  line.setAttribute('role', 'status');
+  figure.append(line);
+  for (const point of points) {
+    for (const event of ['pointerenter', 'click']) {
+      point.addEventListener(event, () => { line.textContent = point.dataset.says; });
+    }
+  }
+}
+
 // What is wider than its place says so: by a shadow, on a phone in words too.
 for (const part of document.querySelectorAll('.scroll')) {
   const more = document.createElement('p');

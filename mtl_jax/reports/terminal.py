@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mtl_jax.platform import address
-from mtl_jax.reports import affinity_page, verdicts
+from mtl_jax.reports import affinity_page, sweep_page, verdicts
 from mtl_jax.reports.charts import Side
 from mtl_jax.reports.page import Block, Heading, Table, Text
 from mtl_jax.reports.runs import Evaluation, Run, load
@@ -33,6 +33,12 @@ def of_evaluation(found: Mapping[str, Any], directory: Path) -> str:
 def of_study(found: Mapping[str, Any]) -> str:
   """All arms of a `study.json`, then the tests of each."""
   return as_text([*verdicts.all_arms(found), *verdicts.tests(found)])
+
+
+def of_sweep(found: Mapping[str, Any]) -> str:
+  """The best of a `sweep.json`, the tests that confirm it, and the front."""
+  front = sweep_page.front(found) if found['front'] else []
+  return as_text([*sweep_page.best(found), *verdicts.tests(found['best']['confirmed']), *front])
 
 
 def of_affinity(found: Mapping[str, Any]) -> str:

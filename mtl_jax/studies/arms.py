@@ -7,10 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax.config import apply_override, choose, parts, validate, with_fields
+from mtl_jax.config import apply_override, choose, validate, with_fields
 from mtl_jax.errors import ConfigError
-from mtl_jax.objectives import OBJECTIVES
-from mtl_jax.objectives.declared import kinds_of
 from mtl_jax.studies import space
 from mtl_jax.studies.space import Values
 from mtl_jax.tasks import Task
@@ -26,11 +24,6 @@ class Replica:
   @classmethod
   def of(cls, seed: int, values: Mapping[str, Any]) -> 'Replica':
     return cls(seed, tuple(sorted(values.items())))
-
-  @property
-  def arguments(self) -> tuple[str, ...]:
-    """The fields that a compiled step takes as arguments; the others are its program's own."""
-    return tuple(field for field, value in self.values if space.is_argument(field, value))
 
   def config(self, program: ConfigDict) -> ConfigDict:
     """Its own configuration, but for the seed; ConfigError for values that do not fit together."""
@@ -109,8 +102,7 @@ def grid(config: ConfigDict) -> list[Values]:
   rates = tuple(sorted(set(config.study.learning_rates))) or (float(config.optimizer.learning_rate),)
   if all(axis.field != RATE for axis in found.axes):
     found = dataclasses.replace(found, axes=(space.Axis(RATE, configs.kind_of(RATE), rates), *found.axes))
-  options = kinds_of(parts.find(config.objective.name, OBJECTIVES, field='config.objective.name'))
-  own = tuple(axis for axis in found.axes if space.matters(axis.field, config, options))
+  own = tuple(axis for axis in found.axes if space.matters(axis.field, config))
   return dataclasses.replace(found, axes=own).grid()
 
 

@@ -21,7 +21,7 @@ from mtl_jax.metrics import draws
 from mtl_jax.platform import processes
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
-from mtl_jax.studies import program, replicas, scores, summary
+from mtl_jax.studies import program, replicas, scores, space, summary
 from mtl_jax.studies.arms import Replica
 from mtl_jax.studies.program import Program
 from mtl_jax.studies.results import Result, ResultStore, recipe
@@ -46,21 +46,32 @@ class Contender(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """Configurations by the name of their program, their data, and the place of finished replicas."""
+  """Configurations by the name of their program, their data, and the place of finished replicas.
+
+  Attributes:
+    compiled: of each chunk size and program that was trained here, the number of compiled steps.
+  """
 
   configs: Mapping[str, ConfigDict]
   store: DataSet
   directory: Path
   interruption: Interruption
+  kept_in: str = 'replicas'
   built: dict[Structure, Program] = dataclasses.field(default_factory=dict)
+  compiled: list[int] = dataclasses.field(default_factory=list)
 
   @property
   def results(self) -> ResultStore:
-    return ResultStore(self.directory / 'replicas')
+    return ResultStore(self.directory / self.kept_in)
+
+  def structure(self, name: str, replica: Replica) -> Structure:
+    """A key that replicas share if one compiled step trains them: what is its program's own, and its arguments."""
+    arguments = space.arguments(dict(replica.values), self.configs[name])
+    return name, tuple((field, value) for field, value in replica.values if field not in arguments), arguments
 
   def program(self, name: str, replica: Replica) -> Program:
     """The program that trains a replica, built where there is none yet."""
-    key = structure(name, replica)
+    key = self.structure(name, replica)
     if key not in self.built:
       config = replica.config(self.configs[name])
       like = next((one for one in self.built.values() if program.reads_alike(config, one.config)), None)
@@ -75,6 +86,7 @@ class Bench:
     test: bool,
     title: str,
     give_up: Callable[[Replica, Result], bool] | None = None,
+    judge: Callable[[Result], float | None] = lambda result: result.score,
   ) -> None:
     """Trains what has no result yet, in chunks.
 
@@ -85,11 +97,12 @@ class Bench:
       test: predict the test split, too.
       title: of what is done, for the log.
       give_up: see `replicas.Trainer.run`.
+      judge: the score of a result, for the best so far.
     """
     groups: dict[Structure, list[Replica]] = {}
     for name, those in wanted.items():
       for one in dict.fromkeys(those):
-        groups.setdefault(structure(name, one), []).append(one)
+        groups.setdefault(self.structure(name, one), []).append(one)
     count, made_by = sum(map(len, groups.values())), {}
     for (name, *_), those in groups.items():
       made_by |= {(name, one): recipe(one.config(self.configs[name]), self.store.checksum) for one in those}
@@ -103,9 +116,9 @@ class Bench:
     kept = f', of which {count - len(missing)} are done' if count > len(missing) else ''
     log.info('%s: %d replicas of %d programs%s', title, count, len(groups), kept)
     steps = sum(one.config(self.configs[name]).train.steps for name, one in missing)
-    turns, best = itertools.cycle(range(processes.count())), -np.inf
+    turns, best, ended = itertools.cycle(range(processes.count())), -np.inf, count - len(missing)
     with bar(steps, description=title, unit='step', enabled=processes.index() == 0) as progress:
-      for (name, *_), those in groups.items():
+      for (name, _, arguments), those in groups.items():
         if missing.isdisjoint((name, one) for one in those):
           continue
         own = self.program(name, those[0])
@@ -113,7 +126,7 @@ class Bench:
         for chunk in chunks:
           if missing.isdisjoint((name, one) for one in chunk) or next(turns) != processes.index():
             continue
-          trainer = trainer or replicas.Trainer(own)
+          trainer = trainer or replicas.Trainer(own, arguments)
           size, advance = max(map(len, chunks)), lambda num: progress.update(num * processes.count())
           found = trainer.run(chunk, size=size, test=test, stop=self.stop, advance=advance, give_up=give_up)
           for one, (result, predictions) in zip(chunk, found, strict=True):
@@ -123,9 +136,11 @@ class Bench:
               log.warning('warning: %s with %s diverged at step %d', name, one, result.diverged_at)
             result.made_by = made_by[name, one]
             self.results.put(name, one, result, predictions)
-            best = max(best, -np.inf if result.score is None else result.score)
+            score = None if result.diverged_at else judge(result)
+            ended, best = ended + 1, best if score is None else max(best, score)
           if len(wanted) == 1:
-            progress.set_postfix_str(f'best so far {best:.4g}')
+            progress.set_postfix_str(f'{ended} of {count} done, best so far {best:.4g}')
+        self.compiled.append(trainer.num_compiled if trainer else 0)
     processes.gather(title, None, stop=self.stop)
 
   def stop(self) -> None:
@@ -181,9 +196,3 @@ class Bench:
     each = [one.size() for one in programs]
     seconds = sum(self.seconds(name, side.replicas(name)) for name in side.programs) / len(side.seeds)
     return {key: sum(size[key] for size in each) for key in each[0]} | {'seconds': seconds}
-
-
-def structure(name: str, replica: Replica) -> Structure:
-  """A key that replicas share if one compiled program trains them."""
-  arguments = replica.arguments
-  return name, tuple((field, value) for field, value in replica.values if field not in arguments), arguments

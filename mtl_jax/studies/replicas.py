@@ -71,10 +71,10 @@ def _bytes_a_replica(program: Program) -> int:
 
 
 class Trainer:
-  """A program's compiled functions, and the data they read, for chunks of one size."""
+  """A program's compiled functions, and the data they read, for replicas that differ in these arguments."""
 
-  def __init__(self, program: Program):
-    self.program = program
+  def __init__(self, program: Program, arguments: Sequence[str] = ()):
+    self.program, self.arguments = program, arguments
     mesh = program.mesh
     self._init = jax.jit(over_replicas(program.init, mesh, common=WHOLE))
     self.steps = jax.jit(
@@ -82,6 +82,7 @@ class Trainer:
     )
     self._evaluate = jax.jit(over_replicas(program.evaluate, mesh, common=WHOLE))
     self._keep_better = jax.jit(_keep_better, donate_argnums=1)
+    self._compiling = 0.0  # Seconds.
     self._source = resident.place(program.run.train, [np.arange(len(program.run.train))] * mesh.devices.size, mesh)
 
   def run(
@@ -107,17 +108,17 @@ class Trainer:
     program, config = self.program, self.program.config
     fill = max(size - len(replicas), -len(replicas) % program.mesh.devices.size)
     filled = [*replicas, *[replicas[-1]] * fill]
-    numbers = numbers_of(filled)
+    numbers = numbers_of(filled, self.arguments)
     configs = [replica.config(config) for replica in filled]
     samplers = [program.run.make_sampler(replica.seed) for replica in filled]
     state = self._init(numbers, program.weights)
     best = jax.tree.map(jnp.copy, state.eval_variables)
     results, unlogged = [Result() for _ in filled], []
-    started = time.monotonic()
+    started, compiling = time.monotonic(), self._compiling
     for first, num in program.run.dispatches((config.eval.every_steps,)):
       stop()
       positions = np.array([[sampler.indices(first + i) for i in range(num)] for sampler in samplers], np.int32)
-      state, metrics = self.steps(state, numbers, positions, self._source)
+      state, metrics = self._call(self.steps, state, numbers, positions, self._source)
       unlogged.append(metrics)
       sharding.hold_back(unlogged)
       advance(num * len(replicas))
@@ -130,15 +131,28 @@ class Trainer:
         if give_up is not None:
           for replica, result in zip(filled, results, strict=True):
             if not result.diverged_at and not result.pruned_at and step < config.train.steps:
-              result.pruned_at = step * give_up(replica, result)
+              result.pruned_at = step if give_up(replica, result) else 0
           if all(result.diverged_at or result.pruned_at for result in results):
             break
     found = [one.predictions for one in self.predict(best, program.test)] if test else [{}] * len(filled)
-    seconds = (time.monotonic() - started) / len(filled)
+    seconds = (time.monotonic() - started - (self._compiling - compiling)) / len(filled)
     for result in results:
-      result.seconds = seconds
+      result.seconds, result.images = seconds, step * config.train.batch_size
     predictions = [{} if result.diverged_at else one for result, one in zip(results, found, strict=True)]
     return list(zip(results, predictions, strict=True))[: len(replicas)]
+
+  @property
+  def num_compiled(self) -> int:
+    """Number of programs that its steps were compiled to: one for each number of steps in a call."""
+    return self.steps._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+
+  def _call(self, function: Any, *arguments: Any) -> Any:
+    """Calls a compiled function, and notes the seconds if it was compiled for that."""
+    started, known = time.monotonic(), function._cache_size()
+    result = function(*arguments)
+    if function._cache_size() > known:
+      self._compiling += time.monotonic() - started
+    return result
 
   def predict(self, variables: Any, split: Split) -> list[evaluate.Evaluation]:
     """Every replica's predictions of a split, and the mean of each task's loss."""
@@ -150,7 +164,7 @@ class Trainer:
       return batch
 
     fetched = [
-      jax.device_get(self._evaluate(variables, batch))
+      jax.device_get(self._call(self._evaluate, variables, batch))
       for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size))
     ]
     count = jax.tree.leaves(variables)[0].shape[0]
@@ -160,10 +174,11 @@ class Trainer:
     ]
 
 
-def numbers_of(replicas: Sequence[Replica]) -> dict[str, np.ndarray]:
+def numbers_of(replicas: Sequence[Replica], arguments: Sequence[str]) -> dict[str, np.ndarray]:
   """Seeds `[replicas]` and, by field, the values that a compiled step takes as arguments."""
-  values = {name: np.array([dict(one.values)[name] for one in replicas], np.float32) for name in replicas[0].arguments}
-  return {'train.seed': np.array([one.seed for one in replicas], np.int32), **values}
+  values = {name: np.array([dict(one.values)[name] for one in replicas]) for name in arguments}
+  numbers = {'train.seed': np.array([one.seed for one in replicas]), **values}
+  return {name: each.astype(np.float32 if each.dtype.kind == 'f' else np.int32) for name, each in numbers.items()}
 
 
 def log(results: Sequence[Result], step: int, unlogged: Sequence[Any]) -> None:

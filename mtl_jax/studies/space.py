@@ -9,19 +9,22 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
+from mtl_jax.config import parts
 from mtl_jax.errors import ConfigError
 from mtl_jax.kinds import Kind, is_on, require
+from mtl_jax.objectives import OBJECTIVES
+from mtl_jax.objectives.declared import kinds_of, traceable
 
 Values = dict[str, Any]  # By field.
 COUPLINGS = ('distribution', 'soft_co_annotation', 'co_annotation')
-# Fields that may be arguments where they are above 0.
+# Fields that may be arguments where they are above 0; weights and options of objectives may be, too.
 ARGUMENTS = (
   *(f'optimizer.{name}' for name in ('learning_rate', 'weight_decay', 'clip_norm', 'momentum', 'ema_decay')),
   *(f'objective.matching.{name}' for name in COUPLINGS),
@@ -143,11 +146,10 @@ class Space:
     cuts = itertools.combinations(range(1, self.weight_steps), len(self.weights_of) - 1)
     return [tuple(b - a for a, b in zip((0, *cut), (*cut, self.weight_steps), strict=True)) for cut in cuts]
 
-  def without_weights(self) -> 'Space':
-    """The rest, for models that have no weights to choose."""
-    return dataclasses.replace(
-      self, axes=tuple(a for a in self.axes if not a.field.startswith('objective.')), weights_of=()
-    )
+  def rest(self, config: ConfigDict) -> 'Space':
+    """What of the space matters to a program that has no weights to choose."""
+    axes = tuple(axis for axis in self.axes if matters(axis.field, config) and 'objective.weights' not in axis.field)
+    return dataclasses.replace(self, axes=axes, weights_of=())
 
 
 def of_fields(texts: Mapping[str, Any], *, where: str, **more: Any) -> Space:
@@ -156,19 +158,35 @@ def of_fields(texts: Mapping[str, Any], *, where: str, **more: Any) -> Space:
   return Space(axes, where=where, **more)
 
 
-def is_argument(field: str, value: Any) -> bool:
-  """True for a field that a compiled step takes as an argument at this value."""
-  return field in ARGUMENTS and is_on(value)
+def arguments(values: Mapping[str, Any], config: ConfigDict) -> tuple[str, ...]:
+  """The fields that a compiled step takes as arguments at these values; the others are its program's own."""
+  make = find_objective(values.get('objective.name', config.objective.name))
+  names, numeric = kinds_of(make), traceable(make)
+
+  def is_one(field: str, value: Any) -> bool:
+    group, _, name = field.rpartition('.')
+    if group == 'objective.options' and type(value) in (int, float):
+      return name in numeric
+    if group == 'objective.weights':
+      return 'weights' in numeric or 'weights' not in names
+    return field in ARGUMENTS and is_on(value)
+
+  return tuple(field for field, value in values.items() if is_one(field, value))
 
 
-def matters(field: str, config: ConfigDict, options: Container[str]) -> bool:
+def find_objective(name: str) -> Callable[..., Any]:
+  """The maker of objectives of that name."""
+  return parts.find(name, OBJECTIVES, field='config.objective.name')
+
+
+def matters(field: str, config: ConfigDict) -> bool:
   """False for a field that changes nothing in a program: a coupling that is switched off, an option it has not.
 
   Args:
     field: its name.
     config: the program's.
-    options: that its objective has.
   """
+  options = kinds_of(find_objective(config.objective.name))
   matching = config.objective.matching
   group, _, name = field.rpartition('.')
   if group == 'objective.matching':

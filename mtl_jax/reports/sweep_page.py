@@ -1,0 +1,194 @@
+"""The page of a sweep: its best and how that was confirmed, the fronts of the tasks, all trials, and the costs."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mtl_jax.platform import address
+from mtl_jax.reports import charts, figures, page, verdicts
+from mtl_jax.reports.charts import Point, Side
+from mtl_jax.reports.figures import MISSING
+from mtl_jax.reports.page import Block, Cell, Charts, Column, Fold, Heading, Pairs, Row, Table, Text, table
+from mtl_jax.run import workdir
+from mtl_jax.studies import space
+
+KINDS = ('weights', 'method', 'best', 'base')  # In the order of their colours.
+CALLED = {'weights': 'fixed weights', 'method': 'methods', 'best': 'the best', 'base': 'as configured'}
+MAX_CHARTS = 6
+
+
+def write_report(found: Mapping[str, Any], directory: Path) -> None:
+  """Writes `report.html`, and the charts into `plots/`, from the content of `sweep.json` and from `config.json`."""
+  plots, config = directory / 'plots', workdir.read(directory)[0]
+  sides = [Side(name, number) for number, name in enumerate(found['best']['confirmed']['arms'])]
+  body = [*best(found), *verdicts.section(found['best']['confirmed'], sides[1], sides[0], plots)]
+  body += [*front(found), *_front_charts(found['front'], plots)] if found['front'] else []
+  body += [*_searched(found, plots), *_trials(found), *_cost(found['cost'])]
+  body += page.provenance(found, config.to_dict(), section='sweep', more={})
+  num = sum(found['cost']['trials'].values())
+  subtitle = (
+    f'{num} trials; confirmed with {len(found["best"]["confirmed"]["seeds"])} seeds; {found.get("date", MISSING)}'
+  )
+  page.write(directory / 'report.html', body, title=f'Sweep: {address.name(directory)}', subtitle=subtitle)
+
+
+def best(found: Mapping[str, Any]) -> list[Block]:
+  """What was found best, by which rule."""
+  own = found['best']
+  body: list[Block] = [
+    Heading('The best'),
+    table('Best', ('Field', 'Value'), [(field, page.field_text(value)) for field, value in own['values'].items()]),
+    Text(
+      f'By the rule: {own["rule"]}. Written as best.py, a configuration to train with. The figures below are of other '
+      'seeds than those of the search, on the test split; what the search itself scored says too much.',
+      'quiet',
+    ),
+  ]
+  if found['diverged_arms']:
+    body.append(Text(f'Diverged with every seed, and left out: {", ".join(found["diverged_arms"])}.', 'note'))
+  if own['edges']:
+    names = ', '.join(own['edges'])
+    body.append(Text(f'{names}: best at an end of what was tried; widen it.', 'note'))
+  return body
+
+
+def front(found: Mapping[str, Any]) -> list[Block]:
+  """Every arm's gains, the places of methods, and the hypervolumes."""
+  drawn = found['front']
+  goals = [goal['name'] for goal in drawn['goals']]
+  heads = [Column('Arm', 'text'), *(Column(f'Gain in {figures.name(goal)}', 'number') for goal in goals)]
+  heads += [Column('Front'), Column('Gap', 'number'), Column('Adjusted p', 'number'), Column('Training, s', 'number')]
+  rows = []
+  for point in drawn['points']:
+    place = drawn['positions'].get(point['arm'])
+    gains = [point['gains'][goal] for goal in goals]
+    shown = (
+      (place['position'], figures.percent(place['gap']['mean']), figures.p_text(place['p_adjusted'])) if place else ()
+    )
+    cells = [Cell(_gain(gain), value=gain['mean']) for gain in gains]
+    cells += [Cell(text) for text in shown or (MISSING,) * 3] + [
+      Cell(f'{point["seconds"]:.3g}', value=point['seconds'])
+    ]
+    rows.append(Row(point['arm'], cells, note=space.in_words(point['values'])))
+  volumes = [
+    (name, _volume(own['of_single']), _volume(own['beyond_single'])) for name, own in drawn['hypervolume'].items()
+  ]
+  return [
+    Heading('The front'),
+    Table('Front', heads, rows, sortable=True),
+    Text(
+      'Gains are over single-task models, in per cent of what these score on the test split, with 95 % intervals over '
+      f'{drawn["num_seeds"]} seeds. A method is above the front of fixed weights where it is beyond it even with '
+      'straight lines between its points, below where one of its points is better in every goal; the gap says by how '
+      'much, below 0: beyond. Tested over seeds, p-values adjusted over methods (Holm); without evidence at 5 % it '
+      'counts as on the front.',
+      'quiet',
+    ),
+    table('Hypervolume', ('Hypervolume', 'of what single-task models have', 'beyond them'), volumes),
+    Text(
+      'Of all single-task models together it is 1; beyond them it is 0 where no point betters all of them.', 'quiet'
+    ),
+  ]
+
+
+def _gain(gain: Mapping[str, Any]) -> str:
+  interval = f' ({figures.percent(gain["ci95"][0])} to {figures.percent(gain["ci95"][1])})' if gain['ci95'] else ''
+  return figures.percent(gain['mean']) + interval
+
+
+def _volume(volume: Mapping[str, Any]) -> str:
+  low_high = f' ({volume["ci95"][0]:.4g} to {volume["ci95"][1]:.4g})' if volume['ci95'] else ''
+  return f'{volume["mean"]:.4g}{low_high}'
+
+
+def _front_charts(drawn: Mapping[str, Any], plots: Path) -> list[Block]:
+  """A chart for each pair of goals, in gains."""
+  goals, sides = (
+    [goal['name'] for goal in drawn['goals']],
+    {kind: Side(CALLED[kind], i) for i, kind in enumerate(KINDS)},
+  )
+  found, present = [], [side for kind, side in sides.items() if any(one['kind'] == kind for one in drawn['points'])]
+  for x, y in itertools.combinations(goals, 2):
+    points = [
+      Point(
+        sides[one['kind']],
+        one['gains'][x]['mean'],
+        one['gains'][y]['mean'],
+        intervals=(one['gains'][x]['ci95'], one['gains'][y]['ci95']),
+        label=one['arm'] if one['kind'] == 'method' else '',
+        says=f'{one["arm"]}: '
+        + ', '.join(f'{goal} {_gain(one["gains"][goal])}' for goal in (x, y))
+        + f'; {space.in_words(one["values"])}',
+      )
+      for one in drawn['points']
+    ]
+    names = [f'gain in {figures.name(goal)}, %' for goal in (x, y)]
+    figure = charts.scatter(points, names=names, joined=sides['weights'], origin='single-task')
+    alt = f'Gains over single-task models in {x} and {y}; the figures are in the table.'
+    found.append(
+      page.chart(f'{figures.name(x)} against {figures.name(y)}', figure, alt, folder=plots, name=f'front-{x}-{y}')
+    )
+  note = 'Up and right is better; lines are 95 % intervals over seeds. Touch a point to read it.'
+  more = [Fold(f'{len(found) - MAX_CHARTS} more', [Charts(found[MAX_CHARTS:])])] if len(found) > MAX_CHARTS else []
+  return [Charts(found[:MAX_CHARTS], present), Text(note, 'quiet'), *more]
+
+
+def _searched(found: Mapping[str, Any], plots: Path) -> list[Block]:
+  """The score over each field that has numbers."""
+  trials = [
+    one for one in found['trials'] if one['program'] == found['trials'][0]['program'] and one['score'] is not None
+  ]
+  side, drawn = Side('trials', 0), []
+  for field in trials[0]['values'] if trials else ():
+    values = [one['values'][field] for one in trials]
+    if not all(type(value) in (int, float) for value in values) or len(set(values)) < 3:
+      continue
+    points = [
+      Point(side, float(value), one['score'], says=f'{one["score"]:.4g}: {space.in_words(one["values"])}')
+      for value, one in zip(values, trials, strict=True)
+    ]
+    log = min(values) > 0 and max(values) >= 30 * min(values)
+    joined = side if len(trials[0]['values']) == 1 else None
+    figure = charts.scatter(points, names=(field, 'score'), joined=joined, log=log)
+    alt = f'The score of trials over {field}; the figures are in the table.'
+    drawn.append(page.chart(field, figure, alt, folder=plots, name=f'score-{field}'))
+  note = 'On validation, greater is better; trials that diverged or were given up are left out.'
+  return [Heading('Scores of the search'), Charts(drawn[:MAX_CHARTS]), Text(note, 'quiet')] if drawn else []
+
+
+def _trials(found: Mapping[str, Any]) -> list[Block]:
+  """All trials, those of a program after another."""
+  heads = [Column('Trial', 'text'), Column('Score', 'number'), Column('Goals'), Column('Seconds', 'number')]
+  by_program: dict[str, list[Row]] = {}
+  for one in found['trials']:
+    score = f'{one["score"]:.4g}' if one['score'] is not None else _end(one)
+    goals = ', '.join(f'{goal} {value:.4g}' for goal, value in one['goals'].items() if value is not None)
+    cells = [Cell(score, value=one['score']), Cell(goals), Cell(f'{one["seconds"]:.3g}', value=one['seconds'])]
+    row = Row(str(one['trial']), cells, note=space.in_words(one['values']))
+    by_program.setdefault(one['program'], []).append(row)
+  folds = [
+    Fold(f'{program}: {len(rows)} trials', [Table(program, heads, rows, sortable=True)])
+    for program, rows in by_program.items()
+  ]
+  return [Heading('Trials'), *folds]
+
+
+def _end(trial: Mapping[str, Any]) -> str:
+  at = trial['diverged_at'] or trial['pruned_at']
+  return f'{"diverged" if trial["diverged_at"] else "given up"} at step {at}' if at else MISSING
+
+
+def _cost(cost: Mapping[str, Any]) -> list[Block]:
+  """What the search took, beside one run."""
+  searched, confirmed = (sum(cost[key].values()) for key in ('search_seconds', 'confirm_seconds'))
+  one = cost['seconds_a_trial']
+  facts = {
+    'searching, s': figures.quantity(searched, one),
+    'confirming, s': figures.quantity(confirmed, one),
+    'a trial, s': f'{one:.3g}',
+    'FLOPs of the search': figures.quantity(cost['flops_of_the_search']),
+    'FLOPs of a run': figures.quantity(cost['flops_a_run']),
+    'compiled steps': str(cost['compiled_steps']),
+  }
+  return [Heading('Cost'), Pairs(facts), Text('In brackets: how many trials take as long.', 'quiet')]

@@ -1,0 +1,171 @@
+"""A sweep searches, confirms on other seeds, draws the front, and writes what DESIGN promises."""
+
+import json
+
+import numpy as np
+import pytest
+import small_runs
+
+import mtl_jax
+from mtl_jax import cli
+from mtl_jax import config as configs
+from mtl_jax.config import with_fields
+from mtl_jax.errors import ConfigError, DivergedError
+from mtl_jax.studies import arms
+from mtl_jax.studies.arms import RATE
+from mtl_jax.studies.results import ResultStore
+from mtl_jax.sweeps import presets, sweep
+from mtl_jax.training import loop
+
+SMALL = {'train.steps': 4, 'eval.every_steps': 2, 'study.num_resamples': 100, 'sweep.confirm_seeds': 2}
+
+
+@pytest.fixture(scope='module')
+def faces(tmp_path_factory):
+  return small_runs.make_faces(tmp_path_factory.mktemp('sweep') / 'faces')
+
+
+@pytest.fixture
+def config_of(faces):
+  return lambda **fields: configs.load(
+    small_runs.make_config(faces), SMALL | {f.replace('__', '.'): v for f, v in fields.items()}
+  )
+
+
+def spaces(**fields):
+  return {f'sweep.space.{name.replace("__", ".")}': value for name, value in fields.items()}
+
+
+def bits(directory):
+  """Every prediction and score that is kept, by file."""
+  found = {}
+  for path in sorted((directory / 'trials').rglob('*.npz')):
+    kept = np.load(path)
+    facts = json.loads(str(kept['facts']))
+    predictions = {name: kept[name].tobytes() for name in kept.files if name != 'facts'}
+    found[str(path.relative_to(directory))] = predictions, facts['score'], facts['history']
+  return found
+
+
+def test_32_trials_of_numbers_share_one_compiled_step_and_a_sweep_that_was_killed_ends_in_the_same_bits(
+  config_of, tmp_path, monkeypatch
+):
+  space = spaces(optimizer__learning_rate='log(1e-4,1e-2)', optimizer__weight_decay='range(0.01,0.3)')
+  config = configs.load(
+    config_of(), {**space, 'sweep.weights_of': ('attributes', 'landmarks'), 'sweep.front_points': 0}
+  )
+  whole = sweep.run(config, tmp_path / 'whole')
+  assert whole['cost']['trials'] == {'joint': 32}
+  assert whole['cost']['compiled_steps'] == 2  # One for the search, one for the confirmation, of fewer replicas.
+  assert len({one['values'][RATE] for one in whole['trials']}) == 32
+  put, kept = ResultStore.put, []
+
+  def killed(self, *arguments):
+    if len(kept) == 11:
+      raise KeyboardInterrupt
+    kept.append(put(self, *arguments))
+
+  monkeypatch.setattr(ResultStore, 'put', killed)
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(config, tmp_path / 'killed')
+  monkeypatch.undo()
+  again = sweep.run(config, tmp_path / 'killed')
+  assert bits(tmp_path / 'killed') == bits(tmp_path / 'whole')
+  assert again['best']['values'] == whole['best']['values']
+
+
+@pytest.fixture(scope='module')
+def drawn(faces, tmp_path_factory):
+  """A finished sweep with a front and two methods, by the command line."""
+  folder = tmp_path_factory.mktemp('drawn')
+  small_runs.command(folder, small_runs.make_config(faces, **SMALL), folder / 'run')
+  fields = {
+    'sweep.space.optimizer.learning_rate': '1e-3,3e-3', 'sweep.weights_of': 'attributes,landmarks',
+    'sweep.weight_steps': '4', 'sweep.sampler': 'grid', 'sweep.methods': 'uncertainty,cagrad', 'sweep.best': 'gains',
+  }  # fmt: skip
+  flags = [f'--config.{name}={value}' for name, value in fields.items()]
+  assert cli.main(['sweep', '--config', str(folder / 'config.py'), '--workdir', str(folder / 'run'), *flags]) == 0
+  return folder / 'run'
+
+
+def test_a_front_has_fixed_weights_and_methods_beside_single_task_models(drawn):
+  found = json.loads((drawn / 'sweep.json').read_text())
+  assert found['cost']['trials'] == {'joint': 6, 'attributes': 2, 'landmarks': 2, 'uncertainty': 2, 'cagrad': 2}
+  kinds = [point['kind'] for point in found['front']['points']]
+  assert kinds.count('method') == 2
+  assert 1 <= kinds.count('weights') <= 6
+  assert set(found['front']['positions']) == {'uncertainty', 'cagrad'}
+  assert set(found['front']['hypervolume']) == {'fixed weights', 'methods'}
+  assert [goal['metric'] for goal in found['front']['goals']] == ['macro_accuracy', 'nme']
+  assert found['best']['confirmed']['seeds'] == [0, 1]
+  searched = {path.name for path in (drawn / 'trials' / 'joint').iterdir() if f'seed{arms.TUNING_SEED}' in path.name}
+  assert len(searched) == 6
+
+
+def test_the_page_of_a_sweep_shows_its_front_and_files_of_it_lie_beside(drawn):
+  page = mtl_jax.report(drawn).read_text()
+  assert page.count('class="says"') >= 4
+  assert 'uncertainty: attributes' in page
+  assert not any(text in page for text in ('http://', 'https://'))
+  for kind in ('png', 'svg'):
+    assert (drawn / 'plots' / f'front-attributes-landmarks.{kind}').stat().st_size > 1000
+  assert len((drawn / 'sweep.csv').read_text().splitlines()) == 15
+
+
+def test_the_best_is_a_configuration_that_trains_to_what_was_confirmed(drawn, tmp_path):
+  config = configs.load(drawn / 'best.py')
+  values = json.loads((drawn / 'sweep.json').read_text())['best']['values']
+  assert config.optimizer.learning_rate == values[RATE]
+  assert config.objective.weights.landmarks == values['objective.weights.landmarks']
+  assert config.train.steps == 4
+  loop.train(config, tmp_path / 'run')
+
+
+def test_a_pruned_and_a_diverged_trial_are_rows_and_no_end(config_of, tmp_path):
+  pytest.importorskip('optuna')
+  fields = spaces(optimizer__learning_rate='1e-2,3e-2,1e-7,1e30')
+  more = {'sweep.sampler': 'grid', 'sweep.batch': 2, 'sweep.pruner': 'median', 'eval.every_steps': 1}
+  found = sweep.run(configs.load(config_of(), {**fields, **more}), tmp_path)
+  by_rate = {one['values'][RATE]: one for one in found['trials']}
+  assert by_rate[1e-7]['pruned_at'] == 1
+  assert by_rate[1e30]['diverged_at']
+  assert by_rate[1e30]['score'] is by_rate[1e-7]['score'] is None
+  assert found['best']['values'][RATE] in (1e-2, 3e-2)
+  assert 'given up at step 1' in mtl_jax.report(tmp_path).read_text()
+
+
+def test_batch_sizes_to_the_knee_see_as_many_images(config_of, tmp_path):
+  config = presets.applied(config_of(sweep__preset='batch_size', train__batch_size=16, train__steps=8))
+  config = configs.load(config, spaces(train__batch_size='32'))
+  found = sweep.run(with_fields(config, sweep__preset='none'), tmp_path)
+  assert {one['values']['train.batch_size']: one['values']['train.steps'] for one in found['trials']} == {32: 4}
+  assert all(one['goals']['speed'] > 0 for one in found['trials'])
+
+
+@pytest.mark.parametrize(('preset', 'trials'), [('learning_rate', 25), ('batch_size', 5)])
+def test_presets_are_fields_of_a_sweep(preset, trials, config_of):
+  found = presets.applied(config_of(sweep__preset=preset, train__batch_size=16))
+  assert len(sweep.space_of(found).grid()) == trials
+
+
+@pytest.mark.parametrize(
+  ('fields', 'named'),
+  [
+    ({}, r'config\.sweep\.space is empty'),
+    ({'sweep.weights_of': ('landmarks',)}, r'config\.sweep\.weights_of'),
+    ({'sweep.weights_of': ('landmarks', 'attributes'), 'tasks': 'landmarks'}, r'config\.sweep\.weights_of'),
+    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.best': 'gains', 'tasks': 'landmarks'}, r'config\.tasks'),
+    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.methods': ('famoo',)}, r'config\.objective\.name.*famo'),
+    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'eval.patience': 3}, r'config\.eval\.patience'),
+    ({**spaces(optimizer__learning_rate='log(1e-3,1e-2)'), 'sweep.sampler': 'grid'}, r'sweep\.space\.optimizer'),
+    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.metric': 'landmarks/nne'}, r'nne'),
+  ],
+)
+def test_what_a_sweep_cannot_do_names_the_field(fields, named, config_of, tmp_path):
+  with pytest.raises(ConfigError, match=named):
+    sweep.run(configs.load(config_of(), fields), tmp_path)
+
+
+def test_a_search_that_diverged_throughout_says_so(config_of, tmp_path):
+  with pytest.raises(DivergedError, match=r'every trial of joint diverged'):
+    sweep.run(configs.load(config_of(), spaces(optimizer__learning_rate='1e30,1e31')), tmp_path)
