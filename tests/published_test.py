@@ -166,6 +166,11 @@ def test_a_run_starts_from_the_folder_and_from_its_file_alike(run, folder, tiny_
       np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
+def test_a_format_that_there_is_not_is_refused(run, tmp_path):
+  with pytest.raises(mtl_jax.UserError, match='--format'):
+    mtl_jax.export(run, tmp_path / 'out', format='onnx')
+
+
 # The card.
 
 

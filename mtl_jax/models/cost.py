@@ -17,26 +17,18 @@ def num_parameters(params: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@dataclasses.dataclass
-class Row:
-  """A line of the table; its fields are the columns."""
-
-  part: str
-  arrays: int
-  parameters: int
+# A line of the table; its fields are the columns.
+Row = dataclasses.make_dataclass('Row', [('part', str), ('arrays', int), ('parameters', int)])
 
 
 def parameter_table(params: Mapping[str, Any]) -> str:
   """Counts the parameters of each part of the model: heads, and the blocks and layers of backbones."""
-  rows: dict[str, Row] = {}
+  sizes: dict[str, list[int]] = {}
   leaves: Any = traverse_util.flatten_dict(params)
   for path, leaf in leaves.items():
-    part = '/'.join(map(str, path[:-1] if path[0] == 'shared' else path[:1]))
-    part = '/'.join(part.split('/')[:DEPTH])
-    row = rows.setdefault(part, Row(part, 0, 0))
-    row.arrays += 1
-    row.parameters += leaf.size
-  return parameter_overview.make_table(list(rows.values()))
+    part = path[:-1][:DEPTH] if path[0] == 'shared' else path[:1]
+    sizes.setdefault('/'.join(part), []).append(leaf.size)
+  return parameter_overview.make_table([Row(part, len(own), sum(own)) for part, own in sizes.items()])
 
 
 def flops(

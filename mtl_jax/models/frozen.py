@@ -1,6 +1,7 @@
 """A backbone cut in two: frozen stages that never learn, and what learns after them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,46 +34,34 @@ class FrozenStages(nn.Module):
 
   @nn.compact
   def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Array:
-    stages = _FirstStages(self.make, self.num_frozen, self.pooled, parent=None)
+    stages: Any = Part(self.make, end=self.num_frozen, parent=None)
+    method = '__call__' if self.pooled else 'apply_stages'
     key = self.make_rng('params') if self.is_initializing() else None
-    held = self.variable('frozen', 'variables', lambda: dict(stages.init(key, images, train=False)))  # pyright: ignore
+    held = self.variable('frozen', 'variables', lambda: dict(stages.init(key, images, train=False, method=method)))
     if not (self.drift and train):
-      return jax.lax.stop_gradient(stages.apply(held.value, images, train=False))  # pyright: ignore
-    outputs, moved = stages.apply(held.value, images, train=True, mutable=['batch_stats'])
+      return jax.lax.stop_gradient(stages.apply(held.value, images, train=False, method=method))
+    outputs, moved = stages.apply(held.value, images, train=True, method=method, mutable=['batch_stats'])
     held.value = {**held.value, **moved}
-    return jax.lax.stop_gradient(outputs)  # pyright: ignore
+    return jax.lax.stop_gradient(outputs)
 
 
-class _FirstStages(nn.Module):
-  """The first stages as a module of their own, whose variables are named as the whole backbone's."""
-
-  make: MakeBackbone
-  num_stages: int
-  pooled: bool
-
-  def setup(self) -> None:
-    self.backbone = self.make()
-
-  def __call__(self, images: Float[Array, 'b h w 3'], *, train: bool) -> Array:
-    x = self.backbone.apply_stages(images, end=self.num_stages, train=train)
-    return self.backbone.pool(x) if self.pooled else x
-
-
-class Remainder(Backbone):
-  """Applies what follows the frozen stages: the backbone's other stages, then the layers of a trunk.
+class Part(Backbone):
+  """Some of a backbone's stages, and after the last the layers of a trunk.
 
   A trunk's layer is a stage, so every way of sharing can connect trunks as it connects stages.
 
   Attributes:
     make: makes the whole backbone.
-    num_frozen: how many of its stages came before.
-    pooled: what came before was pooled to features.
+    first: the first stage.
+    end: the one before which to end; None: with the backbone's last.
+    pooled: what comes in was pooled to features.
     trunk: widths of the dense layers, each with a ReLU, that follow the backbone's pooling.
   """
 
   make: MakeBackbone
-  num_frozen: int
-  pooled: bool
+  first: int = 0
+  end: int | None = None
+  pooled: bool = False
   trunk: tuple[int, ...] = ()
 
   def setup(self) -> None:
@@ -81,17 +70,17 @@ class Remainder(Backbone):
 
   @property
   def num_stages(self) -> int:
-    """The backbone's stages that are not frozen, and the trunk's layers."""
+    """The backbone's stages that are in it, and the trunk's layers."""
     return self._own_stages + len(self.trunk)
 
   @property
   def _own_stages(self) -> int:
-    return self.make(parent=None).num_stages - self.num_frozen
+    return len(range(self.make(parent=None).num_stages)[self.first : self.end])
 
   def stage(self, x: Array, index: int, *, train: bool) -> Array:
     layer = index - self._own_stages
     if layer < 0:
-      return self.backbone.stage(x, self.num_frozen + index, train=train)
+      return self.backbone.stage(x, self.first + index, train=train)
     if layer == 0 and not self.pooled:
       x = self.backbone.pool(x)
     return nn.relu(self.trunk_layers[layer](x))
@@ -128,7 +117,7 @@ def cut(make: MakeBackbone, model: ConfigDict, *, spatial: bool = False) -> tupl
     return None, make()
   pooled = num_frozen == num_stages and not spatial
   frozen = FrozenStages(make, num_frozen, pooled, drift=model.frozen_statistics == 'drift') if num_frozen else None
-  return frozen, Remainder(make, num_frozen, pooled, trunk)
+  return frozen, Part(make, first=num_frozen, pooled=pooled, trunk=trunk)
 
 
 def _num_frozen(freeze: str, num_stages: int) -> int:
