@@ -95,7 +95,7 @@ def ends(points: np.ndarray) -> dict[str, Any]:
 
   last = points[:, -1]
   finite = np.isfinite(last).all(1)
-  on = finite & (np.asarray(jax.vmap(residual)(jnp.nan_to_num(jnp.asarray(last)))) < NEAR)
+  on = finite & (np.asarray(jax.jit(jax.vmap(residual))(jnp.nan_to_num(jnp.asarray(last)))) < NEAR)
   on &= (np.abs(last[:, 0]) < EDGE) & (last[:, 1] < -6)
   return {'on_front': int(on.sum()), 'x1': last[on, 0].tolist(), 'ends': last.tolist()}
 

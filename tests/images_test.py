@@ -356,8 +356,9 @@ def test_past_the_share_the_set_is_refused_in_one_line(copy, encoding):
 @pytest.fixture
 def run_config(tiny_config, stores):
   def make(directory: Path, **overrides) -> ConfigDict:
+    net = {'model.backbone': 'convnet', 'model.width': 2, 'model.head': 'linear'}
     settings = {'train.steps': 6, 'eval.every_steps': 0, 'checkpoint.every_steps': 100, 'data.mode': 'streamed'}
-    return tiny_config(**{**settings, 'data.dir': str(directory), **overrides})
+    return tiny_config(**{**net, **settings, 'data.dir': str(directory), **overrides})
 
   return make
 

@@ -136,7 +136,7 @@ def test_only_the_train_split_loses_labels_and_its_statistics_are_of_the_rest(ti
   for name in ('attributes', 'landmarks'):
     np.testing.assert_array_equal(run.val.mask[name], whole.val.mask[name])
   mean_face = np.mean(run.train.labels['landmarks'], 0, where=run.train.mask['landmarks'])
-  np.testing.assert_allclose(run.make_state().label_stats['landmarks'].mean, mean_face, rtol=1e-5)
+  np.testing.assert_allclose(run.label_stats['landmarks'].mean, mean_face, rtol=1e-5)
 
 
 def test_single_task_runs_see_the_labels_of_the_joint_one(tiny_config):

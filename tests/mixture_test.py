@@ -69,7 +69,8 @@ def other_dir(tmp_path_factory) -> Path:
 def mixed_config(store_dir, other_dir, tiny_config):
   def make(tasks: str = TASKS, **overrides):
     mixed = {'data.dir': '', 'data.dirs': (str(store_dir), str(other_dir)), 'data.rename': RENAME}
-    return tiny_config(tasks, **{**mixed, **overrides})
+    net = {'model.backbone': 'convnet', 'model.head': 'linear'}
+    return tiny_config(tasks, **{**net, **mixed, **overrides})
 
   return make
 

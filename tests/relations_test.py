@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mtl_jax.configs import default
+from mtl_jax.data.sources import clothing, fairface, utkface
 from mtl_jax.data.synthetic.expressions import EXPRESSIONS, TABLE, TASKS, UNITS
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import matching
 from mtl_jax.objectives.matching import relations
-from mtl_jax.tasks import BinaryTask, CategoricalTask, LabelStats, LandmarkTask, OrdinalTask, RegressionTask
+from mtl_jax.tasks import BinaryTask, CategoricalTask, LabelStats, LandmarkTask, RegressionTask
 
 FACES = (
   BinaryTask('attributes', ('Smiling', 'Black_Hair', 'Blond_Hair', 'Young')),
@@ -274,36 +275,20 @@ def test_a_file_that_is_no_toml_of_ours_is_refused_in_one_line(tmp_path, content
   assert len(str(caught.value).splitlines()) == 1
 
 
-EDGES = (3, 10, 20, 30, 40, 50, 60, 70)
-BINS = ('0-2', '3-9', '10-19', '20-29', '30-39', '40-49', '50-59', '60-69', '70+')
-AGES = (OrdinalTask('age_group', ('age',), classes=BINS, edges=EDGES), RegressionTask('age', ('age',)))
-RACE7 = ('white', 'black', 'east_asian', 'southeast_asian', 'indian', 'middle_eastern', 'latino_hispanic')
-RACES = (
-  CategoricalTask('race7', ('race',), classes=RACE7),
-  CategoricalTask('race', ('race',), classes=('white', 'black', 'asian', 'indian', 'other')),
-)
-GARMENTS = ('shirt', 'sweater', 't_shirt', 'outerwear', 'suit', 'tank_top', 'dress')
-CLOTHES = (
-  CategoricalTask('category', ('category',), classes=GARMENTS),
-  CategoricalTask('neckline', ('neckline',), classes=('v_shape', 'round', 'other')),
-  CategoricalTask('sleeves', ('sleeves',), classes=('no_sleeves', 'short_sleeves', 'long_sleeves')),
-  BinaryTask('attributes', (
-    'necktie', 'collar', 'placket', 'skin_exposure', 'scarf', 'pattern_solid', 'pattern_floral', 'pattern_spot',
-    'pattern_graphics', 'pattern_plaid', 'pattern_stripe', 'red', 'yellow', 'green', 'cyan', 'blue', 'purple', 'brown',
-    'white', 'gray', 'black', 'many_colors',
-  )),
-)  # fmt: skip
+AGES = (fairface.TASKS[0], utkface.TASKS[0])
+RACES = (fairface.TASKS[2], utkface.TASKS[2])
+GARMENTS = clothing.CHOICES['category']
 
 
 def test_ages_in_years_and_in_bins_settle_each_other():
   by_bin, by_year = relations.read('ages', known=AGES, tasks=AGES)
   for one in (by_bin, by_year):
-    np.testing.assert_array_equal(one.tables[0], np.eye(len(BINS)))
+    np.testing.assert_array_equal(one.tables[0], np.eye(9))
   years = np.float32([1, 2, 3, 9, 10, 29, 30, 69, 70, 116])
   labels = {'age': years[:, None], 'age_group': AGES[0].from_source(years, width=1, height=1)[:, None]}
   known = {name: np.ones((10, 1), bool) for name in labels}
   said = [np.asarray(one.source.observe(labels, known)[0]) for one in (by_bin, by_year)]
-  np.testing.assert_array_equal(said, [np.digitize(years, EDGES)] * 2)
+  np.testing.assert_array_equal(said, [np.digitize(years, (3, 10, 20, 30, 40, 50, 60, 70))] * 2)
 
 
 def test_an_ordinal_task_is_read_as_the_bins_it_predicts():
@@ -316,30 +301,30 @@ def test_an_ordinal_task_is_read_as_the_bins_it_predicts():
 def test_seven_races_are_five_of_another_set():
   (found,) = relations.read('races', known=RACES, tasks=RACES)
   meant = ('white', 'black', 'asian', 'asian', 'indian', 'other', 'other')
-  assert [RACES[1].classes[place] for place in found.tables[0].argmax(1)] == list(meant)
+  assert [utkface.TASKS[2].output_names[place] for place in found.tables[0].argmax(1)] == list(meant)
   np.testing.assert_array_equal(found.tables[0].max(1), 1)
 
 
 def test_clothes_are_related_by_what_their_words_mean_and_by_counts():
-  (given,) = relations.read('clothing', known=CLOTHES, tasks=CLOTHES)
+  (given,) = relations.read('clothing', known=clothing.TASKS, tasks=clothing.TASKS)
   table = dict(zip((target.name for target in given.targets), given.tables, strict=True))
   assert table['collar'][GARMENTS.index('suit'), 1] == 1
   assert table['sleeves'][GARMENTS.index('tank_top'), 0] == 1
   assert (given.source.name, set(table)) == (
     'category', {'necktie', 'collar', 'placket', 'scarf', 'skin_exposure', 'neckline', 'sleeves'}
   )  # fmt: skip
-  (counted,) = relations.read('clothing_counted', known=CLOTHES, tasks=CLOTHES)
+  (counted,) = relations.read('clothing_counted', known=clothing.TASKS, tasks=clothing.TASKS)
   assert counted.tables is None
-  assert {target.name for target in counted.targets} == {'neckline', 'sleeves', *CLOTHES[3].labels}
+  assert {target.name for target in counted.targets} == {'neckline', 'sleeves', *clothing.ATTRIBUTES}
 
 
 def test_a_table_of_clothes_is_counted_with_laplace_smoothing_where_both_are_labelled():
   random = np.random.default_rng(0)
-  labels = {task.name: random.integers(0, 2, (300, len(task.labels))).astype(np.float32) for task in CLOTHES}
+  labels = {task.name: random.integers(0, 2, (300, len(task.labels))).astype(np.float32) for task in clothing.TASKS}
   mask = {name: random.random(values.shape) < 0.7 for name, values in labels.items()}
   split = SimpleNamespace(labels=labels, mask=mask)
   config = config_of(relations=('clothing_counted',), distribution=1.0, smoothing=2.0).objective
-  (found,) = matching.from_config(config, tasks=CLOTHES, known=CLOTHES, train=split, val=None).relations
+  (found,) = matching.from_config(config, tasks=clothing.TASKS, known=clothing.TASKS, train=split, val=None).relations
   for target, table in zip(found.targets, found.tables, strict=True):
     ((task, column),) = target.columns()
     both = mask['category'][:, 0] & mask[task][:, column]

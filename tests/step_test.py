@@ -21,7 +21,7 @@ from mtl_jax.platform import sharding
 from mtl_jax.run.state import init_state
 from mtl_jax.tasks import BinaryTask, LandmarkTask
 from mtl_jax.training import building, loop
-from mtl_jax.training.step import moving_average, repeat, train_step
+from mtl_jax.training.step import moving_average, repeat_fetching, train_step
 
 TASKS = (
   BinaryTask('attributes', ('Smiling', 'Male', 'Young')),
@@ -121,7 +121,7 @@ def test_several_steps_in_one_call_equal_single_steps(parts):
   state = make_state()
   batches = [make_batch(index) for index in range(3)]
   stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
-  together, metrics = jax.jit(repeat(step))(state, stacked)
+  together, metrics = jax.jit(repeat_fetching(step, lambda _, batch: batch))(state, (), stacked)
   compiled = jax.jit(step)
   for index, batch in enumerate(batches):
     state, single = compiled(state, batch)

@@ -34,7 +34,7 @@ from mtl_jax.platform import address, atomic_write, file_lock, json_file, proces
 from mtl_jax.platform.address import local_path
 from mtl_jax.run import checkpoint, optimizer, own_parts, recipe
 from mtl_jax.run.checkpoint import Checkpoints
-from mtl_jax.tasks import LabelStats, Task, losses, plugins
+from mtl_jax.tasks import LabelStats, Task, losses, register_plugins
 
 log = logging.getLogger('mtl_jax')
 
@@ -207,7 +207,7 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   """A copy whose data and weights are found from any folder; its kinds of tasks are known from here on."""
   config = own_parts.with_absolute_paths(config)
-  plugins.register(config)
+  register_plugins(config)
   if config.model.weights:
     if multitask.is_weights_file(config.model.weights):
       path = local_path(config.model.weights)  # Only a run's folder may lie in a bucket.
@@ -250,7 +250,7 @@ def check_resumable(
   if not ((workdir / 'config.json').exists() and _keeps(workdir, holds)):
     return None, []
   old_config, old_facts = read(workdir)
-  plugins.register(config)  # Again: where they may change, the kept ones are others.
+  register_plugins(config)  # Again: where they may change, the kept ones are others.
   old, new = configs.to_json(old_config), configs.to_json(config)
   longer = holds == 'checkpoints' and config.train.steps > old_config.train.steps
   settled = optimizer.settled_steps(old_config.optimizer, steps=old_config.train.steps)
@@ -298,7 +298,7 @@ def read(workdir: Path) -> tuple[ConfigDict, DataFacts]:
   except UserError as error:
     raise CheckpointError(f'{places[0]} is not as it was written: {error}; {advice}') from error
   if found.plugins:
-    plugins.register(own_parts.located(workdir, found))
+    register_plugins(own_parts.located(workdir, found))
   return found, DataFacts.from_json(facts, place=places[1], advice=advice)
 
 

@@ -34,7 +34,6 @@ from mtl_jax.run.state import TrainState
 from mtl_jax.studies.space import COUPLINGS
 from mtl_jax.training import building
 from mtl_jax.training.building import Run
-from mtl_jax.training.step import repeat
 
 Numbers = Mapping[str, Any]  # By field, `train.seed` and those that are arguments; all may be traced.
 
@@ -100,7 +99,7 @@ class Program:
       batch = resident.take_rows(source, positions, shapes=shapes)
       return one_step(state, jax.lax.optimization_barrier(batch))  # As in `resident.gather`.
 
-    return repeat(step)(state, positions)
+    return jax.lax.scan(step, state, positions)
 
   def evaluate(self, variables: Any, batch: Any) -> Any:
     """Predictions and sums of losses of one replica for a batch."""

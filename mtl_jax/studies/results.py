@@ -48,20 +48,20 @@ class Result:
     best_step: the step it was reached at.
     history: by name, such as `step`, `train/landmarks/loss` or `val/landmarks/nme`, a value an evaluation.
     seconds: its part of the time that its chunk took to train and evaluate, without compilation.
-    images: that its steps have seen.
     diverged_at: the first step whose loss was not finite, 0 if there is none.
-    pruned_at: the step it was given up at, 0 for one that was not.
     made_by: the `recipe` it was made by.
+    pruned_at: the step it was given up at, 0 for one that was not.
+    images: that its steps have seen.
   """
 
   score: float | None = None
   best_step: int = 0
   history: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
   seconds: float = 0.0
-  images: int = 0
   diverged_at: int = 0
-  pruned_at: int = 0
   made_by: str = ''
+  pruned_at: int = 0
+  images: int = 0
 
 
 Predictions = dict[str, np.ndarray]  # Of the test split by task, at the best step; empty where they were not asked for.

@@ -7,6 +7,9 @@ class in `KINDS`, or name a file of your own in `config.plugins`.
 from collections.abc import Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from mtl_jax.config import parts
 from mtl_jax.errors import ConfigError, DataError, one_line
 from mtl_jax.metrics.metric import Metric
 from mtl_jax.tasks.binary import BinaryTask
@@ -34,6 +37,7 @@ __all__ = [
   'higher_is_better',
   'plain',
   'register',
+  'register_plugins',
   'select',
 ]
 
@@ -61,6 +65,20 @@ def register(kind: type[Task]) -> None:
   KINDS[name] = kind
   for metric in measures:
     METRICS.setdefault(metric.name, metric)
+
+
+def register_plugins(config: ConfigDict) -> None:
+  """Makes the kinds of all `config.plugins` known: prepared sets, runs and reports may then have tasks of them.
+
+  Raises:
+    ConfigError: for a file that is missing or fails, or has no kind of task.
+  """
+  for name in config.plugins:
+    for kind in parts.classes(name, Task, field='config.plugins'):
+      try:
+        register(kind)
+      except ConfigError as error:
+        raise ConfigError(f'config.plugins: {name}: {error}') from error
 
 
 def plain(metric: str) -> str:

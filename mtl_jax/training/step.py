@@ -1,7 +1,6 @@
 """The training step: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -158,17 +157,13 @@ def repeat_fetching(
   step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
   fetch: Callable[[Any, Any], Any],
 ) -> Callable:
-  """Like `repeat`, but over batches that are first fetched, inside the program, from a source on the devices.
+  """The step over batches stacked along a new first axis, in one call; metrics come stacked as well.
 
-  The source is an argument of the result, after the state: a constant would be compiled into the program.
+  Each batch is first fetched, inside the program, from a source on the devices, which is an argument of the result,
+  after the state: a constant would be compiled into the program.
   """
 
   def steps(state: TrainState, source: Any, items: Any) -> tuple[TrainState, dict[str, Shaped[Array, ' s']]]:
-    return repeat(lambda state, item: step(state, fetch(source, item)))(state, items)
+    return jax.lax.scan(lambda state, item: step(state, fetch(source, item)), state, items)
 
   return steps
-
-
-def repeat(step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]) -> Callable:
-  """The step over batches stacked along a new first axis, in one call; metrics come stacked as well."""
-  return partial(jax.lax.scan, step)
