@@ -27,11 +27,27 @@ def run(tmp_path_factory) -> mtl_jax.Run:
   return mtl_jax.train(small_runs.make_config(faces), folder / 'run')
 
 
-def test_the_code_of_the_page_runs_in_its_order(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def run_code(tmp_path, monkeypatch, capsys):
+  """Runs the Python code of a page in its order, in an empty folder, and gives what it prints."""
   monkeypatch.chdir(tmp_path)
-  code = '\n'.join(re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL))
-  exec(compile(code, str(PAGE), 'exec'), {'__name__': 'page'})
-  printed = capsys.readouterr().out
+
+  def run(page: Path) -> str:
+    code = '\n'.join(re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL))
+    exec(compile(code, str(page), 'exec'), {'__name__': 'page'})
+    return capsys.readouterr().out
+
+  return run
+
+
+def test_the_code_of_the_readme_trains_and_predicts(run_code):
+  nme, probability = run_code(PAGE.parents[1] / 'README.md').split()
+  assert 0 < float(nme) < 1
+  assert 0 <= float(probability) <= 1
+
+
+def test_the_code_of_the_page_runs_in_its_order(run_code):
+  printed = run_code(PAGE)
   assert printed.startswith('20 ')
   assert "did you mean 'steps'?" in printed
 
