@@ -86,6 +86,8 @@ def test_intervals_are_percentiles_over_resamples_of_people(sliced):
   low, high = found['intervals']['age']['mae']
   assert low < high
   assert found['intervals']['age'].keys() == {'mae', 'rmse', 'per_output'}
+  assert found['intervals']['attributes']['macro_ece'] is None  # Resampling enlarges it.
+  assert found['intervals']['attributes']['per_output']['Smiling']['ece'] is None
 
 
 def test_empty_slices_labels_of_one_class_and_missing_labels_are_said(sliced):

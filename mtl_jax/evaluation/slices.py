@@ -15,6 +15,9 @@ from mtl_jax.tasks import Task, select
 
 FIELD = '--slices'
 
+# Sums of absolute errors grow by resampling: the estimate itself lay below its percentile interval.
+UNRESAMPLED = ('ece', 'macro_ece')
+
 
 def choose(names: Sequence[str], store: DataSet) -> list[Task]:
   """The labels that a split is divided by, each as a task.
@@ -45,7 +48,8 @@ def of_split(
 
   Every slice has a value of its label, and holds `num_examples`, the `tasks` and `intervals` of its images alone, the
   labels that all its images have alike (`one_class`) and those that none has (`unlabelled`). An interval is the 95%
-  percentile interval over resamples of people, the same for all slices; None where fewer than two people have a label.
+  percentile interval over resamples of people, the same for all slices; None where fewer than two people have a label,
+  and of calibration errors.
   `name` is that of the split, which is of the store; `by` are the labels that divide it.
   """
   draws = draw(mixture.identities(store, split.example_id))
@@ -73,7 +77,11 @@ def _intervals(resampled: Mapping[str, Any], mask: Mapping[str, np.ndarray], dra
 
   def ends(metric: Any, known: bool) -> Any:
     if isinstance(metric, dict):
-      return {key: ends(value, known) for key, value in metric.items() if isinstance(value, dict | np.ndarray)}
+      return {
+        key: ends(value, known and key not in UNRESAMPLED)
+        for key, value in metric.items()
+        if isinstance(value, dict | np.ndarray)
+      }
     finite = metric[np.isfinite(metric)]
     return np.percentile(finite, (2.5, 97.5)).tolist() if known and finite.size else None
 
