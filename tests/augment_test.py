@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.data.input.augment import MEAN, STD, Augmentation, augment, doubts, normalize
@@ -92,16 +92,18 @@ def centres(images: np.ndarray) -> np.ndarray:
 @given(
   seed=st.integers(0, 2**31 - 1), size=st.sampled_from([(48, 48), (48, 32), (40, 56)]), rotate=st.sampled_from([0, 40])
 )
+@example(seed=0, size=(48, 32), rotate=40)
 @settings(deadline=None, max_examples=20)
 def test_a_spot_in_the_image_is_where_its_label_says_after_any_transform(seed, size, rotate):
   rng = np.random.default_rng(seed)
-  left, right = rng.uniform(0.3, 0.7, (2, 6, 2))
+  margin = 0.4 if rotate else 0.3  # No spot may be cut at an edge, where turns bring the far rows of a narrow image.
+  left, right = rng.uniform(margin, 1 - margin, (2, 6, 2))
   pair = np.stack([blobs(left, size, spread=1.5), blobs(right, size, spread=1.5), np.zeros((6, *size))], axis=-1)
   labels = {'landmarks': jnp.array(np.concatenate([left, right], 1), jnp.float32), 'attributes': jnp.ones((6, 1))}
   mask = {name: jnp.ones(values.shape, bool) for name, values in labels.items()}
   everywhere = Augmentation(flip=True, shift=0.1, zoom=0.1 if rotate else 0.3, rotate=rotate)
   images, labels, mask = run(jnp.array(pair, jnp.float32), labels, mask, seed=seed, settings=everywhere)
-  assert mask['landmarks'].all()  # From [0.3, 0.7] nothing can leave.
+  assert mask['landmarks'].all()  # From there nothing can leave.
   moved = np.asarray(labels['landmarks']).reshape(6, 2, 2) * (size[1], size[0])
   found = np.stack([centres(np.asarray(images[..., channel])) for channel in (0, 1)], axis=1)
   # A mirrored face has its left eye's spot, channel 0, labelled as the right eye.
