@@ -1,5 +1,6 @@
 """Eight simulated devices for the whole suite, and a small prepared set with a small trained run, made once."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -7,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from jaxtyping import install_import_hook
@@ -132,3 +134,23 @@ def cloud(fake_gcs, tmp_path, monkeypatch) -> Any:
   store.written.clear()
   store.failing.clear()
   return store
+
+
+@pytest.fixture
+def killed_after():
+  """Interrupts what runs inside `with killed_after(n)`, and has to be interrupted, where it would keep result n + 1."""
+  from mtl_jax.studies.results import ResultStore
+
+  @contextlib.contextmanager
+  def interrupted(results: int):
+    put, kept = ResultStore.put, []
+
+    def killed(self, *arguments):
+      if len(kept) == results:
+        raise KeyboardInterrupt
+      kept.append(put(self, *arguments))
+
+    with pytest.raises(KeyboardInterrupt), mock.patch.object(ResultStore, 'put', killed):
+      yield
+
+  return interrupted

@@ -99,7 +99,7 @@ def test_methods_above_and_below_a_known_front_are_told_and_one_on_it_is_not():
 
 
 def test_points_on_the_front_are_seldom_called_off_it():
-  """Of 60 studies with no difference about 5 % may raise a false alarm."""
+  """About 5 % of 60 studies with no difference may raise a false alarm."""
   random, alarms = np.random.default_rng(1), 0
   line = np.array([[0.0, 4.0], [1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [4.0, 0.0]])
   for _ in range(60):

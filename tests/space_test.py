@@ -1,4 +1,4 @@
-"""What is searched: values as they are written, points of the unit cube, grids, and what matters to a program."""
+"""The search space: values as they are written, points of the unit cube, grids, and what matters to a program."""
 
 import pytest
 from hypothesis import given

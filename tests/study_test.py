@@ -120,22 +120,13 @@ def test_compute_is_of_all_images_of_a_run(tiny_config, tmp_path):
   assert flops(**{'train.steps': 8}) == flops(**{'train.batch_size': 16}) == 2 * flops()
 
 
-def test_a_study_that_was_killed_between_two_results_ends_in_the_same_bits(faces, tmp_path, monkeypatch):
+def test_a_study_that_was_killed_between_two_results_ends_in_the_same_bits(faces, tmp_path, killed_after):
   """Two replicas a device; of eleven five are kept."""
   fields = {'study.num_seeds': 11, 'study.arms': ('joint', 'joint_again'), 'study.replicas_at_once': 16}
   config = small_runs.make_config(faces, **{'train.steps': 4, 'study.num_resamples': 100, **fields})
   whole = study.run(config, tmp_path / 'whole')
-  put, kept = ResultStore.put, []
-
-  def killed(self, *arguments):
-    if len(kept) == 5:
-      raise KeyboardInterrupt
-    kept.append(put(self, *arguments))
-
-  monkeypatch.setattr(ResultStore, 'put', killed)
-  with pytest.raises(KeyboardInterrupt):
+  with killed_after(5):
     study.run(config, tmp_path / 'killed')
-  monkeypatch.undo()
   found = study.run(config, tmp_path / 'killed')
   assert found['tasks'] == whole['tasks']
   for path in (tmp_path / 'whole').rglob('*.npz'):

@@ -13,7 +13,6 @@ from mtl_jax.config import with_fields
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.studies import arms
 from mtl_jax.studies.arms import RATE
-from mtl_jax.studies.results import ResultStore
 from mtl_jax.sweeps import presets, sweep
 from mtl_jax.training import loop
 
@@ -48,7 +47,7 @@ def bits(directory):
 
 
 def test_32_trials_of_numbers_share_one_compiled_step_and_a_sweep_that_was_killed_ends_in_the_same_bits(
-  config_of, tmp_path, monkeypatch
+  config_of, tmp_path, killed_after
 ):
   space = spaces(optimizer__learning_rate='log(1e-4,1e-2)', optimizer__weight_decay='range(0.01,0.3)')
   config = configs.load(
@@ -58,17 +57,8 @@ def test_32_trials_of_numbers_share_one_compiled_step_and_a_sweep_that_was_kille
   assert whole['cost']['trials'] == {'joint': 32}
   assert whole['cost']['compiled_steps'] == 2  # One for the search, one for the confirmation, of fewer replicas.
   assert len({one['values'][RATE] for one in whole['trials']}) == 32
-  put, kept = ResultStore.put, []
-
-  def killed(self, *arguments):
-    if len(kept) == 11:
-      raise KeyboardInterrupt
-    kept.append(put(self, *arguments))
-
-  monkeypatch.setattr(ResultStore, 'put', killed)
-  with pytest.raises(KeyboardInterrupt):
+  with killed_after(11):
     sweep.run(config, tmp_path / 'killed')
-  monkeypatch.undo()
   again = sweep.run(config, tmp_path / 'killed')
   assert bits(tmp_path / 'killed') == bits(tmp_path / 'whole')
   assert again['best']['values'] == whole['best']['values']

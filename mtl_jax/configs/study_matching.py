@@ -25,6 +25,13 @@ TRAITS = (
   'Receding_Hairline',
   'Double_Chin',
 )
+# Ways of coupling, with strengths that were not tuned.
+COUPLED = {
+  'co_annotation': 'objective.matching.co_annotation=0.5',
+  'matching': 'objective.matching.distribution=1',
+  'soft_co_annotation': 'objective.matching.soft_co_annotation=0.3',
+  'both': 'objective.matching.distribution=1 objective.matching.soft_co_annotation=0.3',
+}
 
 
 def get_config() -> ConfigDict:
@@ -52,13 +59,7 @@ def get_config() -> ConfigDict:
   matching.count_in = 'val'  # The slice that is annotated for all; no arm learns from its images.
   matching.score = 'posterior'
   matching.relevance = True
-  coupled = {
-    'co_annotation': 'objective.matching.co_annotation=0.5',
-    'matching': 'objective.matching.distribution=1',
-    'soft_co_annotation': 'objective.matching.soft_co_annotation=0.3',
-    'both': 'objective.matching.distribution=1 objective.matching.soft_co_annotation=0.3',
-  }
-  config.study.variants = coupled
-  config.study.arms = ('single', 'joint', *coupled)
+  config.study.variants = COUPLED
+  config.study.arms = ('single', 'joint', *COUPLED)
   config.study.num_seeds = 5
   return config

@@ -97,7 +97,7 @@ def _shown(value: Any) -> str:
 
 
 def _schema(place: str) -> reader.Schema | None:
-  """What a prepared set says of itself; None where it is not at hand."""
+  """A prepared set's facts about itself; None where it is not at hand."""
   try:
     return None if address.is_address(place) else reader.read_schema(Path(place))
   except DataError as error:

@@ -34,7 +34,7 @@ def write_report(found: Mapping[str, Any], directory: Path) -> None:
 
 
 def best(found: Mapping[str, Any]) -> list[Block]:
-  """What was found best, by which rule."""
+  """The best trial, and the rule that it is best by."""
   own = found['best']
   body: list[Block] = [
     Heading('The best'),
@@ -180,7 +180,7 @@ def _end(trial: Mapping[str, Any]) -> str:
 
 
 def _cost(cost: Mapping[str, Any]) -> list[Block]:
-  """What the search took, beside one run."""
+  """The cost of the search, beside that of one run."""
   searched, confirmed = (sum(cost[key].values()) for key in ('search_seconds', 'confirm_seconds'))
   one = cost['seconds_a_trial']
   facts = {

@@ -1,4 +1,4 @@
-"""What is searched: fields of a configuration with the values that each may take, and loss weights on the simplex.
+"""The search space: fields of a configuration with the values that each may take, and loss weights on the simplex.
 
 The values of a field are written as text: `0.1,0.3,1` (those values; of a field that holds several, `(64),(64,32)`),
 `range(0, 1)` or `log(3e-4, 1e-2)` (all between, evenly in themselves or in their logarithms), or with the number of
@@ -116,7 +116,7 @@ class Space:
 
   @property
   def sizes(self) -> list[int]:
-    """Of each coordinate of a point how many values it has; 0 where it is continuous."""
+    """The number of values of each coordinate of a point; 0 where it is continuous."""
     return [len(axis.choices) for axis in self.axes] + [0] * max(len(self.weights_of) - 1, 0)
 
   def at(self, point: Sequence[float]) -> Values:
@@ -147,7 +147,7 @@ class Space:
     return [tuple(b - a for a, b in zip((0, *cut), (*cut, self.weight_steps), strict=True)) for cut in cuts]
 
   def rest(self, config: ConfigDict) -> 'Space':
-    """What of the space matters to a program that has no weights to choose."""
+    """The part of the space that matters to a program without weights to choose."""
     axes = tuple(axis for axis in self.axes if matters(axis.field, config) and 'objective.weights' not in axis.field)
     return dataclasses.replace(self, axes=axes, weights_of=())
 

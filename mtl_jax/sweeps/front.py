@@ -29,7 +29,7 @@ def goals_of(tasks: Sequence[str]) -> dict[str, list[str]]:
 
 
 def gain(values: np.ndarray, reference: np.ndarray, metric: str) -> np.ndarray:
-  """How much better values are than those of single-task models, in per cent of the mean of these."""
+  """Gains of values over those of single-task models, in per cent of the mean of these."""
   sign = 1 if higher_is_better(metric) else -1
   return 100 * sign * (np.asarray(values) - reference) / np.mean(reference)
 
@@ -131,7 +131,7 @@ def estimate(figure: Callable[[np.ndarray], float], by_seed: np.ndarray) -> dict
 
 
 def positions(methods: Mapping[str, np.ndarray], front: Float[np.ndarray, 'p g s']) -> dict[str, dict[str, Any]]:
-  """Of each method, whose gains are `[g, s]`, its place with regard to the front of fixed weights.
+  """The place of each method, whose gains are `[g, s]`, with regard to the front of fixed weights.
 
   A method is above where it is beyond the front even with straight lines between its points, and below where one point
   of the front is better in every goal; between the two it is on it. Either is tested over seeds, p-values are adjusted

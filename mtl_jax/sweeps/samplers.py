@@ -26,7 +26,7 @@ class Sampler(Protocol):
     ...
 
   def tell(self, goals: Goals) -> None:
-    """What the points that it was last asked for have reached."""
+    """Takes the scores of the points that it was last asked for."""
 
 
 class Fixed:

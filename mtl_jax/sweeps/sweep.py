@@ -40,7 +40,7 @@ WHERE = 'config.sweep.space'
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """What was tried, and what became of it.
+  """A trial, and its outcome.
 
   Attributes:
     values: by field.

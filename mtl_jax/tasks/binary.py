@@ -67,7 +67,7 @@ class BinaryTask(Task):
     return {label: bool(probability >= threshold) for label, probability, threshold in tuned}
 
   def captions(self, described):
-    """What is true by the thresholds, the most likely first."""
+    """The labels that are true by the thresholds, the most likely first."""
     thresholds = self.thresholds or [THRESHOLD] * len(self.labels)
     likely = [(p, name) for (name, p), least in zip(described.items(), thresholds, strict=True) if p >= least]
     return [f'{name.replace("_", " ")}  {p:.2f}' for p, name in sorted(likely, reverse=True)]

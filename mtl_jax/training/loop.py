@@ -93,7 +93,7 @@ def train(
 
 
 def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
-  """Of a run whose `train.steps` was raised, says what the learning rate does, and drops what a longer run has not.
+  """Says what the learning rate does where `train.steps` was raised, and drops what a longer run has not.
 
   That is what was saved while the rate was already on its way down to the former end.
 
