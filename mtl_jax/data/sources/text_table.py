@@ -81,7 +81,7 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path) -> Rows:
   """Yields the cells of each line that has any, apart by blanks or of a CSV file, with the line's number from 1."""
   for line, row in _rows_of(path):
-    if not all(cell.isprintable() for cell in row):  # Names of tasks, labels, classes and images come from cells.
+    if not ''.join(row).isprintable():  # Names of tasks, labels, classes and images come from cells.
       refuse_line(path, line, 'has control characters; correct or fetch the file again')
     yield line, row
 
