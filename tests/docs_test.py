@@ -205,8 +205,8 @@ def world(tmp_path_factory) -> Path:
   shutil.copy(pictures[1], folder / 'faces' / 'b.jpg')
   for name, like in (('data/celeba224', 'data/celeba64'), ('data/celeba32', 'data/celeba64'), ('runs/start', 'runs/joint')):
     shutil.copytree(folder / like, folder / name)
-  for name in ('data/celeba128', 'data/mtfl128', 'data/utkface128', 'data/drawn224'):
-    like = name.replace('128', '64').replace('drawn224', 'celeba64')
+  for name in ('data/celeba128', 'data/mtfl128', 'data/utkface128', 'data/synthetic224'):
+    like = name.replace('128', '64').replace('synthetic224', 'celeba64')
     shutil.copytree(folder / like, folder / name)
   return folder
 
