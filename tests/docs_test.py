@@ -157,9 +157,12 @@ def run(command: str) -> int:
 
 
 def code_of(page: str) -> dict[str, str]:
-  """The Python files that a page of the docs prints, by the names that it gives them just before."""
+  """The Python files that a page of the docs shows, by the names that the text before each gives last."""
   text = (ROOT / 'docs' / page).read_text()
-  return dict(re.findall(r'`(\w+\.py)`[^`]*?\n\n```python\n(.*?)```', text, re.DOTALL))
+  files = {}
+  for before, code in re.findall(r'(.*?)```python\n(.*?)```', text, re.DOTALL):
+    files[re.findall(r'`(\w+\.py)`', before)[-1]] = code
+  return files
 
 
 @pytest.fixture(scope='module')
