@@ -106,7 +106,7 @@ def check_divided(divided: Sequence[Sequence[str]], names: Sequence[str], *, whe
   repeated, left = [name for name in given if given[name] > 1], [name for name in names if name not in given]
   if repeated or left:
     wrong = f'{repeated[0]} stands twice' if repeated else f'no network learns {", ".join(left)}'
-    raise ConfigError(f'{where}: {wrong}; name every task once, `tasks=a,b tasks=c` for a network of a and b and one of c')
+    raise ConfigError(f'{where}: {wrong}; name every task once: `tasks=a,b tasks=c` is two networks')
 
 
 def seeds(config: ConfigDict, arm: Arm) -> list[int]:
