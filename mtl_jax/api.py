@@ -1,8 +1,8 @@
 """The verbs of the command line as functions; `import mtl_jax` gives all of them.
 
 Paths are text or `pathlib.Path`. A configuration is the name of a preset, a Python file with a `get_config()`, or a
-`ConfigDict`, with overrides as texts `a.b=value` or as values by field. What the command line refuses, these refuse
-with the same words, as a `UserError`.
+`ConfigDict`, with overrides as texts `a.b=value` or as values by field. Bad input raises a
+`UserError` with the message that the command line prints.
 """
 
 # Functions import what they need: drawing faces in worker processes, and `mtl-jax --help`, should not load JAX.

@@ -1,4 +1,4 @@
-"""The command line: verbs, flags and exit codes; nothing else."""
+"""The command line: its verbs, flags and exit codes."""
 
 import argparse
 import inspect
@@ -29,7 +29,7 @@ IN_ASCII = str.maketrans({'—': '-', '↑': '^', '↓': 'v', '≤': '<=', '\N{M
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb. Returns the exit code: 0 done, 2 bad input, 3 diverged, 4 hung, 75 interrupted and saved."""
   _set_up_logging()
-  with interrupt.from_the_start():
+  with interrupt.end_before_first_run():
     return _main(arguments)
 
 
@@ -95,7 +95,7 @@ def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-  """Tells of wrong usage in one line, as all else is told."""
+  """Reports wrong usage in one line, like all other errors."""
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message}; see {self.prog} --help')

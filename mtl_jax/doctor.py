@@ -1,4 +1,4 @@
-"""Reports what this machine has, what would run where, and what is missing, each with the command that mends it."""
+"""Reports what this machine has, what would run where, and what is missing, with the commands that install it."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""Kinds of values that a field or an option may hold, and the errors that name the field of one that it may not."""
+"""Kinds of values of fields and options: parses and checks them; errors name the field."""
 
 import contextlib
 import csv

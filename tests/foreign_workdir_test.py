@@ -328,7 +328,7 @@ def test_folders_and_locks_work_without_flock_and_a_line_says_so(tmp_path, monke
   monkeypatch.setattr('fcntl.flock', flock)
   with atomic_dir.new_folder(tmp_path / 'set') as folder:
     (folder / 'file').touch()
-  with file_lock.held(tmp_path / 'features' / '.lock'):
+  with file_lock.hold(tmp_path / 'features' / '.lock'):
     pass
   assert (tmp_path / 'set' / 'file').exists()
   assert sum('has no locks' in line for line in said) == 2

@@ -318,7 +318,7 @@ def test_short_steps_fill_the_time_between_two_looks(frozen_config):
   settings = ('train.log_every_steps', 'eval.every_steps', 'checkpoint.every_steps')
   for looks, expected in [((20, 1000, 1000), 20), ((10, 230, 230), 10), ((100, 0, 300), 50), ((1, 4, 4), 1)]:
     config = frozen_config(**dict(zip(settings, looks, strict=True)))
-    assert building.steps_between_looks(config) == expected
+    assert building.steps_between_host_work(config) == expected
 
 
 # What joint training can change.

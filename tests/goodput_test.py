@@ -159,7 +159,7 @@ def test_going_back_makes_what_was_done_since_a_restart(clock):
   saved = accounts.now()
   with accounts.under('input'):
     clock.now += 7
-  accounts.go_back(saved)
+  accounts.rewind(saved)
   assert accounts.now() == saved | {'restart': 7}
 
 

@@ -1,4 +1,4 @@
-"""The affinity verb: look-aheads along a joint run, the transfer matrix, suggested groups, and the files of them."""
+"""Runs `mtl-jax affinity`: look-aheads along a joint run, the transfer matrix, and suggested groups of tasks."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -203,7 +203,7 @@ class Source:
       stop()
       state, metrics = self.run.compiled_steps(state, placed, items)  # Compiled once for all tasks.
       found.append(metrics['loss'])
-      sharding.hold_back(found)
+      sharding.limit_in_flight(found)
     finite = np.isfinite(np.concatenate(jax.device_get(found)))
     if not finite.all():
       step = int(np.argmin(finite)) + 1

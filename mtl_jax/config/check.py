@@ -1,4 +1,4 @@
-"""Checks of a configuration: the fields there are, what each of them allows, and what several must agree on."""
+"""Checks a configuration: unknown fields, values out of range, and fields that contradict each other."""
 
 from typing import Any
 

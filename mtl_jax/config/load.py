@@ -1,4 +1,4 @@
-"""Configurations from a Python file with `--config.a.b=v` overrides, to JSON and back, and differences of two."""
+"""Loads configurations from Python files with `--config.a.b=v` overrides; converts to and from JSON, and compares."""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """MTFL's landmarks with gender, smile, glasses and head pose: 3,000 steps of 64 at 64x64, for two CPU cores.
 
-Landmarks are what it is about: heat maps give them, and the wing loss weighs small errors. Their error is evaluated as
+Landmarks come from heat maps, and the wing loss weighs small errors. Their error is evaluated as
 `landmarks/nme`, over the distance between the eyes, on the set's test split of AFLW faces. Prepare with
 `mtl-jax prepare mtfl --crop_margin 0.9`, which frames train faces as test faces are; those of the validation split stay
 half as large, so its error is higher by far. `--config.tasks=landmarks` is the single-task side.

@@ -1,4 +1,4 @@
-"""Evaluating a trained run from its working directory: restore, run over a split, write the JSON."""
+"""Evaluates a trained run on a split, from its workdir, and writes the JSON."""
 
 import contextlib
 import dataclasses
@@ -82,7 +82,7 @@ def evaluate_workdir(
     own = mixture.open_data(settings) if data else store
     val, on_val = _predictions(model, own, 'val', directory=directory)
     picked = thresholds.tune(model.tasks, on_val.predictions, val, by=tune_thresholds)
-    deciding = [task for task in thresholds.taken_up(tasks, picked) if task.name in picked]
+    deciding = [task for task in thresholds.with_thresholds(tasks, picked) if task.name in picked]
     metrics = evaluate.task_metrics(result.predictions, part, deciding)
     found['tuned'] = {'by': tune_thresholds, 'thresholds': picked, 'tasks': metrics}
   if jax.process_index() == 0:
@@ -92,8 +92,9 @@ def evaluate_workdir(
       workdir.write_json(place, found, root=directory)
     if tune_thresholds:
       with _work_kept(directory / thresholds.FILE):
-        kept: thresholds.Kept = {'step': model.step, 'by': tune_thresholds, 'tasks': found['tuned']['thresholds']}
-        workdir.write_json(directory / thresholds.FILE, kept, root=directory)
+        tuned = found['tuned']['thresholds']
+        saved: thresholds.SavedThresholds = {'step': model.step, 'by': tune_thresholds, 'tasks': tuned}
+        workdir.write_json(directory / thresholds.FILE, saved, root=directory)
     if predictions:
       with _work_kept(predictions):
         npz.write(predictions, evaluate.dump(result, part))
@@ -138,7 +139,7 @@ def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Pat
 
 
 def _make_room(predictions: Path) -> None:
-  """Makes the folder of a file to be written, so that a wrong path is told before the work and not after it."""
+  """Makes the folder of a file to be written, so that a wrong path is an error before the work and not after it."""
   if predictions.suffix != '.npz' or predictions.is_dir():
     raise DataError(f'--predictions: {predictions} must be a file named *.npz')
   try:

@@ -1,4 +1,4 @@
-"""A trained model as files for others, which need not have this package."""
+"""Exports a trained model as files that are used without this package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A trained network, to use on images: `mtl_jax.load(workdir)`."""
+"""A trained network for inference on images, which `mtl_jax.load(workdir)` returns."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ from mtl_jax.run.workdir import TrainedModel
 from mtl_jax.tasks import Task
 
 BATCH = 32  # Images a call of the network.
-LOOKS = 3  # At an image that is aligned, each framed by the one before it; docs/data.md has what they bring.
+ALIGN_ROUNDS = 3  # At an image that is aligned, each framed by the one before it; docs/data.md has what they bring.
 
 Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class ImagePrediction:
   """One image and what is predicted of it.
 
   Attributes:
@@ -118,21 +118,21 @@ class Model:
     Raises:
       DataError: for a file that is no image, an array of another type or shape, or `align` without landmarks.
     """
-    return [self.described(seen.predictions, seen.size) for seen in self.each(images, align=align)]
+    return [self.described(predicted.predictions, predicted.size) for predicted in self.each(images, align=align)]
 
   def each(
     self, images: Images, *, align: bool = False, refused: Callable[[DataError], None] | None = None
-  ) -> Iterator[Seen]:
+  ) -> Iterator[ImagePrediction]:
     """Yields every image with its predictions.
 
-    `refused` hears of the images that cannot be read, and the others are still done; without it the first is an error.
+    `refused` is called for images that cannot be read, and the others are predicted; without it the first is an error.
     """
     points = next((task for task in self.tasks if task.coordinates and len(task.labels) > 2), None)
     if align and points is None:
       raise DataError(f'align: the model predicts no landmarks, only {", ".join(task.name for task in self.tasks)}')
     for inputs, pixels in self._batches(images, refused):
       predictions = jax.device_get(self._apply(self.variables, pixels))
-      for _ in range(LOOKS if align else 0):
+      for _ in range(ALIGN_ROUNDS if align else 0):
         assert points is not None
         mean = np.asarray(self.trained.label_stats[points.name].baseline).reshape(-1, 2)
         for row, one in enumerate(inputs):
@@ -143,7 +143,7 @@ class Model:
         predictions = jax.device_get(self._apply(self.variables, pixels))
       for row, one in enumerate(inputs):
         own = {task.name: task.on_picture(predictions[task.name][row], one.view) for task in self.tasks}
-        yield Seen(one.image, one.size, own, one.aligned)
+        yield ImagePrediction(one.image, one.size, own, one.aligned)
 
   def described(self, predictions: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
     """One image's predictions of `apply` by the names of its labels; landmarks in pixels of its width and height.

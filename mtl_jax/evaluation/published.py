@@ -1,4 +1,4 @@
-"""A trained model as a folder to publish: weights by name, what they are in JSON, and a loader in plain JAX."""
+"""Writes a trained model as a folder to publish: named weights, a JSON description, and a loader in plain JAX."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""A trained model as one program: StableHLO with its weights inside, its description, and a loader."""
+"""Exports a trained model as one StableHLO program with its weights inside, a description, and a loader."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Thresholds of yes-or-no labels: tuned on validation, kept with the run, and taken up where they are asked for."""
+"""Tunes decision thresholds of yes-or-no labels on validation, saves them with the run, and applies them."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ FILE, FLAG = 'thresholds.json', '--tune_thresholds'
 log = logging.getLogger('mtl_jax')
 
 
-class Kept(TypedDict):
+class SavedThresholds(TypedDict):
   """The file's content: the checkpoint's step, the metric, and by task each label's threshold."""
 
   step: int
@@ -47,7 +47,7 @@ def tune(
   return found
 
 
-def taken_up(tasks: Sequence[Task], thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Task, ...]:
+def with_thresholds(tasks: Sequence[Task], thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Task, ...]:
   """The tasks, those with thresholds deciding by them."""
   return tuple(task.with_thresholds(thresholds[task.name]) if task.name in thresholds else task for task in tasks)
 
@@ -59,11 +59,11 @@ def tuned(directory: Path, model: TrainedModel) -> TrainedModel:
     CheckpointError: where none were kept, or those of another step.
   """
   make = f'tune them with `mtl-jax eval --workdir {directory} --step {model.step} {FLAG}`'
-  kept = json_file.read(directory / FILE, Kept, advice=make)
-  if kept['step'] != model.step:
-    raise CheckpointError(f'{directory / FILE} is of step {kept["step"]}, the model of step {model.step}; {make}')
+  saved = json_file.read(directory / FILE, SavedThresholds, advice=make)
+  if saved['step'] != model.step:
+    raise CheckpointError(f'{directory / FILE} is of step {saved["step"]}, the model of step {model.step}; {make}')
   try:
-    tasks = taken_up(model.tasks, kept['tasks'])
+    tasks = with_thresholds(model.tasks, saved['tasks'])
   except (KeyError, ValueError) as error:
     raise CheckpointError(f'{directory / FILE} is of other labels; {make}') from error
   return dataclasses.replace(model, facts=dataclasses.replace(model.facts, tasks=tasks))

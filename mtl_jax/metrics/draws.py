@@ -1,4 +1,4 @@
-"""Weights of a split's examples: each once for an estimate, or drawn again and again, cluster by cluster.
+"""Example weights that metrics are computed with: ones for an estimate, or bootstrap resamples of clusters.
 
 A draw is a weight for each cluster of images, not a list of rows. A metric that is a ratio of sums needs only the sums
 of each cluster, and one matrix product gives them for all draws. Every metric is an array with a value a draw, `[B]`,

@@ -1,4 +1,4 @@
-"""A backbone cut in two: frozen stages that never learn, and what learns after them."""
+"""Splits a backbone into frozen stages and the trainable ones after them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Backbone, way of sharing and heads: images to `{task: outputs}`."""
+"""The multi-task model, from images to `{task: outputs}`: a backbone, a way of sharing it, and heads."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Weights that a model starts from, by name and shape, whatever is frozen, shared in another way, or new."""
+"""Initializes a model from another run's weights by name and shape, where layers are frozen or shared otherwise too."""
 
 import logging
 import pathlib

@@ -1,4 +1,4 @@
-"""Pretrained weights: a file of torchvision's names to the variables of a backbone, and those into a model."""
+"""Loads pretrained weights with torchvision's names into the variables of a backbone, and those into a model."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Tensors of a PyTorch file by name, read without PyTorch and without running anything the file's pickle asks for.
+"""Reads tensors by name from a PyTorch file, without PyTorch and without running anything that its pickle asks for.
 
 Both formats of `torch.save`: the zip archive (since PyTorch 1.6) and the row of pickles before it.
 """

@@ -1,4 +1,4 @@
-"""Losses, and the ways to make one objective of several: see `Objective` for what they all are."""
+"""Multi-task objectives: loss weighting, gradient balancing, and `value_and_grad`; `Objective` is their interface."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

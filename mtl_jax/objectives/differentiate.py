@@ -1,4 +1,4 @@
-"""The gradient of K losses in the way of an objective: one call for any loop, and the training step's own."""
+"""Computes the value and the gradient of K losses under an objective, in any training loop."""
 
 import dataclasses
 import itertools
@@ -17,8 +17,8 @@ from mtl_jax.objectives.task_gradients import weighted_sum
 HEADS = ('plain', 'weighted')
 
 
-class Found(NamedTuple):
-  """The parts of a step's answer.
+class ValueAndGrad(NamedTuple):
+  """Results of a call of `value_and_grad`.
 
   Attributes:
     value: the loss to report: the objective's total, or the sum of the losses where it has none.
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Hashed by identity, for jax.jit.
 class value_and_grad:  # Called like a function, as functools.partial is.
-  """`step(shared, heads, state, *args, present=None, key=None) -> Found`, for an objective of any cost class.
+  """`step(shared, heads, state, *args, present=None, key=None) -> ValueAndGrad`, for an objective of any cost class.
 
   `args` are passed on: the batch. `present` says which losses have a label in it: bool by name, `[K]` or `[parts, K]`;
   None: all. An absent loss takes no part but is differentiated, so a mean over no labels must not divide by 0. `key` is
@@ -104,14 +104,16 @@ class value_and_grad:  # Called like a function, as functools.partial is.
     return self.objective.init(num_losses, shared)
 
   def after(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None) -> Any:
-    """The objective's state after its second look at the batch; unchanged for objectives that take none."""
+    """The objective's state after its second forward pass over the batch; unchanged for objectives that take none."""
     if self.objective.after is None:
       return state
     z = passes.copies(represented(self, shared, args)[0], self.groups)
     (each, _), (named, _) = losses_in_parts(self, z, heads, args)
     return typed(self.objective.after(each[0], state, present=presence(present, named, each)[0]), state)
 
-  def __call__(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None) -> Found:
+  def __call__(
+    self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None
+  ) -> ValueAndGrad:
     z, pull, moved = jax.vjp(lambda shared: represented(self, shared, args), shared, has_aux=True)
     losses_of = lambda z, heads: losses_in_parts(self, z, heads, args)  # noqa: E731
     by_head = passes.through_heads(losses_of, z, heads, groups=self.groups)
@@ -135,7 +137,7 @@ class value_and_grad:  # Called like a function, as functools.partial is.
         ours = jax.tree.map(jnp.add, ours, more)
     value = value if extra is None else value + extra
     losses = whole if named is None else OrderedDict(zip(named, whole, strict=True))
-    return Found(value, (ours, theirs), next_state, losses, aux, moved, points)
+    return ValueAndGrad(value, (ours, theirs), next_state, losses, aux, moved, points)
 
   def _combined(self, pull: Any, by_head: passes.HeadPass, z: Any, state: Any, known: dict[str, Any]) -> Any:
     """The shared parameters' gradient, the objective's next state, and the K gradients it has combined."""

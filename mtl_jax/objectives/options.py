@@ -1,4 +1,4 @@
-"""An objective from `config.objective`: its options are the method's own keyword parameters."""
+"""Makes an objective from `config.objective`, whose options are the method's keyword arguments."""
 
 from collections.abc import Sequence
 

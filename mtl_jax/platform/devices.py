@@ -1,4 +1,4 @@
-"""The devices that JAX starts, and one line where it cannot or where their memory does not do."""
+"""Starts the devices; what fails there, or for want of memory, becomes a one-line error."""
 
 import os
 import re

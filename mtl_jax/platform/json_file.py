@@ -1,4 +1,4 @@
-"""Reads JSON against a schema: what a file holds is what its reader expects, or one line says what is wrong where."""
+"""Reads JSON and validates it against a schema; errors name the file and the field."""
 
 import re
 from collections.abc import Callable

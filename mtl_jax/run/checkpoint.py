@@ -1,4 +1,4 @@
-"""Saving and restoring a run with Orbax: state and progress are one checkpoint, the last two and the best are kept."""
+"""Saves and restores a run with Orbax: state and progress are one checkpoint; the last two and the best are kept."""
 
 import dataclasses
 import logging
@@ -82,7 +82,7 @@ class Checkpoints:
       CheckpointError: where they cannot be opened.
     """
     self._data = data
-    logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
+    logging.getLogger('absl').addFilter(_save_errors)  # Once, however many there are.
     logging.getLogger('asyncio').addFilter(_retrieved)
     if sys.unraisablehook is sys.__unraisablehook__:
       sys.unraisablehook = _without_late_callbacks
@@ -261,14 +261,14 @@ def _without_late_callbacks(raised: Any) -> None:
 
 
 def _retrieved(record: logging.LogRecord) -> bool:
-  """Drops what the writes of a failed save raise after the first, which is told; asyncio logs them as it ends."""
+  """Drops what the writes of a failed save raise after the first, which is reported; asyncio logs them as it ends."""
   return 'was never retrieved' not in record.getMessage()
 
 
-def _told(record: logging.LogRecord) -> bool:
+def _save_errors(record: logging.LogRecord) -> bool:
   """Drops what Orbax logs, a dozen lines of every save, but errors.
 
-  Of those, tracebacks go too, for what it raises is told in one line; where several processes save, they end with it.
+  Of those, tracebacks go too: what it raises becomes a one-line error; where several processes save, they end with it.
 
   There the others wait, and so does Orbax here before it raises, for a process whose part of a save has failed.
   """

@@ -1,4 +1,4 @@
-"""Goodput: every second of a run under the heading of what it went into, over all restarts."""
+"""Goodput: accounts every second of a run to an activity, over all restarts."""
 
 import contextlib
 import logging
@@ -110,7 +110,7 @@ class Goodput:
       self.spent['restart'] += self.spent.pop('rest')
     self.spent = {heading: self.spent.get(heading, 0.0) + before.get(heading, 0.0) for heading in HEADINGS}
 
-  def go_back(self, spent: Mapping[str, float]) -> None:
+  def rewind(self, spent: Mapping[str, float]) -> None:
     """Books the time since a checkpoint, whose accounts are these, as work that is done again."""
     self._settle()
     lost = sum(self.spent.values()) - sum(spent.values())

@@ -38,7 +38,7 @@ def schedule(settings: ConfigDict, *, steps: int) -> optax.Schedule:
   return optax.join_schedules(parts, bounds) if bounds else parts[0]
 
 
-def settled_steps(settings: ConfigDict, *, steps: int) -> int:
+def steps_before_decay(settings: ConfigDict, *, steps: int) -> int:
   """Steps, from the start of a run of `steps`, whose learning rates do not depend on that number.
 
   A longer run takes them alike, so it may go on from there. `settings` is the config's `optimizer`.

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: a file of pretrained ones, or those of another run."""
+"""Loads the weights that a run starts from: a file of pretrained ones, or those of another run."""
 
 import logging
 import re

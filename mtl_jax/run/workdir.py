@@ -157,7 +157,7 @@ def _held(workdir: Path) -> Iterator[None]:
 
   with ExitStack() as stack:
     try:
-      handle = stack.enter_context(file_lock.held(workdir / LOCK, waiting=refuse))
+      handle = stack.enter_context(file_lock.hold(workdir / LOCK, waiting=refuse))
     except OSError as error:
       raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
     handle.truncate(0)
@@ -176,7 +176,7 @@ def check_held(workdir: Path) -> None:
 
 def _holder(workdir: Path) -> str:
   """The process that took a directory in a bucket last, in words; empty where none has."""
-  with address.told(str(workdir), 'read'):
+  with address.bucket_errors(str(workdir), 'read'):
     return (workdir / LOCK).read_text().strip() if (workdir / LOCK).exists() else ''
 
 
@@ -253,7 +253,7 @@ def check_resumable(
   register_plugins(config)  # Again: where they may change, the kept ones are others.
   old, new = configs.to_json(old_config), configs.to_json(config)
   longer = holds == 'checkpoints' and config.train.steps > old_config.train.steps
-  settled = optimizer.settled_steps(old_config.optimizer, steps=old_config.train.steps)
+  settled = optimizer.steps_before_decay(old_config.optimizer, steps=old_config.train.steps)
   free = configs.RESUMABLE | ({'train.steps'} if longer and settled else set())
   changed = [*configs.differences(old, new, ignore=free), *own_parts.changed(workdir, config)]
   if changed and not allow_config_change:

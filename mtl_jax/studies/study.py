@@ -1,4 +1,4 @@
-"""The study: joint and single-task models with the same budget and several seeds, and what the difference is worth.
+"""Runs a study: joint and single-task models with the same budget and several seeds, and tests of their differences.
 
 For each program of each arm the learning rate, and what else `study.grid` names, is chosen on validation, on seeds of
 its own; then replicas of the study's seeds are trained, and the first process compares their test predictions.
@@ -21,7 +21,7 @@ from mtl_jax.platform import processes
 from mtl_jax.run import workdir
 from mtl_jax.studies import arms, program, space, summary
 from mtl_jax.studies.arms import Arm, Replica
-from mtl_jax.studies.bench import Bench, Contender
+from mtl_jax.studies.bench import Bench, Candidate
 from mtl_jax.studies.space import Values
 from mtl_jax.training.interrupt import Interruption
 
@@ -57,7 +57,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
       bench = make_bench(sides, store, directory, interruption)
     chosen = choose(config, bench)
     contenders = {
-      name: Contender({one: chosen[one] for one in arm.programs}, arms.seeds(config, arm))
+      name: Candidate({one: chosen[one] for one in arm.programs}, arms.seeds(config, arm))
       for name, arm in sides.items()
     }
     tested = {name: [] for name in bench.configs}
@@ -137,7 +137,7 @@ def _best(bench: Bench, name: str, tried: Mapping[int, Sequence[Replica]]) -> Va
   return best
 
 
-def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Contender]) -> dict[str, Any]:
+def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> dict[str, Any]:
   """Cost of each arm, see `Bench.cost`, its latency, and the seconds of choosing its values."""
   found, latencies = {}, {}
   for name, side in sides.items():

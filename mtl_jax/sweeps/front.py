@@ -1,4 +1,4 @@
-"""The front of what joint training can reach: gains over single-task models, hypervolume, and who lies beyond it.
+"""The Pareto front of joint training: gains over single-task models, hypervolume, and methods beyond it.
 
 A point is an arm's gain in each goal, in per cent of the single-task model's value, greater is better: the single-task
 models lie at 0. Every figure is a function of the seeds' points, and has a jackknife interval over seeds (Tukey 1958).

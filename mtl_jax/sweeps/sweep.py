@@ -1,4 +1,4 @@
-"""The sweep: a search of fields and loss weights, its best confirmed on other seeds, and the front of the tasks.
+"""Runs a sweep: searches fields and loss weights, confirms the best on other seeds, and computes the tasks' front.
 
 Trials, single-task models and methods are searched alike, on validation and on seeds of their own. What was chosen is
 trained again on seeds that the search did not see, and scored on the test split, where it is compared as in a study.
@@ -24,7 +24,7 @@ from mtl_jax.platform import atomic_write, processes
 from mtl_jax.run import workdir
 from mtl_jax.studies import arms, space, summary
 from mtl_jax.studies.arms import Replica
-from mtl_jax.studies.bench import Bench, Contender
+from mtl_jax.studies.bench import Bench, Candidate
 from mtl_jax.studies.results import Result
 from mtl_jax.studies.space import Space, Values
 from mtl_jax.sweeps import best_file, front, presets, samplers
@@ -168,7 +168,7 @@ class Sweep:
     sides, kinds = {}, {}
 
     def enter(name: str, kind: str, programs: Mapping[str, Values]) -> None:
-      sides[name], kinds[name] = Contender(programs, seeds), kind
+      sides[name], kinds[name] = Candidate(programs, seeds), kind
 
     if singles:
       enter(SINGLE, 'single', {name: trial.values for name, trial in single.items()})
@@ -205,7 +205,7 @@ class Sweep:
       **made_of,
     }
 
-  def _sound(self, sides: Mapping[str, Contender]) -> tuple[dict[str, Contender], list[str]]:
+  def _sound(self, sides: Mapping[str, Candidate]) -> tuple[dict[str, Candidate], list[str]]:
     """The arms of which some seed did not diverge, and the names of the others, of which there is nothing to show."""
 
     def ended(name: str, one: Replica) -> bool:
@@ -246,8 +246,8 @@ class Sweep:
       values = [self._linked(one) for one in points]
       wanted = {name: [Replica.of(seed, one) for one in values for seed in seeds]}
       title = 'searching' if name == JOINT else f'searching for {name}'
-      give_up = (lambda _, result, pruner=pruner: pruner.gives_up(self.scores(name, result))) if pruner else None
-      self.bench.train(wanted, test=False, title=title, give_up=give_up, judge=lambda one: self.reached(name, one))
+      give_up = (lambda _, result, pruner=pruner: pruner.should_prune(self.scores(name, result))) if pruner else None
+      self.bench.train(wanted, test=False, title=title, give_up=give_up, score_of=lambda one: self.reached(name, one))
       found = [self._trial(name, one, [Replica.of(seed, one) for seed in seeds]) for one in values]
       trials += found
       if sampler:
@@ -367,7 +367,7 @@ class Sweep:
     del own['scores']
     return {'program': program, 'trial': number, **own}
 
-  def _cost(self, trials: Mapping[str, Sequence[Trial]], sides: Mapping[str, Contender]) -> dict[str, Any]:
+  def _cost(self, trials: Mapping[str, Sequence[Trial]], sides: Mapping[str, Candidate]) -> dict[str, Any]:
     """Trials, seconds and FLOPs of the search, beside those of one run, and the compiled steps of this call."""
     own = self.bench.program(JOINT, Replica.of(0, trials[JOINT][0].values))
     searched = {name: sum(one.seconds for one in those) for name, those in trials.items()}

@@ -1,4 +1,4 @@
-"""The story of a training run: resume, step, look, save, end."""
+"""The training loop: resumes a run, takes steps, logs, evaluates, saves, and ends it."""
 
 import dataclasses
 import logging
@@ -69,13 +69,13 @@ def train(
     workdir.check_kind(directory, 'checkpoints')
     digests.set_aside_damaged(directory / 'checkpoints')
     data = dataclasses.replace(facts, tasks=run.tasks).to_json()
-    checkpoints = Checkpoints(directory, data=data, keep=(run.settled,))
+    checkpoints = Checkpoints(directory, data=data, keep=(run.steps_before_decay,))
     with closing(checkpoints, goodput, directory):
       before, changed = workdir.check_resumable(
         directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change
       )
       if before is not None and not allow_config_change:
-        go_on_longer(before, config, checkpoints)
+        extend(before, config, checkpoints)
       try:
         state, progress = begin_state(run, checkpoints)
       except OtherModelError as error:
@@ -92,7 +92,7 @@ def train(
       return train_on(run, state, progress, services)
 
 
-def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
+def extend(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
   """Says what the learning rate does where `train.steps` was raised, and drops what a longer run has not.
 
   That is what was saved while the rate was already on its way down to the former end.
@@ -103,9 +103,9 @@ def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoint
   old, new = before.train.steps, config.train.steps
   if old == new:
     return
-  settled = optimizer.settled_steps(before.optimizer, steps=old)
+  settled = optimizer.steps_before_decay(before.optimizer, steps=old)
   checkpoints.drop_after(settled)
-  falls = optimizer.settled_steps(config.optimizer, steps=new)
+  falls = optimizer.steps_before_decay(config.optimizer, steps=new)
   then = f'falls from step {falls} on, to 0 at step {new}' if falls < new else 'stays as it is'
   at = max(checkpoints.steps(), default=0)
   log.info('config.train.steps: %d -> %d: on from step %d; the learning rate %s', old, new, at, then)
@@ -173,7 +173,7 @@ def train_on(run: Run, state: TrainState, progress: TrainProgress, services: Run
       with services.goodput.under('restart'), services.watchdog.unwatched():
         services.checkpoints.wait()
         state, progress = begin_state(run, services.checkpoints)
-      services.goodput.go_back(progress.spent)
+      services.goodput.rewind(progress.spent)
       progress.passed_over = passed_over
       log.warning('warning: %s; back to step %d, and on without that batch', error, progress.step)
 
@@ -200,7 +200,7 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
       with goodput.under('step'):
         state, metrics = steps(state, source, items)
         unlogged.append(metrics)
-        sharding.hold_back(unlogged)
+        sharding.limit_in_flight(unlogged)
         progress.step += size
         meter.advance(size)
         now = due(run, progress.step, first=progress.step == size, stop=interruption.requested())
@@ -259,7 +259,7 @@ def due(run: Run, step: int, *, first: bool, stop: bool) -> Due:
   config = run.config
   end = step == config.train.steps
   evaluate_now = multiple(config.eval.every_steps) or end
-  save = multiple(config.checkpoint.every_steps) or step == run.settled or end or stop
+  save = multiple(config.checkpoint.every_steps) or step == run.steps_before_decay or end or stop
   log_now = multiple(config.train.log_every_steps) or first or evaluate_now or save
   return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
 
@@ -293,8 +293,8 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
     return size, sharding.to_global(read, rows)
 
   config = run.config
-  looks = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
-  return pipeline.prefetch(make, run.dispatches(looks, step))
+  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  return pipeline.prefetch(make, run.dispatches(intervals, step))
 
 
 def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgress) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, by JAX's own profiler, for TensorBoard or xprof."""
+"""Traces some steps of a run with JAX's profiler, for TensorBoard or xprof."""
 
 import logging
 import tempfile

@@ -1,4 +1,4 @@
-"""The watchdog: ends a run in which nothing has been completed for too long, and says where every thread hangs."""
+"""The watchdog: ends a run that has completed nothing for too long, and prints every thread's stack."""
 
 import contextlib
 import faulthandler

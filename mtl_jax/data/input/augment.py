@@ -48,7 +48,7 @@ _ALTERED = {
 }
 
 
-def doubts(tasks: Sequence[Task], settings: Augmentation) -> list[str]:
+def augmentation_warnings(tasks: Sequence[Task], settings: Augmentation) -> list[str]:
   """Lines about labels that a change of the image may make wrong, as far as kinds and names of tasks tell."""
   lines = []
   for task, field in itertools.product(tasks, _ALTERED):

@@ -1,4 +1,4 @@
-"""Several prepared sets with different labels as one: labels under common names, and batches that hold rows of each.
+"""Combines several prepared sets with different labels: common label names, and batches with rows of each set.
 
 A label that a set lacks is masked there; the masks do all the work in losses and metrics.
 """

@@ -1,4 +1,4 @@
-"""Makes batches of positions in a split: reads its rows, and keeps the next ones ready."""
+"""Reads the batches of a split, and prefetches the next ones."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator

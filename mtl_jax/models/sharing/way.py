@@ -1,4 +1,4 @@
-"""The contract of ways of sharing: a module from images to what heads read, and perhaps a prior on weights."""
+"""The interface of ways of sharing: a module from images to the heads' inputs, and perhaps a penalty on weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Gradient-balancing methods on the Gram matrix, and what all of them do first: mask, and scale to cosines."""
+"""The common form of balancing methods on the Gram matrix: absent tasks are masked, gradients scaled to cosines."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
