@@ -87,7 +87,7 @@ def prepare(
       str(name),
       source=None if source is None else address.local_path(str(source)),
       out=folder,
-      image_size=image_size,
+      image_size=(image_size[0], image_size[1]),
       num=num,
       seed=seed,
       crop_margin=crop_margin,

@@ -221,6 +221,25 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def opened(config: ConfigDict) -> tuple[ConfigDict, DataSet, DataFacts]:
+  """The configuration with absolute paths, its data set, and the facts of that."""
+  store = mixture.open_data(config.data)
+  return with_absolute_paths(config), store, DataFacts.of(store)
+
+
+@contextmanager
+def resumed(
+  workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
+) -> Iterator[None]:
+  """Holds a working directory for a run that begins or goes on; arguments and errors are those of the checks below."""
+  with lock(workdir):
+    check_alike(config, facts)
+    check_kind(workdir, holds)
+    check_resumable(workdir, config, facts, holds=holds, allow_config_change=allow_config_change)
+    begin(workdir, config, facts)
+    yield
+
+
 def check_kind(workdir: Path, holds: str) -> None:
   """Raises CheckpointError if another verb has kept something in the directory than the one that keeps in `holds`."""
   for folder, verb in KEPT.items():

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.config import with_fields
-from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.platform import processes
@@ -37,19 +36,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   Raises:
     UserError: for bad input, an arm none of whose replicas came through, or a request to stop.
   """
-  config = configs.load(config)
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
-  facts = workdir.DataFacts.of(store)
+  config, store, facts = workdir.opened(configs.load(config))
   tasks = facts.selected(config)
   sides = arms.from_config(config, tasks)
   if config.eval.patience:
     raise ConfigError('config.eval.patience: a study trains every replica to its end; set it to 0')
-  with workdir.lock(directory), Interruption() as interruption:
-    workdir.check_alike(config, facts)
-    workdir.check_kind(directory, 'replicas')
-    workdir.check_resumable(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
-    workdir.begin(directory, config, facts)
+  held = workdir.resumed(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
+  with held, Interruption() as interruption:
     bench = make_bench(sides, store, directory, interruption)
     if config.study.match == 'compute':
       programs = {name: bench.program(name, Replica(0)) for name in bench.configs}

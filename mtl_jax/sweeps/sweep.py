@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.config import with_values
-from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
@@ -71,19 +70,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   Raises:
     UserError: for bad input, a search none of whose trials came through, or a request to stop.
   """
-  config = presets.applied(configs.load(config))
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
-  facts = workdir.DataFacts.of(store)
+  config, store, facts = workdir.opened(presets.applied(configs.load(config)))
   tasks = facts.selected(config)
   if config.eval.patience:
     raise ConfigError('config.eval.patience: a sweep trains every trial to its end; set it to 0')
   programs = programs_of(config, tasks)
-  with workdir.lock(directory), Interruption() as interruption:
-    workdir.check_alike(config, facts)
-    workdir.check_kind(directory, 'trials')
-    workdir.check_resumable(directory, config, facts, holds='trials', allow_config_change=allow_config_change)
-    workdir.begin(directory, config, facts)
+  held = workdir.resumed(directory, config, facts, holds='trials', allow_config_change=allow_config_change)
+  with held, Interruption() as interruption:
     sweep = Sweep(config, tasks, Bench(programs, store, directory, interruption, kept_in='trials'))
     result = sweep.result()
     if processes.index():

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax.data.input import mixture, pipeline
+from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
@@ -56,14 +56,12 @@ def train(
   """
   goodput, config = Goodput(), configs.load(config)
   trackers.check(config.train.trackers)
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
+  config, store, facts = workdir.opened(config)
   with (
     workdir.lock(directory),
     Interruption() as interruption,
     Watchdog(config.train.watchdog_secs) as watchdog,
   ):
-    facts = workdir.DataFacts.of(store)
     workdir.check_alike(config, facts)
     run = building.build(config, store)
     workdir.check_kind(directory, 'checkpoints')
