@@ -82,7 +82,7 @@ def prepare(
   from mtl_jax.data.store import cache as sets
 
   place = address.absolute(out)
-  with devices.in_one_line(), sets.new_set(place) as folder:
+  with devices.wrap_errors(), sets.new_set(place) as folder:
     prepare_set(
       str(name),
       source=None if source is None else address.local_path(str(source)),
@@ -148,7 +148,7 @@ def train(
   from mtl_jax.training import loop, profiling
 
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.in_one_line(), profiling.tracing(directory) if profile else nullcontext() as watch:
+  with devices.wrap_errors(), profiling.tracing(directory) if profile else nullcontext() as watch:
     progress = loop.train(checked, directory, allow_config_change=allow_config_change, watch=watch)
   return Run(directory, progress.step, progress.best_step, progress.stopped_early)
 
@@ -185,7 +185,7 @@ def evaluate(
   """
   from mtl_jax.evaluation.command import evaluate_workdir
 
-  with devices.in_one_line():
+  with devices.wrap_errors():
     return evaluate_workdir(
       address.workdir(str(workdir)),
       data=None if data is None else address.absolute(data),
@@ -269,7 +269,7 @@ def affinity(
 
 def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, allow_config_change: bool) -> Any:
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.in_one_line():
+  with devices.wrap_errors():
     found = run(checked, directory, allow_config_change=allow_config_change)
   if found:
     report(directory)

@@ -74,7 +74,7 @@ def _show(text: str | Path, stream: TextIO | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-  with devices.in_one_line():
+  with devices.wrap_errors():
     return options.run(options)
 
 

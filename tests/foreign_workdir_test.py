@@ -206,7 +206,7 @@ def test_a_score_that_is_not_finite_is_never_the_best():
   history = []
   for step, score in enumerate([float('nan'), -2.0, float('inf'), float('nan'), -1.0], 1):
     progress.step = step
-    history.append((progress.saw(score), progress.best_step))
+    history.append((progress.update_best(score), progress.best_step))
   assert history == [(False, 0), (True, 2), (False, 2), (False, 2), (True, 5)]
 
 

@@ -132,7 +132,7 @@ def test_a_clock_counts_evaluations_since_the_best():
   history = []
   for step, score in enumerate([-3.0, -2.0, -2.0, -5.0, -1.0], 1):
     progress.step = step
-    history.append((progress.saw(score), progress.evaluations_since_best))
+    history.append((progress.update_best(score), progress.evaluations_since_best))
   assert history == [(True, 0), (True, 0), (False, 1), (False, 2), (True, 0)]
 
 

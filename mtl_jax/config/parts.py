@@ -81,8 +81,8 @@ def _module(name: str, field: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def made(name: str, *, field: str) -> Iterator[None]:
-  """Tells an error of the user's own part, while it is made, in one line."""
+def wrap_errors(name: str, *, field: str) -> Iterator[None]:
+  """Turns an error of the user's own part, while it is made, into a ConfigError."""
   try:
     yield
   except Exception as error:

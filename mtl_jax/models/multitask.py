@@ -149,7 +149,7 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   """
   name, field = settings.backbone, 'config.model.backbone'
   make = parts.find(name, BACKBONES, field=field)
-  with parts.made(name, field=field):
+  with parts.wrap_errors(name, field=field):
     plain = make()
   if not isinstance(plain, Backbone):
     raise ConfigError(f'{field}: {name} gave {type(plain).__name__}, not a Backbone')

@@ -39,7 +39,7 @@ def workdir(text: str) -> Path:
   from etils import epath
 
   files, root = opened(address)
-  with bucket_errors(address, 'read'):
+  with wrap_errors(address, 'read'):
     files.exists(root)
   return cast(Path, epath.Path(address))
 
@@ -103,7 +103,7 @@ def opened(address: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def bucket_errors(address: str, what: str) -> Iterator[None]:
+def wrap_errors(address: str, what: str) -> Iterator[None]:
   """Turns what a store raises into a BucketError that names the address, but for an object that is not there."""
   try:
     yield

@@ -79,7 +79,7 @@ def from_config(settings: ConfigDict, *, steps: int) -> optax.GradientTransforma
   elif is_on(settings.weight_decay):
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
-    with parts.made(settings.name, field=FIELD):
+    with parts.wrap_errors(settings.name, field=FIELD):
       made = make(learning_rate=schedule(settings, steps=steps), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error

@@ -176,7 +176,7 @@ def check_held(workdir: Path) -> None:
 
 def _holder(workdir: Path) -> str:
   """The process that took a directory in a bucket last, in words; empty where none has."""
-  with address.bucket_errors(str(workdir), 'read'):
+  with address.wrap_errors(str(workdir), 'read'):
     return (workdir / LOCK).read_text().strip() if (workdir / LOCK).exists() else ''
 
 

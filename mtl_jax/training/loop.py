@@ -136,7 +136,7 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
   finally:
     try:
       if together:
-        with goodput.under('save'):
+        with goodput.timed('save'):
           checkpoints.close()
     finally:
       goodput.finish(directory)
@@ -168,7 +168,7 @@ def train_on(run: Run, state: TrainState, progress: TrainProgress, services: Run
         raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
       passed_over = [*progress.passed_over, nonfinite.batch_number(error.step - 1, progress.passed_over)]
       nonfinite.check_count(len(passed_over), settings, error)
-      with services.goodput.under('restart'), services.watchdog.unwatched():
+      with services.goodput.timed('restart'), services.watchdog.paused():
         services.checkpoints.wait()
         state, progress = begin_state(run, services.checkpoints)
       services.goodput.rewind(progress.spent)
@@ -180,8 +180,8 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
   checkpoints, directory, interruption, watchdog, goodput, watch, name = services
-  steps = watchdog.beating(watch(run, progress.step) if watch else run.compiled_steps)
-  eval_step = watchdog.beating(run.compiled_eval_step)
+  steps = watchdog.watching(watch(run, progress.step) if watch else run.compiled_steps)
+  eval_step = watchdog.watching(run.compiled_eval_step)
   source = run.input.place()
   writer = MetricWriter(directory, config=config, resumed_at=progress.step, enabled=primary)
   meter = ThroughputBar(
@@ -195,7 +195,7 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
   unlogged: list[Any] = []
   try:
     for size, items in goodput.waiting('input', input_items(run, progress.step, progress.passed_over)):
-      with goodput.under('step'):
+      with goodput.timed('step'):
         state, metrics = steps(state, source, items)
         unlogged.append(metrics)
         sharding.limit_in_flight(unlogged)
@@ -208,15 +208,15 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
           unlogged = []
       watchdog.beat(f'step {progress.step}')
       if now.evaluate and run.val is not None:
-        with goodput.under('eval'):
+        with goodput.timed('eval'):
           score, validation = validate(run, state, compiled_step=eval_step)
         values |= validation
-        better = progress.saw(score)
+        better = progress.update_best(score)
         progress.stopped_early = 0 < config.eval.patience <= progress.evaluations_since_best and not now.end
       if values:
         writer.write(progress.step, values, saved=now.save or better or progress.stopped_early)
       if now.save or better or progress.stopped_early:
-        with goodput.under('save'):
+        with goodput.timed('save'):
           progress.spent = goodput.now()
           workdir.check_held(directory)
           checkpoints.save(state, progress)
