@@ -215,7 +215,7 @@ def load(
   """
   from mtl_jax.evaluation import thresholds
   from mtl_jax.evaluation.model import Model
-  from mtl_jax.run.workdir import restore
+  from mtl_jax.run.trained_model import restore
 
   directory = address.workdir(str(workdir))
   trained = restore(directory, step=step, allow_code=allow_code)

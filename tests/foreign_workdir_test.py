@@ -20,7 +20,7 @@ from mtl_jax.data.prepare import prepare
 from mtl_jax.errors import CheckpointError, ConfigError, DataError
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.platform import atomic_dir, atomic_write, file_lock
-from mtl_jax.run import digests, workdir
+from mtl_jax.run import digests, trained_model
 from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.studies import study
 from mtl_jax.training import loop
@@ -181,12 +181,12 @@ def test_a_changed_dataset_json_changes_no_number(copy, said, act):
 def test_wrong_sizes_in_dataset_json_are_named(copy, size):
   change(copy / 'dataset.json', lambda facts: facts.update(image_size=size))
   with pytest.raises(CheckpointError, match=r'dataset\.json.*image_size'):
-    workdir.restore(copy)
+    trained_model.restore(copy)
 
 
 def test_a_checkpoint_without_digests_is_said(copy, said):
   (copy / 'checkpoints' / '4' / digests.FILE).unlink()
-  workdir.restore(copy)
+  trained_model.restore(copy)
   assert f'warning: {copy / "checkpoints" / "4"} has no digests.json: damage to it cannot be noticed' in said
 
 

@@ -24,9 +24,9 @@ from mtl_jax.evaluation import slices as slicing
 from mtl_jax.metrics.binary import TUNED_BY
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
-from mtl_jax.run import workdir
+from mtl_jax.run import trained_model, workdir
 from mtl_jax.run.features import FeatureCache
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
@@ -56,7 +56,7 @@ def evaluate_workdir(
       raise DataError(f'--split: val is what {thresholds.FLAG} looks at; report test or train')
   if predictions:
     _make_room(predictions)
-  model = workdir.restore(directory, step=step, allow_code=allow_code)
+  model = trained_model.restore(directory, step=step, allow_code=allow_code)
   settings = model.config.data
   place = data or settings.dir
   if data:

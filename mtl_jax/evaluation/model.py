@@ -16,7 +16,7 @@ from mtl_jax.errors import DataError
 from mtl_jax.evaluation.align import aligned
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models.backbone import Representation
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 BATCH = 32  # Images a call of the network.

@@ -21,7 +21,7 @@ from mtl_jax.models.backbone import has_small_stem
 from mtl_jax.models.sharing.way import copy_name, name_of
 from mtl_jax.platform import atomic_write
 from mtl_jax.run import workdir
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 
 log = logging.getLogger('mtl_jax')
 

@@ -12,7 +12,7 @@ from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError
 from mtl_jax.metrics.binary import THRESHOLD
 from mtl_jax.platform import json_file
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 FILE, FLAG = 'thresholds.json', '--tune_thresholds'

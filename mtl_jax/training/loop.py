@@ -18,7 +18,7 @@ from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
-from mtl_jax.run import checkpoint, digests, optimizer, start_weights, workdir
+from mtl_jax.run import checkpoint, digests, lock, optimizer, start_weights, workdir
 from mtl_jax.run.checkpoint import Checkpoints, OtherModelError, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
@@ -58,7 +58,7 @@ def train(
   trackers.check(config.train.trackers)
   config, store, facts = workdir.opened(config)
   with (
-    workdir.lock(directory),
+    lock.hold(directory),
     Interruption() as interruption,
     Watchdog(config.train.watchdog_secs) as watchdog,
   ):
@@ -218,7 +218,7 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
       if now.save or better or progress.stopped_early:
         with goodput.timed('save'):
           progress.spent = goodput.now()
-          workdir.check_held(directory)
+          lock.check_held(directory)
           checkpoints.save(state, progress)
         watchdog.beat(f'the save of step {progress.step}')
       if now.log:
