@@ -212,8 +212,8 @@ class Source:
 
   def features(self, variables: Mapping[str, Any], split: Split) -> Float[np.ndarray, 'n f']:
     """Computes the features that the heads read of each example of a split."""
-    batches = pipeline.padded_positions(len(split), self.run.config.eval.batch_size)
-    found = [np.asarray(self._features(variables, split.read(positions)), np.float32) for positions in batches]
+    batches = pipeline.padded_batches(split, self.run.config.eval.batch_size)
+    found = [np.asarray(self._features(variables, batch), np.float32) for batch in batches]
     return np.concatenate(found)[: len(split)]
 
 

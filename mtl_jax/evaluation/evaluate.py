@@ -50,15 +50,9 @@ def evaluate_split(
   """Runs `compiled_step` over a whole split. `on_batch` is called after each batch with the number of its examples."""
   batch_size = -(-batch_size // jax.device_count()) * jax.device_count()  # Padding is masked, so rounding is free.
   local = sharding.local_rows(batch_size, field='eval.batch_size')
-  rows = sharding.by_rows(mesh)
-
-  def make(positions: np.ndarray) -> Any:
-    batch = split.read(positions[local])
-    batch.pop('example_id')
-    return sharding.to_global(batch, rows)
-
+  put = partial(sharding.to_global, sharding=sharding.by_rows(mesh))
   results = []
-  for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size)):
+  for batch in pipeline.padded_batches(split, batch_size, local=local, put=put):
     results.append(compiled_step(variables, label_stats, batch))
     sharding.limit_in_flight(results)
     if on_batch:

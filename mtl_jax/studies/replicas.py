@@ -156,17 +156,8 @@ class Trainer:
 
   def predict(self, variables: Any, split: Split) -> list[evaluate.Evaluation]:
     """Every replica's predictions of a split, and the mean of each task's loss."""
-    batch_size = self.program.config.eval.batch_size
-
-    def make(positions: np.ndarray) -> Any:
-      batch = split.read(positions)
-      batch.pop('example_id')
-      return batch
-
-    fetched = [
-      jax.device_get(self._call(self._evaluate, variables, batch))
-      for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size))
-    ]
+    batches = pipeline.padded_batches(split, self.program.config.eval.batch_size)
+    fetched = [jax.device_get(self._call(self._evaluate, variables, batch)) for batch in batches]
     count = jax.tree.leaves(variables)[0].shape[0]
     return [
       evaluate.gathered([jax.tree.map(lambda leaf: leaf[i], part) for part in fetched], split)  # noqa: B023

@@ -120,6 +120,19 @@ def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.nd
     yield np.where(positions < num_examples, positions, -1)
 
 
+def padded_batches(
+  split: Split, batch_size: int, *, local: slice = slice(None), put: Callable[[Batch], Any] = lambda batch: batch
+) -> Iterator[Any]:
+  """A whole split in order, in batches of one size made ahead: `put` of the rows `local` of each, without their ids."""
+
+  def make(positions: Int64[np.ndarray, ' b']) -> Any:
+    batch = split.read(positions[local])
+    batch.pop('example_id')
+    return put(batch)
+
+  return prefetch(make, padded_positions(len(split), batch_size))
+
+
 def prefetch(make: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
   """`make(item)` for each item in order, up to `depth` of them made ahead in two threads.
 
