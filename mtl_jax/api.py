@@ -102,7 +102,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run of `train` that has ended.
+  """A finished run of `train`.
 
   Attributes:
     workdir: its folder.
@@ -133,7 +133,7 @@ def train(
   allow_config_change: bool = False,
   profile: bool = False,
 ) -> Run:
-  """Trains a model, or resumes the run that lies in the workdir.
+  """Trains a model, or resumes the run in the workdir.
 
   Args:
     config: see `get_config`, and so `overrides`.
@@ -201,7 +201,7 @@ def evaluate(
 def load(
   workdir: Place, *, step: int | None = None, tuned_thresholds: bool = False, allow_code: bool = False
 ) -> 'Model':
-  """The trained model of a run, at the step that was best on validation unless another is asked for.
+  """Loads the trained model of a run, at the step that was best on validation unless another is named.
 
   Args:
     workdir: the run's folder.

@@ -65,7 +65,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _show(text: str | Path, stream: TextIO | None = None) -> None:
-  """Prints what may hold foreign names: they cannot steer the terminal, and need not be in its encoding."""
+  """Prints text that may hold foreign names: control characters are escaped, and so is what the encoding lacks."""
   stream = sys.stdout if stream is None else stream
   encoding = getattr(stream, 'encoding', None) or 'utf-8'
   shown = printable(str(text), keep='' if isinstance(text, Path) else '\n')
@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Parts `--config.a.b=value` or `--config.a.b value` from the rest; returns the rest and `a.b=value`."""
+  """Separates `--config.a.b=value` or `--config.a.b value` from other arguments; returns these, and `a.b=value`."""
   plain, overrides = [], []
   remaining = list(arguments)
   while remaining:

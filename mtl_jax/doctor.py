@@ -23,7 +23,7 @@ BATCH_ON_CPU = 64
 
 
 def describe() -> str:
-  """The report as text."""
+  """Returns the report as text."""
   if problem := devices.start_error():
     return '\n'.join([*_machine(), '', *_versions(), '', problem])
   lines = [*_machine(), *_devices(), '', *_versions(), '', *_choices(), '', *(_advice() or ['nothing is missing'])]

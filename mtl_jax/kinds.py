@@ -47,7 +47,7 @@ class Partial(dict):
 
 
 def real(least: float, most: float = math.inf, *, above: bool = False) -> Kind:
-  """A finite number of a range, whole ones among them; `above` leaves out the least."""
+  """A finite number in a range, whole or not; `above` excludes the least."""
 
   def allows(value: Any) -> bool:
     is_finite = type(value) in (int, float) and abs(value) < math.inf
@@ -59,7 +59,7 @@ def real(least: float, most: float = math.inf, *, above: bool = False) -> Kind:
 
 
 def whole(least: float, most: float = 2**31 - 1) -> Kind:
-  """A whole number of a range; the greatest there is fits into 32 bits, as on a device."""
+  """A whole number in a range, by default of 32 bits, as on a device."""
 
   def convert(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
@@ -162,7 +162,7 @@ def choose(value: str, choices: Sequence[str], *, field: str) -> str:
 
 
 def nearest(value: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
-  """Ends an error by what may have been meant."""
+  """The end of an error message: the nearest known name, or all of them."""
   near = difflib.get_close_matches(value, known, n=1, cutoff=cutoff)
   return f'did you mean {near[0]!r}?' if near else f'choose from {", ".join(one or "(empty)" for one in known)}'
 

@@ -53,7 +53,7 @@ def _stop_if(requested: bool) -> None:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-  """A row for each pair of source and target."""
+  """Rows of affinity.csv, one for each pair of source and target."""
   parts = {'mean': '', 'stderr': '_stderr', 'above_noise': '_above_noise'}
   for i, source in enumerate(found['tasks']):
     for j, target in enumerate(found['tasks']):

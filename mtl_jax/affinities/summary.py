@@ -23,7 +23,7 @@ def summarize(
   *,
   config: ConfigDict,
 ) -> dict[str, Any]:
-  """The JSON, but for what the data and the machine were.
+  """Makes the content of affinity.json, without the description of data and machine.
 
   Args:
     names: of the losses.

@@ -104,7 +104,7 @@ def evaluate_workdir(
 def _predictions(
   model: TrainedModel, store: DataSet, split: str, *, directory: Path
 ) -> tuple[Split, evaluate.Evaluation]:
-  """A split of a set, and the model's predictions for it."""
+  """Loads a split of a set, and predicts it."""
   partial_ok = bool(model.config.data.dirs)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=partial_ok)
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:

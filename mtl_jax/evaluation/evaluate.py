@@ -64,7 +64,7 @@ def evaluate_split(
 
 
 def gathered(results: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
-  """Joins the results of `eval_step` over a split's batches, in order; the last batch's padding is dropped."""
+  """Concatenates the results of `eval_step` over a split's batches; the padding of the last batch is dropped."""
   predictions = {
     name: np.concatenate([result['predictions'][name] for result in results])[: len(split)] for name in split.labels
   }

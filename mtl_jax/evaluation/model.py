@@ -27,7 +27,7 @@ Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
 
 @dataclasses.dataclass(frozen=True)
 class ImagePrediction:
-  """One image and what is predicted of it.
+  """One image with its predictions.
 
   Attributes:
     image: as it was given.
@@ -44,7 +44,7 @@ class ImagePrediction:
 
 @dataclasses.dataclass
 class _Input:
-  """An image on its way: as it was given, its size, and the view of `Task.on_picture`."""
+  """An image to predict: as it was given, its size, and the view of `Task.on_picture`."""
 
   image: Any
   size: tuple[int, int]
@@ -81,7 +81,7 @@ class Model:
 
   @property
   def fit(self) -> str:
-    """The way of images of other shapes into that: squash, crop or pad, as the training set was prepared."""
+    """The way to fit images of other shapes, as the training set was prepared: squash, crop or pad."""
     return self.trained.facts.fit
 
   @property
@@ -175,7 +175,7 @@ class Model:
   def _batches(
     self, images: Images, refused: Callable[[DataError], None] | None
   ) -> Iterator[tuple[list[_Input], np.ndarray]]:
-    """Images and their pixels, filled up to one size of batches: one program."""
+    """Yields images with their pixels, padded to one batch size, so that one program serves all."""
     if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
       raise DataError('images: give an array [n, h, w, 3], or a list of arrays or files; of one image: [image]')
     if not len(images):
@@ -204,7 +204,7 @@ def view_of(box: Box, size: tuple[int, int]) -> np.ndarray:
 
 
 def _picture(image: np.ndarray | Path | str) -> Image.Image:
-  """An image, upright and in RGB. Raises DataError for what is none."""
+  """Opens an image, upright and in RGB. Raises DataError for anything else."""
   if isinstance(image, str | Path):
     return read_upright(Path(image))
   image = np.asarray(image)

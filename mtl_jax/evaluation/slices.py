@@ -20,7 +20,7 @@ UNRESAMPLED = ('ece', 'macro_ece')
 
 
 def choose(names: Sequence[str], store: DataSet) -> list[Task]:
-  """The labels that a split is divided by, each as a task.
+  """Selects the labels that a split is divided by, each as a task.
 
   Args:
     names: `task/label`, or `task` of a task of one label.
@@ -91,7 +91,7 @@ def _intervals(resampled: Mapping[str, Any], mask: Mapping[str, np.ndarray], dra
 def _degenerate_labels(
   tasks: Sequence[Task], labels: Mapping[str, np.ndarray], mask: Mapping[str, np.ndarray]
 ) -> dict[str, list[str]]:
-  """The labels, as `task/label`, of which there is one value alone, or none."""
+  """Lists the labels, as `task/label`, that have only one value, or none."""
   found: dict[str, list[str]] = {'one_class': [], 'unlabelled': []}
   for task in tasks:
     for i, label in enumerate(task.labels):

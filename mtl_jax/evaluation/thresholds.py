@@ -31,7 +31,7 @@ class SavedThresholds(TypedDict):
 def tune(
   tasks: Sequence[Task], predictions: Mapping[str, np.ndarray], val: Split, *, by: str
 ) -> dict[str, dict[str, float]]:
-  """The thresholds of each task that has any: best by the metric on validation, 0.5 where labels there are all alike.
+  """Picks each label's threshold by a metric on validation; 0.5 where all labels there are equal.
 
   Raises:
     CheckpointError: for a run without yes-or-no labels.
@@ -48,12 +48,12 @@ def tune(
 
 
 def with_thresholds(tasks: Sequence[Task], thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Task, ...]:
-  """The tasks, those with thresholds deciding by them."""
+  """The tasks, with thresholds in those that have some."""
   return tuple(task.with_thresholds(thresholds[task.name]) if task.name in thresholds else task for task in tasks)
 
 
 def tuned(directory: Path, model: TrainedModel) -> TrainedModel:
-  """The model of a run, whose tasks decide by the thresholds that were kept with it.
+  """The model of a run, with the thresholds that were saved with it in its tasks.
 
   Raises:
     CheckpointError: where none were kept, or those of another step.

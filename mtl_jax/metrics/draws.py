@@ -16,7 +16,7 @@ NUM_RESAMPLES = 1000
 
 
 class Draws(NamedTuple):
-  """Draws of a split's clusters; all arms, seeds and tasks must share one, or their pairing is lost.
+  """Resamples of a split's clusters, shared by all arms, seeds and tasks, so that differences are paired.
 
   Attributes:
     clusters: `[n]`, the cluster of each example.
@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 def whole(num: int) -> Draws:
-  """Each of `num` examples once."""
+  """One draw of each of `num` examples once: an estimate."""
   return Draws(np.arange(num), None)
 
 

@@ -95,7 +95,7 @@ class Part(Backbone):
 
 
 def cut(make: MakeBackbone, model: ConfigDict, *, spatial: bool = False) -> tuple[FrozenStages | None, Backbone]:
-  """The frozen stages that `model.freeze` asks for, if any, and the backbone that learns after them.
+  """Splits a backbone into the frozen stages that `model.freeze` names, if any, and the trainable rest.
 
   Args:
     make: makes the whole backbone.

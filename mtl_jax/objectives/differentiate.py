@@ -158,14 +158,14 @@ class value_and_grad:  # Called like a function, as functools.partial is.
 
 
 def represented(call: value_and_grad, shared: Any, args: Any) -> tuple[Any, Any]:
-  """The representation, or without one the shared parameters themselves, and what else there is."""
+  """The representation, or without one the shared parameters themselves; and the auxiliary output."""
   if call.represent is None:
     return shared, None
   return call.represent(shared, *args) if call.has_aux else (call.represent(shared, *args), None)
 
 
 def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) -> Any:
-  """The losses `[parts, K]` with the extra one, and their names with what else there is."""
+  """The losses `[parts, K]` and the extra loss; and the losses' names and the auxiliary output."""
   given, parts = call.losses_of(copies if call.groups else copies[None], heads, *args), call.objective.parts
   losses, aux = given if call.has_aux else (given, None)
   named = OrderedDict(losses) if isinstance(losses, Mapping) else None  # Whose order jax.tree keeps.
@@ -194,7 +194,7 @@ def head_factors(call: value_and_grad, losses: Float[Array, ' k'], state: Any, n
 
 
 def presence(present: Any, named: Mapping[str, Array] | None, each: Float[Array, 'p k']) -> Bool[Array, 'p k']:
-  """The losses that are there in each part of the batch, given by name or as an array, or all."""
+  """The losses present in each part of the batch, given by name or as an array; by default all."""
   if present is None:
     return jnp.ones(each.shape, bool)
   if isinstance(present, Mapping):

@@ -16,7 +16,7 @@ Point = Literal['losses', 'representation', 'parameters']
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """The way in which K losses, or their K gradients, become one.
+  """A method that combines K losses, or their K gradients, into one update.
 
   `needs` is the cost class, and says what `update` takes first:
 

@@ -20,7 +20,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def groups(settings: ConfigDict, data: DataSet, *, seed: int) -> Int64[np.ndarray, ' n'] | None:
-  """The group of each row of the train split, -1 for none; None where rows are not to be balanced by groups.
+  """The group of each row of the train split, -1 for none; None without balancing by groups.
 
   Groups are read from the data set, whatever tasks are learned, so that single-task runs see the joint one's batches.
 

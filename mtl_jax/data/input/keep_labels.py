@@ -35,7 +35,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def apply(split: Split, rule: str, *, tasks: Sequence[Task], groups: Sequence[str], seed: int) -> Split:
-  """The split with the labels that the rule drops masked; the empty rule drops none.
+  """Masks the labels of a split that the rule drops; the empty rule drops none.
 
   Args:
     split: the train split; validation and test are to keep all labels.
