@@ -1,8 +1,8 @@
 """The verbs of the command line as functions; `import mtl_jax` gives all of them.
 
 Paths are text or `pathlib.Path`. A configuration is the name of a preset, a Python file with a `get_config()`, or a
-`ConfigDict`, with overrides as texts `a.b=value` or as values by field. Bad input raises a
-`UserError` with the message that the command line prints.
+`ConfigDict`, with overrides as texts `a.b=value` or as values by field. Bad input raises a `UserError` with the message
+that the command line prints.
 """
 
 # Functions import what they need: drawing faces in worker processes, and `mtl-jax --help`, should not load JAX.
@@ -148,8 +148,8 @@ def train(
   from mtl_jax.training import loop, profiling
 
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.wrap_errors(), profiling.tracing(directory) if profile else nullcontext() as watch:
-    progress = loop.train(checked, directory, allow_config_change=allow_config_change, watch=watch)
+  with devices.wrap_errors(), profiling.tracing(directory) if profile else nullcontext() as wrap_steps:
+    progress = loop.train(checked, directory, allow_config_change=allow_config_change, wrap_steps=wrap_steps)
   return Run(directory, progress.step, progress.best_step, progress.stopped_early)
 
 

@@ -40,7 +40,7 @@ def train(
   *,
   allow_config_change: bool = False,
   name: str = 'train',
-  watch: Callable[[Run, int], Callable[..., Any]] | None = None,
+  wrap_steps: Callable[[Run, int], Callable[..., Any]] | None = None,
 ) -> TrainProgress:
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
@@ -49,7 +49,7 @@ def train(
     directory: the run's working directory; see the README for the files in it.
     allow_config_change: resume although the configuration differs from the one that began.
     name: what the progress bar is called.
-    watch: given the run and the step it begins at, makes what is called in place of its compiled steps.
+    wrap_steps: given the run and the step it begins at, makes what is called in place of its compiled steps.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
@@ -86,7 +86,7 @@ def train(
       goodput.resume(directory, progress.step, progress.spent)
       run = building.on_features(run, state.variables, directory, stop=interruption.requested)
       describe(run, progress)
-      services = RunServices(checkpoints, directory, interruption, watchdog, goodput, watch, name)
+      services = RunServices(checkpoints, directory, interruption, watchdog, goodput, wrap_steps, name)
       return train_on(run, state, progress, services)
 
 
@@ -110,14 +110,14 @@ def extend(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> 
 
 
 class RunServices(NamedTuple):
-  """The objects that keep and watch a run while it trains; `watch` and `name` are as in `train`."""
+  """The objects that keep and watch a run while it trains; `wrap_steps` and `name` are as in `train`."""
 
   checkpoints: Checkpoints
   directory: Path
   interruption: Interruption
   watchdog: Watchdog
   goodput: Goodput
-  watch: Callable[[Run, int], Callable[..., Any]] | None
+  wrap_steps: Callable[[Run, int], Callable[..., Any]] | None
   name: str
 
 
@@ -179,8 +179,8 @@ def train_on(run: Run, state: TrainState, progress: TrainProgress, services: Run
 def train_from(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
-  checkpoints, directory, interruption, watchdog, goodput, watch, name = services
-  steps = watchdog.watching(watch(run, progress.step) if watch else run.compiled_steps)
+  checkpoints, directory, interruption, watchdog, goodput, wrap_steps, name = services
+  steps = watchdog.watching(wrap_steps(run, progress.step) if wrap_steps else run.compiled_steps)
   eval_step = watchdog.watching(run.compiled_eval_step)
   source = run.input.place()
   writer = MetricWriter(directory, config=config, resumed_at=progress.step, enabled=primary)
