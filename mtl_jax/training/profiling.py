@@ -20,7 +20,7 @@ FIRST, NUM = 3, 5  # The dispatches that are traced; by the third, both of a run
 
 @contextmanager
 def tracing(directory: Path) -> Iterator[Callable[[Run, int], Callable[..., Any]]]:
-  """Yields a `wrap_steps` for `loop.train` that traces dispatches 3 to 7 of the run, or those of them that there are."""
+  """Yields a `wrap_steps` for `loop.train` that traces dispatches 3 to 7 of the run, or as many as there are."""
   with tempfile.TemporaryDirectory() as temporary:
     local = address.is_local(directory)
     folder = directory / FOLDER if local else Path(temporary)
