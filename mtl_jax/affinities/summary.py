@@ -92,9 +92,9 @@ def _transfer(found: Transfer) -> dict[str, Any]:
 def _groupings(names: Sequence[str], affinities: Float[np.ndarray, 't k k'], most: int) -> list[dict[str, Any]]:
   """The best division into at most 1, 2, ... networks, what it should gain, and how sure it is.
 
-  The greatest gain of many ways is partly luck. So it is also estimated honestly: chosen on every other look-ahead, measured
-  on the rest, both ways round. How sure a group is, is the share of resampled look-aheads under which two of its tasks
-  are still together, over all its pairs.
+  The greatest gain of many ways is partly luck. So it is also estimated honestly: chosen on every other look-ahead,
+  measured on the rest, both ways round. How sure a group is, is the share of resampled look-aheads under which two of
+  its tasks are still together, over all its pairs.
   """
 
   def mean(rows: Any) -> Float[np.ndarray, 'k k']:
