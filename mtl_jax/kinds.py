@@ -138,7 +138,12 @@ VALUES = dataclasses.replace(
   convert=lambda value: value if isinstance(value, str) else str(value).strip('()').removesuffix(','),
 )
 # Names in one text; a tuple of them in a file becomes that when it is loaded.
-TASKS = dataclasses.replace(either(TEXT, NAMES), words=NAMES.words, read=lambda text: ','.join(NAMES.read(text)))
+TASKS = dataclasses.replace(
+  either(TEXT, NAMES),
+  words=NAMES.words,
+  read=lambda text: ','.join(NAMES.read(text)),
+  convert=lambda value: ','.join(value) if NAMES.allows(value) else value,
+)
 # Its owner, a method or a way of sharing, says what kind it is: see `options`.
 OPTION = Kind(
   'a number, true or false, or a name', lambda value: isinstance(value, bool | int | float | str | tuple), _read_option
