@@ -49,9 +49,10 @@ NUM_FACES = 64
 SMALL = {
   'model.backbone': 'convnet',
   'model.width': '4',
+  'model.stem': 'auto',
   'model.head': 'linear',
-  'model.trunk_features': '(8)',
-  'train.steps': '2',
+  'model.trunk_features': '8',
+  'train.steps': '4',
   'train.batch_size': '8',
   'train.log_every_steps': '1',
   'eval.every_steps': '2',
@@ -59,7 +60,7 @@ SMALL = {
   'checkpoint.every_steps': '2',
   'optimizer.warmup_steps': '1',
   'study.num_seeds': '2',
-  'study.learning_rates': '(1e-3)',
+  'study.learning_rates': '1e-3',
   'study.num_tuning_seeds': '1',
   'affinity.every_steps': '1',
   'affinity.transfer': 'False',
@@ -68,7 +69,7 @@ SMALL = {
 }
 # What stands in the place of what the command says.
 SMALLER = {
-  'train.steps': '4',
+  'train.steps': '8',
   'train.batch_size': '8',
   'optimizer.warmup_steps': '1',
   'eval.every_steps': '2',
@@ -76,7 +77,7 @@ SMALLER = {
   'model.backbone=mobilenet_v2': 'convnet',
   'model.freeze=stage3': 'stage1',
   'study.num_seeds': '2',
-  'study.learning_rates': '(1e-3)',
+  'study.learning_rates': '1e-3',
   'study.grid.optimizer.weight_decay': '0.01',
   'study.grid.objective.matching.distribution': '0.3',
   'study.grid.objective.matching.soft_co_annotation': '0.3',
@@ -86,7 +87,7 @@ SMALLER = {
   'sweep.weight_steps': '3',
   'sweep.front_points': '2',
   'sweep.confirm_seeds': '2',
-  'sweep.space.optimizer.learning_rate': '1e-3',
+  'sweep.space.optimizer.learning_rate=1e-3,3e-3,1e-2': '1e-3,3e-3',
 }
 # Fewer arms of studies that have many.
 ARMS = {

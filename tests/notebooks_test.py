@@ -28,14 +28,14 @@ def run_cells(tmp_path, monkeypatch):
 
 
 def test_joint_and_single_task_models_are_compared_and_used(run_cells, tmp_path, capsys):
-  variables = run_cells('joint_or_single.ipynb', 'NUM_FACES, STEPS, SEEDS = 60, 4, 2')
+  variables = run_cells('joint_or_single.ipynb', 'NUM_FACES, STEPS, SEEDS = 120, 4, 2')
   assert variables['found']['tasks']['landmarks']['nme']['verdict'] in ('helps', 'hurts', 'no evidence')
   assert (tmp_path / 'runs' / 'study' / 'report.html').exists()
   assert 'attributes: joint - single' in capsys.readouterr().out
 
 
 def test_every_method_of_the_loop_learns(run_cells):
-  variables = run_cells('balancing_loop.ipynb', 'STEPS = 60')
+  variables = run_cells('balancing_loop.ipynb', 'STEPS = 150')
   batch, (shared, heads) = variables['batch'], variables['start']
   first = variables['losses_of'](variables['represent'](shared, batch), heads, batch) / variables['scales']
   assert len(variables['results']) == 6
