@@ -137,7 +137,7 @@ def _metrics(evaluation: Evaluation, tasks: Sequence[Task]) -> list[Block]:
     found, floor = (evaluation.get(side, {}).get(task.name) for side in ('tasks', 'baseline'))
     intervals = evaluation.get('intervals', {}).get(task.name, {})
     for metric in task.shown:
-      name = f'{task.name}: {figures.metric(metric).phrase} {figures.arrow(metric)}'
+      name = f'{task.name}: {figures.directed(metric)}'
       levels = [figures.level(score(side, metric), metric) for side in (floor, found)]
       rows.append((name, *levels, _ends(intervals.get(metric), metric)))
     each, ends = (side.get('per_output') for side in (found or {}, intervals))
