@@ -32,17 +32,19 @@ SMALL = {
   'train.steps': 150,
   'train.batch_size': 32,
   'eval.every_steps': 50,
+  'optimizer.learning_rate': 1e-2,
   'objective.weights.landmarks': 1.0,
 }
-STUDY = {'study.num_seeds': 5, 'study.learning_rates': (4e-3, 1e-2), 'study.num_tuning_seeds': 1}
+STUDY = {'study.num_seeds': 8}
 SWEEP = {
+  'train.steps': 60,
+  'eval.every_steps': 20,
   'sweep.sampler': 'grid',
-  'sweep.space.optimizer.learning_rate': '4e-3,1e-2',
   'sweep.weights_of': ('attributes', 'landmarks'),
-  'sweep.weight_steps': 8,
+  'sweep.weight_steps': 6,
   'sweep.best': 'gains',
-  'sweep.confirm_seeds': 5,
-  'sweep.methods': ('uncertainty', 'famo', 'cagrad', 'nash_mtl'),
+  'sweep.confirm_seeds': 3,
+  'sweep.methods': ('uncertainty', 'famo', 'cagrad'),
 }
 FLAGS = (
   '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-dev-shm-usage', '--no-first-run',

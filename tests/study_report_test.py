@@ -59,7 +59,7 @@ def test_plots_lie_beside_the_page(grouped):
   assert {'intervals-nme', 'intervals-macro_accuracy', 'outputs-joint-attributes', 'curve-val_landmarks_nme'} <= stems
   for stem in stems:
     assert (grouped[0] / 'plots' / f'{stem}.png').read_bytes().startswith(b'\x89PNG')
-    assert '#d55e00' in (grouped[0] / 'plots' / f'{stem}.svg').read_text()
+    assert '#0072b2' in (grouped[0] / 'plots' / f'{stem}.svg').read_text()
 
 
 def test_curves_are_means_over_seeds_with_their_deviation(grouped):

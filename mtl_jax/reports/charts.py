@@ -27,6 +27,7 @@ MAX_POINTS = 300
 INCHES_A_TASK = 0.14  # Room for its name; maps of many tasks are wider than others, and scroll on a phone.
 MAX_NUMBERS = 8  # Maps of up to so many tasks have their numbers written into them.
 SAYS = 'says: '  # Begins the id of what shows the rest of it when it is touched.
+LABEL_DISTANCES = (5, 14, 24, 36)  # From a point, in points of type.
 FAINT = 0.3  # How strongly entries within noise are drawn.
 
 
@@ -119,7 +120,7 @@ def reliability(lines: Sequence[tuple[Side, Curve]]) -> Any:
   axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8)
   for side, curve in lines:
     axes.plot(curve.steps, curve.values, marker=MARKERS[side.place], color=RUN_COLOURS[side.place], **_line(side))
-  axes.set(xlim=(0, 1), ylim=(0, 1))
+  axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))  # The ticks of both at the corner do not meet.
   _name(axes, 'predicted probability', 'observed frequency')
   _quiet(axes, grid='both')
   return figure
@@ -214,38 +215,36 @@ def _label(axes: Any, points: Sequence[tuple[str, float, float]], lines: Sequenc
     points: label, x and y of each; an empty label is none, but the point is not to be covered.
     lines: the two x and the two y of lines that are not to be covered either.
   """
-  from matplotlib.transforms import Bbox
-
+  if not any(label for label, *_ in points):
+    return
   axes.figure.draw_without_rendering()  # Where points are is known once all is laid out.
   pixel = axes.figure.dpi / 72
   at = axes.transData.transform([point[1:] for point in points])
-  taken = [Bbox.from_bounds(x - 4 * pixel, y - 4 * pixel, 8 * pixel, 8 * pixel) for x, y in at]
-  for line in lines:
-    for x, y in np.linspace(*axes.transData.transform(np.transpose(line)), 40):
-      taken.append(Bbox.from_bounds(x - pixel, y - pixel, 2 * pixel, 2 * pixel))
+  along = [np.linspace(*axes.transData.transform(np.transpose(line)), 40) for line in lines]
+  # Left, bottom, right and top of what is not to be covered.
+  taken = [np.hstack([at - 4 * pixel, at + 4 * pixel]), *(np.hstack([one - pixel, one + pixel]) for one in along)]
+  directions = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)])
   pointer = {'arrowstyle': '-', 'color': INK, 'linewidth': 0.4, 'shrinkA': 0, 'shrinkB': 2}
-  for (label, *point), (x, y) in zip(points, at, strict=True):
+  for (label, *point), center in zip(points, at, strict=True):
     if not label:
       continue
     style = {'ha': 'center', 'va': 'center', 'fontsize': 7.5, 'color': INK, 'parse_math': False}
     text = axes.annotate(label, point, (0, 0), textcoords='offset points', arrowprops=pointer, **style)
     text.set_in_layout(False)
-    size, tried = text.get_window_extent(), []
-    for distance in (5, 14, 24, 36):
-      for right, up in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)):
-        dx, dy = right * (distance * pixel + size.width / 2), up * (distance * pixel + size.height / 2)
-        box = Bbox.from_bounds(x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height)
-        outside = size.width * size.height - _area(Bbox.intersection(box, axes.bbox))
-        covered = sum(_area(Bbox.intersection(box, other)) for other in taken)
-        tried.append((outside + covered, distance, len(tried), (dx, dy), box))
-    _, distance, _, (dx, dy), box = min(tried, key=lambda one: one[:3])
-    text.set_position((dx / pixel, dy / pixel))
-    text.arrow_patch.set_visible(distance > 5)
-    taken.append(box)
+    half = np.array(text.get_window_extent().size) / 2
+    moves = np.concatenate([directions * (distance * pixel + half) for distance in LABEL_DISTANCES])  # The near first.
+    boxes = np.hstack([center + moves - half, center + moves + half])
+    outside = 4 * half.prod() - _shared(boxes, axes.bbox.extents[None])
+    best = int((outside + _shared(boxes, np.concatenate(taken))).argmin())
+    text.set_position(moves[best] / pixel)
+    text.arrow_patch.set_visible(best >= len(directions))
+    taken.append(boxes[[best]])
 
 
-def _area(box: Any) -> float:
-  return box.width * box.height if box else 0.0
+def _shared(boxes: Float[np.ndarray, 'b 4'], others: Float[np.ndarray, 'o 4']) -> Float[np.ndarray, ' b']:
+  """The area that each box shares with others, summed."""
+  low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+  return np.clip(high - low, 0, None).prod(-1).sum(-1)
 
 
 def heat_map(
@@ -259,15 +258,18 @@ def heat_map(
     above: which entries are above noise.
     label: of the colours.
   """
-  from matplotlib import ticker
+  from matplotlib import cm, colormaps, colors, ticker
 
   num = len(names)
   shown = np.where(np.eye(num, dtype=bool), np.nan, values)
   limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
   width = max(WIDTH_INCHES, 1.4 + INCHES_A_TASK * num)
   figure, axes = _figure(width * 1.02, width)
-  alpha = np.where(above, 1.0, FAINT)
-  image = axes.imshow(shown, cmap='RdBu', vmin=-limit, vmax=limit, alpha=alpha, interpolation='nearest')
+  scale = cm.ScalarMappable(colors.Normalize(-limit, limit), colormaps['RdBu'])
+  strength = np.where(above, 1.0, FAINT)[..., None]  # Of colours over white, also on a dark page.
+  cells = scale.to_rgba(shown)
+  cells[..., :3] = 1 - strength * (1 - cells[..., :3])
+  axes.imshow(cells, interpolation='nearest')
   text = {'fontsize': float(np.clip(100 / num, 6.5, 8.5)), 'color': INK, 'parse_math': False}
   labels = [(name.partition('/')[2] or name).replace('_', ' ') for name in names]
   axes.set_xticks(range(num), labels, rotation=90, **text)
@@ -280,9 +282,9 @@ def heat_map(
     number = f'{shown[row, column]:.2g}'.replace('-', '\N{MINUS SIGN}')
     axes.text(column, row, number, ha='center', va='center', fontsize=7, color='white' if dark else '#333333')
   _name(axes, 'target', 'source')
-  bar = figure.colorbar(image, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
+  bar = figure.colorbar(scale, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
   bar.locator = ticker.MaxNLocator(4, symmetric=True)
-  bar.formatter = ticker.FormatStrFormatter('%g')
+  bar.formatter = ticker.FuncFormatter(lambda value, _: f'{value:g}'.replace('-', '\N{MINUS SIGN}'))
   bar.update_ticks()
   bar.set_label(label, fontsize=8.5, color=INK)
   bar.ax.tick_params(labelsize=7, colors=INK)
@@ -350,7 +352,7 @@ def add_legend(figure: Any, heading: str, sides: Sequence[Side]) -> None:
 def _name(axes: Any, x: str, y: str = '') -> None:
   """Names the axes, in lines that are no longer than they. Names come from data sets: they are text, never formulas."""
   axes.set_xlabel(textwrap.fill(x, 54, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
-  axes.set_ylabel(textwrap.fill(y, 40, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
+  axes.set_ylabel(textwrap.fill(y, 44, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
 
 
 def _line(side: Side) -> dict[str, Any]:

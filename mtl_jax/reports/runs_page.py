@@ -182,15 +182,16 @@ def _outputs(runs: Sequence[Run], group: str) -> list[Block]:
 def _pictures(runs: Sequence[Run]) -> list[Block]:
   """Test images with the labels and predictions of tasks that can be drawn into them."""
   config, tasks = runs[0].config, tasks_of(runs)
-  data = mixture.open_data(config.data)
-  test = mixture.load_split(data, 'test', tasks, missing_ok=True, partial_ok=bool(config.data.dirs))
+  test = mixture.load_split(
+    mixture.open_data(config.data), 'test', tasks, missing_ok=True, partial_ok=bool(config.data.dirs)
+  )
   body: list[Block] = []
   for task in tasks:
     if task.name in test.labels and pictures.can_draw(task, test):
       those = [run for run in runs if task in run.tasks]
       found = {run.side: [_predictions(run, task, test.example_id)] for run in those}
       body += pictures.of_task(task, test, found, worst=False)
-  note = f'Taken at even distances through the test split of {data.directory}, not chosen.'
+  note = 'Taken at even distances through the test split, not chosen.'
   return [Heading('Test images'), Text(note), *body] if body else []
 
 

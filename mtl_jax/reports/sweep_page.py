@@ -117,8 +117,9 @@ def _gain(gain: Mapping[str, Any]) -> str:
 
 
 def _volume(volume: Mapping[str, Any]) -> str:
-  low_high = f' ({volume["ci95"][0]:.4g} to {volume["ci95"][1]:.4g})' if volume['ci95'] else ''
-  return f'{volume["mean"]:.4g}{low_high}'
+  values = [round(value, 8) + 0.0 for value in (volume['mean'], *(volume['ci95'] or ()))]  # Not as -0.
+  mean, *ends = (f'{value:.4g}'.replace('-', '\N{MINUS SIGN}') for value in values)
+  return f'{mean} ({" to ".join(ends)})' if ends else mean
 
 
 def _front_charts(drawn: Mapping[str, Any], plots: Path) -> list[Block]:
