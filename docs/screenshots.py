@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 # Of a picture: the page, its place in the docs, the window's width, dark or not, and the pixels from the top on.
 PICTURES = (
-  ('demo', 'report.png', 1000, False, 1800),
+  ('demo', 'report.png', 1000, False, 2330),
   ('study', 'images/study.png', 1400, False, 1080),
   ('study', 'images/study-phone.png', 400, True, 900),
   ('sweep', 'images/sweep.png', 1400, False, 1080),
