@@ -1,4 +1,4 @@
-"""The whole path on drawn faces: generate, prepare, train joint and single-task, evaluate, compare, report."""
+"""The whole path on synthetic faces: generates, prepares, trains joint and single-task, evaluates, and reports."""
 
 import logging
 import os

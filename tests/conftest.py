@@ -40,7 +40,7 @@ IMAGE_SIZE = (32, 32)
 
 @pytest.fixture(scope='session')
 def store_dir(tmp_path_factory) -> Path:
-  """A prepared set of 60 drawn faces at 32x32."""
+  """A prepared set of 60 synthetic faces at 32x32."""
   from mtl_jax.data.prepare import prepare
 
   out = tmp_path_factory.mktemp('store') / 'faces'
@@ -108,7 +108,7 @@ def said() -> Iterator[list[str]]:
 
 @pytest.fixture(scope='module')
 def faces(tmp_path_factory) -> Path:
-  """A prepared set of 60 drawn faces at 16x16."""
+  """A prepared set of 60 synthetic faces at 16x16."""
   import small_runs
 
   return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')

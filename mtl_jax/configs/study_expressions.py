@@ -1,11 +1,12 @@
-"""The grid of study_matching on drawn faces, whose expressions and action units have a known relation; few labels.
+"""The grid of study_matching on synthetic faces, whose expressions and action units have a known relation; few labels.
 
 A tenth of the rows has an expression, another tenth action units, none both, the rest neither:
 mtl-jax prepare synthetic:expressions --out data/expressions --num 6000 --image_size 128 128
 """
 
-import study_matching
 from ml_collections import ConfigDict
+
+from mtl_jax.configs import study_matching
 
 
 def get_config() -> ConfigDict:
