@@ -220,7 +220,8 @@ def _label(axes: Any, points: Sequence[tuple[str, float, float]], lines: Sequenc
   axes.figure.draw_without_rendering()  # Where points are is known once all is laid out.
   pixel = axes.figure.dpi / 72
   at = axes.transData.transform([point[1:] for point in points])
-  along = [np.linspace(*axes.transData.transform(np.transpose(line)), 40) for line in lines]
+  ends = [axes.transData.transform(np.transpose(line)) for line in lines]
+  along = [np.linspace(first, last, 40) for first, last in ends]
   # Left, bottom, right and top of what is not to be covered.
   taken = [np.hstack([at - 4 * pixel, at + 4 * pixel]), *(np.hstack([one - pixel, one + pixel]) for one in along)]
   directions = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)])
@@ -331,17 +332,10 @@ def add_legend(figure: Any, heading: str, sides: Sequence[Side]) -> None:
   """Puts a heading and what the sides look like above a figure that is laid out; saved with a tight box it has room."""
   from matplotlib.lines import Line2D
 
-  handles = [
-    Line2D(
-      [],
-      [],
-      marker=MARKERS[side.place],
-      color=RUN_COLOURS[side.place],
-      label=side.name,
-      **_line(side) | {'markersize': 4},
-    )
-    for side in (sides if len(sides) > 1 else ())
-  ]
+  handles = []
+  for side in sides if len(sides) > 1 else ():
+    style: dict[str, Any] = {**_line(side), 'markersize': 4, 'marker': MARKERS[side.place]}
+    handles.append(Line2D([], [], color=RUN_COLOURS[side.place], label=side.name, **style))
   place = {'loc': 'lower left', 'bbox_to_anchor': (0, 1), 'alignment': 'left', 'frameon': False}
   legend = figure.legend(handles=handles, title=heading, ncols=4, fontsize=8, labelcolor=INK, handlelength=2.8, **place)
   legend.get_title().set(color=INK, size=9.5, weight='bold', parse_math=False)
