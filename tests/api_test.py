@@ -21,10 +21,8 @@ PAGE = Path(__file__).parents[1] / 'docs' / 'python.md'
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory) -> mtl_jax.Run:
-  folder = tmp_path_factory.mktemp('api')
-  faces = small_runs.make_faces(folder / 'faces')
-  return mtl_jax.train(small_runs.make_config(faces), folder / 'run')
+def run(faces, tmp_path_factory) -> mtl_jax.Run:
+  return mtl_jax.train(small_runs.make_config(faces), tmp_path_factory.mktemp('api') / 'run')
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from mtl_jax.training import loop
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  return small_runs.make_config(small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces'))
+def config(faces):
+  return small_runs.make_config(faces)
 
 
 @pytest.fixture(scope='module')

@@ -19,11 +19,6 @@ from mtl_jax.training import building, loop
 
 
 @pytest.fixture(scope='module')
-def faces(tmp_path_factory):
-  return small_runs.make_faces(tmp_path_factory.mktemp('weights') / 'faces')
-
-
-@pytest.fixture(scope='module')
 def source(faces, tmp_path_factory):
   """A run with averaged weights."""
   directory = tmp_path_factory.mktemp('weights') / 'run'

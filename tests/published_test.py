@@ -87,13 +87,15 @@ TASKS = (
   OrdinalTask('decade', ('decade',), classes=('young', 'middle', 'old')),
   DenseTask('parsing', ('parsing',), classes=('around', 'face'), size=(32, 32)),
 )
-# Of three backbones fewer layers, of which there are many of a kind.
+# Of four backbones fewer layers, of which there are many of a kind.
 SHORT = {
+  'resnet18': partial(resnet.ResNet, stage_sizes=(1, 1), block=resnet.BasicBlock),
   'resnet50': partial(resnet.ResNet, stage_sizes=(1, 1), block=resnet.BottleneckBlock),
   'convnext_tiny': partial(convnext.ConvNeXt, stage_sizes=(1, 1, 1, 1)),
   'vit_s16': partial(vit.VisionTransformer, depth=2, groups=2),
 }
 MODELS = {
+  'resnet18': {'model.width': 4},
   'resnet50': {
     'model.width': 4,
     'model.norm': 'group',
