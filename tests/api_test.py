@@ -29,6 +29,7 @@ def run(faces, tmp_path_factory) -> mtl_jax.Run:
 def run_code(tmp_path, monkeypatch, capsys):
   """Runs the Python code of a page in its order, in an empty folder, and gives what it prints."""
   monkeypatch.chdir(tmp_path)
+  small_runs.on_one_device(monkeypatch)
 
   def run(page: Path) -> str:
     code = '\n'.join(re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL))

@@ -10,11 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 import small_runs
 
-from mtl_jax.platform import sharding
 from mtl_jax.run import digests
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
@@ -149,8 +147,7 @@ def test_a_run_killed_in_a_save_goes_on_from_the_last_complete_checkpoint_to_the
   said = small_runs.end(process)
   assert process.returncode == 0, said
   assert re.search(r'resuming at step \d+', said)
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', lambda **_: mesh)
+  small_runs.on_one_device(monkeypatch)
   loop.train(config, tmp_path / 'whole')
   small_runs.assert_same_bits(tmp_path / 'whole', parts)
 

@@ -173,8 +173,7 @@ def test_both_modes_have_the_same_losses_bit_for_bit(whole_losses):
 
 
 def test_both_modes_have_the_same_losses_on_one_device_too(run_config, tmp_path, monkeypatch):
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', lambda **_: mesh)
+  small_runs.on_one_device(monkeypatch)
   for mode in ('resident', 'streamed'):
     loop.train(run_config(mode), tmp_path / mode)
   assert train_losses(tmp_path / 'resident') == train_losses(tmp_path / 'streamed')
