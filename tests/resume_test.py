@@ -77,13 +77,15 @@ def test_early_stopping_ends_the_run_and_stays_ended(tiny_config, tmp_path, monk
   assert loop.train(config, tmp_path) == progress
 
 
-def test_a_clock_counts_evaluations_since_the_best():
-  progress = TrainProgress()
-  history = []
-  for step, score in enumerate([-3.0, -2.0, -2.0, -5.0, -1.0], 1):
+def test_a_clock_counts_evaluations_since_the_best_which_is_never_one_that_is_not_finite():
+  progress, history = TrainProgress(), []
+  for step, score in enumerate([float('nan'), -3.0, -2.0, float('inf'), -2.0, -5.0, -1.0], 1):
     progress.step = step
-    history.append((progress.saw(score), progress.evaluations_since_best))
-  assert history == [(True, 0), (True, 0), (False, 1), (False, 2), (True, 0)]
+    history.append((progress.saw(score), progress.best_step, progress.evaluations_since_best))
+  assert [(better, step) for better, step, _ in history] == [
+    (False, 0), (True, 2), (True, 3), (False, 3), (False, 3), (False, 3), (True, 7)
+  ]  # fmt: skip
+  assert [since for *_, since in history[1:]] == [0, 0, 1, 2, 3, 0]
 
 
 def test_another_configuration_is_refused_field_by_field_unless_allowed(tiny_config, tmp_path):
