@@ -12,7 +12,7 @@ import jax
 
 from mtl_jax import config
 from mtl_jax.models.multitask import compute_dtype
-from mtl_jax.platform import devices, memory, xla
+from mtl_jax.platform import devices, huge_pages, memory, xla
 
 PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'clu', 'tensorflow-datasets', 'numpy',
@@ -73,14 +73,6 @@ def _input_path() -> str:
   )
 
 
-def _huge_pages() -> str:
-  """Linux's setting of transparent huge pages: "always [madvise] never" leaves them to programs that ask."""
-  try:
-    return Path('/sys/kernel/mm/transparent_hugepage/enabled').read_text()
-  except OSError:
-    return ''
-
-
 def _advice() -> list[str]:
   """A line for each thing that is missing, with the command that mends it."""
   advice = []
@@ -93,8 +85,11 @@ def _advice() -> list[str]:
     advice.append("a TPU is here but JAX does not use it:  pip install 'mtl_jax[tpu]'")
   elif backend == 'cpu':
     advice.append("no GPU or TPU is here; on a host with one:  pip install 'mtl_jax[cuda]'  or  'mtl_jax[tpu]'")
-    if '[madvise]' in _huge_pages() and 'hugetlb' not in os.environ.get('GLIBC_TUNABLES', ''):
-      advice.append('steps can be a sixth faster with huge pages:  export GLIBC_TUNABLES=glibc.malloc.hugetlb=1')
+    if huge_pages.wanted():
+      advice.append(
+        'mtl-jax trains with huge pages here; for a program of your own:  '
+        f'export {huge_pages.NAME}={huge_pages.TUNABLE}'
+      )
   if importlib.util.find_spec('tensorflow') is None:
     advice.append("TensorFlow is not installed; only TFDS sets in tfrecord files need it:  pip install 'mtl_jax[tf]'")
   free = shutil.disk_usage(Path.cwd()).free / 2**30

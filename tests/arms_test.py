@@ -38,6 +38,12 @@ def test_a_variant_is_the_joint_model_with_its_fields_set():
   assert dwa.data == joint.data
 
 
+def test_a_variant_of_several_networks_has_a_program_for_each_group_of_tasks():
+  two = arms.from_config(with_variants(two='tasks=landmarks tasks=attributes train.steps=7'), TASKS)['two']
+  assert [program.tasks for program in two.programs.values()] == ['landmarks', 'attributes']
+  assert {program.train.steps for program in two.programs.values()} == {7}
+
+
 @pytest.mark.parametrize(
   ('variants', 'message'),
   [
@@ -46,6 +52,9 @@ def test_a_variant_is_the_joint_model_with_its_fields_set():
     ({'other': 'train.seed=3'}, 'config.study.variants.other: train.seed=3 must be the same for all arms'),
     ({'other': '--config.train.seed=3'}, 'config.study.variants.other: train.seed=3 must be the same for all arms'),
     ({'other': 'data.dir=x'}, 'config.study.variants.other: data.dir=x must be the same for all arms'),
+    ({'two': 'tasks=attributes'}, 'config.study.variants.two: no network learns landmarks'),
+    ({'two': 'tasks=attributes tasks=landmarks,attributes'}, 'config.study.variants.two: attributes stands twice'),
+    ({'two': 'tasks=attributes tasks=landmark'}, "config.study.variants.two: tasks.*'landmarks'"),
     ({'landmarks': 'objective.name=dwa'}, 'config.study.variants.landmarks: an arm or a task has this name already'),
   ],
 )

@@ -211,9 +211,14 @@ def test_four_processes_train_and_evaluate_from_the_command_line(alone, config, 
 
 
 @pytest.mark.slow
-def test_two_processes_divide_the_replicas_of_a_study_and_go_on_when_one_was_killed(config, tmp_path):
+def test_two_processes_divide_the_replicas_of_a_study_and_the_trials_of_a_sweep_and_go_on_when_one_was_killed(
+  config, tmp_path
+):
   from mtl_jax.studies import study
+  from mtl_jax.sweeps import sweep
 
+  searched = {'sweep.space.optimizer.learning_rate': 'log(1e-3,1e-2)', 'sweep.trials': 3, 'sweep.confirm_seeds': 2}
+  config = configs.load(config, searched)
   (tmp_path / 'config.json').write_text(json.dumps(configs.to_json(config)))
   ended = story(2, 'killed_study', tmp_path)
   assert ended.returncode == 137, ended.stderr
@@ -222,9 +227,14 @@ def test_two_processes_divide_the_replicas_of_a_study_and_go_on_when_one_was_kil
   ended = story(2, 'study', tmp_path)
   assert ended.returncode == 0, ended.stderr
   assert 0 < kept < len(list((tmp_path / 'study' / 'replicas').rglob('*.npz')))
-  assert said(tmp_path, 1) == {}
-  whole = study.run(config, tmp_path / 'alone')
+  assert said(tmp_path, 1) == {'study': {}, 'sweep': {}}
+  ours, whole = said(tmp_path, 0), study.run(config, tmp_path / 'alone')
   for task, metrics in whole['tasks'].items():
     for metric, found in metrics.items():
       for arm in ('single', 'joint'):
-        assert_close(said(tmp_path, 0)['tasks'][task][metric][arm]['values'], found[arm]['values'])
+        assert_close(ours['study']['tasks'][task][metric][arm]['values'], found[arm]['values'])
+  alone = sweep.run(config, tmp_path / 'sweep_alone')
+  assert len(alone['trials']) == 3
+  for trial, theirs in zip(ours['sweep']['trials'], alone['trials'], strict=True):
+    assert_close({**trial, 'seconds': 0}, {**theirs, 'seconds': 0})
+  assert ours['sweep']['best']['values'] == alone['best']['values']

@@ -57,10 +57,14 @@ def go_on_and_evaluate(place: Path) -> int:
 
 
 def study(place: Path) -> int:
-  """The study of the config."""
+  """The study and the sweep of the config."""
   from mtl_jax.studies import study as studies
+  from mtl_jax.sweeps import sweep
 
-  found = studies.run(read_config(place), place / 'study')
+  found = {
+    'study': studies.run(read_config(place), place / 'study'),
+    'sweep': sweep.run(read_config(place), place / 'sweep'),
+  }
   (place / f'said-{processes.index()}.json').write_text(json.dumps(found))
   return 0
 

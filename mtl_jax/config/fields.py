@@ -243,7 +243,8 @@ _DECLARED = (
 
   Field('study.arms', ('single', 'joint'), NAMES, 'Compared, reference first: studies/arms.py.', resumable=True),
   Field('study.variants', {}, Open(TEXT),
-    'More arms: the joint model with some fields set, by name, as `objective.name=uncertainty train.batch_size=64`.'),
+    'More arms: the joint model with some fields set, by name, as `objective.name=uncertainty train.batch_size=64`, or '
+    'several networks that divide the tasks, as `tasks=smile,gender tasks=landmarks`.'),
   Field('study.num_seeds', 5, whole(1, 100_000),
     'Seeds that are tested, from train.seed on; both sides of a pair share theirs.', resumable=True),
   Field('study.learning_rates', (), several(POSITIVE, 'numbers above 0'),

@@ -1,7 +1,8 @@
 """CelebA's attributes alone: the single-task side of celeba_joint, everything else the same."""
 
-import celeba_joint
 from ml_collections import ConfigDict
+
+from mtl_jax.configs import celeba_joint
 
 
 def get_config() -> ConfigDict:

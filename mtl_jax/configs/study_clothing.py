@@ -5,9 +5,9 @@ Prepare the data with `--image_size 224 224 --fit pad` and name the weights: --c
 --config.model.weights=FILE
 """
 
-import study_celeba
 from ml_collections import ConfigDict
 
+from mtl_jax.configs import study_celeba
 from mtl_jax.configs.study_matching import COUPLED
 
 

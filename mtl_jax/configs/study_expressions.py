@@ -4,8 +4,9 @@ A tenth of the rows has an expression, another tenth action units, none both, th
 mtl-jax prepare synthetic:expressions --out data/expressions --num 6000 --image_size 128 128
 """
 
-import study_matching
 from ml_collections import ConfigDict
+
+from mtl_jax.configs import study_matching
 
 
 def get_config() -> ConfigDict:

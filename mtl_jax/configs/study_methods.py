@@ -4,9 +4,9 @@ Beside them are both tasks alone, the plain sum (`joint`) and other fixed weight
 heads over a frozen MobileNetV2: prepare at 224x224, and name --config.data.dir and --config.model.weights=FILE.
 """
 
-import study_celeba
 from ml_collections import ConfigDict
 
+from mtl_jax.configs import study_celeba
 from mtl_jax.objectives import OBJECTIVES
 
 # Attributes to landmarks.

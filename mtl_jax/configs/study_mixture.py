@@ -7,8 +7,9 @@ them is in faces_relations.toml. Prepare all three at 128x128 and name the weigh
 
 from pathlib import Path
 
-import study_matching
 from ml_collections import ConfigDict
+
+from mtl_jax.configs import study_matching
 
 
 def get_config() -> ConfigDict:

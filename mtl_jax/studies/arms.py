@@ -1,6 +1,8 @@
 """Arms of a study, each made of programs that together learn every task once, and the replicas that are trained."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,19 +74,39 @@ ARMS: dict[str, Callable[[ConfigDict, Sequence[Task]], Arm]] = {
 }
 
 
-def variant(config: ConfigDict, name: str) -> Arm:
-  """One model of all tasks, with the fields set that `config.study.variants` has under this name."""
-  copy = with_fields(config)
+def variant(config: ConfigDict, name: str, tasks: Sequence[Task]) -> Arm:
+  """The joint model with the fields set that `config.study.variants` has under this name.
+
+  Where `tasks=` stands several times, it is a network for each, which together learn every task once.
+  """
+  where, copy, divided = f'config.study.variants.{name}', with_fields(config), []
   for written in config.study.variants[name].split():
     override = written.removeprefix('--').removeprefix('config.')
-    if override.startswith(('study.', 'train.seed=', 'tasks=', 'data.dir')):
-      raise ConfigError(f'config.study.variants.{name}: {override} must be the same for all arms; leave it out')
+    if override.startswith(('study.', 'train.seed=', 'data.dir')):
+      raise ConfigError(f'{where}: {override} must be the same for all arms; leave it out')
+    if override.startswith('tasks='):
+      divided.append(override.removeprefix('tasks=').split(','))
+      continue
     try:
       apply_override(copy, override)
       validate(copy)
     except ConfigError as error:
-      raise ConfigError(f'config.study.variants.{name}: {error}') from error
-  return Arm({name: copy})
+      raise ConfigError(f'{where}: {error}') from error
+  if not divided:
+    return Arm({name: copy})
+  check_divided(divided, [task.name for task in tasks], where=where)
+  return Arm({f'{name}_{i}': with_fields(copy, tasks=','.join(group)) for i, group in enumerate(divided, 1)})
+
+
+def check_divided(divided: Sequence[Sequence[str]], names: Sequence[str], *, where: str) -> None:
+  """ConfigError unless the groups have every one of these tasks once."""
+  given = collections.Counter(itertools.chain.from_iterable(divided))
+  for name in given:
+    choose(name, names, field=f'{where}: tasks')
+  repeated, left = [name for name in given if given[name] > 1], [name for name in names if name not in given]
+  if repeated or left:
+    wrong = f'{repeated[0]} stands twice' if repeated else f'no network learns {", ".join(left)}'
+    raise ConfigError(f'{where}: {wrong}; name every task once: `tasks=a,b tasks=c` is two networks')
 
 
 def seeds(config: ConfigDict, arm: Arm) -> list[int]:
@@ -123,7 +145,7 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
   if config.train.seed > largest:
     raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')
-  made = {name: variant(config, name) for name in variants}  # A wrong one is an error, named as an arm or not.
+  made = {name: variant(config, name, tasks) for name in variants}  # A wrong one is an error, named as an arm or not.
   for name in config.study.arms:
     choose(name, (*ARMS, *variants), field='config.study.arms')
   return {name: made[name] if name in made else ARMS[name](config, tasks) for name in config.study.arms}
