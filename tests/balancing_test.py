@@ -155,14 +155,6 @@ def test_an_absent_task_changes_nobody_elses_weight(name, size, seed, kind):
   assert off(found[present], weigh(name, left @ left.T, losses=losses[present]), left) < 2e-5
 
 
-@every
-@pytest.mark.parametrize('size', SIZES)
-def test_all_tasks_absent_gives_zeros(name, size):
-  size = fit(size, name)
-  gram = np.full((size, size), np.nan)
-  np.testing.assert_array_equal(weigh(name, gram, losses=gram[0], present=np.zeros(size, bool)), 0)
-
-
 @pytest.mark.parametrize('name', [name for name in METHODS if name not in RANDOM_ORDER])
 @given(kind=st.sampled_from(('independent', 'alike', 'zero_rows', 'duplicates')), **draws)
 @quick

@@ -22,6 +22,7 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
 os.environ.setdefault('PJRT_NPROC', '32')  # Fewer threads than devices can deadlock a collective.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')  # Compiling takes most of a test's time, not running.
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # Else verbs that train would start twice.
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'mtl_jax-xla-{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')

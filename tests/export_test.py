@@ -93,9 +93,3 @@ def test_each_platform_is_given_its_own_form_of_a_convolution():
       text = jax.export.export(jax.jit(partial(two_forms)), platforms=platforms)(*shapes).mlir_module()
     forms[platforms] = 'stablehlo.dot_general' in text, 'stablehlo.convolution' in text
   assert forms == {('cpu',): (True, False), ('cuda',): (False, True), ('cpu', 'tpu'): (True, True)}
-
-
-def test_a_folder_that_cannot_be_made_is_named(trained_dir, tmp_path, capsys):
-  (tmp_path / 'file').write_text('')
-  assert cli.main(['export', '--workdir', str(trained_dir), '--out', str(tmp_path / 'file' / 'model')]) == 2
-  assert '--out: cannot make the folder' in capsys.readouterr().err

@@ -25,7 +25,6 @@ from mtl_jax.objectives import (
   passes,
   sdmgrad,
   task_gradients,
-  uncertainty,
 )
 from mtl_jax.objectives.balancing.gram import GramWeighting
 from mtl_jax.platform import sharding
@@ -299,11 +298,10 @@ def test_parts_of_a_batch_are_disjoint_and_make_up_the_whole():
     (on_gram(by_norm), False, Settings(log=True), 1),
     (gradnorm, False, Settings(log=True), 1),
     (sdmgrad, True, Settings(log=True), 1),
-    (uncertainty, False, Settings(log=True), 1),
     (on_gram(by_norm), True, Settings(gram_rows=12), 1),
     (fixed, True, Settings(), 3),
   ],
-  ids=['parameters', 'representation', 'parts', 'losses', 'rows of the Gram matrix', 'micro-batches and batch norm'],
+  ids=['parameters', 'representation', 'parts', 'rows of the Gram matrix', 'micro-batches and batch norm'],
 )
 def test_eight_devices_give_one_devices_update(make, norm, settings, accumulate, monkeypatch):
   batch, objective = make_batch(rows=48, labelled=0.6), make()

@@ -299,8 +299,3 @@ def test_attributes_as_tasks_of_their_own_are_evaluated_where_they_have_labels(m
   loop.train(mixed_config('attributes/Bald,attributes/Smiling', **{'train.steps': 1}), tmp_path)
   assert set(evaluate_workdir(tmp_path)['tasks']) == {'attributes/Bald', 'attributes/Smiling'}
   assert set(evaluate_workdir(tmp_path, data=other_dir)['tasks']) == {'attributes/Smiling'}
-
-
-def test_the_example_configuration_is_valid():
-  config = configs.load(Path(__file__).parents[1] / 'configs' / 'faces_mixture.py', ('data.dirs=a,b,c',))
-  assert len(parse_renames(config.data.rename)) == 3

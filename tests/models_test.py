@@ -84,14 +84,6 @@ def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
   assert 'bf16' in jaxpr
 
 
-def test_a_single_task_model_is_the_joint_one_with_one_head(tiny_config):
-  joint, _ = shapes(multitask.from_config(tiny_config().model, TASKS).module)
-  single, _ = shapes(multitask.from_config(tiny_config().model, TASKS[1:2]).module)
-  assert set(single['params']) == {'shared', 'head_landmarks'}
-  for name, params in single['params'].items():
-    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, joint['params'][name])
-
-
 def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
   images = jnp.zeros((1, 8, 8, 3))
 
@@ -103,11 +95,6 @@ def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
   joint, single = first_weights(('attributes', 40), ('landmarks', 10)), first_weights(('landmarks', 10))
   for name in single:
     jax.tree.map(np.testing.assert_array_equal, joint[name], single[name])
-
-
-def test_an_unknown_backbone_is_refused_by_its_field(tiny_config):
-  with pytest.raises(ConfigError, match=r"config\.model\.backbone: no choice 'resnet19'; did you mean 'resnet18'"):
-    multitask.from_config(tiny_config(**{'model.backbone': 'resnet19'}).model, TASKS)
 
 
 # The convolution.

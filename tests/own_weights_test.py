@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -72,15 +71,6 @@ def test_every_copy_of_a_backbone_starts_from_the_one_of_the_run(faces, source):
   assert len(copies) > len(set(copies.values()))
   for name, one in copies.items():
     np.testing.assert_array_equal(found[name], theirs[one], err_msg=name)
-
-
-def test_a_resumed_run_does_not_need_the_run_it_started_from(faces, source, tmp_path):
-  copy = shutil.copytree(source, tmp_path / 'copy')
-  config = small_runs.make_config(faces, **{'model.weights': str(copy), 'train.steps': 6})
-  loop.train(config, tmp_path / 'run')
-  shutil.rmtree(copy)
-  assert loop.train(config, tmp_path / 'run').step == 6
-  workdir.restore(tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

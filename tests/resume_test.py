@@ -5,7 +5,7 @@ import json
 import pytest
 import small_runs
 
-from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
+from mtl_jax.errors import CheckpointError, Interrupted
 from mtl_jax.run import workdir
 from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import loop
@@ -116,19 +116,3 @@ def test_what_another_verb_has_made_is_left_alone(tiny_config, tmp_path, folder,
   with pytest.raises(CheckpointError, match=f'holds what `mtl-jax {verb}` has made; take another'):
     workdir.check_kind(tmp_path, 'checkpoints')
   assert {path.name for path in tmp_path.iterdir()} <= {folder, workdir.LOCK}
-
-
-def test_divergence_names_the_step_and_saves_nothing(tiny_config, tmp_path):
-  config = tiny_config(
-    **{
-      'optimizer.name': 'sgd',
-      'optimizer.learning_rate': 1e20,
-      'optimizer.clip_norm': 0.0,
-      'train.steps': 20,
-      'eval.every_steps': 10,
-      'checkpoint.every_steps': 10,
-    }
-  )
-  with pytest.raises(DivergedError, match=r'became (nan|inf) at step \d+'):
-    loop.train(config, tmp_path)
-  assert not list((tmp_path / 'checkpoints').glob('[0-9]*'))

@@ -163,19 +163,6 @@ def test_predictions_are_turned_back_into_the_labels_own_units(parts):
   np.testing.assert_allclose(result['predictions']['attributes'], 0.5, rtol=1e-6)
 
 
-def test_standardized_landmarks_of_the_mean_face_cost_one():
-  """The mean squared error of the mean face is the variance, which is the unit."""
-  batch = make_batch()
-  task = TASKS[1]
-  labels, mask = batch['labels'][task.name], batch['mask'][task.name]
-  stats = task.stats(labels, mask=mask, standardize=True)
-  squared = np.square((labels - stats.mean) / stats.std)
-  np.testing.assert_allclose([squared[mask[:, k], k].mean() for k in range(4)], 1.0, rtol=1e-5)
-  raw = task.stats(labels, mask=mask, standardize=False)
-  np.testing.assert_array_equal(raw.mean, 0)
-  np.testing.assert_array_equal(raw.std, 1)
-
-
 def test_the_moving_average_follows_its_formula():
   average, value = {'w': jnp.array(1.0)}, {'w': jnp.array(3.0)}
   early = moving_average(average, value, step=jnp.array(0), decay=0.99)
