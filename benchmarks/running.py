@@ -107,7 +107,7 @@ class Stepper:
       self._state, metrics = self.run.compiled_steps(self._state, self._source, items)
       self._steps += size
       flying.append(metrics['loss'])
-      sharding.hold_back(flying)
+      sharding.limit_in_flight(flying)
     jax.block_until_ready((self._state, flying))
     self.losses.append(float(flying[-1][-1]))
     return (self._steps - before) * self.run.config.train.batch_size

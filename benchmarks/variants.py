@@ -85,7 +85,7 @@ class Several(Steps):
     for _ in range(-(-steps // 4)):
       self._state, metrics = self._four(self._state, self._batch)
       flying.append(metrics['loss'])
-      sharding.hold_back(flying)
+      sharding.limit_in_flight(flying)
     jax.block_until_ready(self._state)
     self._taken += 4 * len(flying)
     self.losses.append(float(flying[-1][-1]))

@@ -175,7 +175,7 @@ class Steps:
     for _ in range(steps):
       self._state, metrics = self.step(self._state, self._batch)
       flying.append(metrics['loss'])
-      sharding.hold_back(flying)
+      sharding.limit_in_flight(flying)
     jax.block_until_ready(self._state)
     self._taken += steps
     self.losses.append(float(flying[-1]))

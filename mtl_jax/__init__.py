@@ -23,7 +23,7 @@ if TYPE_CHECKING:
   from mtl_jax.errors import UserError
   from mtl_jax.evaluation.model import Model
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
   'Model',

@@ -1,4 +1,4 @@
-"""`python -m mtl_jax VERB` is `mtl-jax VERB`: both begin here."""
+"""The entry point of the command line, for `mtl-jax VERB` and `python -m mtl_jax VERB`."""
 
 import os
 import signal

@@ -1,8 +1,8 @@
 """The verbs of the command line as functions; `import mtl_jax` gives all of them.
 
 Paths are text or `pathlib.Path`. A configuration is the name of a preset, a Python file with a `get_config()`, or a
-`ConfigDict`, with overrides as texts `a.b=value` or as values by field. What the command line refuses, these refuse
-with the same words, as a `UserError`.
+`ConfigDict`, with overrides as texts `a.b=value` or as values by field. Bad input raises a `UserError` with the message
+that the command line prints.
 """
 
 # Functions import what they need: drawing faces in worker processes, and `mtl-jax --help`, should not load JAX.
@@ -82,12 +82,12 @@ def prepare(
   from mtl_jax.data.store import cache as sets
 
   place = address.absolute(out)
-  with devices.in_one_line(), sets.new_set(place) as folder:
+  with devices.wrap_errors(), sets.new_set(place) as folder:
     prepare_set(
       str(name),
       source=None if source is None else address.local_path(str(source)),
       out=folder,
-      image_size=image_size,
+      image_size=(image_size[0], image_size[1]),
       num=num,
       seed=seed,
       crop_margin=crop_margin,
@@ -102,7 +102,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run of `train` that has ended.
+  """A finished run of `train`.
 
   Attributes:
     workdir: its folder.
@@ -133,7 +133,7 @@ def train(
   allow_config_change: bool = False,
   profile: bool = False,
 ) -> Run:
-  """Trains a model, or resumes the run that lies in the workdir.
+  """Trains a model, or resumes the run in the workdir.
 
   Args:
     config: see `get_config`, and so `overrides`.
@@ -148,8 +148,8 @@ def train(
   from mtl_jax.training import loop, profiling
 
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.in_one_line(), profiling.tracing(directory) if profile else nullcontext() as watch:
-    progress = loop.train(checked, directory, allow_config_change=allow_config_change, watch=watch)
+  with devices.wrap_errors(), profiling.tracing(directory) if profile else nullcontext() as wrap_steps:
+    progress = loop.train(checked, directory, allow_config_change=allow_config_change, wrap_steps=wrap_steps)
   return Run(directory, progress.step, progress.best_step, progress.stopped_early)
 
 
@@ -185,7 +185,7 @@ def evaluate(
   """
   from mtl_jax.evaluation.command import evaluate_workdir
 
-  with devices.in_one_line():
+  with devices.wrap_errors():
     return evaluate_workdir(
       address.workdir(str(workdir)),
       data=None if data is None else address.absolute(data),
@@ -201,7 +201,7 @@ def evaluate(
 def load(
   workdir: Place, *, step: int | None = None, tuned_thresholds: bool = False, allow_code: bool = False
 ) -> 'Model':
-  """The trained model of a run, at the step that was best on validation unless another is asked for.
+  """Loads the trained model of a run, at the step that was best on validation unless another is named.
 
   Args:
     workdir: the run's folder.
@@ -215,7 +215,7 @@ def load(
   """
   from mtl_jax.evaluation import thresholds
   from mtl_jax.evaluation.model import Model
-  from mtl_jax.run.workdir import restore
+  from mtl_jax.run.trained_model import restore
 
   directory = address.workdir(str(workdir))
   trained = restore(directory, step=step, allow_code=allow_code)
@@ -269,7 +269,7 @@ def affinity(
 
 def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, allow_config_change: bool) -> Any:
   checked, directory = get_config(config, overrides), address.workdir(str(workdir))
-  with devices.in_one_line():
+  with devices.wrap_errors():
     found = run(checked, directory, allow_config_change=allow_config_change)
   if found:
     report(directory)

@@ -1,4 +1,4 @@
-"""The command line: verbs, flags and exit codes; nothing else."""
+"""The command line: its verbs, flags and exit codes."""
 
 import argparse
 import inspect
@@ -29,7 +29,7 @@ IN_ASCII = str.maketrans({'—': '-', '↑': '^', '↓': 'v', '≤': '<=', '\N{M
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs one verb. Returns the exit code: 0 done, 2 bad input, 3 diverged, 4 hung, 75 interrupted and saved."""
   _set_up_logging()
-  with interrupt.from_the_start():
+  with interrupt.end_before_first_run():
     return _main(arguments)
 
 
@@ -65,7 +65,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _show(text: str | Path, stream: TextIO | None = None) -> None:
-  """Prints what may hold foreign names: they cannot steer the terminal, and need not be in its encoding."""
+  """Prints text that may hold foreign names: control characters are escaped, and so is what the encoding lacks."""
   stream = sys.stdout if stream is None else stream
   encoding = getattr(stream, 'encoding', None) or 'utf-8'
   shown = printable(str(text), keep='' if isinstance(text, Path) else '\n')
@@ -74,12 +74,12 @@ def _show(text: str | Path, stream: TextIO | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-  with devices.in_one_line():
+  with devices.wrap_errors():
     return options.run(options)
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Parts `--config.a.b=value` or `--config.a.b value` from the rest; returns the rest and `a.b=value`."""
+  """Separates `--config.a.b=value` or `--config.a.b value` from other arguments; returns these, and `a.b=value`."""
   plain, overrides = [], []
   remaining = list(arguments)
   while remaining:
@@ -95,7 +95,7 @@ def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-  """Tells of wrong usage in one line, as all else is told."""
+  """Reports wrong usage in one line, like all other errors."""
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message}; see {self.prog} --help')
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
   prepare = verb(
     'prepare',
-    _prepare,
+    _calls(mtl_jax.prepare),
     'read a data set once, and store it for training',
     'celeba --source downloads/celeba --out data/celeba64',
     'synthetic --out data/faces --num 2000 --image_size 32 32',
@@ -162,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     default=(64, 64),
     help='height and width of the stored images in pixels; default: 64 64',
   )
+  prepare.set_defaults(workers=os.cpu_count() or 1)
   prepare.add_argument(
     '--encoding',
     choices=('decoded', 'jpeg'),
@@ -189,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
   train = verb(
     'train',
-    _train,
+    _calls(mtl_jax.train),
     'train a model, or go on with the run in the workdir',
     '--config celeba_joint --workdir runs/joint --config.data.dir=data/celeba64',
     '--config my_config.py --workdir runs/mine --config.train.steps=500 --config.tasks=landmarks',
@@ -199,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
 
   evaluation = verb(
     'eval',
-    _eval,
+    _calls(mtl_jax.evaluate, _show_table(lambda text, found, flags: text.of_evaluation(found, workdir(flags.workdir)))),
     "evaluate a run's model on a whole split, and write eval/SPLIT.json",
     '--workdir runs/joint',
     '--workdir runs/joint --split val --predictions predictions.npz',
@@ -210,7 +211,6 @@ def _parser() -> argparse.ArgumentParser:
   evaluation.add_argument('--predictions', metavar='FILE.npz', help='also write every prediction, label and mask')
   slices = 'also the metrics of the images with each value of a label, with intervals: attributes/Male,attributes/Young'
   evaluation.add_argument('--slices', metavar='LABELS', type=lambda text: text.split(','), default=(), help=slices)
-
   evaluation.add_argument(
     '--tune_thresholds',
     metavar='METRIC',
@@ -239,28 +239,28 @@ def _parser() -> argparse.ArgumentParser:
 
   study = verb(
     'study',
-    _study,
+    _calls(mtl_jax.study, _show_table(lambda text, found, _: text.of_study(found))),
     'train joint and single-task models with several seeds, and test their differences',
     '--config study_celeba --workdir runs/study --config.data.dir=data/celeba224 --config.model.weights=FILE',
     takes='config',
   )
   sweep = verb(
     'sweep',
-    _sweep,
+    _calls(mtl_jax.sweep, _show_table(lambda text, found, _: text.of_sweep(found))),
     'search fields and loss weights, confirm the best on other seeds, and draw the front of the tasks',
     '--config celeba_joint --workdir runs/sweep --config.sweep.weights_of=attributes,landmarks',
     takes='config',
   )
   affinity = verb(
     'affinity',
-    _affinity,
+    _calls(mtl_jax.affinity, _show_table(lambda text, found, _: text.of_affinity(found))),
     'measure how tasks affect each other in training, and suggest groups to train together',
     '--config celeba_joint --workdir runs/affinity --config.data.dir=data/celeba64',
     takes='config',
   )
   report = verb(
     'report',
-    _report,
+    _calls(mtl_jax.report, _show_path),
     'write report.html anew, of a study, a sweep, an affinity run, or one or several runs',
     '--workdir runs/study',
     takes='run',
@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
 
   exporting = verb(
     'export',
-    _export,
+    _calls(mtl_jax.export, _show_path),
     'write the model for programs without this package, or to publish it',
     '--workdir runs/joint --out exported',
     takes='run',
@@ -319,7 +319,33 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
   )
 
 
-# Verbs import what they need: `mtl-jax --help` and drawing faces in worker processes should not load JAX.
+def _calls(function: Callable[..., Any], show: Callable[[Any, argparse.Namespace], Any] | None = None) -> Callable:
+  """A verb: calls a function of `mtl_jax` with the flags named as its arguments are, and shows what process 0 gets."""
+
+  def run(options: argparse.Namespace) -> int:
+    names = inspect.signature(function).parameters
+    found = function(**{name: value for name, value in vars(options).items() if name in names})
+    if show and processes.index() == 0:
+      show(found, options)
+    return 0
+
+  return run
+
+
+def _show_path(path: Path, options: argparse.Namespace) -> None:
+  del options
+  _show(path)
+
+
+def _show_table(table: Callable[[Any, Any, argparse.Namespace], str]) -> Callable[[Any, argparse.Namespace], None]:
+  """Shows a result as JSON, if that is asked for, or as the text that `table` makes of it with `reports.terminal`."""
+
+  def show(found: Any, options: argparse.Namespace) -> None:
+    from mtl_jax.reports import terminal  # `mtl-jax --help` should not load JAX.
+
+    _show(json.dumps(found, indent=2) if options.json else table(terminal, found, options))
+
+  return show
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -329,73 +355,12 @@ def _demo(options: argparse.Namespace) -> int:
   return 0
 
 
-def _prepare(options: argparse.Namespace) -> int:
-  options.image_size = tuple(options.image_size)
-  _call(mtl_jax.prepare, options, workers=os.cpu_count() or 1)
-  return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-  _call(mtl_jax.train, options)
-  return 0
-
-
-def _eval(options: argparse.Namespace) -> int:
-  found = _call(mtl_jax.evaluate, options)
-  _print(options, found, lambda terminal: terminal.of_evaluation(found, workdir(options.workdir)))
-  return 0
-
-
 def _predict(options: argparse.Namespace) -> int:
   from mtl_jax.evaluation.predict import predict_files
 
-  model = _call(mtl_jax.load, options)
+  restoring = {'tuned_thresholds': options.tuned_thresholds, 'allow_code': options.allow_code}
+  model = mtl_jax.load(options.workdir, step=options.step, **restoring)
   return 2 if predict_files(model, options.images, out=options.out, table=options.csv, align=options.align) else 0
-
-
-def _study(options: argparse.Namespace) -> int:
-  found = _call(mtl_jax.study, options)
-  _print(options, found, lambda terminal: terminal.of_study(found))
-  return 0
-
-
-def _sweep(options: argparse.Namespace) -> int:
-  found = _call(mtl_jax.sweep, options)
-  _print(options, found, lambda terminal: terminal.of_sweep(found))
-  return 0
-
-
-def _affinity(options: argparse.Namespace) -> int:
-  found = _call(mtl_jax.affinity, options)
-  _print(options, found, lambda terminal: terminal.of_affinity(found))
-  return 0
-
-
-def _call(function: Callable[..., Any], options: argparse.Namespace, **more: Any) -> Any:
-  """Calls a function of `mtl_jax` with the flags that are named as its arguments are."""
-  names = inspect.signature(function).parameters
-  return function(**{name: value for name, value in vars(options).items() if name in names}, **more)
-
-
-def _print(options: argparse.Namespace, found: dict[str, Any], text: Callable[[Any], str]) -> None:
-  """Prints a result once, from process 0: what `text` makes of it with `reports.terminal`, or its JSON."""
-  if processes.index() == 0:
-    if options.json:
-      print(json.dumps(found, indent=2))
-    else:
-      from mtl_jax.reports import terminal
-
-      _show(text(terminal))
-
-
-def _report(options: argparse.Namespace) -> int:
-  _show(_call(mtl_jax.report, options))
-  return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-  _show(_call(mtl_jax.export, options))
-  return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The whole path on drawn faces: generate, prepare, train joint and single-task, evaluate, compare, report."""
+"""The whole path on synthetic faces: generates, prepares, trains joint and single-task, evaluates, and reports."""
 
 import logging
 import os
@@ -44,6 +44,6 @@ def run(workdir: Path, *, num_faces: int = NUM_FACES, base: ConfigDict | None = 
     api.evaluate(workdir / name, predictions=predictions)
     runs[name] = workdir / name
   page = workdir / 'report.html'
-  reports.write_report(runs, page, title='mtl_jax demo: drawn faces', show_pictures=True)
+  reports.write_report(runs, page, title='mtl_jax demo: synthetic faces', show_pictures=True)
   log.info('3/3 wrote %s', page)
   return reports.terminal.of_runs(runs)

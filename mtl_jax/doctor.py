@@ -1,4 +1,4 @@
-"""Reports what this machine has, what would run where, and what is missing, each with the command that mends it."""
+"""Reports what this machine has, what would run where, and what is missing, with the commands that install it."""
 
 import importlib.metadata
 import importlib.util
@@ -23,8 +23,8 @@ BATCH_ON_CPU = 64
 
 
 def describe() -> str:
-  """The report as text."""
-  if problem := devices.problem():
+  """Returns the report as text."""
+  if problem := devices.start_error():
     return '\n'.join([*_machine(), '', *_versions(), '', problem])
   lines = [*_machine(), *_devices(), '', *_versions(), '', *_choices(), '', *(_advice() or ['nothing is missing'])]
   return '\n'.join(lines)

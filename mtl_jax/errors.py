@@ -1,4 +1,4 @@
-"""The exceptions a user can cause or meet; the command line turns each into one line and an exit code."""
+"""Exceptions for what users can cause; the command line turns each into one line and an exit code."""
 
 import unicodedata
 

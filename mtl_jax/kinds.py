@@ -1,4 +1,4 @@
-"""Kinds of values that a field or an option may hold, and the errors that name the field of one that it may not."""
+"""Kinds of values of fields and options: parses and checks them; errors name the field."""
 
 import contextlib
 import csv
@@ -47,7 +47,7 @@ class Partial(dict):
 
 
 def real(least: float, most: float = math.inf, *, above: bool = False) -> Kind:
-  """A finite number of a range, whole ones among them; `above` leaves out the least."""
+  """A finite number in a range, whole or not; `above` excludes the least."""
 
   def allows(value: Any) -> bool:
     is_finite = type(value) in (int, float) and abs(value) < math.inf
@@ -59,7 +59,7 @@ def real(least: float, most: float = math.inf, *, above: bool = False) -> Kind:
 
 
 def whole(least: float, most: float = 2**31 - 1) -> Kind:
-  """A whole number of a range; the greatest there is fits into 32 bits, as on a device."""
+  """A whole number in a range, by default of 32 bits, as on a device."""
 
   def convert(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
@@ -138,7 +138,12 @@ VALUES = dataclasses.replace(
   convert=lambda value: value if isinstance(value, str) else str(value).strip('()').removesuffix(','),
 )
 # Names in one text; a tuple of them in a file becomes that when it is loaded.
-TASKS = dataclasses.replace(either(TEXT, NAMES), words=NAMES.words, read=lambda text: ','.join(NAMES.read(text)))
+TASKS = dataclasses.replace(
+  either(TEXT, NAMES),
+  words=NAMES.words,
+  read=lambda text: ','.join(NAMES.read(text)),
+  convert=lambda value: ','.join(value) if NAMES.allows(value) else value,
+)
 # Its owner, a method or a way of sharing, says what kind it is: see `options`.
 OPTION = Kind(
   'a number, true or false, or a name', lambda value: isinstance(value, bool | int | float | str | tuple), _read_option
@@ -162,7 +167,7 @@ def choose(value: str, choices: Sequence[str], *, field: str) -> str:
 
 
 def nearest(value: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
-  """Ends an error by what may have been meant."""
+  """The end of an error message: the nearest known name, or all of them."""
   near = difflib.get_close_matches(value, known, n=1, cutoff=cutoff)
   return f'did you mean {near[0]!r}?' if near else f'choose from {", ".join(one or "(empty)" for one in known)}'
 

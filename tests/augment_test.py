@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.input.augment import MEAN, STD, Augmentation, augment, doubts, normalize
+from mtl_jax.data.input.augment import MEAN, STD, Augmentation, augment, augmentation_warnings, normalize
 from mtl_jax.data.sources import clothing, fairface, mtfl, utkface
 from mtl_jax.data.synthetic import expressions
 from mtl_jax.tasks import BinaryTask, CategoricalTask, DenseTask, LandmarkTask, RegressionTask
@@ -179,13 +179,13 @@ def test_brightness_and_contrast_are_one_gain_and_one_bias_an_image():
   ],
 )
 def test_labels_that_a_change_makes_wrong_are_named_where_it_is_on(task, field):
-  (line,) = doubts([task], EVERYTHING)
+  (line,) = augmentation_warnings([task], EVERYTHING)
   assert f'augment.{field}' in line
   assert repr(task.name) in line
-  assert doubts([task], EVERYTHING._replace(**{field: 0})) == []
+  assert augmentation_warnings([task], EVERYTHING._replace(**{field: 0})) == []
 
 
 def test_labels_that_follow_the_image_raise_no_doubt():
   gaze = CategoricalTask('gaze', ('gaze',), classes=('left', 'ahead', 'right'), mirrored=(2, 1, 0))
   for tasks in (clothing.TASKS, fairface.TASKS, mtfl.TASKS, utkface.TASKS, expressions.TASKS, (EYES, SMILE, gaze)):
-    assert doubts(tasks, EVERYTHING) == []
+    assert augmentation_warnings(tasks, EVERYTHING) == []

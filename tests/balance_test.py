@@ -17,7 +17,7 @@ from mtl_jax.training.progress import read_metrics
 
 @pytest.fixture(scope='module')
 def second_dir(tmp_path_factory):
-  """Another set of drawn faces, of which nobody knows who they are."""
+  """Another set of synthetic faces, of which nobody knows who they are."""
   out = tmp_path_factory.mktemp('second') / 'faces'
   prepare('synthetic', source=None, out=out, image_size=(32, 32), num=40, seed=1, log=lambda _: None)
   return out

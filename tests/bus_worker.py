@@ -113,6 +113,6 @@ if __name__ == '__main__':
   act = partial(wait_in, *rest) if name == 'harm' else stories[name]
   cli._set_up_logging()
   place = ProcessInfo(f'127.0.0.1:{port}', int(num), int(process))
-  with interrupt.from_the_start():
+  with interrupt.end_before_first_run():
     say('begins')
     sys.exit(processes.run(act, place, timeout_secs=float(timeout), heartbeat_secs=2.0))

@@ -265,6 +265,11 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
   assert configs.load(written(tmp_path, 'config.optimizer.learning_rate = 1')).optimizer.learning_rate == 1.0
 
 
+def test_tasks_may_be_a_tuple_or_a_list_in_overrides():
+  for tasks in (('attributes', 'landmarks'), ['attributes', 'landmarks']):
+    assert configs.load('default', {'tasks': tasks}).tasks == 'attributes,landmarks'
+
+
 def test_loading_leaves_no_trace_in_the_search_path(tmp_path):
   import sys
 

@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope='session')
 def store_dir(tmp_path_factory) -> Path:
-  """A prepared set of 60 drawn faces at 32x32."""
+  """A prepared set of 60 synthetic faces at 32x32."""
   from mtl_jax.data.prepare import prepare
 
   out = tmp_path_factory.mktemp('store') / 'faces'
@@ -151,7 +151,7 @@ def refused(capsys) -> Callable[..., str]:
 
 @pytest.fixture(scope='session')
 def faces(tmp_path_factory) -> Path:
-  """A prepared set of 60 drawn faces at 16x16; tests must not write into it."""
+  """A prepared set of 60 synthetic faces at 16x16; tests must not write into it."""
   import small_runs
 
   return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')

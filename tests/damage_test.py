@@ -15,7 +15,7 @@ import pytest
 import small_runs
 
 from mtl_jax.errors import CheckpointError, Interrupted
-from mtl_jax.run import digests, workdir
+from mtl_jax.run import digests, trained_model
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.training import loop
 
@@ -138,8 +138,8 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_does_not_begin_anew_by_itsel
 def test_evaluation_refuses_a_damaged_checkpoint_and_names_the_others(copy):
   flip_a_bit(copy / 'checkpoints' / '9')
   with pytest.raises(CheckpointError, match=r'checkpoints/9 is damaged: .*other steps: (6, )?10'):
-    workdir.restore(copy, step=9)
-  assert workdir.restore(copy, step=10).step == 10
+    trained_model.restore(copy, step=9)
+  assert trained_model.restore(copy, step=10).step == 10
 
 
 def test_a_checkpoint_killed_before_its_digests_is_taken_at_orbax_word(copy):

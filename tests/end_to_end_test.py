@@ -161,9 +161,9 @@ def test_evaluating_on_another_set_is_written_under_its_name(demo_dir, store_dir
 def test_the_size_of_evaluation_batches_does_not_change_metrics(trained_dir, store_dir):
   """The last batch is padded; padding must not be seen."""
   from mtl_jax.data.input import mixture
-  from mtl_jax.run import workdir
+  from mtl_jax.run import trained_model
 
-  model = workdir.restore(trained_dir)
+  model = trained_model.restore(trained_dir)
   split = mixture.load_split(open_store(store_dir), 'train', model.tasks)
   found = []
   for batch_size in (8, 16, 40, 4096):

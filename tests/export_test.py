@@ -14,7 +14,7 @@ import pytest
 from mtl_jax import cli
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models import convolution
-from mtl_jax.run import workdir
+from mtl_jax.run import trained_model
 from mtl_jax.training import loop
 
 # The loader, where neither this package nor Flax can be imported.
@@ -45,7 +45,7 @@ def make_images(rows: int) -> np.ndarray:
 
 
 def test_the_loader_alone_gives_the_checkpoints_predictions(exported, run, tmp_path):
-  model = workdir.restore(run)
+  model = trained_model.restore(run)
   predict = jax.jit(partial(predict_step, model=model.model, tasks=model.tasks))
   images = make_images(5)
   np.save(tmp_path / 'images.npy', images)

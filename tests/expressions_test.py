@@ -50,8 +50,8 @@ def test_a_face_depends_on_seed_and_index_alone():
 
 @pytest.mark.parametrize('unit', UNITS)
 def test_every_unit_shows(unit):
-  sitter = people.sitter_of(11, seed=0)
-  at_rest = dataclasses.replace(sitter, strength={**sitter.strength, **expressions._AT_REST})
+  subject = people.subject_of(11, seed=0)
+  at_rest = dataclasses.replace(subject, strength={**subject.strength, **expressions._AT_REST})
   plain, shown = (
     drawing.draw(dataclasses.replace(at_rest, units=units), np.random.default_rng(0))[0].astype(int)
     for units in ({}, {unit: 1.0})

@@ -199,7 +199,7 @@ def test_predict_fits_pictures_as_the_training_set_was_prepared_and_says_so(mode
 def test_the_run_keeps_how_its_pictures_were_fitted(model, trained_dir):
   kept = json.loads((trained_dir / 'dataset.json').read_text())
   assert (kept['fit'], round(kept['aspect'], 2)) == ('squash', 0.82)
-  assert (model.fit, round(model.aspect, 2)) == ('squash', 0.82)  # Of drawn faces, 178 x 218.
+  assert (model.fit, round(model.aspect, 2)) == ('squash', 0.82)  # Of synthetic faces, 178 x 218.
 
 
 def test_aligning_says_so_and_gives_points_of_the_whole_photo(model, tmp_path, capsys):

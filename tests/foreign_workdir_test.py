@@ -20,7 +20,7 @@ from mtl_jax.data.prepare import prepare
 from mtl_jax.errors import CheckpointError, ConfigError, DataError
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.platform import atomic_dir, atomic_write, file_lock
-from mtl_jax.run import digests, workdir
+from mtl_jax.run import digests, trained_model
 from mtl_jax.studies import study
 from mtl_jax.training import loop
 
@@ -180,12 +180,12 @@ def test_a_changed_dataset_json_changes_no_number(copy, said, act):
 def test_wrong_sizes_in_dataset_json_are_named(copy, size):
   change(copy / 'dataset.json', lambda facts: facts.update(image_size=size))
   with pytest.raises(CheckpointError, match=r'dataset\.json.*image_size'):
-    workdir.restore(copy)
+    trained_model.restore(copy)
 
 
 def test_a_checkpoint_without_digests_is_said(copy, said):
   (copy / 'checkpoints' / '4' / digests.FILE).unlink()
-  workdir.restore(copy)
+  trained_model.restore(copy)
   assert f'warning: {copy / "checkpoints" / "4"} has no digests.json: damage to it cannot be noticed' in said
 
 
@@ -318,7 +318,7 @@ def test_folders_and_locks_work_without_flock_and_a_line_says_so(tmp_path, monke
   monkeypatch.setattr('fcntl.flock', flock)
   with atomic_dir.new_folder(tmp_path / 'set') as folder:
     (folder / 'file').touch()
-  with file_lock.held(tmp_path / 'features' / '.lock'):
+  with file_lock.hold(tmp_path / 'features' / '.lock'):
     pass
   assert (tmp_path / 'set' / 'file').exists()
   assert sum('has no locks' in line for line in said) == 2

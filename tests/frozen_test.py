@@ -18,7 +18,7 @@ from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.models import multitask, own_weights
 from mtl_jax.platform import sharding
-from mtl_jax.run import checkpoint, features, workdir
+from mtl_jax.run import checkpoint, features, trained_model, workdir
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.run.features import FeatureCache
 from mtl_jax.run.state import TrainState
@@ -151,7 +151,7 @@ def test_a_study_over_kept_features_starts_from_a_run(runs, frozen_config, tmp_p
   config = frozen_config(**{'model.weights': str(runs / 'joint')})
   built = program.build(config, mixture.open_data(config.data), directory=tmp_path / 'study')
   state = jax.jit(built.init)({'seed': 1, 'learning_rate': 1e-3}, built.weights)
-  theirs = own_weights.flatten(workdir.restore(runs / 'joint').variables)
+  theirs = own_weights.flatten(trained_model.restore(runs / 'joint').variables)
   for name, value in own_weights.flatten(state.variables).items():
     np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
@@ -318,7 +318,7 @@ def test_short_steps_fill_the_time_between_two_looks(frozen_config):
   settings = ('train.log_every_steps', 'eval.every_steps', 'checkpoint.every_steps')
   for looks, expected in [((20, 1000, 1000), 20), ((10, 230, 230), 10), ((100, 0, 300), 50), ((1, 4, 4), 1)]:
     config = frozen_config(**dict(zip(settings, looks, strict=True)))
-    assert building.steps_between_looks(config) == expected
+    assert building.steps_between_host_work(config) == expected
 
 
 # What joint training can change.

@@ -97,7 +97,7 @@ def test_compiling_is_an_account_of_its_own_and_counted_once():
   def inner(x):
     return jnp.sin(x) + 1
 
-  with accounts.under('step'):
+  with accounts.timed('step'):
     started = time.monotonic()
     jax.jit(lambda x: inner(x) * inner(x + 2))(jnp.ones(3)).block_until_ready()
     took = time.monotonic() - started
@@ -125,7 +125,7 @@ def clock(monkeypatch) -> Clock:
 
 def test_stages_of_compiling_within_one_another_count_once(clock):
   accounts = Goodput()
-  with accounts.under('eval'):
+  with accounts.timed('eval'):
     clock.now += 8
     accounts.compiled(1)
     clock.now += 1
@@ -142,9 +142,9 @@ def test_stages_of_compiling_within_one_another_count_once(clock):
 def test_a_heading_inside_another_takes_its_own_time_only(clock):
   accounts = Goodput()
   clock.now += 1
-  with accounts.under('eval'):
+  with accounts.timed('eval'):
     clock.now += 2
-    with accounts.under('save'):
+    with accounts.timed('save'):
       clock.now += 4
     clock.now += 8
   spent = accounts.now()
@@ -154,12 +154,12 @@ def test_a_heading_inside_another_takes_its_own_time_only(clock):
 
 def test_going_back_makes_what_was_done_since_a_restart(clock):
   accounts = Goodput()
-  with accounts.under('step'):
+  with accounts.timed('step'):
     clock.now += 5
   saved = accounts.now()
-  with accounts.under('input'):
+  with accounts.timed('input'):
     clock.now += 7
-  accounts.go_back(saved)
+  accounts.rewind(saved)
   assert accounts.now() == saved | {'restart': 7}
 
 

@@ -84,7 +84,7 @@ def find(forward, params, objective: Objective, settings: Settings = gradients.P
 
 def find_with_metrics(forward, params, objective, settings=gradients.PLAIN, state=None, step=0):
   state = objective.init(len(forward.entries), split(params)[0]) if state is None else state
-  found = partial(gradients.find, forward, objective=objective, key=KEY, settings=settings)
+  found = partial(gradients.compute, forward, objective=objective, key=KEY, settings=settings)
   return jax.jit(lambda params, state, step: found(params, state=state, step=step))(params, state, step)
 
 

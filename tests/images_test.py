@@ -56,7 +56,7 @@ def face(row: int, size: tuple[int, int] = (24, 32)) -> Image.Image:
 
 @pytest.fixture(scope='module')
 def stores(tmp_path_factory, store_dir) -> dict[str, Path]:
-  """The same 60 drawn faces in each encoding."""
+  """The same 60 synthetic faces in each encoding."""
   folder = tmp_path_factory.mktemp('encoded') / 'faces'
   prepare('synthetic', source=None, out=folder, image_size=(32, 32), num=60, seed=0, log=print, encoding='jpeg')
   return {'decoded': store_dir, 'jpeg': folder}

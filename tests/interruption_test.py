@@ -75,7 +75,7 @@ import time
 import numpy as np
 from mtl_jax.training.watchdog import Watchdog
 with Watchdog(0.4) as watchdog:
-  step = watchdog.beating(lambda batch: time.sleep(1.0))  # Longer than allowed: shapes that are new may compile.
+  step = watchdog.watching(lambda batch: time.sleep(1.0))  # Longer than allowed: shapes that are new may compile.
   step(np.zeros(3))
   step(np.zeros(4))
   for _ in range(10):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtl_jax.data.input.keep_labels import kept
+from mtl_jax.data.input.keep_labels import label_mask
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError
 from mtl_jax.training import building, loop
@@ -22,7 +22,7 @@ def assert_share(rows: np.ndarray, share: float) -> None:
 
 def refusal(rule: str, names=NAMES) -> str:
   with pytest.raises(ConfigError) as caught:
-    kept(rule, names, example_ids=IDS[:10], seed=0)
+    label_mask(rule, names, example_ids=IDS[:10], seed=0)
   message = str(caught.value)
   assert message.startswith('config.data.keep_labels: ')
   assert '\n' not in message
@@ -31,7 +31,7 @@ def refusal(rule: str, names=NAMES) -> str:
 
 @pytest.mark.parametrize('seed', [0, 1, 2**31 - 1])
 def test_each_task_keeps_its_share_of_rows(seed):
-  keep = kept('attributes:0.1, landmarks:0.7', NAMES, example_ids=IDS, seed=seed)
+  keep = label_mask('attributes:0.1, landmarks:0.7', NAMES, example_ids=IDS, seed=seed)
   assert list(keep) == list(NAMES)
   assert all(rows.dtype == bool and rows.shape == IDS.shape for rows in keep.values())
   assert_share(keep['attributes'], 0.1)
@@ -42,7 +42,7 @@ def test_each_task_keeps_its_share_of_rows(seed):
 
 @pytest.mark.parametrize(('rule', 'all_or_none'), [('', True), (' ', True), ('age:1', True), ('age:0', False)])
 def test_all_and_nothing_can_be_kept(rule, all_or_none):
-  assert (kept(rule, NAMES, example_ids=IDS, seed=3)['age'] == all_or_none).all()
+  assert (label_mask(rule, NAMES, example_ids=IDS, seed=3)['age'] == all_or_none).all()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_all_and_nothing_can_be_kept(rule, all_or_none):
   ],
 )
 def test_disjoint_rows_keep_exactly_one_task_by_weight(rule, shares):
-  keep = kept(rule, NAMES, example_ids=IDS, seed=5)
+  keep = label_mask(rule, NAMES, example_ids=IDS, seed=5)
   assert (sum(rows.astype(int) for rows in keep.values()) == 1).all()
   for name, share in zip(NAMES, shares, strict=True):
     assert_share(keep[name], share)
@@ -62,37 +62,37 @@ def test_disjoint_rows_keep_exactly_one_task_by_weight(rule, shares):
 
 @pytest.mark.parametrize('rule', ['attributes:0.3,age:0.6', 'disjoint', 'disjoint:age=2,landmarks=1'])
 def test_a_row_is_drawn_for_whatever_the_other_rows_are(rule):
-  whole = kept(rule, NAMES, example_ids=IDS, seed=1)
+  whole = label_mask(rule, NAMES, example_ids=IDS, seed=1)
   some = np.random.default_rng(0).permutation(IDS)[:500]
   for dtype in (np.int32, np.int64):
-    part = kept(rule, NAMES, example_ids=some.astype(dtype), seed=1)
+    part = label_mask(rule, NAMES, example_ids=some.astype(dtype), seed=1)
     for name in NAMES:
       np.testing.assert_array_equal(part[name], whole[name][some])
 
 
 @pytest.mark.parametrize('rule', ['attributes:0.5', 'disjoint'])
 def test_the_seed_decides_and_nothing_else(rule):
-  one, same, other = (kept(rule, NAMES, example_ids=IDS, seed=seed)['attributes'] for seed in (7, 7, 8))
+  one, same, other = (label_mask(rule, NAMES, example_ids=IDS, seed=seed)['attributes'] for seed in (7, 7, 8))
   np.testing.assert_array_equal(one, same)
   share = one.mean()
   assert_share(one & other, share**2)
 
 
 def test_rows_in_a_line_are_independent():
-  rows = kept('age:0.5', NAMES, example_ids=IDS, seed=0)['age']
+  rows = label_mask('age:0.5', NAMES, example_ids=IDS, seed=0)['age']
   for distance in (1, 2, 64, 4096):
     assert_share(rows[distance:] == rows[:-distance], 0.5)
 
 
 def test_the_draw_stays_what_it_was():
-  rows = kept('attributes:0.5', NAMES, example_ids=IDS[:16], seed=0)['attributes']
+  rows = label_mask('attributes:0.5', NAMES, example_ids=IDS[:16], seed=0)['attributes']
   assert ''.join(str(int(row)) for row in rows) == '0110000001101100'
 
 
 def test_the_order_in_a_rule_and_a_further_task_move_no_other_row():
-  one = kept('disjoint:attributes=3,landmarks=1', NAMES, example_ids=IDS, seed=0)
-  other = kept('disjoint:landmarks=1,attributes=3', NAMES[::-1], example_ids=IDS, seed=0)
-  more = kept('disjoint:attributes=3,landmarks=1,age=4', NAMES, example_ids=IDS, seed=0)
+  one = label_mask('disjoint:attributes=3,landmarks=1', NAMES, example_ids=IDS, seed=0)
+  other = label_mask('disjoint:landmarks=1,attributes=3', NAMES[::-1], example_ids=IDS, seed=0)
+  more = label_mask('disjoint:attributes=3,landmarks=1,age=4', NAMES, example_ids=IDS, seed=0)
   for name in NAMES[:2]:
     np.testing.assert_array_equal(one[name], other[name])
     assert not (more[name] & ~one[name]).any()
@@ -129,7 +129,7 @@ def test_only_the_train_split_loses_labels_and_its_statistics_are_of_the_rest(ti
   config = tiny_config(**{'data.keep_labels': 'landmarks:0.5'})
   store = open_store(config.data.dir)
   whole, run = building.build(tiny_config(), store), building.build(config, store)
-  keep = kept('landmarks:0.5', NAMES, example_ids=run.train.example_id, seed=0)['landmarks']
+  keep = label_mask('landmarks:0.5', NAMES, example_ids=run.train.example_id, seed=0)['landmarks']
   assert 0 < keep.sum() < len(keep)
   np.testing.assert_array_equal(run.train.mask['landmarks'], whole.train.mask['landmarks'] & keep[:, None])
   np.testing.assert_array_equal(run.train.mask['attributes'], whole.train.mask['attributes'])
@@ -171,11 +171,11 @@ def test_a_run_on_disjoint_labels_learns_both_tasks(tiny_config, tmp_path):
 
 
 def test_a_disjoint_rule_may_leave_a_share_of_rows_all_labels_and_another_none():
-  keep = kept('disjoint:attributes=4,landmarks=4,all=1,none=1', NAMES, example_ids=IDS, seed=5)
+  keep = label_mask('disjoint:attributes=4,landmarks=4,all=1,none=1', NAMES, example_ids=IDS, seed=5)
   count = sum(rows.astype(int) for rows in keep.values())
   assert_share(count == 3, 0.1)
   assert_share(count == 0, 0.1)
   assert_share(keep['attributes'] & ~keep['landmarks'], 0.4)
   assert_share(keep['age'], 0.1)
-  without = kept('disjoint:attributes=4,landmarks=4', NAMES, example_ids=IDS, seed=5)
+  without = label_mask('disjoint:attributes=4,landmarks=4', NAMES, example_ids=IDS, seed=5)
   assert not (keep['attributes'] & ~keep['age'] & ~without['attributes']).any()  # Rows are taken, never moved.

@@ -63,7 +63,7 @@ def test_micro_batches_give_the_big_batchs_gradient(name, backend, monkeypatch):
   @partial(jax.jit, static_argnames='accumulate')
   def found(params, *, accumulate):
     state = objective.init(len(TASKS), params['shared'])
-    result, _ = gradients.find(
+    result, _ = gradients.compute(
       dataclasses.replace(forward, accumulate=accumulate), params,
       objective=objective, state=state, step=jnp.int32(0), key=KEY, settings=gradients.PLAIN,
     )  # fmt: skip

@@ -31,7 +31,7 @@ OTHER_TASKS = (LandmarkTask('landmarks', POINTS), BinaryTask('smile', ('Smiling'
 
 @dataclasses.dataclass
 class Drawn:
-  """Noise with landmarks, a smile and an age: a set whose labels overlap with those of the drawn faces."""
+  """Noise with landmarks, a smile and an age: a set whose labels overlap with those of the synthetic faces."""
 
   images: Path
   tasks: tuple[Task, ...] = OTHER_TASKS

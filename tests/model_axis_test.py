@@ -16,7 +16,7 @@ from mtl_jax.models.sharing.hard import Hard
 from mtl_jax.models.vit import VisionTransformer
 from mtl_jax.objectives import fixed
 from mtl_jax.platform import sharding
-from mtl_jax.run import checkpoint, workdir
+from mtl_jax.run import checkpoint, trained_model
 from mtl_jax.run.checkpoint import Checkpoints, TrainProgress
 from mtl_jax.run.state import init_state
 from mtl_jax.training import loop
@@ -99,7 +99,7 @@ def test_a_run_may_divide_its_parameters_and_go_on_with_them_whole(tiny_config, 
   )
   np.testing.assert_allclose(divided, whole, rtol=1e-5)
   assert 'large arrays divided over 2' in '\n'.join(said)
-  assert dict(workdir.restore(tmp_path / '2').mesh.shape) == {'data': 4, 'model': 2}
+  assert dict(trained_model.restore(tmp_path / '2').mesh.shape) == {'data': 4, 'model': 2}
   assert loop.train(tiny_config(**overrides, **{'train.steps': 4}), tmp_path / '2').step == 4
 
 

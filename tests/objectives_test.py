@@ -17,7 +17,7 @@ from mtl_jax.configs import default
 from mtl_jax.data.input.augment import Augmentation
 from mtl_jax.errors import ConfigError
 from mtl_jax.objectives import OBJECTIVES, options
-from mtl_jax.run import workdir
+from mtl_jax.run import trained_model
 from mtl_jax.run.state import init_state
 from mtl_jax.training import loop
 from mtl_jax.training.step import train_step
@@ -204,4 +204,4 @@ def test_a_run_with_a_method_that_remembers_gradients_logs_saves_and_restores(ti
     assert f'train/{name}' in lines[-1]
   weights = [lines[-1][f'train/weight/{name}'] for name in ('attributes/Smiling', 'attributes/Male', 'landmarks')]
   np.testing.assert_allclose(sum(weights), 1, rtol=1e-5)
-  assert workdir.restore(tmp_path).step == 2
+  assert trained_model.restore(tmp_path).step == 2

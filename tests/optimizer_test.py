@@ -146,7 +146,7 @@ def test_the_rates_of_settled_steps_are_those_of_any_longer_run(tiny_config, ste
   given = {'warmup_steps': warmup, 'decay_steps': decay, 'schedule': name}
   short, long = (rates_of(tiny_config, num, **given) for num in (steps, steps + more))
   config = tiny_config(**{f'optimizer.{field}': value for field, value in given.items()})
-  settled = optimizer.settled_steps(config.optimizer, steps=steps)
+  settled = optimizer.steps_before_decay(config.optimizer, steps=steps)
   assert 0 <= settled <= steps
   assert short[:settled] == long[:settled]
   assert name == 'cosine' or settled or warmup >= steps or decay + warmup >= steps or steps < 2

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from mtl_jax.data.store import cache as sets
 from mtl_jax.errors import UserError
 from mtl_jax.models import own_weights
-from mtl_jax.run import start_weights, workdir
+from mtl_jax.run import start_weights, trained_model
 from mtl_jax.training import building, loop
 
 
@@ -37,7 +37,7 @@ def start(faces, **overrides) -> dict[str, np.ndarray]:
 def test_a_run_starts_from_the_averaged_weights_of_another_and_says_so(faces, source, caplog):
   caplog.set_level(logging.INFO, 'mtl_jax')
   found = start(faces, **{'model.weights': str(source)})
-  theirs = own_weights.flatten(workdir.restore(source).variables)
+  theirs = own_weights.flatten(trained_model.restore(source).variables)
   assert found.keys() == theirs.keys()
   for name, value in found.items():
     np.testing.assert_array_equal(value, theirs[name], err_msg=name)
@@ -47,7 +47,7 @@ def test_a_run_starts_from_the_averaged_weights_of_another_and_says_so(faces, so
 def test_other_tasks_get_new_heads_and_the_shared_part_of_the_run(faces, source, caplog):
   caplog.set_level(logging.INFO, 'mtl_jax')
   found = start(faces, **{'model.weights': f'{source}@12', 'tasks': 'landmarks', 'model.head': 'mlp'})
-  theirs = own_weights.flatten(workdir.restore(source, step=12).variables)
+  theirs = own_weights.flatten(trained_model.restore(source, step=12).variables)
   for name in found:
     if 'backbone' in name:
       np.testing.assert_array_equal(found[name], theirs[name], err_msg=name)
@@ -58,7 +58,7 @@ def test_other_tasks_get_new_heads_and_the_shared_part_of_the_run(faces, source,
 @pytest.mark.parametrize('freeze', ['stage1', 'backbone'])
 def test_frozen_stages_are_taken_from_a_run_that_trained_them(faces, source, freeze):
   found = start(faces, **{'model.weights': str(source), 'model.freeze': freeze})
-  theirs = own_weights.flatten(workdir.restore(source).variables)
+  theirs = own_weights.flatten(trained_model.restore(source).variables)
   assert {name for name in found if 'backbone' in name} == {name for name in theirs if 'backbone' in name}
   for name in found:
     np.testing.assert_array_equal(found[name], theirs[name], err_msg=name)
@@ -66,7 +66,7 @@ def test_frozen_stages_are_taken_from_a_run_that_trained_them(faces, source, fre
 
 def test_every_copy_of_a_backbone_starts_from_the_one_of_the_run(faces, source):
   found = start(faces, **{'model.weights': str(source), 'model.sharing': 'mmoe'})
-  theirs = own_weights.flatten(workdir.restore(source).variables)
+  theirs = own_weights.flatten(trained_model.restore(source).variables)
   copies = {name: re.sub(r'backbone_\w+?/', 'backbone/', name) for name in found if '/backbone_' in name}
   assert len(copies) > len(set(copies.values()))
   for name, one in copies.items():
@@ -92,7 +92,9 @@ def test_a_run_of_another_backbone_is_refused(faces, source):
 
 
 def test_a_file_of_our_names_is_taken_as_the_run_is_and_refused_with_nan(faces, source, tmp_path):
-  theirs = {name: np.array(value) for name, value in own_weights.flatten(workdir.restore(source).variables).items()}
+  theirs = {
+    name: np.array(value) for name, value in own_weights.flatten(trained_model.restore(source).variables).items()
+  }
   save_file(theirs, tmp_path / 'own.safetensors')
   found = start(faces, **{'model.weights': f'{tmp_path}/own.safetensors'})
   for name, value in found.items():
@@ -104,5 +106,5 @@ def test_a_file_of_our_names_is_taken_as_the_run_is_and_refused_with_nan(faces, 
 
 
 def test_plain_names_are_those_of_arrays_once_each(faces, source):
-  variables = workdir.restore(source).variables
+  variables = trained_model.restore(source).variables
   assert len(own_weights.flatten(variables)) == len(traverse_util.flatten_dict(variables))

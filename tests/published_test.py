@@ -21,7 +21,7 @@ from mtl_jax.data.input import mixture
 from mtl_jax.evaluation import published
 from mtl_jax.evaluation.model import Model
 from mtl_jax.models import convnext, multitask, own_weights, resnet, vit
-from mtl_jax.run import start_weights, workdir
+from mtl_jax.run import start_weights, trained_model, workdir
 from mtl_jax.tasks import BinaryTask, CategoricalTask, DenseTask, LandmarkTask, OrdinalTask, RegressionTask
 from mtl_jax.training import building
 
@@ -110,7 +110,7 @@ MODELS = {
 }
 
 
-def as_other(run, tiny_config, values: dict, tasks=TASKS) -> workdir.TrainedModel:
+def as_other(run, tiny_config, values: dict, tasks=TASKS) -> trained_model.TrainedModel:
   """A model of other settings whose weights, statistics and units are random."""
   config = with_values(tiny_config(','.join(task.name for task in tasks)), values)
   made, random = multitask.from_config(config.model, tasks), np.random.default_rng(0)
@@ -130,7 +130,7 @@ def test_every_backbone_head_and_kind_is_written_plainly(trained_dir, tiny_confi
   monkeypatch.setitem(multitask.BACKBONES, backbone, SHORT.get(backbone, multitask.BACKBONES[backbone]))
   values = {'model.backbone': backbone, **MODELS[backbone]}
   tasks = TASKS[:-1] if values.get('model.trunk_features') else TASKS  # A map has no trunk before it.
-  model = as_other(workdir.restore(trained_dir), tiny_config, values, tasks)
+  model = as_other(trained_model.restore(trained_dir), tiny_config, values, tasks)
   published.write(model, tmp_path)
   namespace = {'__file__': str(tmp_path / 'load_model.py')}
   exec((tmp_path / 'load_model.py').read_text(), namespace)
@@ -146,7 +146,7 @@ def test_every_backbone_head_and_kind_is_written_plainly(trained_dir, tiny_confi
   'values', [{'model.sharing': 'mmoe'}, {'model.sharing': 'separate', 'model.freeze': 'stage0'}], ids=str
 )
 def test_what_is_not_written_plainly_has_the_loader_of_its_program(trained_dir, tiny_config, values, tmp_path, said):
-  model = as_other(workdir.restore(trained_dir), tiny_config, {'model.backbone': 'convnet', **values}, TASKS[:2])
+  model = as_other(trained_model.restore(trained_dir), tiny_config, {'model.backbone': 'convnet', **values}, TASKS[:2])
   published.write(model, tmp_path)
   assert not (tmp_path / 'load_model.py').exists()
   assert values['model.sharing'] in said[0]

@@ -277,6 +277,20 @@ def test_a_file_that_is_no_toml_of_ours_is_refused_in_one_line(tmp_path, content
 
 AGES = (fairface.TASKS[0], utkface.TASKS[0])
 RACES = (fairface.TASKS[2], utkface.TASKS[2])
+
+
+def test_soft_co_annotation_by_the_mean_of_units_is_refused_where_no_relation_has_a_unit():
+  labels = {'age_group': np.float32([[0], [8]]), 'age': np.float32([[2], [80]])}
+  train = SimpleNamespace(labels=labels, mask={name: np.isfinite(values) for name, values in labels.items()})
+  arguments = {'tasks': AGES, 'known': AGES, 'train': train, 'val': None}
+  config = config_of(relations=('ages',), soft_co_annotation=0.1)
+  with pytest.raises(ConfigError, match=r'soft_co_annotation has no effect.*score=posterior'):
+    matching.from_config(config.objective, **arguments)
+  with config.unlocked():
+    config.objective.matching.score = 'posterior'
+  assert matching.from_config(config.objective, **arguments) is not None
+
+
 GARMENTS = clothing.CHOICES['category']
 
 

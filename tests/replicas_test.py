@@ -99,5 +99,5 @@ def test_a_replica_whose_last_update_broke_it_diverged_and_the_others_go_on(monk
   monkeypatch.setattr(loop, 'validation_values', values)
   noted = [Result(), Result()]
   program = SimpleNamespace(config=None, val=None, run=SimpleNamespace(tasks=()))
-  assert replicas.judge(noted, 20, ['broken', 'sound'], program, [None, None]).tolist() == [False, True]
+  assert replicas.validate_replicas(noted, 20, ['broken', 'sound'], program, [None, None]).tolist() == [False, True]
   assert [(one.diverged_at, one.score, one.best_step) for one in noted] == [(20, None, 0), (0, -0.5, 20)]

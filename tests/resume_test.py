@@ -6,7 +6,7 @@ import pytest
 import small_runs
 
 from mtl_jax.errors import CheckpointError, Interrupted
-from mtl_jax.run import workdir
+from mtl_jax.run import lock, trained_model, workdir
 from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import loop
 from mtl_jax.training.progress import read_metrics
@@ -62,10 +62,10 @@ def test_the_best_checkpoint_is_kept_and_restored_for_evaluation(tiny_config, tm
   assert (progress.best_step, progress.best_score) == (4, 5.0)
   kept = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit())
   assert kept == [4, 9, 10]
-  assert workdir.restore(tmp_path).step == 4
-  assert workdir.restore(tmp_path, step=10).step == 10
+  assert trained_model.restore(tmp_path).step == 4
+  assert trained_model.restore(tmp_path, step=10).step == 10
   with pytest.raises(CheckpointError, match='it has 4, 9, 10'):
-    workdir.restore(tmp_path, step=3)
+    trained_model.restore(tmp_path, step=3)
 
 
 def test_early_stopping_ends_the_run_and_stays_ended(tiny_config, tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_clock_counts_evaluations_since_the_best_which_is_never_one_that_is_no
   progress, history = TrainProgress(), []
   for step, score in enumerate([float('nan'), -3.0, -2.0, float('inf'), -2.0, -5.0, -1.0], 1):
     progress.step = step
-    history.append((progress.saw(score), progress.best_step, progress.evaluations_since_best))
+    history.append((progress.update_best(score), progress.best_step, progress.evaluations_since_best))
   assert [(better, step) for better, step, _ in history] == [
     (False, 0), (True, 2), (True, 3), (False, 3), (False, 3), (False, 3), (True, 7)
   ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_another_configuration_is_refused_field_by_field_unless_allowed(tiny_con
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tiny_config, tmp_path):
-  with workdir.lock(tmp_path), pytest.raises(CheckpointError, match='another run'):
+  with lock.hold(tmp_path), pytest.raises(CheckpointError, match='another run'):
     loop.train(tiny_config(), tmp_path)
 
 
@@ -115,4 +115,4 @@ def test_what_another_verb_has_made_is_left_alone(tiny_config, tmp_path, folder,
     loop.train(tiny_config(), tmp_path)
   with pytest.raises(CheckpointError, match=f'holds what `mtl-jax {verb}` has made; take another'):
     workdir.check_kind(tmp_path, 'checkpoints')
-  assert {path.name for path in tmp_path.iterdir()} <= {folder, workdir.LOCK}
+  assert {path.name for path in tmp_path.iterdir()} <= {folder, lock.LOCK}

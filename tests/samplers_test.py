@@ -40,11 +40,11 @@ def test_tpe_gathers_where_the_goal_is_great():
 def test_a_pruner_gives_up_what_is_worse_than_earlier_batches_and_not_the_first(kind):
   pytest.importorskip('optuna')
   pruner = samplers.Pruner(kind)
-  assert not pruner.gives_up([0.0])
+  assert not pruner.should_prune([0.0])
   pruner.tell([[float(i), float(i)] for i in range(8)])
-  assert pruner.gives_up([0.5])
-  assert not pruner.gives_up([9.0])
-  assert not pruner.gives_up([8.5])  # Trials of one batch do not see each other.
+  assert pruner.should_prune([0.5])
+  assert not pruner.should_prune([9.0])
+  assert not pruner.should_prune([8.5])  # Trials of one batch do not see each other.
 
 
 def test_a_sampler_of_a_library_that_is_not_there_says_what_to_install(monkeypatch):

@@ -36,7 +36,7 @@ TINY = {
 
 
 def make_faces(out: Path) -> Path:
-  """A prepared set of 60 drawn faces at 16x16."""
+  """A prepared set of 60 synthetic faces at 16x16."""
   prepare('synthetic', source=None, out=out, image_size=(16, 16), num=60, seed=0, log=lambda _: None)
   return out
 

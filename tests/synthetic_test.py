@@ -1,4 +1,4 @@
-"""Facts about the drawn faces: what they depend on, how their labels and landmarks hang together, what shows."""
+"""Facts about the synthetic faces: what they depend on, how their labels and landmarks hang together, what shows."""
 
 import dataclasses
 import subprocess
@@ -21,9 +21,9 @@ BEARDS = ('5_o_Clock_Shadow', 'Goatee', 'Mustache', 'Sideburns')
 @pytest.fixture(scope='module')
 def draws():
   """Labels `[4000, 40]`, landmarks `[4000, 5, 2]`, identities and splits, without the pictures."""
-  sitters = [people.sitter_of(index, seed=7) for index in range(4000)]
-  labels = np.array([people.labels_of(sitter, index, seed=7) for index, sitter in enumerate(sitters)])
-  landmarks = np.array([canvas.landmarks(sitter) for sitter in sitters])
+  subjects = [people.subject_of(index, seed=7) for index in range(4000)]
+  labels = np.array([people.labels_of(subject, index, seed=7) for index, subject in enumerate(subjects)])
+  landmarks = np.array([canvas.landmarks(subject) for subject in subjects])
   identities = [people.identity_of(index, seed=7) for index in range(4000)]
   return labels, landmarks, identities
 
@@ -219,17 +219,17 @@ def test_a_persons_pictures_agree_on_sex(draws):
 
 @pytest.fixture(scope='module')
 def plain():
-  """A short-haired sitter in front view of whom no attribute is strong but that he has hair and no beard."""
-  sitter = people.sitter_of(0, seed=0)
+  """A short-haired subject in front view of whom no attribute is strong but that he has hair and no beard."""
+  subject = people.subject_of(0, seed=0)
   strength = dict.fromkeys(ATTRIBUTES, -2.0) | {'No_Beard': 2.0, 'Young': 2.0, 'Brown_Hair': 2.0}
   return dataclasses.replace(
-    sitter, strength=strength, hair_length=0.0, yaw=0.0, pitch=0.0, roll=0.0, scale=24.0, centre=(89.0, 130.0)
+    subject, strength=strength, hair_length=0.0, yaw=0.0, pitch=0.0, roll=0.0, scale=24.0, centre=(89.0, 130.0)
   )
 
 
-def drawn(sitter, **strength):
-  sitter = dataclasses.replace(sitter, strength=dict(sitter.strength) | strength)
-  return drawing.draw(sitter, np.random.default_rng(0))[0].astype(int)
+def drawn(subject, **strength):
+  subject = dataclasses.replace(subject, strength=dict(subject.strength) | strength)
+  return drawing.draw(subject, np.random.default_rng(0))[0].astype(int)
 
 
 @pytest.mark.parametrize('name', people.VISIBLE)

@@ -1,4 +1,4 @@
-"""The affinity verb: look-aheads along a joint run, the transfer matrix, suggested groups, and the files of them."""
+"""Runs `mtl-jax affinity`: look-aheads along a joint run, the transfer matrix, and suggested groups of tasks."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,6 @@ import jax
 from ml_collections import ConfigDict
 
 from mtl_jax.affinities import lookahead, summary, transfer
-from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.objectives import loss_terms
 from mtl_jax.run import workdir
@@ -30,18 +29,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   """
   if jax.process_count() > 1:
     raise ConfigError('mtl-jax affinity runs in one process, on all of its devices; start it once')
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
-  facts = workdir.DataFacts.of(store)
+  config, store, facts = workdir.opened(config)
   names = loss_terms.names(facts.selected(config), config.objective.grain)
   if len(names) < 2:
     raise ConfigError(f'config.tasks: affinity is between losses, and {names[0]} is the only one; name more')
-  with workdir.lock(directory):
-    workdir.check_kind(directory, 'looks')
-    workdir.check_resumable(directory, config, facts, holds='looks', allow_config_change=allow_config_change)
-    if config.affinity.transfer:
-      transfer.split_config(config, store)  # Refuses now what it cannot serve, not after the joint run.
-    workdir.begin(directory, config, facts)
+  if config.affinity.transfer:
+    transfer.split_config(config, store)  # Refuses now what it cannot serve, not after the joint run.
+  with workdir.resumed(directory, config, facts, holds='looks', allow_config_change=allow_config_change):
     looks, seconds = lookahead.train(config, directory, allow_config_change=allow_config_change)
     found = None
     if config.affinity.transfer:
@@ -59,7 +53,7 @@ def _stop_if(requested: bool) -> None:
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-  """A row for each pair of source and target."""
+  """Rows of affinity.csv, one for each pair of source and target."""
   parts = {'mean': '', 'stderr': '_stderr', 'above_noise': '_above_noise'}
   for i, source in enumerate(found['tasks']):
     for j, target in enumerate(found['tasks']):

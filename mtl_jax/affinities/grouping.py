@@ -19,7 +19,7 @@ Labels = Int[np.ndarray, ' k']
 
 
 class Grouping(NamedTuple):
-  """Tasks divided.
+  """A division of tasks into groups.
 
   Attributes:
     labels: the group of each task, numbered by their first tasks.

@@ -143,7 +143,7 @@ def train(
   """
   every, looks = config.affinity.every_steps, directory / 'looks'
 
-  def watch(run: Run, step: int) -> Callable[..., Any]:
+  def wrap_steps(run: Run, step: int) -> Callable[..., Any]:
     """The run's compiled steps, with the look-ahead before every n-th."""
     look = compiled(run)
 
@@ -161,7 +161,7 @@ def train(
     return steps
 
   own = with_fields(config, train__log_every_steps=every)
-  loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', watch=watch)
+  loop.train(own, directory / 'joint', allow_config_change=allow_config_change, name='joint', wrap_steps=wrap_steps)
   return read(looks)
 
 

@@ -1,7 +1,6 @@
 """Uncertainty of a mean over look-aheads: standard errors, the entries above noise, and split-half reliability.
 
-The noise meant is that of which batches were looked at along one training run. What another seed would give is not in
-it: only another run says that.
+The noise is that of the batches along one training run; the variation between seeds is not in it.
 """
 
 import numpy as np
@@ -22,7 +21,7 @@ def mean(values: Float[np.ndarray, 't ...']) -> Float[np.ndarray, '...']:
 def standard_error(values: Float[np.ndarray, 't k k']) -> tuple[Float[np.ndarray, 'k k'], Float[np.ndarray, 'k k']]:
   """Standard errors of means over values in the order of training, and the degrees of freedom of these errors.
 
-  Batches are drawn anew each time, but what is measured drifts as training goes on. So the variance is had from
+  Batches are drawn anew each time, but what is measured drifts as training goes on. So the variance is estimated from
   differences of successive values (von Neumann et al. 1941), `sum (x_t - x_{t-1})^2 / (2 (n - 1))`, which a slow drift
   hardly enters, and which is the plain variance where there is none. It has `2 (n - 1)^2 / (3 n - 4)` degrees of
   freedom: twice its squared mean over its variance, for independent normal values. NaN where too few are known.
@@ -58,7 +57,7 @@ def split_half(values: Float[np.ndarray, 't k k']) -> float | None:
   """Reliability of the mean's entries off the diagonal, from 0 (noise) to 1: even values against odd ones.
 
   The correlation `r` of the two halves' means, stepped up to all values by Spearman and Brown: `2 r / (1 + r)`. None
-  where it cannot be had: of fewer than two values or three entries, or of entries that do not differ.
+  where it is undefined: of fewer than two values or three entries, or of entries that do not differ.
   """
   if len(values) < 2:
     return None

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from mtl_jax.affinities import grouping, noise
 from mtl_jax.affinities.lookahead import Lookahead
 from mtl_jax.affinities.transfer import Transfer
+from mtl_jax.platform.json_file import finite
 
 NUM_RESAMPLES = 50  # Of the look-aheads, for how sure a group is.
 RESAMPLE_STARTS = 10  # Of the search for each of these.
@@ -23,7 +24,7 @@ def summarize(
   *,
   config: ConfigDict,
 ) -> dict[str, Any]:
-  """The JSON, but for what the data and the machine were.
+  """Makes the content of affinity.json, without the description of data and machine.
 
   Args:
     names: of the losses.
@@ -53,7 +54,7 @@ def summarize(
     'affinity': _matrix(affinities),
     # A step on these losses raises them, on average: it is too long to say what they do to others.
     'overshot': [name for name, own in zip(names, mean.diagonal(), strict=True) if own < 0],
-    'cosine': _matrix(cosines) | {'negative_share': _plain(noise.mean(negative))},
+    'cosine': _matrix(cosines) | {'negative_share': finite(noise.mean(negative))},
     'transfer': None if found is None else _transfer(found),
     'together': float(np.mean(grouping.gains(np.nan_to_num(mean), np.zeros(len(names), int)))),
     'groupings': _groupings(names, affinities, config.affinity.networks),
@@ -65,8 +66,8 @@ def _matrix(values: Float[np.ndarray, 't k k']) -> dict[str, Any]:
   mean, (stderr, degrees) = noise.mean(values), noise.standard_error(values)
   above = noise.above(mean, stderr, degrees=degrees).tolist()
   return {
-    'mean': _plain(mean),
-    'stderr': _plain(stderr),
+    'mean': finite(mean),
+    'stderr': finite(stderr),
     'above_noise': above,
     'split_half': noise.split_half(values),
   }
@@ -76,12 +77,12 @@ def _transfer(found: Transfer) -> dict[str, Any]:
   """The matrix's part, and what features of an untrained network are worth."""
   (*gains, random), (*errors, _), (*means, random_loss) = *found.gains(), found.means()
   return {
-    'mean': _plain(gains),
-    'stderr': _plain(errors),
+    'mean': finite(gains),
+    'stderr': finite(errors),
     'above_noise': noise.above(np.array(gains), np.array(errors)).tolist(),
-    'random': _plain(random),
-    'loss': _plain(means),
-    'random_loss': _plain(random_loss),
+    'random': finite(random),
+    'loss': finite(means),
+    'random_loss': finite(random_loss),
     'steps': found.steps,
     'seconds': float(found.seconds.sum()),
     'seconds_each': float(np.median(found.seconds)),
@@ -91,9 +92,9 @@ def _transfer(found: Transfer) -> dict[str, Any]:
 def _groupings(names: Sequence[str], affinities: Float[np.ndarray, 't k k'], most: int) -> list[dict[str, Any]]:
   """The best division into at most 1, 2, ... networks, what it should gain, and how sure it is.
 
-  The greatest gain of many ways is partly luck. So it is also had honestly: chosen on every other look-ahead, measured
-  on the rest, both ways round. How sure a group is, is the share of resampled look-aheads under which two of its tasks
-  are still together, over all its pairs.
+  The greatest gain of many ways is partly luck. So it is also estimated honestly: chosen on every other look-ahead,
+  measured on the rest, both ways round. How sure a group is, is the share of resampled look-aheads under which two of
+  its tasks are still together, over all its pairs.
   """
 
   def mean(rows: Any) -> Float[np.ndarray, 'k k']:
@@ -118,15 +119,8 @@ def _groupings(names: Sequence[str], affinities: Float[np.ndarray, 't k k'], mos
         'sure': [float(own.mean()) if len(own) else None for own in pairs],
         'expected_gain': chosen.gain,
         'held_out_gain': float(np.mean(held_out)) if num > 1 else None,
-        'gain_by_task': dict(zip(names, _plain(grouping.gains(whole, chosen.labels)), strict=True)),
+        'gain_by_task': dict(zip(names, finite(grouping.gains(whole, chosen.labels)), strict=True)),
         'method': 'exhaustive' if chosen.exact else 'local search',
       }
     )
   return result
-
-
-def _plain(values: Any) -> Any:
-  """Lists of JSON's numbers; what is not known is None."""
-  if np.ndim(values):
-    return [_plain(part) for part in values]
-  return float(values) if np.isfinite(values) else None

@@ -203,7 +203,7 @@ class Source:
       stop()
       state, metrics = self.run.compiled_steps(state, placed, items)  # Compiled once for all tasks.
       found.append(metrics['loss'])
-      sharding.hold_back(found)
+      sharding.limit_in_flight(found)
     finite = np.isfinite(np.concatenate(jax.device_get(found)))
     if not finite.all():
       step = int(np.argmin(finite)) + 1
@@ -212,8 +212,8 @@ class Source:
 
   def features(self, variables: Mapping[str, Any], split: Split) -> Float[np.ndarray, 'n f']:
     """Computes the features that the heads read of each example of a split."""
-    batches = pipeline.padded_positions(len(split), self.run.config.eval.batch_size)
-    found = [np.asarray(self._features(variables, split.read(positions)), np.float32) for positions in batches]
+    batches = pipeline.padded_batches(split, self.run.config.eval.batch_size)
+    found = [np.asarray(self._features(variables, batch), np.float32) for batch in batches]
     return np.concatenate(found)[: len(split)]
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: its fields, declared once in `fields`, and what follows from them."""
+"""The configuration of a run: declares, loads, checks and describes its fields."""
 
 from mtl_jax.config.check import validate
 from mtl_jax.config.fields import FIELDS, RESUMABLE, get_config

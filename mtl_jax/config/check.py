@@ -1,4 +1,4 @@
-"""Checks of a configuration: the fields there are, what each of them allows, and what several must agree on."""
+"""Checks a configuration: unknown fields, values out of range, and fields that contradict each other."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def check_fields(value: Any, node: Kind | Open | Tree = TREE, name: str = 'confi
 
 
 def child(node: Kind | Open | Tree, part: str, name: str) -> Kind | Open | Tree:
-  """The field or group of a group, which `name` names, or a ConfigError with the nearest one there is."""
+  """The field or group `part` of the group `name`; else a ConfigError that names the nearest one."""
   if isinstance(node, Kind):
     raise ConfigError(f'{name} is a value and has no field {part!r}')
   if isinstance(node, dict) and part in node:

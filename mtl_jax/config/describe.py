@@ -1,4 +1,4 @@
-"""The table of all fields for people: lines of `--help`, and docs/config.md."""
+"""Describes all fields, for `--help` and docs/config.md."""
 
 import textwrap
 from collections.abc import Iterator

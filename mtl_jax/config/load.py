@@ -1,4 +1,4 @@
-"""Configurations from a Python file with `--config.a.b=v` overrides, to JSON and back, and differences of two."""
+"""Loads configurations from Python files with `--config.a.b=v` overrides; converts to and from JSON, and compares."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def kind_of(name: str) -> Kind:
 
 
 def with_fields(config: ConfigDict, **fields: object) -> ConfigDict:
-  """A copy of a configuration with some fields, `a.b` written `a__b`, set."""
+  """A copy of a configuration with some fields set; `a.b` is written `a__b`."""
   return with_values(config, {name.replace('__', '.'): value for name, value in fields.items()})
 
 

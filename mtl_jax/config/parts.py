@@ -23,7 +23,7 @@ _LOADED: dict[str, ModuleType] = {}
 
 
 def find(name: str, known: Mapping[str, Any], *, field: str, base: type | None = None) -> Any:
-  """The part that a field names.
+  """Finds the part that a field names.
 
   Args:
     name: of a built-in part, or `FILE.py:NAME` or `package.module:NAME` for a function or class of one's own.
@@ -81,8 +81,8 @@ def _module(name: str, field: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def made(name: str, *, field: str) -> Iterator[None]:
-  """Tells an error of the user's own part, while it is made, in one line."""
+def wrap_errors(name: str, *, field: str) -> Iterator[None]:
+  """Turns an error of the user's own part, while it is made, into a ConfigError."""
   try:
     yield
   except Exception as error:
@@ -92,7 +92,7 @@ def made(name: str, *, field: str) -> Iterator[None]:
 
 
 def own(config: ConfigDict) -> dict[str, str]:
-  """The fields of a configuration that name a part of the user's own, with their values; of several as `field.0`."""
+  """The fields that name a part of the user's own, with their values; those of a field of several as `field.0`."""
   values: dict[str, str] = {}
   for field in FIELDS.values():
     value: Any = functools.reduce(lambda group, part: group[part], field.name.split('.'), config)
@@ -112,7 +112,7 @@ def with_own(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
 
 
 def _with_part(name: str) -> str:
-  """A plug-in's name as one of a part: with an empty one it is all of the file."""
+  """A plug-in's name in the form `FILE.py:NAME`, with an empty NAME for all of the file."""
   return name if is_own(name) else f'{name}:'
 
 
@@ -122,7 +122,7 @@ def is_own(name: str) -> bool:
 
 
 def title(name: str) -> str:
-  """A part's name without the place of its file, which is of no use elsewhere."""
+  """A part's name without the path of its file."""
   return name.rpartition(':')[2]
 
 

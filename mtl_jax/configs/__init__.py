@@ -1,1 +1,1 @@
-"""Configurations that come with the package; `mtl-jax train --config NAME` takes them by name, and so does Python."""
+"""Presets: configurations that come with the package, named in `mtl-jax train --config NAME` and in Python."""

@@ -5,11 +5,11 @@ The prepared sets are named on the command line: --config.data.dirs=data/celeba6
 
 from ml_collections import ConfigDict
 
-from mtl_jax.configs import default
+from mtl_jax.configs import celeba_joint
 
 
 def get_config() -> ConfigDict:
-  config = default.get_config()
+  config = celeba_joint.get_config()
   config.tasks = 'attributes,landmarks,pose,age,race'
   # What MTFL and UTKFace call tasks of their own are attributes of CelebA; landmarks have the same names already.
   config.data.rename = (
@@ -17,16 +17,8 @@ def get_config() -> ConfigDict:
     'glasses/Eyeglasses=attributes/Eyeglasses',
     'gender/Male=attributes/Male',
   )
-  config.model.width = 32
-  config.train.steps = 600
   config.train.batch_size = 96
-  config.optimizer.learning_rate = 3e-3
-  config.optimizer.warmup_steps = 100
-  config.optimizer.weight_decay = 0.05
-  config.optimizer.ema_decay = 0.98
-  # As in celeba_joint; the further tasks have one label a row, and not on every row, so they weigh less as well.
-  for task in ('landmarks', 'pose', 'age', 'race'):
+  # The further tasks have one label a row, and not on every row, so they weigh less, as landmarks do.
+  for task in ('pose', 'age', 'race'):
     config.objective.weights[task] = 0.15
-  config.eval.every_steps = 200
-  config.checkpoint.every_steps = 200
   return config

@@ -1,6 +1,6 @@
 """MTFL's landmarks with gender, smile, glasses and head pose: 3,000 steps of 64 at 64x64, for two CPU cores.
 
-Landmarks are what it is about: heat maps give them, and the wing loss weighs small errors. Their error is evaluated as
+Landmarks come from heat maps, and the wing loss weighs small errors. Their error is evaluated as
 `landmarks/nme`, over the distance between the eyes, on the set's test split of AFLW faces. Prepare with
 `mtl-jax prepare mtfl --crop_margin 0.9`, which frames train faces as test faces are; those of the validation split stay
 half as large, so its error is higher by far. `--config.tasks=landmarks` is the single-task side.
@@ -8,23 +8,19 @@ half as large, so its error is higher by far. `--config.tasks=landmarks` is the 
 
 from ml_collections import ConfigDict
 
-from mtl_jax.configs import default
+from mtl_jax.configs import celeba_joint
 
 
 def get_config() -> ConfigDict:
-  config = default.get_config()
+  config = celeba_joint.get_config()
   config.tasks = 'landmarks,gender,smile,glasses,pose'
-  config.model.width = 32
   config.model.heads = ConfigDict({'landmarks': 'soft_argmax'})
   config.objective.coordinate_loss = 'wing'
   config.objective.weights = ConfigDict({'landmarks': 1.0, 'gender': 0.1, 'smile': 0.1, 'glasses': 0.1, 'pose': 0.1})
   config.data.augment.shift = 0.1  # Cropped to their landmarks, faces lie more alike than test faces do.
   config.data.augment.zoom = 0.2
   config.train.steps = 3_000
-  config.train.batch_size = 64
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_steps = 100
-  config.optimizer.weight_decay = 0.05
   config.optimizer.ema_decay = 0.995
   config.eval.every_steps = 500
   config.eval.metric = 'landmarks/nme'

@@ -1,4 +1,4 @@
-"""Does coupling help on the distribution-matching paper's own ground? Category and attributes of clothes; 10 seeds.
+"""Does coupling help in the distribution-matching paper's own setting? Category and attributes of clothes; 10 seeds.
 
 Strengths of couplings and learning rates are chosen on validation alike. docs/matching.md has other shares of labels.
 Prepare the data with `--image_size 224 224 --fit pad` and name the weights: --config.data.dir=data/clothing

@@ -1,4 +1,4 @@
-"""The grid of study_matching on drawn faces, whose expressions and action units have a known relation; few labels.
+"""The grid of study_matching on synthetic faces, whose expressions and action units have a known relation; few labels.
 
 A tenth of the rows has an expression, another tenth action units, none both, the rest neither:
 mtl-jax prepare synthetic:expressions --out data/expressions --num 6000 --image_size 128 128

@@ -6,7 +6,7 @@ Prepare the data at 224x224 and name the weights: --config.data.dir=data/celeba2
 
 from ml_collections import ConfigDict
 
-from mtl_jax.configs import default
+from mtl_jax.configs import study_celeba
 
 WHO = ('Smiling', 'Male', 'Young')
 TRAITS = (
@@ -35,23 +35,16 @@ COUPLED = {
 
 
 def get_config() -> ConfigDict:
-  config = default.get_config()
+  config = study_celeba.get_config()
   groups = {'who': WHO, 'traits': TRAITS}
   config.data.rename = tuple(f'attributes/{label}={task}/{label}' for task in groups for label in groups[task])
   config.tasks = 'who,traits,landmarks'
   config.data.keep_labels = 'disjoint:who=1,traits=1,landmarks=1'
-  config.data.augment = dict.fromkeys(config.data.augment, 0.0) | {'flip': False}  # Features are computed once.
-  config.model.backbone = 'mobilenet_v2'
-  config.model.freeze = 'backbone'
   config.model.trunk_features = (256, 128)  # What is shared, and learns.
   config.model.head_features = 128
   config.train.steps = 500
-  config.train.batch_size = 128
-  config.train.log_every_steps = 50
   config.optimizer.learning_rate = 3e-3
-  config.optimizer.weight_decay = 0.05
   config.optimizer.warmup_steps = 50
-  config.optimizer.ema_decay = 0.98
   config.eval.every_steps = 50
   matching = config.objective.matching
   matching.relations = ('celeba',)
@@ -62,4 +55,6 @@ def get_config() -> ConfigDict:
   config.study.variants = COUPLED
   config.study.arms = ('single', 'joint', *COUPLED)
   config.study.num_seeds = 5
+  config.study.learning_rates = ()  # No search of them.
+  config.study.num_tuning_seeds = 1
   return config

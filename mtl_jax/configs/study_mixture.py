@@ -1,4 +1,4 @@
-"""The grid of study_matching on three sets whose labels hardly meet: CelebA's, MTFL's and UTKFace's; 5 seeds.
+"""The grid of study_matching on three sets with almost disjoint labels: CelebA's, MTFL's and UTKFace's; 5 seeds.
 
 Attributes are CelebA's, smiles MTFL's, ages UTKFace's; landmarks are in two of the sets, and so is sex. What relates
 them is in faces_relations.toml. Prepare all three at 128x128 and name the weights:

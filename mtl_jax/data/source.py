@@ -48,7 +48,7 @@ class Record:
 
 
 class Source(Protocol):
-  """A data set that `store_writer.prepare` can read.
+  """The interface of data sets that `store_writer.prepare` reads.
 
   Two attributes may come besides: `notes`, lines to log, and `options`, how the set was read, in JSON's types, which
   the prepared set keeps in its schema.
@@ -110,7 +110,7 @@ class ListedImages:
 
 
 def checked(record: Any, tasks: Sequence[Task], *, source: str) -> Record:
-  """A record that keeps the contract. Raises DataError, naming source and record, for any other value."""
+  """Checks and normalizes a record. Raises DataError, naming source and record, for any other value."""
 
   def refuse_unless(kept: bool, what: str) -> None:
     if not kept:

@@ -12,7 +12,7 @@ MOST = 4.0  # Sides of the photo that an aligned frame may have; more is no face
 def similarity(
   points: Float[np.ndarray, 'p 2'], targets: Float[np.ndarray, 'p 2']
 ) -> Float64[np.ndarray, '2 3'] | None:
-  """The turn, scale and shift that takes points nearest to targets in least squares; None where points are one.
+  """The similarity transform that maps points to targets in least squares; None where all points are equal.
 
   Umeyama 1991, "Least-Squares Estimation of Transformation Parameters Between Two Point Patterns", without reflections:
   in the plane a turn with a scale is a product with a complex number.
@@ -34,7 +34,7 @@ def aligned(
   size: tuple[int, int],
   aspect: float,
 ) -> tuple[np.ndarray, Float64[np.ndarray, '2 3']] | None:
-  """The part of a photo in which its landmarks lie as the mean ones do in the training set's images.
+  """The part of a photo in which its landmarks lie where the training set's mean landmarks do.
 
   Args:
     picture: the photo.

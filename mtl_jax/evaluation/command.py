@@ -1,4 +1,4 @@
-"""Evaluating a trained run from its working directory: restore, run over a split, write the JSON."""
+"""Evaluates a trained run on a split, from its workdir, and writes the JSON."""
 
 import contextlib
 import dataclasses
@@ -24,9 +24,9 @@ from mtl_jax.evaluation import slices as slicing
 from mtl_jax.metrics.binary import TUNED_BY
 from mtl_jax.platform import address, npz
 from mtl_jax.platform.progress_bar import bar
-from mtl_jax.run import workdir
+from mtl_jax.run import trained_model, workdir
 from mtl_jax.run.features import FeatureCache
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')
@@ -56,7 +56,7 @@ def evaluate_workdir(
       raise DataError(f'--split: val is what {thresholds.FLAG} looks at; report test or train')
   if predictions:
     _make_room(predictions)
-  model = workdir.restore(directory, step=step, allow_code=allow_code)
+  model = trained_model.restore(directory, step=step, allow_code=allow_code)
   settings = model.config.data
   place = data or settings.dir
   if data:
@@ -82,7 +82,7 @@ def evaluate_workdir(
     own = mixture.open_data(settings) if data else store
     val, on_val = _predictions(model, own, 'val', directory=directory)
     picked = thresholds.tune(model.tasks, on_val.predictions, val, by=tune_thresholds)
-    deciding = [task for task in thresholds.taken_up(tasks, picked) if task.name in picked]
+    deciding = [task for task in thresholds.with_thresholds(tasks, picked) if task.name in picked]
     metrics = evaluate.task_metrics(result.predictions, part, deciding)
     found['tuned'] = {'by': tune_thresholds, 'thresholds': picked, 'tasks': metrics}
   if jax.process_index() == 0:
@@ -92,8 +92,9 @@ def evaluate_workdir(
       workdir.write_json(place, found, root=directory)
     if tune_thresholds:
       with _work_kept(directory / thresholds.FILE):
-        kept: thresholds.Kept = {'step': model.step, 'by': tune_thresholds, 'tasks': found['tuned']['thresholds']}
-        workdir.write_json(directory / thresholds.FILE, kept, root=directory)
+        tuned = found['tuned']['thresholds']
+        saved: thresholds.SavedThresholds = {'step': model.step, 'by': tune_thresholds, 'tasks': tuned}
+        workdir.write_json(directory / thresholds.FILE, saved, root=directory)
     if predictions:
       with _work_kept(predictions):
         npz.write(predictions, evaluate.dump(result, part))
@@ -103,7 +104,7 @@ def evaluate_workdir(
 def _predictions(
   model: TrainedModel, store: DataSet, split: str, *, directory: Path
 ) -> tuple[Split, evaluate.Evaluation]:
-  """A split of a set, and the model's predictions for it."""
+  """Loads a split of a set, and predicts it."""
   partial_ok = bool(model.config.data.dirs)
   part = mixture.load_split(store, split, model.tasks, missing_ok=True, partial_ok=partial_ok)
   with bar(len(part), description=f'eval {split}', unit='image', enabled=jax.process_index() == 0) as progress:
@@ -138,7 +139,7 @@ def _on_features(model: TrainedModel, part: Split, split: str, *, directory: Pat
 
 
 def _make_room(predictions: Path) -> None:
-  """Makes the folder of a file to be written, so that a wrong path is told before the work and not after it."""
+  """Makes the folder of a file to be written, so that a wrong path is an error before the work and not after it."""
   if predictions.suffix != '.npz' or predictions.is_dir():
     raise DataError(f'--predictions: {predictions} must be a file named *.npz')
   try:

@@ -1,4 +1,4 @@
-"""Evaluating a whole split: nothing is dropped, the last batch is padded and its padding masked."""
+"""Evaluates a whole split; the last batch is padded and its padding masked, so that no example is dropped."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -47,20 +47,14 @@ def evaluate_split(
   batch_size: int,
   on_batch: Callable[[int], Any] | None = None,
 ) -> Evaluation:
-  """Runs `compiled_step` over a whole split. `on_batch` hears how many examples are done with each batch."""
+  """Runs `compiled_step` over a whole split. `on_batch` is called after each batch with the number of its examples."""
   batch_size = -(-batch_size // jax.device_count()) * jax.device_count()  # Padding is masked, so rounding is free.
   local = sharding.local_rows(batch_size, field='eval.batch_size')
-  rows = sharding.by_rows(mesh)
-
-  def make(positions: np.ndarray) -> Any:
-    batch = split.read(positions[local])
-    batch.pop('example_id')
-    return sharding.to_global(batch, rows)
-
+  put = partial(sharding.to_global, sharding=sharding.by_rows(mesh))
   results = []
-  for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size)):
+  for batch in pipeline.padded_batches(split, batch_size, local=local, put=put):
     results.append(compiled_step(variables, label_stats, batch))
-    sharding.hold_back(results)
+    sharding.limit_in_flight(results)
     if on_batch:
       on_batch(min(len(results) * batch_size, len(split)))
   corrupt = split.corrupt_rows()  # Among images that other processes have read, too.
@@ -70,7 +64,7 @@ def evaluate_split(
 
 
 def gathered(results: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
-  """Joins the results of `eval_step` over a split's batches, in order; the last batch's padding is dropped."""
+  """Concatenates the results of `eval_step` over a split's batches; the padding of the last batch is dropped."""
   predictions = {
     name: np.concatenate([result['predictions'][name] for result in results])[: len(split)] for name in split.labels
   }

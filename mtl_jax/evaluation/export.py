@@ -1,11 +1,11 @@
-"""A trained model as files for others, which need not have this package."""
+"""Exports a trained model as files that are used without this package."""
 
 from pathlib import Path
 
 from mtl_jax.config import choose
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import published, stablehlo
-from mtl_jax.run import workdir
+from mtl_jax.run import trained_model
 
 FORMATS = {'stablehlo': stablehlo.write, 'safetensors': published.write}
 
@@ -20,7 +20,7 @@ def export(
     out: made if it is not there; files of the same names in it are replaced.
     format: of `FORMATS`.
     step: another checkpoint than the best.
-    allow_code: as in `workdir.restore`.
+    allow_code: as in `trained_model.restore`.
 
   Raises:
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
@@ -30,4 +30,4 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise DataError(f'--out: cannot make the folder {out}: {error.strerror}') from error
-  write(workdir.restore(directory, step=step, allow_code=allow_code), out)
+  write(trained_model.restore(directory, step=step, allow_code=allow_code), out)

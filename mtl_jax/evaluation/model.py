@@ -1,4 +1,4 @@
-"""A trained network, to use on images: `mtl_jax.load(workdir)`."""
+"""A trained network for inference on images, which `mtl_jax.load(workdir)` returns."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,18 +16,18 @@ from mtl_jax.errors import DataError
 from mtl_jax.evaluation.align import aligned
 from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models.backbone import Representation
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 BATCH = 32  # Images a call of the network.
-LOOKS = 3  # At an image that is aligned, each framed by the one before it; docs/data.md has what they bring.
+ALIGN_ROUNDS = 3  # At an image that is aligned, each framed by the one before it; docs/data.md has what they bring.
 
 Images: TypeAlias = np.ndarray | Sequence[np.ndarray | Path | str]
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-  """One image and what is predicted of it.
+class ImagePrediction:
+  """One image with its predictions.
 
   Attributes:
     image: as it was given.
@@ -44,7 +44,7 @@ class Seen:
 
 @dataclasses.dataclass
 class _Input:
-  """An image on its way: as it was given, its size, and the view of `Task.on_picture`."""
+  """An image to predict: as it was given, its size, and the view of `Task.on_picture`."""
 
   image: Any
   size: tuple[int, int]
@@ -81,7 +81,7 @@ class Model:
 
   @property
   def fit(self) -> str:
-    """The way of images of other shapes into that: squash, crop or pad, as the training set was prepared."""
+    """The way to fit images of other shapes, as the training set was prepared: squash, crop or pad."""
     return self.trained.facts.fit
 
   @property
@@ -118,21 +118,21 @@ class Model:
     Raises:
       DataError: for a file that is no image, an array of another type or shape, or `align` without landmarks.
     """
-    return [self.described(seen.predictions, seen.size) for seen in self.each(images, align=align)]
+    return [self.described(predicted.predictions, predicted.size) for predicted in self.each(images, align=align)]
 
   def each(
     self, images: Images, *, align: bool = False, refused: Callable[[DataError], None] | None = None
-  ) -> Iterator[Seen]:
+  ) -> Iterator[ImagePrediction]:
     """Yields every image with its predictions.
 
-    `refused` hears of the images that cannot be read, and the others are still done; without it the first is an error.
+    `refused` is called for images that cannot be read, and the others are predicted; without it the first is an error.
     """
     points = next((task for task in self.tasks if task.coordinates and len(task.labels) > 2), None)
     if align and points is None:
       raise DataError(f'align: the model predicts no landmarks, only {", ".join(task.name for task in self.tasks)}')
     for inputs, pixels in self._batches(images, refused):
       predictions = jax.device_get(self._apply(self.variables, pixels))
-      for _ in range(LOOKS if align else 0):
+      for _ in range(ALIGN_ROUNDS if align else 0):
         assert points is not None
         mean = np.asarray(self.trained.label_stats[points.name].baseline).reshape(-1, 2)
         for row, one in enumerate(inputs):
@@ -143,7 +143,7 @@ class Model:
         predictions = jax.device_get(self._apply(self.variables, pixels))
       for row, one in enumerate(inputs):
         own = {task.name: task.on_picture(predictions[task.name][row], one.view) for task in self.tasks}
-        yield Seen(one.image, one.size, own, one.aligned)
+        yield ImagePrediction(one.image, one.size, own, one.aligned)
 
   def described(self, predictions: Mapping[str, np.ndarray], size: tuple[int, int]) -> dict[str, Any]:
     """One image's predictions of `apply` by the names of its labels; landmarks in pixels of its width and height.
@@ -175,7 +175,7 @@ class Model:
   def _batches(
     self, images: Images, refused: Callable[[DataError], None] | None
   ) -> Iterator[tuple[list[_Input], np.ndarray]]:
-    """Images and their pixels, filled up to one size of batches: one program."""
+    """Yields images with their pixels, padded to one batch size, so that one program serves all."""
     if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
       raise DataError('images: give an array [n, h, w, 3], or a list of arrays or files; of one image: [image]')
     if not len(images):
@@ -204,7 +204,7 @@ def view_of(box: Box, size: tuple[int, int]) -> np.ndarray:
 
 
 def _picture(image: np.ndarray | Path | str) -> Image.Image:
-  """An image, upright and in RGB. Raises DataError for what is none."""
+  """Opens an image, upright and in RGB. Raises DataError for anything else."""
   if isinstance(image, str | Path):
     return read_upright(Path(image))
   image = np.asarray(image)

@@ -1,4 +1,4 @@
-"""Predictions for image files: one JSON line an image, and drawings of them."""
+"""Predicts image files: one JSON line per image, and pictures with the predictions drawn in."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtl_jax.data.sources.image_file import read_upright
 from mtl_jax.errors import CheckpointError, DataError
-from mtl_jax.evaluation.model import Model, Seen
+from mtl_jax.evaluation.model import ImagePrediction, Model
 from mtl_jax.platform import atomic_write
 from mtl_jax.tasks import Task
 
@@ -54,16 +54,16 @@ def predict_files(
 
   drawn = {file.stem for file in files if out and file.resolve() == (out / f'{file.stem}.png').resolve()}  # Keep these.
   fit = {} if model.fit == 'squash' else {'fit': model.fit}
-  for seen in model.each(files, align=align, refused=refuse):
-    file, result = seen.image, model.described(seen.predictions, seen.size)
-    _warn_of_shape(seen, model, align=align)
-    framing = {'aligned': seen.aligned} if align else fit
+  for predicted in model.each(files, align=align, refused=refuse):
+    file, result = predicted.image, model.described(predicted.predictions, predicted.size)
+    _warn_of_shape(predicted, model, align=align)
+    framing = {'aligned': predicted.aligned} if align else fit
     print(json.dumps({'file': str(file), **framing, **result}), flush=True)
     if table is not None:
       rows.append({'file': str(file), **framing, **flat(result)})
     if out is not None:
       content = io.BytesIO()
-      draw(file, seen.predictions, model.tasks).save(content, 'PNG')
+      draw(file, predicted.predictions, model.tasks).save(content, 'PNG')
       atomic_write.write(out / f'{_free_name(file.stem, drawn)}.png', content.getvalue())
   if table is not None:
     text = io.StringIO()
@@ -95,17 +95,17 @@ def flat(values: Mapping[str, Any] | Sequence[float], group: str = '') -> dict[s
   return columns
 
 
-def _warn_of_shape(seen: Seen, model: Model, *, align: bool) -> None:
+def _warn_of_shape(predicted: ImagePrediction, model: Model, *, align: bool) -> None:
   """Warns of an image that was framed otherwise than those the model has learned from."""
-  (width, height), squashed = seen.size, model.fit == 'squash'
+  (width, height), squashed = predicted.size, model.fit == 'squash'
   stretched = (width / height) / (model.aspect if squashed else model.image_size[1] / model.image_size[0])
-  if align and not seen.aligned:
-    log.warning('warning: %s: has landmarks of no face, so it is not aligned; crop it to the face', seen.image)
+  if align and not predicted.aligned:
+    log.warning('warning: %s: has landmarks of no face, so it is not aligned; crop it to the face', predicted.image)
   elif not align and max(stretched, 1 / stretched) > MOST_STRETCHED:
     done = {'squash': 'squashed', 'crop': 'cropped', 'pad': 'padded'}[model.fit]
     log.warning(
       'warning: %s: %d x %d pixels are %s to %d x %d; crop it to the face',
-      *(seen.image, width, height, done, *model.image_size[::-1]),
+      *(predicted.image, width, height, done, *model.image_size[::-1]),
     )
 
 

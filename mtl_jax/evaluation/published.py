@@ -1,4 +1,4 @@
-"""A trained model as a folder to publish: weights by name, what they are in JSON, and a loader in plain JAX."""
+"""Writes a trained model as a folder to publish: named weights, a JSON description, and a loader in plain JAX."""
 
 import inspect
 import logging
@@ -21,7 +21,7 @@ from mtl_jax.models.backbone import has_small_stem
 from mtl_jax.models.sharing.way import copy_name, name_of
 from mtl_jax.platform import atomic_write
 from mtl_jax.run import workdir
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 
 log = logging.getLogger('mtl_jax')
 

@@ -1,4 +1,4 @@
-"""Metrics of parts of a split, such as the women and the men, with bootstrap intervals."""
+"""Metrics of subgroups of a split, such as women and men, with bootstrap intervals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ UNRESAMPLED = ('ece', 'macro_ece')
 
 
 def choose(names: Sequence[str], store: DataSet) -> list[Task]:
-  """The labels that a split is divided by, each as a task.
+  """Selects the labels that a split is divided by, each as a task.
 
   Args:
     names: `task/label`, or `task` of a task of one label.
@@ -60,7 +60,7 @@ def of_split(
     return {
       'tasks': task_metrics(predictions, split, tasks, mask=mask),
       'intervals': _intervals(task_metrics(predictions, split, tasks, mask=mask, draws=draws), mask, draws),
-    } | _doubts(tasks, split.labels, mask)
+    } | _degenerate_labels(tasks, split.labels, mask)
 
   slices: dict[str, Any] = {}
   for label in by:
@@ -88,10 +88,10 @@ def _intervals(resampled: Mapping[str, Any], mask: Mapping[str, np.ndarray], dra
   return {task: ends(metrics, draws.num_clusters(mask[task]) > 1) for task, metrics in resampled.items()}
 
 
-def _doubts(
+def _degenerate_labels(
   tasks: Sequence[Task], labels: Mapping[str, np.ndarray], mask: Mapping[str, np.ndarray]
 ) -> dict[str, list[str]]:
-  """The labels, as `task/label`, of which there is one value alone, or none."""
+  """Lists the labels, as `task/label`, that have only one value, or none."""
   found: dict[str, list[str]] = {'one_class': [], 'unlabelled': []}
   for task in tasks:
     for i, label in enumerate(task.labels):

@@ -1,4 +1,4 @@
-"""A trained model as one program: StableHLO with its weights inside, its description, and a loader."""
+"""Exports a trained model as one StableHLO program with its weights inside, a description, and a loader."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mtl_jax.evaluation.step import predict_step
 from mtl_jax.models import convolution, multitask
 from mtl_jax.platform import atomic_write
 from mtl_jax.run import workdir
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 log = logging.getLogger('mtl_jax')

@@ -1,4 +1,4 @@
-"""Thresholds of yes-or-no labels: tuned on validation, kept with the run, and taken up where they are asked for."""
+"""Tunes decision thresholds of yes-or-no labels on validation, saves them with the run, and applies them."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError
 from mtl_jax.metrics.binary import THRESHOLD
 from mtl_jax.platform import json_file
-from mtl_jax.run.workdir import TrainedModel
+from mtl_jax.run.trained_model import TrainedModel
 from mtl_jax.tasks import Task
 
 FILE, FLAG = 'thresholds.json', '--tune_thresholds'
@@ -20,7 +20,7 @@ FILE, FLAG = 'thresholds.json', '--tune_thresholds'
 log = logging.getLogger('mtl_jax')
 
 
-class Kept(TypedDict):
+class SavedThresholds(TypedDict):
   """The file's content: the checkpoint's step, the metric, and by task each label's threshold."""
 
   step: int
@@ -31,7 +31,7 @@ class Kept(TypedDict):
 def tune(
   tasks: Sequence[Task], predictions: Mapping[str, np.ndarray], val: Split, *, by: str
 ) -> dict[str, dict[str, float]]:
-  """The thresholds of each task that has any: best by the metric on validation, 0.5 where labels there are all alike.
+  """Picks each label's threshold by a metric on validation; 0.5 where all labels there are equal.
 
   Raises:
     CheckpointError: for a run without yes-or-no labels.
@@ -47,23 +47,23 @@ def tune(
   return found
 
 
-def taken_up(tasks: Sequence[Task], thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Task, ...]:
-  """The tasks, those with thresholds deciding by them."""
+def with_thresholds(tasks: Sequence[Task], thresholds: Mapping[str, Mapping[str, float]]) -> tuple[Task, ...]:
+  """The tasks, with thresholds in those that have some."""
   return tuple(task.with_thresholds(thresholds[task.name]) if task.name in thresholds else task for task in tasks)
 
 
 def tuned(directory: Path, model: TrainedModel) -> TrainedModel:
-  """The model of a run, whose tasks decide by the thresholds that were kept with it.
+  """The model of a run, with the thresholds that were saved with it in its tasks.
 
   Raises:
     CheckpointError: where none were kept, or those of another step.
   """
   make = f'tune them with `mtl-jax eval --workdir {directory} --step {model.step} {FLAG}`'
-  kept = json_file.read(directory / FILE, Kept, advice=make)
-  if kept['step'] != model.step:
-    raise CheckpointError(f'{directory / FILE} is of step {kept["step"]}, the model of step {model.step}; {make}')
+  saved = json_file.read(directory / FILE, SavedThresholds, advice=make)
+  if saved['step'] != model.step:
+    raise CheckpointError(f'{directory / FILE} is of step {saved["step"]}, the model of step {model.step}; {make}')
   try:
-    tasks = taken_up(model.tasks, kept['tasks'])
+    tasks = with_thresholds(model.tasks, saved['tasks'])
   except (KeyError, ValueError) as error:
     raise CheckpointError(f'{directory / FILE} is of other labels; {make}') from error
   return dataclasses.replace(model, facts=dataclasses.replace(model.facts, tasks=tasks))

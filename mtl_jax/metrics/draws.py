@@ -1,4 +1,4 @@
-"""Weights of a split's examples: each once for an estimate, or drawn again and again, cluster by cluster.
+"""Example weights that metrics are computed with: ones for an estimate, or bootstrap resamples of clusters.
 
 A draw is a weight for each cluster of images, not a list of rows. A metric that is a ratio of sums needs only the sums
 of each cluster, and one matrix product gives them for all draws. Every metric is an array with a value a draw, `[B]`,
@@ -16,7 +16,7 @@ NUM_RESAMPLES = 1000
 
 
 class Draws(NamedTuple):
-  """Draws of a split's clusters; all arms, seeds and tasks must share one, or their pairing is lost.
+  """Resamples of a split's clusters, shared by all arms, seeds and tasks, so that differences are paired.
 
   Attributes:
     clusters: `[n]`, the cluster of each example.
@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 def whole(num: int) -> Draws:
-  """Each of `num` examples once."""
+  """One draw of each of `num` examples once: an estimate."""
   return Draws(np.arange(num), None)
 
 

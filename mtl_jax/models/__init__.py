@@ -1,0 +1,1 @@
+"""Networks: backbones, ways of sharing them between tasks, heads, and pretrained weights."""

@@ -28,7 +28,7 @@ class Representation(NamedTuple):
 
 
 class Backbone(nn.Module):
-  """Stages in a row; a subclass gives `num_stages` and a compact `stage`, and may pool in its own way.
+  """A sequence of stages; a subclass gives `num_stages` and a compact `stage`, and may pool in its own way.
 
   Ways of sharing connect the stages of several backbones; a frozen backbone is cut between two stages. These fields are
   set from `config.model`; one that a subclass has not does not apply to it.
@@ -70,7 +70,7 @@ class Backbone(nn.Module):
     return x.mean(axis=(1, 2))
 
   def maps(self, x: Any) -> Float[Array, 'b h w c']:
-    """The last stage's output as a map, for heads that ask where."""
+    """The last stage's output as a map, for spatial and dense heads."""
     return x
 
   def represent(self, x: Any, *, spatial: bool = False) -> Representation:

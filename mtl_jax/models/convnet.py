@@ -1,4 +1,4 @@
-"""Two plain networks, of 3x3 convolutions in a row: that of PyTorch's multi-task example, and one for CelebA."""
+"""Two plain convolutional networks: that of PyTorch's multi-task example, and one for CelebA."""
 
 from typing import Any, NamedTuple
 

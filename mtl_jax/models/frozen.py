@@ -1,4 +1,4 @@
-"""A backbone cut in two: frozen stages that never learn, and what learns after them."""
+"""Splits a backbone into frozen stages and the trainable ones after them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +95,7 @@ class Part(Backbone):
 
 
 def cut(make: MakeBackbone, model: ConfigDict, *, spatial: bool = False) -> tuple[FrozenStages | None, Backbone]:
-  """The frozen stages that `model.freeze` asks for, if any, and the backbone that learns after them.
+  """Splits a backbone into the frozen stages that `model.freeze` names, if any, and the trainable rest.
 
   Args:
     make: makes the whole backbone.

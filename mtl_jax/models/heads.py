@@ -1,4 +1,4 @@
-"""Heads: what is read for a task to its outputs, in float32 at the end."""
+"""Heads, from a backbone's features or map to a task's outputs; the last layer is in float32."""
 
 from typing import Any, ClassVar
 

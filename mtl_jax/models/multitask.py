@@ -1,4 +1,4 @@
-"""Backbone, way of sharing and heads: images to `{task: outputs}`."""
+"""The multi-task model, from images to `{task: outputs}`: a backbone, a way of sharing it, and heads."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ BACKBONE_FIELDS = {'width': 0, 'stem': 'auto', 'norm': 'auto', 'norm_rows': 0, '
 
 
 class MultiTaskModel(nn.Module):
-  """A shared part and a head per task. A single task is the same model with one head.
+  """A shared part and a head for each task; a single-task model has one head.
 
   Parameters are `shared` and `head_<task>` for each task; what is frozen lies in the collection `frozen` instead.
 
@@ -61,7 +61,7 @@ class MultiTaskModel(nn.Module):
   frozen: FrozenStages | None = None
 
   def encode(self, images: Float[Array, 'b ...'], *, train: bool) -> Representation | Mapping[str, Representation]:
-    """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
+    """Encodes images to the input of the heads: one representation for all tasks, or one for each by name."""
     return self.shared(self.frozen(images, train=train) if self.frozen else images, train=train)
 
   @nn.compact
@@ -149,7 +149,7 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   """
   name, field = settings.backbone, 'config.model.backbone'
   make = parts.find(name, BACKBONES, field=field)
-  with parts.made(name, field=field):
+  with parts.wrap_errors(name, field=field):
     plain = make()
   if not isinstance(plain, Backbone):
     raise ConfigError(f'{field}: {name} gave {type(plain).__name__}, not a Backbone')

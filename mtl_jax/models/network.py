@@ -1,4 +1,4 @@
-"""The network of a run as pure functions of its variables: all that the packages above know of what computes."""
+"""The network of a run as pure functions of its variables; other packages do not see the library behind them."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Weights that a model starts from, by name and shape, whatever is frozen, shared in another way, or new."""
+"""Initializes a model from another run's weights by name and shape, where layers are frozen or shared otherwise too."""
 
 import logging
 import pathlib
@@ -48,7 +48,7 @@ def stem(path: pathlib.Path) -> str:
   """The `model.stem` that a file of ours is of; `auto` for others, which do not say."""
   if path.suffix != '.safetensors' or not path.is_file():
     return 'auto'
-  with torch_file.one_error(path, 'a safetensors file'), safe_open(path, framework='numpy') as file:
+  with torch_file.wrap_errors(path, 'a safetensors file'), safe_open(path, framework='numpy') as file:
     found = (file.metadata() or {}).get(STEM)
   return found if found in ('small', 'imagenet') else 'auto'
 

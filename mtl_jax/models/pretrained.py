@@ -1,4 +1,4 @@
-"""Pretrained weights: a file of torchvision's names to the variables of a backbone, and those into a model."""
+"""Loads pretrained weights with torchvision's names into the variables of a backbone, and those into a model."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.models import torch_file
 from mtl_jax.models.backbone import Backbone
-from mtl_jax.models.torch_file import StoredTensor, one_error
+from mtl_jax.models.torch_file import StoredTensor, wrap_errors
 
 log = logging.getLogger('mtl_jax')
 
@@ -78,10 +78,10 @@ def read(path: Path) -> dict[str, StoredTensor]:
     return torch_file.tensors(path)
 
   def tensor(name: str) -> np.ndarray:
-    with one_error(path, f'a safetensors file ({name})'), safe_open(path, framework='numpy') as file:
+    with wrap_errors(path, f'a safetensors file ({name})'), safe_open(path, framework='numpy') as file:
       return file.get_tensor(name)
 
-  with one_error(path, 'a safetensors file'), safe_open(path, framework='numpy') as file:
+  with wrap_errors(path, 'a safetensors file'), safe_open(path, framework='numpy') as file:
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
   return {name: StoredTensor(shape, partial(tensor, name)) for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""Tensors of a PyTorch file by name, read without PyTorch and without running anything the file's pickle asks for.
+"""Reads tensors by name from a PyTorch file, without PyTorch and without running anything that its pickle asks for.
 
 Both formats of `torch.save`: the zip archive (since PyTorch 1.6) and the row of pickles before it.
 """
@@ -165,7 +165,7 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
   Raises:
     DataError: for a file that is damaged, of another format, or that asks for anything but tensors; also from `read`.
   """
-  with one_error(path, 'a file of torch.save'):
+  with wrap_errors(path, 'a file of torch.save'):
     content, read = (_open_zip if zipfile.is_zipfile(path) else _open_legacy)(path)
     for key in ('state_dict', 'model'):  # Of a training checkpoint.
       if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -174,7 +174,7 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
       raise Refused(f'holds a {type(content).__name__}, not tensors by name; save model.state_dict() instead')
 
   def numbers_of(view: View) -> np.ndarray:
-    with one_error(path, 'a file of torch.save'):
+    with wrap_errors(path, 'a file of torch.save'):
       return view.of(read(view.storage))
 
   views = {name: view for name, view in content.items() if isinstance(name, str) and isinstance(view, View)}
@@ -182,7 +182,7 @@ def tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 @contextmanager
-def one_error(path: Path, kind: str) -> Iterator[None]:
+def wrap_errors(path: Path, kind: str) -> Iterator[None]:
   """Turns whatever a damaged or hostile file raises into a DataError that names the file and says why."""
   try:
     yield

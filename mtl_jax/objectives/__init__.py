@@ -1,4 +1,4 @@
-"""Losses, and the ways to make one objective of several: see `Objective` for what they all are."""
+"""Multi-task objectives: loss weighting, gradient balancing, and `value_and_grad`; `Objective` is their interface."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def aggregate(
   key: Any = None,
   **options: Any,
 ) -> Float[Array, ' n']:
-  """The update that a method makes of K gradients in its first step.
+  """The update that a method computes from K gradients in its first step.
 
   >>> aggregate(jnp.array([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]]), 'upgrad').round(2)
   Array([0.29, 1.9 , 1.9 ], dtype=float32)

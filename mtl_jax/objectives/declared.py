@@ -1,4 +1,4 @@
-"""Options of objectives, each declared once: its annotation says what it may be, and the checks follow from that.
+"""Declares an objective's options by annotations, by which their values are checked.
 
 Numbers may be traced. An objective made inside a function that JAX transforms takes them as arguments, so that one
 compiled program serves all their values; their ranges are then the caller's to check:
@@ -8,8 +8,8 @@ compiled program serves all their values; their ranges are then the caller's to 
       objective = objectives.cagrad(c=c)
       return objective.update(gradients, objective.init(len(losses)), losses=losses)[0]
 
-Names, flags and the lengths of loops are structural: each value of those is a program of its own. `traceable` tells
-them apart. A number given to Python may be rounded in another place than a traced one: the last bits may differ.
+Names, flags and the lengths of loops are structural: each value of those is a program of its own. `traceable` names
+the others. A number given to Python may be rounded in another place than a traced one: the last bits may differ.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The gradient of K losses in the way of an objective: one call for any loop, and the training step's own."""
+"""Computes the value and the gradient of K losses under an objective, in any training loop."""
 
 import dataclasses
 import itertools
@@ -17,8 +17,8 @@ from mtl_jax.objectives.task_gradients import weighted_sum
 HEADS = ('plain', 'weighted')
 
 
-class Found(NamedTuple):
-  """The parts of a step's answer.
+class ValueAndGrad(NamedTuple):
+  """Results of a call of `value_and_grad`.
 
   Attributes:
     value: the loss to report: the objective's total, or the sum of the losses where it has none.
@@ -41,7 +41,7 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # Hashed by identity, for jax.jit.
 class value_and_grad:  # Called like a function, as functools.partial is.
-  """`step(shared, heads, state, *args, present=None, key=None) -> Found`, for an objective of any cost class.
+  """`step(shared, heads, state, *args, present=None, key=None) -> ValueAndGrad`, for an objective of any cost class.
 
   `args` are passed on: the batch. `present` says which losses have a label in it: bool by name, `[K]` or `[parts, K]`;
   None: all. An absent loss takes no part but is differentiated, so a mean over no labels must not divide by 0. `key` is
@@ -104,14 +104,16 @@ class value_and_grad:  # Called like a function, as functools.partial is.
     return self.objective.init(num_losses, shared)
 
   def after(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None) -> Any:
-    """The objective's state after its second look at the batch; unchanged for objectives that take none."""
+    """The objective's state after its second forward pass over the batch; unchanged for objectives that take none."""
     if self.objective.after is None:
       return state
     z = passes.copies(represented(self, shared, args)[0], self.groups)
     (each, _), (named, _) = losses_in_parts(self, z, heads, args)
     return typed(self.objective.after(each[0], state, present=presence(present, named, each)[0]), state)
 
-  def __call__(self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None) -> Found:
+  def __call__(
+    self, shared: Any, heads: Any, state: Any, *args: Any, present: Any = None, key: Any = None
+  ) -> ValueAndGrad:
     z, pull, moved = jax.vjp(lambda shared: represented(self, shared, args), shared, has_aux=True)
     losses_of = lambda z, heads: losses_in_parts(self, z, heads, args)  # noqa: E731
     by_head = passes.through_heads(losses_of, z, heads, groups=self.groups)
@@ -135,7 +137,7 @@ class value_and_grad:  # Called like a function, as functools.partial is.
         ours = jax.tree.map(jnp.add, ours, more)
     value = value if extra is None else value + extra
     losses = whole if named is None else OrderedDict(zip(named, whole, strict=True))
-    return Found(value, (ours, theirs), next_state, losses, aux, moved, points)
+    return ValueAndGrad(value, (ours, theirs), next_state, losses, aux, moved, points)
 
   def _combined(self, pull: Any, by_head: passes.HeadPass, z: Any, state: Any, known: dict[str, Any]) -> Any:
     """The shared parameters' gradient, the objective's next state, and the K gradients it has combined."""
@@ -156,14 +158,14 @@ class value_and_grad:  # Called like a function, as functools.partial is.
 
 
 def represented(call: value_and_grad, shared: Any, args: Any) -> tuple[Any, Any]:
-  """The representation, or without one the shared parameters themselves, and what else there is."""
+  """The representation, or without one the shared parameters themselves; and the auxiliary output."""
   if call.represent is None:
     return shared, None
   return call.represent(shared, *args) if call.has_aux else (call.represent(shared, *args), None)
 
 
 def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) -> Any:
-  """The losses `[parts, K]` with the extra one, and their names with what else there is."""
+  """The losses `[parts, K]` and the extra loss; and the losses' names and the auxiliary output."""
   given, parts = call.losses_of(copies if call.groups else copies[None], heads, *args), call.objective.parts
   losses, aux = given if call.has_aux else (given, None)
   named = OrderedDict(losses) if isinstance(losses, Mapping) else None  # Whose order jax.tree keeps.
@@ -192,7 +194,7 @@ def head_factors(call: value_and_grad, losses: Float[Array, ' k'], state: Any, n
 
 
 def presence(present: Any, named: Mapping[str, Array] | None, each: Float[Array, 'p k']) -> Bool[Array, 'p k']:
-  """The losses that are there in each part of the batch, given by name or as an array, or all."""
+  """The losses present in each part of the batch, given by name or as an array; by default all."""
   if present is None:
     return jnp.ones(each.shape, bool)
   if isinstance(present, Mapping):

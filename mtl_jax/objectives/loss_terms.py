@@ -1,4 +1,4 @@
-"""The losses that an objective balances: a task each, or an output each; and the parts of a batch they are taken of."""
+"""The losses that an objective balances, one per task or per output, and the parts of a batch they are means over."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The form of every objective: a pair of pure functions, like an Optax transformation, in one of three cost classes."""
+"""The interface of objectives: a pair of pure functions, like an Optax transformation, in one of three cost classes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Point = Literal['losses', 'representation', 'parameters']
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """The way in which K losses, or their K gradients, become one.
+  """A method that combines K losses, or their K gradients, into one update.
 
   `needs` is the cost class, and says what `update` takes first:
 
@@ -47,7 +47,7 @@ class Objective:
     rule: what `update` does once its arguments are known to fit.
     needs: the cost class.
     weighting: of methods whose update is the sum of the gradients times weights that follow from their Gram matrix:
-      the weights can then be had without keeping the gradients.
+      the weights are then computed without keeping the gradients.
     after: `(losses [K], state, *, present) -> next state` for methods that look at the same batch's losses again
       after the step; None for all others.
     parts: into how many disjoint parts of the batch the losses are split. Where it is more than 1, the gradients'

@@ -1,4 +1,4 @@
-"""An objective from `config.objective`: its options are the method's own keyword parameters."""
+"""Makes an objective from `config.objective`, whose options are the method's keyword arguments."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: 
       listed = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
       raise ConfigError(f'{FIELD}.{option} has {len(value)} numbers for {len(names)} losses: {listed}')
   try:
-    with parts.made(name, field='config.objective.name'):
+    with parts.wrap_errors(name, field='config.objective.name'):
       objective = make(**arguments)
   except (ValueError, ConfigError) as error:
     raise ConfigError(f'{FIELD} of {name!r}: {error}') from None

@@ -1,4 +1,4 @@
-"""The array types of annotations: jaxtyping's where it is installed, for nothing here needs it at run time."""
+"""Array types of annotations: jaxtyping's, or stand-ins where it is not installed."""
 
 from typing import TYPE_CHECKING
 

@@ -1,1 +1,1 @@
-"""The ground floor: what the code runs on."""
+"""Processes, devices, files and buckets: the lowest layer, which imports no other."""

@@ -1,4 +1,4 @@
-"""Addresses of buckets, such as gs://bucket/run: told from local paths, opened through fsspec, failures in one line."""
+"""Bucket addresses, such as gs://bucket/run: recognizes them, opens them with fsspec, and wraps their errors."""
 
 import contextlib
 import logging
@@ -39,7 +39,7 @@ def workdir(text: str) -> Path:
   from etils import epath
 
   files, root = opened(address)
-  with told(address, 'read'):
+  with wrap_errors(address, 'read'):
     files.exists(root)
   return cast(Path, epath.Path(address))
 
@@ -97,13 +97,13 @@ def opened(address: str) -> tuple[Any, str]:
     raise BucketError(f'{address}: what opens {scheme}:// is not installed: {need}') from error
   except Exception as error:  # Each file system has exceptions of its own.
     raise BucketError(f'{address}: cannot be opened: {one_line(error)}') from error
-  # It logs tracebacks of what it raises, which is told in one line.
+  # It logs tracebacks of what it raises, which becomes a one-line error.
   logging.getLogger(type(files).__module__.partition('.')[0]).setLevel(logging.CRITICAL)
   return files, root.rstrip('/')
 
 
 @contextlib.contextmanager
-def told(address: str, what: str) -> Iterator[None]:
+def wrap_errors(address: str, what: str) -> Iterator[None]:
   """Turns what a store raises into a BucketError that names the address, but for an object that is not there."""
   try:
     yield

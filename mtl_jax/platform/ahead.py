@@ -1,4 +1,4 @@
-"""Work done ahead of its use by a pool, with its results in order and few of them waiting."""
+"""Runs work ahead of its use in a pool; results come in order, and few of them wait."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator

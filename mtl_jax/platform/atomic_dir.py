@@ -1,4 +1,4 @@
-"""Makes a folder whole or not at all: written beside its place under a hidden name, then renamed."""
+"""Creates a folder atomically: written under a hidden name beside its place, then renamed."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ def _locked(out: Path) -> Iterator[None]:
     raise DataError(f'{out}: another process is making it; wait for that, or choose another --out')
 
   while True:
-    with file_lock.held(path, waiting=refuse) as file:
+    with file_lock.hold(path, waiting=refuse) as file:
       if not _is_at(path, file.fileno()):
         continue  # Its last holder has just finished and removed the file.
       try:

@@ -1,4 +1,4 @@
-"""Writes a file whole or not at all; a symbolic link in its place is replaced, and none is followed."""
+"""Writes a file atomically; a symbolic link in its place is replaced, never followed."""
 
 import os
 import secrets
@@ -23,7 +23,7 @@ def write(path: Path, content: str | bytes, *, root: Path | None = None) -> None
   """
   content = content.encode() if isinstance(content, str) else content
   if not address.is_local(path):
-    with address.told(str(path), 'written'):
+    with address.wrap_errors(str(path), 'written'):
       path.write_bytes(content)
     return
   _make_folders(path.parent, root or path.parent)

@@ -1,4 +1,4 @@
-"""The messages between the processes of one run, over the key-value store of jax.distributed's coordinator.
+"""Passes messages between the processes of a run, over the key-value store of jax.distributed's coordinator.
 
 Process 0 runs the coordinator, in C++. Two threads of each process listen: one reads the news, which all processes
 hear in one order (requests to stop, failures); one asks the coordinator who lives, by heartbeats that no busy
@@ -41,7 +41,7 @@ class Bus:
     Args:
       process: this one's number.
       num: how many there are.
-      on_failure: hears, in a thread, that another process has failed: `process`, `code` (1 to 255) and `text`.
+      on_failure: is called, in a thread, when another process has failed, with `process`, `code` (1 to 255) and `text`.
     """
     self.process, self.num = process, num
     self._client, self._on_failure = client(), on_failure

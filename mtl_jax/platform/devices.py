@@ -1,4 +1,4 @@
-"""The devices that JAX starts, and one line where it cannot or where their memory does not do."""
+"""Starts the devices; what fails there, or for want of memory, becomes a one-line error."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from mtl_jax.errors import UserError, one_line
 
 
-def problem() -> str:
+def start_error() -> str:
   """Says why JAX cannot start its devices, and what to do; empty where it can."""
   import jax
 
@@ -24,7 +24,7 @@ def problem() -> str:
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
+def wrap_errors() -> Iterator[None]:
   """Turns a lack of memory, of the host or of a device, or of devices themselves, into a UserError."""
   try:
     yield
@@ -34,6 +34,6 @@ def in_one_line() -> Iterator[None]:
         f'out of memory: {one_line(error)[:200]}; lower config.train.batch_size, raise config.train.accumulate, or '
         'take smaller images or a narrower network'
       ) from error
-    if 'jax' in sys.modules and (said := problem()):
+    if 'jax' in sys.modules and (said := start_error()):
       raise UserError(said) from error
     raise

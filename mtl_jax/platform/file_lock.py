@@ -1,4 +1,4 @@
-"""Holding a lock file; the system lets go of it when the process dies. Some file systems have no locks."""
+"""Holds a lock file, which the system releases when the process dies; some file systems have no locks."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def held(path: Path, *, waiting: Callable[[], Any] = bool) -> Iterator[IO[str]]:
+def hold(path: Path, *, waiting: Callable[[], Any] = bool) -> Iterator[IO[str]]:
   """Yields the open lock file, once others have let go of it; its folder is made if need be.
 
   Where the file system has no locks, a line says that nothing guards the folder.

@@ -1,12 +1,14 @@
-"""Reads JSON against a schema: what a file holds is what its reader expects, or one line says what is wrong where."""
+"""Reads JSON and validates it against a schema; errors name the file and the field."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from mtl_jax.errors import CheckpointError, UserError, one_line
 
@@ -52,6 +54,16 @@ def convert(
 ) -> Schema:
   """A value that was decoded as `Fields`, as another schema; for readers that look at a field first."""
   return _one_line(lambda: msgspec.convert(value, schema), place, advice, raises)
+
+
+def finite(value: Any) -> Any:
+  """A value for JSON, which has no NaN and no infinity: None for these, and lists for arrays."""
+  if isinstance(value, Mapping):
+    return {key: finite(item) for key, item in value.items()}
+  value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lines(path: Path) -> list[Fields]:

@@ -1,4 +1,4 @@
-"""This process's place among several: from flags, from plain variables, or from what the launcher has set."""
+"""Finds this process's index and its coordinator, from flags, environment variables or the launcher."""
 
 import re
 import zlib

@@ -1,4 +1,4 @@
-"""Memory of a device in bytes: what arrays can have of it, and all there is."""
+"""Available and total memory of a device and of the host, in bytes."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def total_bytes() -> int:
 
 
 def host_available_bytes() -> int:
-  """Bytes of the host's memory that can be had without swapping; 0 if unknown."""
+  """Bytes of the host's memory that are available without swapping; 0 if unknown."""
   try:
     lines = Path('/proc/meminfo').read_text().splitlines()
   except OSError:

@@ -1,4 +1,4 @@
-"""A file of arrays, written whole or not at all, and refused in one line if it is not as it was written."""
+"""Writes .npz files atomically and reads them; a damaged one is a one-line error."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The processes of one run: started together, told apart, and ended together; with one process, nothing at all."""
+"""Starts, numbers and ends the processes of a run together; with one process there is nothing to do."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def start(place: ProcessInfo, *, timeout_secs: float, heartbeat_secs: float) -> 
   _heartbeat_secs = heartbeat_secs
   _keep_stdout_for_results()
   if place.process_id:
-    logging.getLogger('mtl_jax').setLevel(logging.WARNING)  # Process 0 tells the story.
+    logging.getLogger('mtl_jax').setLevel(logging.WARNING)  # Process 0 logs for all.
   deadline = time.monotonic() + timeout_secs
   _probe(place, deadline)
   _initialize(place, deadline, heartbeat_secs)
@@ -152,7 +152,7 @@ def stop_here(wanted: bool) -> bool:
   return _bus.stop_here() if _bus else wanted
 
 
-def anyone_wants_to_stop(wanted: bool) -> bool:
+def stop_requested(wanted: bool) -> bool:
   """True once any process has asked to stop, as far as is known here; may be called at any time."""
   if _bus and wanted:
     _bus.ask_to_stop()

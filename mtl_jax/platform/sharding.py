@@ -1,4 +1,4 @@
-"""One mesh of all devices, and how arrays lie on it: the state on every device or divided, batches split by rows."""
+"""The mesh of all devices and the shardings on it: state on every device or divided, batches split by rows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from mtl_jax.errors import ConfigError
 MAX_IN_FLIGHT = 16  # Dispatches that the host does not wait for; unbounded ones can deadlock simulated devices.
 
 
-def hold_back(dispatched: Sequence[Any]) -> None:
+def limit_in_flight(dispatched: Sequence[Any]) -> None:
   """Waits until no more than MAX_IN_FLIGHT of the results dispatched so far are under way."""
   if len(dispatched) > MAX_IN_FLIGHT:
     jax.block_until_ready(dispatched[-MAX_IN_FLIGHT])

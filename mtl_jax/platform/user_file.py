@@ -1,4 +1,4 @@
-"""Functions and classes of a Python file that the user wrote; what goes wrong there is told in one line."""
+"""Loads functions and classes from a Python file of the user; what fails in it is a one-line error."""
 
 import contextlib
 import importlib.util
@@ -29,7 +29,7 @@ def module(path: Path, *, raises: type[UserError], blame: str = '') -> ModuleTyp
     raise raises(f'{blame}{path} is no Python file')
   made = importlib.util.module_from_spec(spec)
   sys.modules[name] = made  # Where dataclasses look up their annotations.
-  with _own_folder(path), blamed(path, raises=raises, blame=blame):
+  with _own_folder(path), wrap_errors(path, raises=raises, blame=blame):
     spec.loader.exec_module(made)
   return made
 
@@ -49,7 +49,7 @@ def load(path: Path, name: str, *, raises: type[UserError], blame: str = '') -> 
 def call(path: Path, function: str, *arguments: Any, raises: type[UserError], blame: str = '') -> Any:
   """The result of a function of a Python file; arguments and errors are those of `load`."""
   found = load(path, function, raises=raises, blame=blame)
-  with _own_folder(path), blamed(path, raises=raises, blame=blame):
+  with _own_folder(path), wrap_errors(path, raises=raises, blame=blame):
     return found(*arguments)
 
 
@@ -64,7 +64,7 @@ def _own_folder(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def blamed(path: Path, *, raises: type[UserError], blame: str = '') -> Iterator[None]:
+def wrap_errors(path: Path, *, raises: type[UserError], blame: str = '') -> Iterator[None]:
   """Turns any error but ours into one line that names the file, and the line of it where the error came from."""
   try:
     yield

@@ -1,4 +1,4 @@
-"""Saving and restoring a run with Orbax: state and progress are one checkpoint, the last two and the best are kept."""
+"""Saves and restores a run with Orbax: state and progress are one checkpoint; the last two and the best are kept."""
 
 import dataclasses
 import logging
@@ -58,7 +58,7 @@ class TrainProgress:
   passed_over: list[Count] = dataclasses.field(default_factory=list)
   left_out: Count = 0
 
-  def saw(self, score: float) -> bool:
+  def update_best(self, score: float) -> bool:
     """Takes in a validation score; True if it is the best so far, which one that is not finite never is."""
     better = math.isfinite(score) and (self.best_step == 0 or score > self.best_score)
     if better:
@@ -82,7 +82,7 @@ class Checkpoints:
       CheckpointError: where they cannot be opened.
     """
     self._data = data
-    logging.getLogger('absl').addFilter(_told)  # Once, however many there are.
+    logging.getLogger('absl').addFilter(_save_errors)  # Once, however many there are.
     logging.getLogger('asyncio').addFilter(_retrieved)
     if sys.unraisablehook is sys.__unraisablehook__:
       sys.unraisablehook = _without_late_callbacks
@@ -96,7 +96,7 @@ class Checkpoints:
       enable_async_checkpointing=True,
       temporary_path_class=digests.Digested if self._local else None,  # In a bucket: Orbax's, with a commit file.
     )
-    with self._one_line('be opened'):
+    with self._wrap_errors('be opened'):
       self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def save(self, state: TrainState, progress: TrainProgress) -> None:
@@ -112,7 +112,7 @@ class Checkpoints:
     fields = {'format': FORMAT, 'data': self._data, **dataclasses.asdict(progress)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(fields))  # pyright: ignore
     metrics = {'score': progress.best_score} if progress.best_step == progress.step else None
-    with self._one_line('be saved'):
+    with self._wrap_errors('be saved'):
       self._manager.save(progress.step, args=args, metrics=metrics, force=True)
 
   def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, TrainProgress] | None:
@@ -136,7 +136,7 @@ class Checkpoints:
     place, progress, data = self.directory / str(step), self.progress(step), self.data(step)
     if data and self._data and _meaning(data) != _meaning(self._data):
       raise OtherModelError(f'{place}: has learned other tasks, labels or classes than the configuration and data name')
-    with self._one_line('be restored', advice=ANOTHER):
+    with self._wrap_errors('be restored', advice=ANOTHER):
       saved = _shapes(ocp.StandardCheckpointHandler().metadata(place / 'state').tree)  # pyright: ignore
       wanted = _shapes(like)
       if different := [name for name in sorted(saved | wanted, reverse=True) if saved.get(name) != wanted.get(name)]:
@@ -190,7 +190,7 @@ class Checkpoints:
         f'{self.directory} holds none from before step {step + 1}, where the learning rate began to fall; go on from '
         f'step {later[-1]} with --allow_config_change, or take another --workdir'
       )
-    with self._one_line('be deleted'):
+    with self._wrap_errors('be deleted'):
       for saved in later:
         self._manager.delete(saved)
 
@@ -205,16 +205,16 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits for the last save. Raises CheckpointError if it failed."""
-    with self._one_line('be saved'):
+    with self._wrap_errors('be saved'):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits for the last save. Raises CheckpointError if it failed."""
-    with self._one_line('be saved'):
+    with self._wrap_errors('be saved'):
       self._manager.close()
 
   @contextmanager
-  def _one_line(self, what: str, *, advice: str = AS_IT_WAS) -> Iterator[None]:
+  def _wrap_errors(self, what: str, *, advice: str = AS_IT_WAS) -> Iterator[None]:
     """Turns the exceptions of Orbax and of the file system into one of ours."""
     try:
       yield
@@ -261,14 +261,14 @@ def _without_late_callbacks(raised: Any) -> None:
 
 
 def _retrieved(record: logging.LogRecord) -> bool:
-  """Drops what the writes of a failed save raise after the first, which is told; asyncio logs them as it ends."""
+  """Drops what the writes of a failed save raise after the first, which is reported; asyncio logs them as it ends."""
   return 'was never retrieved' not in record.getMessage()
 
 
-def _told(record: logging.LogRecord) -> bool:
+def _save_errors(record: logging.LogRecord) -> bool:
   """Drops what Orbax logs, a dozen lines of every save, but errors.
 
-  Of those, tracebacks go too, for what it raises is told in one line; where several processes save, they end with it.
+  Of those, tracebacks go too: what it raises becomes a one-line error; where several processes save, they end with it.
 
   There the others wait, and so does Orbax here before it raises, for a process whose part of a save has failed.
   """

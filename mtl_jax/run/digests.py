@@ -1,4 +1,4 @@
-"""Digests of every file of a checkpoint, written when its save completes, and compared before it is used.
+"""Writes digests of a checkpoint's files when its save completes, and compares them before it is used.
 
 Orbax makes a checkpoint complete or absent, but does not notice a file that was cut short or changed afterwards.
 """

@@ -1,4 +1,4 @@
-"""Features, the outputs of frozen stages for a split: computed once, kept as a derived set, read in place of images."""
+"""Caches features, the outputs of frozen stages for a split, as a derived set that is read in place of the images."""
 
 import collections
 import dataclasses
@@ -76,7 +76,7 @@ class FeatureCache:
       return dict(splits)
     waiting = functools.partial(log.info, 'features: waiting for another run that is computing in %s', self.directory)
     try:
-      with file_lock.held(self.directory / f'.lock{_own()}', waiting=waiting):  # Runs that start together compute once.
+      with file_lock.hold(self.directory / f'.lock{_own()}', waiting=waiting):  # Runs that start together compute once.
         found = self._found(splits)
     except OSError as error:
       what = f'cannot write into {self.directory}: {error.strerror}'

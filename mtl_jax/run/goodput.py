@@ -1,4 +1,4 @@
-"""Goodput: every second of a run under the heading of what it went into, over all restarts."""
+"""Goodput: accounts every second of a run to an activity, over all restarts."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ class Goodput:
 
   def __init__(self) -> None:
     self.spent: dict[str, float] = dict.fromkeys(HEADINGS, 0.0)
-    self._under = ['rest']
+    self._headings = ['rest']
     self._since = time.monotonic()
     self._written = 0.0
     self._step: int | None = None  # The last that was written of; None before `resume`.
@@ -47,21 +47,21 @@ class Goodput:
     _ACCOUNTS[:] = [self]
 
   @contextmanager
-  def under(self, heading: str) -> Iterator[None]:
+  def timed(self, heading: str) -> Iterator[None]:
     """Accounts what is spent inside to a heading, except for what is compiled there, or is under one inside it."""
     self._settle()
-    self._under.append(heading)
+    self._headings.append(heading)
     try:
       yield
     finally:
       self._settle()
-      self._under.pop()
+      self._headings.pop()
 
   def waiting(self, heading: str, items: Iterable[Item]) -> Iterator[Item]:
     """The items; what is waited for each is accounted to the heading."""
     iterator = iter(items)
     while True:
-      with self.under(heading):
+      with self.timed(heading):
         item = next(iterator, _END)
       if item is _END:
         return
@@ -71,7 +71,7 @@ class Goodput:
     now = time.monotonic()
     compiling = sum(end - start for start, end in self._compiled)
     self.spent['compile'] += compiling
-    self.spent[self._under[-1]] += now - self._since - compiling
+    self.spent[self._headings[-1]] += now - self._since - compiling
     self._since = now
     self._compiled = []
 
@@ -110,7 +110,7 @@ class Goodput:
       self.spent['restart'] += self.spent.pop('rest')
     self.spent = {heading: self.spent.get(heading, 0.0) + before.get(heading, 0.0) for heading in HEADINGS}
 
-  def go_back(self, spent: Mapping[str, float]) -> None:
+  def rewind(self, spent: Mapping[str, float]) -> None:
     """Books the time since a checkpoint, whose accounts are these, as work that is done again."""
     self._settle()
     lost = sum(self.spent.values()) - sum(spent.values())

@@ -38,7 +38,7 @@ def schedule(settings: ConfigDict, *, steps: int) -> optax.Schedule:
   return optax.join_schedules(parts, bounds) if bounds else parts[0]
 
 
-def settled_steps(settings: ConfigDict, *, steps: int) -> int:
+def steps_before_decay(settings: ConfigDict, *, steps: int) -> int:
   """Steps, from the start of a run of `steps`, whose learning rates do not depend on that number.
 
   A longer run takes them alike, so it may go on from there. `settings` is the config's `optimizer`.
@@ -79,7 +79,7 @@ def from_config(settings: ConfigDict, *, steps: int) -> optax.GradientTransforma
   elif is_on(settings.weight_decay):
     chain.append(optax.add_decayed_weights(settings.weight_decay, mask=is_kernel))
   try:
-    with parts.made(settings.name, field=FIELD):
+    with parts.wrap_errors(settings.name, field=FIELD):
       made = make(learning_rate=schedule(settings, steps=steps), **given)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'{OPTIONS} of {settings.name!r}: {one_line(error)}') from error

@@ -1,7 +1,7 @@
-"""The user's own Python files that a run is made of: kept with it, and run from there once the user has allowed them.
+"""Saves the user's own Python files with a run, and runs them from there once the user has allowed them.
 
-A file is told by its content. What a user trained with, or has allowed, is noted in that user's cache and not asked for
-again; a workdir that came from elsewhere names files that are not noted there.
+A file is identified by its content. What a user trained with, or has allowed, is noted in that user's cache and not
+asked for again; a workdir that came from elsewhere names files that are not noted there.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ log = logging.getLogger('mtl_jax')
 _NOTED: set[str] = set()  # Digests allowed in this process.
 
 
-class Kept(TypedDict):
+class SavedPart(TypedDict):
   """A file in the workdir: its name in the folder of parts, and its digest."""
 
   name: str
@@ -41,11 +41,11 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
 
 def keep(workdir: Path, config: ConfigDict) -> None:
   """Copies the files of the configuration into the workdir, and notes that this user runs them."""
-  kept: dict[str, Kept] = {}
+  kept: dict[str, SavedPart] = {}
   for path, _ in _files(config).values():
     content = path.read_bytes()
     digest = _digest(content)
-    kept[str(path)] = one = Kept(name=f'{digest[:8]}-{path.name}', sha256=digest)
+    kept[str(path)] = one = SavedPart(name=f'{digest[:8]}-{path.name}', sha256=digest)
     atomic_write.write(workdir / FOLDER / one['name'], content, root=workdir)
     _allow(digest)
   for module in _modules(config):
@@ -58,7 +58,7 @@ def changed(workdir: Path, config: ConfigDict) -> list[str]:
   """The fields whose file is another one than the run began with, in words."""
   if not (workdir / LIST).exists():
     return []
-  kept = json_file.read(workdir / LIST, dict[str, Kept], advice=NO_PART)
+  kept = json_file.read(workdir / LIST, dict[str, SavedPart], advice=NO_PART)
   return [
     f'config.{field}: {path} has changed'
     for field, (path, _) in _files(config).items()
@@ -92,7 +92,7 @@ def allow(workdir: Path) -> None:
 def _kept(workdir: Path, config: ConfigDict) -> tuple[dict[str, tuple[Path, str]], dict[str, str]]:
   """The kept file of each field that names one, with the name in it; and all code of the run: digests, in words."""
   files = _files(config)
-  kept = json_file.read(workdir / LIST, dict[str, Kept], advice=NO_PART) if files else {}
+  kept = json_file.read(workdir / LIST, dict[str, SavedPart], advice=NO_PART) if files else {}
   found: dict[str, tuple[Path, str]] = {}
   code = {_digest(module.encode()): f'the module of {module}' for module in _modules(config)}
   for field, (original, part) in files.items():

@@ -1,4 +1,4 @@
-"""Model, optimizer and objective from a config: a run that trains and one that is restored agree here."""
+"""Makes model, optimizer and objective from a config, alike for training and for restoring."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: a file of pretrained ones, or those of another run."""
+"""Loads the weights that a run starts from: a file of pretrained ones, or those of another run."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.models import multitask, own_weights, pretrained
 from mtl_jax.platform import address
-from mtl_jax.run import workdir
+from mtl_jax.run import trained_model
 
 log = logging.getLogger('mtl_jax')
 
@@ -37,6 +37,6 @@ def load(model: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | Non
     return own_weights.of_backbone(pretrained.load(path, backbone, image_size=image_size))
   found = re.fullmatch(r'(.*?)(?:@(\d+))?', place)
   assert found is not None  # Both parts may be missing.
-  trained = workdir.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)
+  trained = trained_model.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)
   log.info('weights: step %d of %s', trained.step, found[1])
   return jax.device_get(own_weights.flatten(trained.variables))

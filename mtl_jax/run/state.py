@@ -1,4 +1,4 @@
-"""The state that training changes: parameters, statistics, averages, optimizer and objective, before the first step."""
+"""The training state: parameters, statistics, averages, optimizer and objective; and its initialization."""
 
 from collections.abc import Mapping
 from typing import Any

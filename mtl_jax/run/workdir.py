@@ -1,24 +1,19 @@
-"""A working directory: the configuration and data facts that rebuild its model, and the model restored from it."""
+"""A working directory: the configuration and the data facts of its run, from which its model can be rebuilt."""
 
 import csv
 import dataclasses
-import errno
 import io
 import json
 import logging
-import os
-import platform
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import jax
 import msgspec
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import mtl_jax
@@ -26,25 +21,19 @@ from mtl_jax import config as configs
 from mtl_jax import tasks
 from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
-from mtl_jax.errors import CheckpointError, LauncherError, UserError
+from mtl_jax.errors import CheckpointError, UserError
 from mtl_jax.models import multitask, own_weights
-from mtl_jax.models.network import Network
 from mtl_jax.objectives.matching import relations
-from mtl_jax.platform import address, atomic_write, file_lock, json_file, processes, sharding
+from mtl_jax.platform import address, atomic_write, json_file, processes
 from mtl_jax.platform.address import local_path
-from mtl_jax.run import checkpoint, optimizer, own_parts, recipe
-from mtl_jax.run.checkpoint import Checkpoints
-from mtl_jax.tasks import LabelStats, Task, losses, register_plugins
+from mtl_jax.run import lock, optimizer, own_parts
+from mtl_jax.tasks import Task, losses, register_plugins
 
 log = logging.getLogger('mtl_jax')
 
 # Where each kind of run keeps what it has done, and the verb that makes it.
 KEPT = {'checkpoints': 'train', 'replicas': 'study', 'looks': 'affinity', 'trials': 'sweep'}
 ANOTHER = 'bring it back as it was, or train in another --workdir'
-LOCK = '.lock'  # The file that the run holds which writes here; it names that run's first process.
-HOLDER = f'process {os.getpid()} of {platform.node()} since {time.time_ns()} ns\n'
-SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
-
 
 Side = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
 
@@ -108,92 +97,6 @@ class DataFacts:
     return tuple(task.with_coordinate_loss(loss) for task in chosen)
 
 
-@contextmanager
-def lock(workdir: Path) -> Iterator[None]:
-  """Holds a working directory for one run; it is made if it is not there.
-
-  One in a bucket is taken from whoever holds it, who notices at the next save: see `check_held`.
-
-  Raises:
-    CheckpointError: while another run holds it, or where it cannot be written (any more) or is not seen by all
-      processes.
-    LauncherError: where the devices here are part of a TPU slice whose other processes do not know of each other.
-  """
-  if jax.process_count() != processes.count():
-    raise LauncherError(
-      f'the devices here belong to {jax.process_count()} processes, but this one was started by itself; '
-      'start all of them as docs/scale.md says'
-    )
-  try:
-    if processes.index() != 0:  # The first process holds it for all.
-      _check_shared(workdir, processes.from_first('workdir', None))
-      yield
-    else:
-      with _held(workdir):
-        processes.from_first('workdir', HOLDER)
-        yield
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-      raise
-    raise CheckpointError(
-      f'--workdir: {workdir} cannot be written: {error.strerror}; what was saved before is as it was: make room, and '
-      'the same command goes on from there'
-    ) from error
-
-
-@contextmanager
-def _held(workdir: Path) -> Iterator[None]:
-  if re.match(r'\w+:/[^/]', str(workdir)):  # As Path('gs://b/run') writes it.
-    raise CheckpointError(f'--workdir: {workdir} has lost a slash; give the address as text')
-  if not address.is_local(workdir):
-    if before := _holder(workdir):
-      log.info('%s is taken over from %s; if that still runs, it ends at its next save', workdir, before)
-    atomic_write.write(workdir / LOCK, HOLDER)
-    yield
-    return
-
-  def refuse() -> NoReturn:
-    raise CheckpointError(f'--workdir: another run is writing into {workdir}; wait for it or take another')
-
-  with ExitStack() as stack:
-    try:
-      handle = stack.enter_context(file_lock.held(workdir / LOCK, waiting=refuse))
-    except OSError as error:
-      raise CheckpointError(f'--workdir: cannot write into {workdir}: {error.strerror}') from error
-    handle.truncate(0)
-    handle.write(HOLDER)
-    handle.flush()
-    yield
-
-
-def check_held(workdir: Path) -> None:
-  """Raises CheckpointError, in the first process, where another run has taken a directory in a bucket."""
-  if processes.index() == 0 and not address.is_local(workdir):
-    holder = _holder(workdir)
-    if holder not in ('', HOLDER.strip()):
-      raise CheckpointError(f'--workdir: {workdir} was taken over by {holder}; this run saves nothing more')
-
-
-def _holder(workdir: Path) -> str:
-  """The process that took a directory in a bucket last, in words; empty where none has."""
-  with address.told(str(workdir), 'read'):
-    return (workdir / LOCK).read_text().strip() if (workdir / LOCK).exists() else ''
-
-
-def _check_shared(workdir: Path, holder: str) -> None:
-  """Raises CheckpointError if this process does not see there what process 0 has written."""
-  deadline = time.monotonic() + SHARED_SECS
-  while time.monotonic() < deadline:
-    with suppress(OSError):
-      if (workdir / LOCK).read_text() == holder:
-        return
-    time.sleep(0.1)
-  raise CheckpointError(
-    f'--workdir: {platform.node()} does not see in {workdir} what process 0 writes there; '
-    'name a folder that all hosts share, or one in a bucket (gs://)'
-  )
-
-
 def check_alike(config: ConfigDict, facts: DataFacts) -> None:
   """Raises CheckpointError if another process was started with another configuration or other data than process 0."""
   fields = configs.to_json(config)
@@ -219,6 +122,25 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
     config.data.feature_cache = str(local_path(config.data.feature_cache).resolve())
   config.objective.matching.relations = relations.absolute(config.objective.matching.relations)
   return config
+
+
+def opened(config: ConfigDict) -> tuple[ConfigDict, DataSet, DataFacts]:
+  """The configuration with absolute paths, its data set, and the facts of that."""
+  store = mixture.open_data(config.data)
+  return with_absolute_paths(config), store, DataFacts.of(store)
+
+
+@contextmanager
+def resumed(
+  workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
+) -> Iterator[None]:
+  """Holds a working directory for a run that begins or goes on; arguments and errors are those of the checks below."""
+  with lock.hold(workdir):
+    check_alike(config, facts)
+    check_kind(workdir, holds)
+    check_resumable(workdir, config, facts, holds=holds, allow_config_change=allow_config_change)
+    begin(workdir, config, facts)
+    yield
 
 
 def check_kind(workdir: Path, holds: str) -> None:
@@ -253,7 +175,7 @@ def check_resumable(
   register_plugins(config)  # Again: where they may change, the kept ones are others.
   old, new = configs.to_json(old_config), configs.to_json(config)
   longer = holds == 'checkpoints' and config.train.steps > old_config.train.steps
-  settled = optimizer.settled_steps(old_config.optimizer, steps=old_config.train.steps)
+  settled = optimizer.steps_before_decay(old_config.optimizer, steps=old_config.train.steps)
   free = configs.RESUMABLE | ({'train.steps'} if longer and settled else set())
   changed = [*configs.differences(old, new, ignore=free), *own_parts.changed(workdir, config)]
   if changed and not allow_config_change:
@@ -324,71 +246,3 @@ def provenance(store: DataSet) -> dict[str, Any]:
     'versions': {'mtl_jax': mtl_jax.__version__, 'jax': jax.__version__},
     'date': time.strftime('%Y-%m-%d'),
   }
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-  """A model restored for evaluation, on whatever devices there are here.
-
-  Attributes:
-    step: of the checkpoint.
-    variables: the weights to evaluate, the averaged ones where the run kept them.
-  """
-
-  config: ConfigDict
-  facts: DataFacts
-  model: Network
-  mesh: Mesh
-  step: int
-  variables: Mapping[str, Any]
-  label_stats: Mapping[str, LabelStats]
-
-  @property
-  def tasks(self) -> tuple[Task, ...]:
-    return self.facts.tasks
-
-
-def restore(workdir: Path, *, step: int | None = None, allow_code: bool = False) -> TrainedModel:
-  """The model of a run, at the step that was best on validation unless another is asked for.
-
-  `allow_code` allows parts of its user's own that this user has not run before: see `own_parts`.
-  """
-  if allow_code:
-    own_parts.allow(workdir)
-  config, facts = read(workdir)
-  config = own_parts.located(workdir, config)
-  if not (workdir / 'checkpoints').is_dir():
-    check_kind(workdir, 'checkpoints')
-    raise CheckpointError(f'--workdir: {workdir} holds no checkpoint yet; go on with mtl-jax train')
-  facts = dataclasses.replace(facts, tasks=facts.selected(config))
-  checkpoints = Checkpoints(workdir)
-  try:
-    if step is None:
-      progress = checkpoints.progress()
-      checkpoints.check(progress.step)
-      step = progress.best_step or progress.step
-    checkpoints.check(step)
-    if kept := checkpoints.data(step):  # Which nobody can have changed unnoticed.
-      own = DataFacts.from_json(kept, place=workdir / 'checkpoints' / str(step), advice=checkpoint.ANOTHER)
-      if own != facts:
-        log.warning(
-          'warning: %s: dataset.json or config.json is not of step %d, whose own facts are taken', workdir, step
-        )
-      facts = own
-    chosen = facts.tasks
-    made, mesh = recipe.from_config(config, chosen), sharding.make_mesh(model=_model_devices(config))
-    label_stats = {task.name: task.empty_stats() for task in chosen}
-    make_state = recipe.state_maker(made, config, chosen, label_stats=label_stats, image_size=facts.image_size)
-    like = checkpoint.abstract_state(make_state, sharding.of_state(mesh, make_state))
-    restored = checkpoints.restore(like, step=step)
-  finally:
-    checkpoints.close()
-  assert restored is not None  # A step that is not there has raised.
-  state = restored[0]
-  return TrainedModel(config, facts, made.model, mesh, step, state.eval_variables, state.label_stats)
-
-
-def _model_devices(config: ConfigDict) -> int:
-  """Number of devices to divide parameters over here: as in training, or 1 where there are not as many."""
-  asked = config.train.model_devices
-  return 1 if jax.local_device_count() % asked else asked

@@ -1,0 +1,1 @@
+"""Studies: joint and single-task models trained with several seeds, and tests of their differences."""

@@ -34,7 +34,7 @@ log = logging.getLogger('mtl_jax')
 Structure = tuple[str, tuple[tuple[str, Any], ...], tuple[str, ...]]
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
   """An arm as it is tested: its programs with the values that each was given, and its seeds."""
 
   programs: Mapping[str, Values]
@@ -86,7 +86,7 @@ class Bench:
     test: bool,
     title: str,
     give_up: Callable[[Replica, Result], bool] | None = None,
-    judge: Callable[[Result], float | None] = lambda result: result.score,
+    score_of: Callable[[Result], float | None] = lambda result: result.score,
   ) -> None:
     """Trains what has no result yet, in chunks.
 
@@ -97,7 +97,7 @@ class Bench:
       test: predict the test split, too.
       title: of what is done, for the log.
       give_up: see `replicas.Trainer.run`.
-      judge: the score of a result, for the best so far.
+      score_of: the score of a result, for the best so far.
     """
     groups: dict[Structure, list[Replica]] = {}
     for name, those in wanted.items():
@@ -136,7 +136,7 @@ class Bench:
               log.warning('warning: %s with %s diverged at step %d', name, one, result.diverged_at)
             result.made_by = made_by[name, one]
             self.results.put(name, one, result, predictions)
-            score = None if result.diverged_at else judge(result)
+            score = None if result.diverged_at else score_of(result)
             ended, best = ended + 1, best if score is None else max(best, score)
           if len(wanted) == 1:
             progress.set_postfix_str(f'{ended} of {count} done, best so far {best:.4g}')
@@ -159,7 +159,7 @@ class Bench:
     return sum(self.results.get(name, one).seconds for one in replicas)
 
   def compare(
-    self, tasks: Sequence[Task], sides: Mapping[str, Contender]
+    self, tasks: Sequence[Task], sides: Mapping[str, Candidate]
   ) -> tuple[list[scores.Scores], dict[str, Any]]:
     """Every arm's scores on the test split, and the JSON of their comparison with the first."""
     test = mixture.load_split(self.store, 'test', tasks)
@@ -182,7 +182,7 @@ class Bench:
     made_of['data']['num_test'] = len(test)
     return found, result | made_of
 
-  def _predictions(self, side: Contender, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, np.ndarray]]:
+  def _predictions(self, side: Candidate, shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, np.ndarray]]:
     """The arm's test predictions by task, for each seed."""
     by_seed: list[dict[str, np.ndarray]] = [{} for _ in side.seeds]
     for name in side.programs:
@@ -190,7 +190,7 @@ class Bench:
         own.update(self.results.predictions(name, one, shapes))
     return by_seed
 
-  def cost(self, side: Contender) -> dict[str, Any]:
+  def cost(self, side: Candidate) -> dict[str, Any]:
     """Parameters, FLOPs of the forward pass, latency and mean training seconds of a seed, summed over its programs."""
     programs = [self.program(name, side.replicas(name)[0]) for name in side.programs]
     each = [one.size() for one in programs]

@@ -1,4 +1,4 @@
-"""A program: what the replicas of a run share, as functions of the numbers that set a replica apart.
+"""A program: the functions that replicas of a run share; numbers that differ between replicas are their arguments.
 
 Numbers of a step are arguments of it: replicas that differ in them alone share a compiled program. What changes shapes
 or structure is the program's own, and so is a 0 that leaves a part of the step out.

@@ -102,7 +102,7 @@ class Trainer:
       size: of the largest chunk, so that all have one compiled program.
       test: predict the test split.
       stop: called between dispatches; may raise to stop.
-      advance: hears of steps done, by all replicas together.
+      advance: is called with the number of steps done, by all replicas together.
       give_up: True for a replica whose results so far are not worth going on; once all are given up, training ends.
     """
     program, config = self.program, self.program.config
@@ -120,13 +120,13 @@ class Trainer:
       positions = np.array([[sampler.indices(first + i) for i in range(num)] for sampler in samplers], np.int32)
       state, metrics = self._call(self.steps, state, numbers, positions, self._source)
       unlogged.append(metrics)
-      sharding.hold_back(unlogged)
+      sharding.limit_in_flight(unlogged)
       advance(num * len(replicas))
       step = first + num
       if step == config.train.steps or (config.eval.every_steps and step % config.eval.every_steps == 0):
         log(results, step, unlogged)
         unlogged = []
-        better = judge(results, step, self.predict(state.eval_variables, program.val), program, configs)
+        better = validate_replicas(results, step, self.predict(state.eval_variables, program.val), program, configs)
         best = self._keep_better(better, best, state.eval_variables)
         if give_up is not None:
           for replica, result in zip(filled, results, strict=True):
@@ -156,17 +156,8 @@ class Trainer:
 
   def predict(self, variables: Any, split: Split) -> list[evaluate.Evaluation]:
     """Every replica's predictions of a split, and the mean of each task's loss."""
-    batch_size = self.program.config.eval.batch_size
-
-    def make(positions: np.ndarray) -> Any:
-      batch = split.read(positions)
-      batch.pop('example_id')
-      return batch
-
-    fetched = [
-      jax.device_get(self._call(self._evaluate, variables, batch))
-      for batch in pipeline.prefetch(make, pipeline.padded_positions(len(split), batch_size))
-    ]
+    batches = pipeline.padded_batches(split, self.program.config.eval.batch_size)
+    fetched = [jax.device_get(self._call(self._evaluate, variables, batch)) for batch in batches]
     count = jax.tree.leaves(variables)[0].shape[0]
     return [
       evaluate.gathered([jax.tree.map(lambda leaf: leaf[i], part) for part in fetched], split)  # noqa: B023
@@ -195,7 +186,7 @@ def log(results: Sequence[Result], step: int, unlogged: Sequence[Any]) -> None:
         result.history.setdefault(f'train/{name}', []).append(float(each[i].mean()))
 
 
-def judge(
+def validate_replicas(
   results: Sequence[Result],
   step: int,
   evaluations: Sequence[evaluate.Evaluation],

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ class ResultStore:
   def put(self, program: str, replica: Replica, result: Result, predictions: Predictions) -> None:
     """Writes a result, whole or not at all."""
     arrays = {f'predictions/{name}': values for name, values in predictions.items()}
-    arrays['facts'] = np.array(json.dumps(_finite(vars(result)), allow_nan=False))
+    arrays['facts'] = np.array(json.dumps(json_file.finite(vars(result)), allow_nan=False))
     npz.write(self.path(program, replica), arrays, root=self.directory.parent)
 
   def get(self, program: str, replica: Replica) -> Result:
@@ -106,15 +105,6 @@ class ResultStore:
         what = f'predictions of {task} are {values.dtype} of shape {values.shape}, not {shapes[task]}'
         raise CheckpointError(f'{path} is not as it was written: {what}; {ADVICE}')
     return found
-
-
-def _finite(value: Any) -> Any:
-  """A value for JSON, which has no NaN and no infinity: None for these."""
-  if isinstance(value, dict):
-    return {key: _finite(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [_finite(item) for item in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclasses.dataclass(frozen=True)

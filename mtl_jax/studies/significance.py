@@ -1,4 +1,4 @@
-"""Is one arm of a study better than another? Paired tests over seeds, intervals, Holm's adjustment, verdicts, power.
+"""Significance of differences between arms: paired tests over seeds, intervals, Holm's adjustment, verdicts, power.
 
 Two questions are answered, and they are not the same:
 

@@ -1,4 +1,4 @@
-"""The study: joint and single-task models with the same budget and several seeds, and what the difference is worth.
+"""Runs a study: joint and single-task models with the same budget and several seeds, and tests of their differences.
 
 For each program of each arm the learning rate, and what else `study.grid` names, is chosen on validation, on seeds of
 its own; then replicas of the study's seeds are trained, and the first process compares their test predictions.
@@ -14,14 +14,13 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.config import with_fields
-from mtl_jax.data.input import mixture
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.platform import processes
 from mtl_jax.run import workdir
 from mtl_jax.studies import arms, program, space, summary
 from mtl_jax.studies.arms import Arm, Replica
-from mtl_jax.studies.bench import Bench, Contender
+from mtl_jax.studies.bench import Bench, Candidate
 from mtl_jax.studies.space import Values
 from mtl_jax.training.interrupt import Interruption
 
@@ -37,19 +36,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   Raises:
     UserError: for bad input, an arm none of whose replicas came through, or a request to stop.
   """
-  config = configs.load(config)
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
-  facts = workdir.DataFacts.of(store)
+  config, store, facts = workdir.opened(configs.load(config))
   tasks = facts.selected(config)
   sides = arms.from_config(config, tasks)
   if config.eval.patience:
     raise ConfigError('config.eval.patience: a study trains every replica to its end; set it to 0')
-  with workdir.lock(directory), Interruption() as interruption:
-    workdir.check_alike(config, facts)
-    workdir.check_kind(directory, 'replicas')
-    workdir.check_resumable(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
-    workdir.begin(directory, config, facts)
+  held = workdir.resumed(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
+  with held, Interruption() as interruption:
     bench = make_bench(sides, store, directory, interruption)
     if config.study.match == 'compute':
       programs = {name: bench.program(name, Replica(0)) for name in bench.configs}
@@ -57,7 +50,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
       bench = make_bench(sides, store, directory, interruption)
     chosen = choose(config, bench)
     contenders = {
-      name: Contender({one: chosen[one] for one in arm.programs}, arms.seeds(config, arm))
+      name: Candidate({one: chosen[one] for one in arm.programs}, arms.seeds(config, arm))
       for name, arm in sides.items()
     }
     tested = {name: [] for name in bench.configs}
@@ -137,7 +130,7 @@ def _best(bench: Bench, name: str, tried: Mapping[int, Sequence[Replica]]) -> Va
   return best
 
 
-def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Contender]) -> dict[str, Any]:
+def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> dict[str, Any]:
   """Cost of each arm, see `Bench.cost`, its latency, and the seconds of choosing its values."""
   found, latencies = {}, {}
   for name, side in sides.items():

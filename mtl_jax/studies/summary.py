@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.platform.json_file import finite
 from mtl_jax.studies import significance
 from mtl_jax.studies.delta_m import delta_m
 from mtl_jax.studies.scores import Scores
@@ -124,7 +125,7 @@ def _entry(one: Scores, arm: str, reference: str, p_values: tuple[float, float] 
   mean = _mean(values[0] - values[1])
   ci95 = [found.low, found.high] if found else None
   upwards = higher_is_better(one.metric)
-  p_value, p_adjusted = map(_number, p_values or (np.nan, np.nan))
+  p_value, p_adjusted = map(finite, p_values or (np.nan, np.nan))
   verdict = significance.verdict(mean, p_adjusted, higher_is_better=upwards) if one.main else None
   return {
     'delta': {
@@ -171,13 +172,8 @@ def _power(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], metrics: Mapping[
 
 def _values(values: np.ndarray) -> dict[str, Any]:
   """Each seed's value, and their mean."""
-  return {'mean': _mean(values[np.isfinite(values)]), 'values': [_number(value) for value in values]}
+  return {'mean': _mean(values[np.isfinite(values)]), 'values': finite(values)}
 
 
 def _mean(values: np.ndarray) -> float | None:
   return float(values.mean()) if len(values) else None
-
-
-def _number(value: float) -> float | None:
-  """A value for JSON: None for NaN."""
-  return float(value) if np.isfinite(value) else None

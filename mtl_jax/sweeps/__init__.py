@@ -1,0 +1,1 @@
+"""Sweeps: searches of configurations, and the Pareto front of the tasks."""

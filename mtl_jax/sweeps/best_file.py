@@ -1,4 +1,4 @@
-"""Writes what a sweep found best as a configuration file to train with."""
+"""Writes a sweep's best configuration as a file to train with."""
 
 from collections.abc import Mapping
 from typing import Any

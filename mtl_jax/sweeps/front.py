@@ -1,4 +1,4 @@
-"""The front of what joint training can reach: gains over single-task models, hypervolume, and who lies beyond it.
+"""The Pareto front of joint training: gains over single-task models, hypervolume, and methods beyond it.
 
 A point is an arm's gain in each goal, in per cent of the single-task model's value, greater is better: the single-task
 models lie at 0. Every figure is a function of the seeds' points, and has a jackknife interval over seeds (Tukey 1958).
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from scipy import optimize
 
 from mtl_jax.errors import DivergedError
+from mtl_jax.platform.json_file import finite
 from mtl_jax.studies import significance
 from mtl_jax.studies.scores import Scores
 from mtl_jax.tasks import higher_is_better
@@ -149,8 +150,7 @@ def positions(methods: Mapping[str, np.ndarray], front: Float[np.ndarray, 'p g s
     found[name] = {'gap': entry, 'p_value': p_values[-1]}
   for entry, adjusted in zip(found.values(), significance.holm(np.array(p_values)), strict=True):
     shown = adjusted < significance.ALPHA
-    entry['p_value'] = float(entry['p_value']) if np.isfinite(entry['p_value']) else None
-    entry['p_adjusted'] = float(adjusted) if np.isfinite(adjusted) else None
+    entry |= finite({'p_value': entry['p_value'], 'p_adjusted': adjusted})
     entry['position'] = (ABOVE if entry['gap']['mean'] < 0 else BELOW) if shown else ON
   return found
 

@@ -1,4 +1,4 @@
-"""Sweeps that are asked for often, as fields of a configuration."""
+"""Common sweeps, as fields of a configuration."""
 
 import jax
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""Samplers propose points of the unit cube, a batch at a time, and hear what became of them; pruners give trials up.
+"""Samplers that propose points of the unit cube in batches, and pruners that stop trials early.
 
 Random points are NumPy's, quasi-random ones SciPy's, and TPE, NSGA-II and both pruners Optuna's. All follow from a seed
-and from what they were told, so that a search that was interrupted proposes the same again.
+and from the results they were given, so that an interrupted search proposes the same again.
 """
 
 import logging
@@ -105,7 +105,7 @@ class Pruner:
     )
     self._ended: list[Any] = []
 
-  def gives_up(self, scores: Sequence[float]) -> bool:
+  def should_prune(self, scores: Sequence[float]) -> bool:
     """True for a trial with these scores at its evaluations so far."""
     return self._replayed(scores)[1]
 

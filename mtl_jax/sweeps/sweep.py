@@ -1,4 +1,4 @@
-"""The sweep: a search of fields and loss weights, its best confirmed on other seeds, and the front of the tasks.
+"""Runs a sweep: searches fields and loss weights, confirms the best on other seeds, and computes the tasks' front.
 
 Trials, single-task models and methods are searched alike, on validation and on seeds of their own. What was chosen is
 trained again on seeds that the search did not see, and scored on the test split, where it is compared as in a study.
@@ -6,7 +6,6 @@ trained again on seeds that the search did not see, and scored on the test split
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,50 +15,23 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.config import with_values
-from mtl_jax.data.input import mixture
 from mtl_jax.errors import ConfigError, DivergedError
-from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.run import workdir
-from mtl_jax.studies import arms, space, summary
+from mtl_jax.studies import space, summary
 from mtl_jax.studies.arms import Replica
-from mtl_jax.studies.bench import Bench, Contender
-from mtl_jax.studies.results import Result
-from mtl_jax.studies.space import Space, Values
-from mtl_jax.sweeps import best_file, front, presets, samplers
+from mtl_jax.studies.bench import Bench, Candidate
+from mtl_jax.studies.space import Values
+from mtl_jax.sweeps import best_file, front, presets
+from mtl_jax.sweeps.trials import JOINT, Search, Trial, chosen, space_of
 from mtl_jax.tasks import Task, find_metric, higher_is_better
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
 
 PLAIN = {'metric': ('loss',), 'goals': ('score', 'speed')}  # What is no metric of a task.
-JOINT, BASE, BEST, SINGLE = 'joint', 'as configured', 'best', 'single'
-WHERE = 'config.sweep.space'
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-  """A trial, and its outcome.
-
-  Attributes:
-    values: by field.
-    score: the mean over its seeds of the sweep's metric on validation, greater is better; None where one of them
-      diverged or was given up.
-    goals: of the same of each goal, None with the score.
-    scores: of its first seed, at each evaluation.
-    seconds: of training, of all seeds.
-    diverged_at: the first step of any seed whose loss was not finite, or 0.
-    pruned_at: the first step that any seed was given up at, or 0.
-  """
-
-  values: Values
-  score: float | None
-  goals: tuple[float, ...] | None
-  scores: tuple[float, ...]
-  seconds: float
-  diverged_at: int
-  pruned_at: int
+BASE, BEST, SINGLE = 'as configured', 'best', 'single'
 
 
 def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = False) -> dict[str, Any]:
@@ -71,19 +43,13 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   Raises:
     UserError: for bad input, a search none of whose trials came through, or a request to stop.
   """
-  config = presets.applied(configs.load(config))
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
-  facts = workdir.DataFacts.of(store)
+  config, store, facts = workdir.opened(presets.applied(configs.load(config)))
   tasks = facts.selected(config)
   if config.eval.patience:
     raise ConfigError('config.eval.patience: a sweep trains every trial to its end; set it to 0')
   programs = programs_of(config, tasks)
-  with workdir.lock(directory), Interruption() as interruption:
-    workdir.check_alike(config, facts)
-    workdir.check_kind(directory, 'trials')
-    workdir.check_resumable(directory, config, facts, holds='trials', allow_config_change=allow_config_change)
-    workdir.begin(directory, config, facts)
+  held = workdir.resumed(directory, config, facts, holds='trials', allow_config_change=allow_config_change)
+  with held, Interruption() as interruption:
     sweep = Sweep(config, tasks, Bench(programs, store, directory, interruption, kept_in='trials'))
     result = sweep.result()
     if processes.index():
@@ -129,26 +95,8 @@ def draws_front(config: ConfigDict) -> bool:
   return bool(config.sweep.front_points and (config.sweep.weights_of or config.sweep.methods))
 
 
-def space_of(config: ConfigDict) -> Space:
-  """The space of the joint model."""
-  asked = config.sweep
-  found = space.of_fields(
-    asked.space.to_dict(), where=WHERE, weights_of=tuple(asked.weights_of), weight_steps=asked.weight_steps
-  )
-  if not found.axes and not found.weights_of:
-    raise ConfigError(f'{WHERE} is empty; name a field, as --{WHERE}.optimizer.learning_rate="log(3e-4,1e-2)"')
-  if 0 < len(found.weights_of) < 2 or len(set(found.weights_of)) < len(found.weights_of):
-    raise ConfigError('config.sweep.weights_of must name at least two tasks or groups of tasks, each once')
-  return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-  """A sweep under way."""
-
-  config: ConfigDict
-  tasks: Sequence[Task]
-  bench: Bench
+class Sweep(Search):
+  """A sweep under way: searches all programs, confirms what is best, and compares it."""
 
   def result(self) -> dict[str, Any]:
     """Searches, confirms and compares; the JSON of `sweep.json`, in process 0."""
@@ -156,19 +104,19 @@ class Sweep:
     trials = {JOINT: self.search(JOINT, space_of(config))}
     others = [name for name in bench.configs if name != JOINT]
     for name in others:
-      trials[name] = self.search(name, self._rest(name))
+      trials[name] = self.search(name, space_of(config).rest(bench.configs[name]))
     singles = [task.name for task in self.tasks if task.name in trials]
-    single = {name: _chosen(trials[name], 'metric', {}, name) for name in singles}
+    single = {name: chosen(trials[name], 'metric', {}, name) for name in singles}
     gains = {
       task: {'value': (trial.goals or (0.0,))[0], 'weight': config.sweep.gains.get(task, 1.0)}
       for task, trial in single.items()
     }
-    best = _chosen(trials[JOINT], config.sweep.best, gains, JOINT)
+    best = chosen(trials[JOINT], config.sweep.best, gains, JOINT)
     seeds = [config.train.seed + i for i in range(config.sweep.confirm_seeds)]
     sides, kinds = {}, {}
 
     def enter(name: str, kind: str, programs: Mapping[str, Values]) -> None:
-      sides[name], kinds[name] = Contender(programs, seeds), kind
+      sides[name], kinds[name] = Candidate(programs, seeds), kind
 
     if singles:
       enter(SINGLE, 'single', {name: trial.values for name, trial in single.items()})
@@ -178,7 +126,7 @@ class Sweep:
       for number, trial in enumerate(self._on_front(trials[JOINT]), 1):
         enter(f'fixed {number}', 'weights', {JOINT: trial.values})
       for name in config.sweep.methods:
-        enter(name, 'method', {name: _chosen(trials[name], config.sweep.best, gains, name).values})
+        enter(name, 'method', {name: chosen(trials[name], config.sweep.best, gains, name).values})
     wanted: dict[str, list[Replica]] = {}
     for side in sides.values():
       for name in side.programs:
@@ -205,7 +153,7 @@ class Sweep:
       **made_of,
     }
 
-  def _sound(self, sides: Mapping[str, Contender]) -> tuple[dict[str, Contender], list[str]]:
+  def _sound(self, sides: Mapping[str, Candidate]) -> tuple[dict[str, Candidate], list[str]]:
     """The arms of which some seed did not diverge, and the names of the others, of which there is nothing to show."""
 
     def ended(name: str, one: Replica) -> bool:
@@ -222,111 +170,6 @@ class Sweep:
       log.warning('warning: %s diverged with every seed of the confirmation, and is left out', arm)
     return {arm: side for arm, side in sides.items() if arm not in lost}, lost
 
-  def search(self, name: str, searched: Space) -> list[Trial]:
-    """Every trial of a program; of a sampler that learns, and with a pruner, batch by batch."""
-    asked, of_methods = self.config.sweep, self.config.sweep.method_trials or self.config.sweep.trials
-    num = asked.trials if name == JOINT else of_methods
-    pruner = samplers.Pruner(asked.pruner) if asked.pruner != 'none' else None
-    learns = pruner is not None or asked.sampler in ('tpe', 'nsga2')
-    fixed: list[Values] = []
-    sampler = None
-    if not searched.sizes:
-      fixed, num = [{}], 1
-    elif asked.sampler == 'grid':
-      fixed = searched.grid()
-      num = len(fixed)
-    else:
-      more = {'population': asked.batch, 'num_goals': len(self.goals(name)) if asked.sampler == 'nsga2' else 1}
-      sampler = samplers.make(asked.sampler, searched.sizes, seed=self.config.train.seed, **more)
-    seeds = arms.tuning_seeds(self.config, asked.num_seeds)
-    trials: list[Trial] = []
-    while len(trials) < num:
-      size = min(asked.batch if learns else num, num - len(trials))
-      points = [searched.at(point) for point in sampler.ask(size)] if sampler else fixed[len(trials) :][:size]
-      values = [self._linked(one) for one in points]
-      wanted = {name: [Replica.of(seed, one) for one in values for seed in seeds]}
-      title = 'searching' if name == JOINT else f'searching for {name}'
-      give_up = (lambda _, result, pruner=pruner: pruner.gives_up(self.scores(name, result))) if pruner else None
-      self.bench.train(wanted, test=False, title=title, give_up=give_up, judge=lambda one: self.reached(name, one))
-      found = [self._trial(name, one, [Replica.of(seed, one) for seed in seeds]) for one in values]
-      trials += found
-      if sampler:
-        of_one = [None if one.score is None else (one.score,) for one in found]
-        sampler.tell([one.goals for one in found] if asked.sampler == 'nsga2' else of_one)
-      if pruner:
-        pruner.tell([one.scores for one in found])
-    return trials
-
-  def _trial(self, name: str, values: Values, replicas: Sequence[Replica]) -> Trial:
-    """A trial from what its replicas left, as process 0 sees it."""
-    found = [self.bench.results.get(name, one) for one in replicas] if processes.index() == 0 else []
-    sound = [one for one in found if one.score is not None and not one.diverged_at and not one.pruned_at]
-    whole = bool(found) and len(sound) == len(found)
-    facts = {
-      'score': float(np.mean([self.reached(name, one) or 0.0 for one in sound])) if whole else None,
-      'goals': np.mean([self._goals(name, one) for one in found], axis=0).tolist() if whole else None,
-      'scores': self.scores(name, found[0]) if found else [],
-      'seconds': sum(one.seconds for one in found),
-      'diverged_at': min((one.diverged_at for one in found if one.diverged_at), default=0),
-      'pruned_at': min((one.pruned_at for one in found if one.pruned_at), default=0),
-    }
-    facts = processes.from_first('trial', facts)
-    for key in ('goals', 'scores'):
-      facts[key] = facts[key] and tuple(facts[key])
-    return Trial(values, **facts)
-
-  def goals(self, name: str) -> list[str]:
-    """The goals of a program: of a single-task model its main metric, else those of the sweep."""
-    alone = [task for task in self.tasks if task.name == name]
-    main = [f'{task.name}/{task.main_metric}' for task in alone or self.tasks]
-    return main if alone else list(self.config.sweep.goals) or main
-
-  def reached(self, name: str, result: Result) -> float | None:
-    """The sweep's metric of a result's best step, greater is better; of a single-task model its main metric."""
-    if result.score is None:
-      return None
-    return self._at(name, result, result.history['step'].index(float(result.best_step)))
-
-  def scores(self, name: str, result: Result) -> tuple[float, ...]:
-    """The same at every evaluation."""
-    count = min((len(values) for key, values in result.history.items() if key.startswith('val/')), default=0)
-    return tuple(self._at(name, result, place) for place in range(count))
-
-  def _at(self, name: str, result: Result, place: int, metric: str = '') -> float:
-    alone = any(task.name == name for task in self.tasks)
-    metric = metric or (self.goals(name)[0] if alone else self.config.sweep.metric)
-    values: dict[str, dict[str, Any]] = {}
-    for key, logged in result.history.items():
-      if key.startswith('val/') and key != 'val/loss':
-        task, _, kind = key.removeprefix('val/').rpartition('/')
-        values.setdefault(task, {})[kind] = logged[place]
-    weights = options.task_weights(self.config.objective, list(values))
-    total = sum(weight * of['loss'] for weight, of in zip(weights, values.values(), strict=True) if of.get('loss'))
-    return float(evaluate.score(metric, total_loss=total, metrics=values))
-
-  def _goals(self, name: str, result: Result) -> list[float]:
-    """The goals of a result's best step, all of which are to be great."""
-    place, found = result.history['step'].index(float(result.best_step)), []
-    for goal in self.goals(name):
-      if goal == 'speed':
-        found.append(result.images / max(result.seconds, 1e-9))
-      else:
-        found.append(self._at(name, result, place, '' if goal == 'score' else goal))
-    return found
-
-  def _linked(self, values: Values) -> Values:
-    """The values with the steps that see as many images, where trials have images alike."""
-    train, batch_size = self.config.train, values.get('train.batch_size')
-    if self.config.sweep.match == 'steps' or not batch_size:
-      return values
-    share = train.batch_size / batch_size
-    every, warmup = self.config.eval.every_steps, self.config.optimizer.warmup_steps
-    return values | {
-      'train.steps': max(1, round(train.steps * share)),
-      'eval.every_steps': every and max(1, round(every * share)),
-      'optimizer.warmup_steps': round(warmup * share),
-    }
-
   def _base(self, like: Values) -> Values:
     """The configuration as it is, in the fields that were searched, so that it shares their compiled step."""
     flat = configs.flat(self.config.to_dict())
@@ -336,11 +179,6 @@ class Sweep:
       for field in like
       if field in flat or field.startswith('objective.weights.')
     }
-
-  def _rest(self, name: str) -> Space:
-    """The space of a single-task model or a method: what matters to it, and no weights."""
-    own = self.bench.configs[name]
-    return space_of(self.config).rest(own)
 
   def _on_front(self, trials: Sequence[Trial]) -> list[Trial]:
     """Trials of the joint model that no other betters in all goals, at most as many as are drawn."""
@@ -361,13 +199,14 @@ class Sweep:
     return found | {'compared': {key: compared[key] for key in ('arms', 'seeds', 'tasks', 'comparisons', 'dropped')}}
 
   def _row(self, program: str, number: int, trial: Trial) -> dict[str, Any]:
-    goals = dict(zip(self.goals(program), trial.goals or [None] * len(self.goals(program)), strict=True))
+    names = self.goals(program)
+    goals = dict(zip(names, trial.goals or [None] * len(names), strict=True))
     shown = {name: _unsigned(name, value) for name, value in goals.items()}
     own = dataclasses.asdict(trial) | {'goals': shown}
     del own['scores']
     return {'program': program, 'trial': number, **own}
 
-  def _cost(self, trials: Mapping[str, Sequence[Trial]], sides: Mapping[str, Contender]) -> dict[str, Any]:
+  def _cost(self, trials: Mapping[str, Sequence[Trial]], sides: Mapping[str, Candidate]) -> dict[str, Any]:
     """Trials, seconds and FLOPs of the search, beside those of one run, and the compiled steps of this call."""
     own = self.bench.program(JOINT, Replica.of(0, trials[JOINT][0].values))
     searched = {name: sum(one.seconds for one in those) for name, those in trials.items()}
@@ -387,21 +226,6 @@ class Sweep:
       'flops_of_the_search': flops * len(trials[JOINT]) * self.config.sweep.num_seeds,
       'compiled_steps': sum(self.bench.compiled),
     }
-
-
-def _chosen(trials: Sequence[Trial], rule: str, gains: Mapping[str, Mapping[str, float]], name: str) -> Trial:
-  """The best trial by a rule; DivergedError where none came to its end."""
-  whole = [one for one in trials if one.score is not None]
-  if not whole:
-    raise DivergedError(f'every trial of {name} diverged; lower the learning rates of {WHERE}')
-  points = np.array([one.goals for one in whole])
-  if rule == 'knee':
-    return whole[front.knee(points)]
-  if rule == 'gains':
-    reference = np.array([one['value'] for one in gains.values()])
-    weights = np.array([one['weight'] for one in gains.values()])
-    return whole[int(((points - reference) / np.abs(reference) @ weights).argmax())]
-  return max(whole, key=lambda one: -math.inf if one.score is None else one.score)
 
 
 def _unsigned(goal: str, value: float | None) -> float | None:

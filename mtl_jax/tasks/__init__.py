@@ -1,4 +1,4 @@
-"""Tasks: a file a kind. Everything that differs between kinds is a method of the class there.
+"""Kinds of tasks, a file each. Everything that differs between kinds is a method of the class there.
 
 To add a task, a data set's reader makes a value of one of these classes; to add a kind, write its file and list its
 class in `KINDS`, or name a file of your own in `config.plugins`.

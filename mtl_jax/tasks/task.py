@@ -1,4 +1,4 @@
-"""The contract of tasks: a label's outputs, its loss, its metrics, and how it moves when the image does."""
+"""The interface of tasks: outputs, loss, metrics, and how labels change when the image is moved."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The parts of a run: data, model, objective and compiled functions, from a config and a prepared set."""
+"""Builds the parts of a run from a config and a prepared set: data, model, objective and compiled functions."""
 
 import dataclasses
 import logging
@@ -71,9 +71,9 @@ class Run:
     return optimizer.schedule(self.config.optimizer, steps=self.config.train.steps)
 
   @property
-  def settled(self) -> int:
+  def steps_before_decay(self) -> int:
     """The step from which the learning rate falls to its end, with whose checkpoint a longer run could go on; or 0."""
-    return optimizer.settled_steps(self.config.optimizer, steps=self.config.train.steps)
+    return optimizer.steps_before_decay(self.config.optimizer, steps=self.config.train.steps)
 
   @property
   def augmentation(self) -> Augmentation:
@@ -84,25 +84,25 @@ class Run:
     """The steps of a full dispatch: what the config asks for, or what suits the device and the split."""
     asked = self.config.train.steps_per_dispatch
     if asked or 'image' not in self.train.inputs:
-      return asked or steps_between_looks(self.config)
+      return asked or steps_between_host_work(self.config)
     if jax.default_backend() != 'cpu':
       return 8
-    # Steps are long there, and a signal is heard between dispatches. Several in one call take their memory from the
+    # Steps are long there, and a signal is noticed between dispatches. Several in one call take their memory from the
     # system once, a loop takes longer to compile.
     return 4 if self.config.train.steps >= LONG_RUN else 1
 
-  def dispatches(self, looks: Sequence[int], step: int = 0) -> Iterator[tuple[int, int]]:
-    """First step and number of steps of each dispatch: full ones, and single steps up to where the host must look.
+  def dispatches(self, every_steps: Sequence[int], step: int = 0) -> Iterator[tuple[int, int]]:
+    """First step and number of steps of each dispatch: full ones, and single steps before work of the host.
 
     With two sizes alone there are two programs to compile.
 
     Args:
-      looks: every so many steps the host has something to do; 0: never.
+      every_steps: intervals, in steps, at which the host has something to do; 0: never.
       step: where to begin.
     """
-    ends = (self.settled, self.config.train.steps)
+    ends = (self.steps_before_decay, self.config.train.steps)
     while step < self.config.train.steps:
-      stop = min([end for end in ends if end > step] + [step - step % every + every for every in looks if every])
+      stop = min([end for end in ends if end > step] + [step - step % every + every for every in every_steps if every])
       size = self.steps_per_dispatch if step + self.steps_per_dispatch <= stop else 1
       yield step, size
       step += size
@@ -180,8 +180,8 @@ def on_features(run: Run, variables: Mapping[str, Any], workdir: Path, *, stop: 
   return dataclasses.replace(run, **cache.replace_images(own))
 
 
-def steps_between_looks(config: ConfigDict) -> int:
-  """The most steps, up to 64, that fill the time between two looks of the host exactly: for steps that are short."""
+def steps_between_host_work(config: ConfigDict) -> int:
+  """The most steps, up to 64, that fill the time between work of the host exactly: for steps that are short."""
   intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
   between = math.gcd(*intervals)  # Those that are 0 do not count.
   return max(steps for steps in range(1, 65) if between % steps == 0)

@@ -1,10 +1,10 @@
-"""Describes in the log what will be trained on what."""
+"""Logs the model, data and devices of a run."""
 
 import logging
 
 import jax
 
-from mtl_jax.data.input.augment import doubts
+from mtl_jax.data.input.augment import augmentation_warnings
 from mtl_jax.models import cost
 from mtl_jax.platform import sharding
 from mtl_jax.run.checkpoint import TrainProgress
@@ -39,7 +39,7 @@ def describe(run: Run, progress: TrainProgress) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
-  for line in doubts(run.tasks, run.augmentation):
+  for line in augmentation_warnings(run.tasks, run.augmentation):
     log.warning(line)
   if len(run.train.parts) > 1:
     for part, size, rows in zip(run.store.parts, run.train.parts, splits.rows_by_set(config, run.train), strict=True):

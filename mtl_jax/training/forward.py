@@ -1,4 +1,4 @@
-"""A batch's way from parameters to losses, in two parts: the shared one, and the heads."""
+"""The forward pass of a batch from parameters to losses, in two parts: the shared layers, and the heads."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from mtl_jax.training import micro_batches
 Params = Mapping[str, Any]
 
 
-class Seen(NamedTuple):
+class ForwardAux(NamedTuple):
   """Results of a forward pass besides the losses of the objective.
 
   Attributes:
@@ -32,7 +32,7 @@ class Seen(NamedTuple):
   moved: Mapping[str, Any]
   auxiliary: Mapping[str, Float[Array, '']]
 
-  def after(self, moved: Mapping[str, Any]) -> 'Seen':
+  def with_shared(self, moved: Mapping[str, Any]) -> 'ForwardAux':
     """Adds what the shared part has changed besides."""
     stats = {**moved.get('batch_stats', {}), **self.moved['batch_stats']}
     return self._replace(moved={**moved, 'batch_stats': stats})
@@ -76,11 +76,11 @@ class Forward:
     apply = partial(self.model.encode, train=True, key=self.key)
     if self.accumulate == 1:
       return apply(variables, self.images)
-    return micro_batches.in_turn(
+    return micro_batches.scan(
       apply, variables, self.images, part=self._split_into(self.accumulate), num=self.accumulate
     )
 
-  def head_losses(self, representation: Any, heads: Params) -> tuple[Float[Array, 'p k'], Seen]:
+  def head_losses(self, representation: Any, heads: Params) -> tuple[Float[Array, 'p k'], ForwardAux]:
     """The losses of each part of the batch, from one representation for all heads or a mapping with one for each."""
     variables = {'params': heads, 'batch_stats': split(self.variables.get('batch_stats', {}))[1]}
     outputs, moved = self.model.decode(variables, representation, train=True, key=self.key)
@@ -88,14 +88,14 @@ class Forward:
     each, _ = self._reduce(per_label, self.weights)
     task_losses = {task.name: losses.masked_mean(per_label[task.name], self.mask[task.name]) for task in self.tasks}
     auxiliary = {} if self.auxiliary is None else self.auxiliary(outputs)
-    return each, Seen(task_losses, {'batch_stats': moved.get('batch_stats', {})}, auxiliary)
+    return each, ForwardAux(task_losses, {'batch_stats': moved.get('batch_stats', {})}, auxiliary)
 
-  def losses(self, params: Params) -> tuple[Float[Array, 'p k'], Seen]:
+  def losses(self, params: Params) -> tuple[Float[Array, 'p k'], ForwardAux]:
     """The losses of each part of the batch."""
     shared, heads = split(params)
     representation, moved = self.encode(shared)
-    each, seen = self.head_losses(representation, heads)
-    return each, seen.after(moved)
+    each, aux = self.head_losses(representation, heads)
+    return each, aux.with_shared(moved)
 
   def _split_into(self, num: int) -> Int64[np.ndarray, ' b']:
     sets = np.zeros(len(self.images), np.int64) if self.sets is None else self.sets

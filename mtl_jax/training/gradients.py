@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.models.network import split
 from mtl_jax.objectives import Objective, passes, task_gradients, value_and_grad
-from mtl_jax.objectives.differentiate import Found
+from mtl_jax.objectives.differentiate import ValueAndGrad
 from mtl_jax.objectives.passes import HeadPass
 from mtl_jax.objectives.task_gradients import Weighted
 from mtl_jax.training import conflict
@@ -48,7 +48,7 @@ class Settings:
 PLAIN = Settings()
 
 
-def find(
+def compute(
   forward: Forward,
   params: Params,
   *,
@@ -57,10 +57,10 @@ def find(
   step: Int32[Array, ''],
   key: Key[Array, ''],
   settings: Settings,
-) -> tuple[Found, dict[str, Float[Array, '']]]:
-  """The gradient of a batch in the way of the objective's cost class, and metrics of it where they are asked for.
+) -> tuple[ValueAndGrad, dict[str, Float[Array, '']]]:
+  """Computes a batch's gradient under the objective, and metrics of it if `settings.log` is set.
 
-  Its `gradients` are those of all parameters, its `aux` what both parts of the forward pass have seen.
+  Its `gradients` are those of all parameters, its `aux` those of both parts of the forward pass.
   """
   shared, heads = split(params)
   weigh = None
@@ -70,12 +70,12 @@ def find(
   found = step_of(shared, heads, state, present=forward.present_in_parts, key=key)
   metrics = log_metrics(forward, shared, heads, objective, state, key, found) if settings.log else {}
   return found._replace(
-    gradients={**found.gradients[0], **found.gradients[1]}, aux=found.aux.after(found.moved)
+    gradients={**found.gradients[0], **found.gradients[1]}, aux=found.aux.with_shared(found.moved)
   ), metrics
 
 
-def look_again(forward: Forward, params: Any, *, objective: Objective, state: Any) -> Any:
-  """The objective's state after the step, for those that want to see what the step did to the batch's losses."""
+def after_step(forward: Forward, params: Any, *, objective: Objective, state: Any) -> Any:
+  """The objective's state after the step, for those that compare the batch's losses before and after it."""
   return differentiated(forward, objective).after(*split(params), state, present=forward.present_in_parts)
 
 
@@ -91,7 +91,7 @@ def differentiated(
     heads=settings.heads,
     chunk=partial(chunk_size, asked=settings.chunk, memory=settings.memory),
     groups=forward.groups,
-    extra=None if forward.auxiliary is None else lambda seen: sum(seen.auxiliary.values(), jnp.zeros(())),
+    extra=None if forward.auxiliary is None else lambda aux: sum(aux.auxiliary.values(), jnp.zeros(())),
     weigh=weigh,
   )
 
@@ -100,8 +100,8 @@ def through_heads(forward: Forward, representation: Any, heads: Params) -> HeadP
   """The losses, differentiable as far as the representation."""
 
   def losses_of(representation: Any, heads: Params) -> Any:
-    each, seen = forward.head_losses(representation, heads)
-    return (each, None), seen
+    each, aux = forward.head_losses(representation, heads)
+    return (each, None), aux
 
   return passes.through_heads(losses_of, representation, heads, groups=forward.groups)
 

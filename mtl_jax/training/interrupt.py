@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGUSR1 and the first SIGINT let the step finish and the run save itself."""
+"""Handles requests to stop: SIGTERM, SIGUSR1 and the first SIGINT let the step finish and the run be saved."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ AT_ONCE = '\nmtl-jax: left at once; the same command goes on from the last compl
 
 
 @contextlib.contextmanager
-def from_the_start() -> Iterator[None]:
+def end_before_first_run() -> Iterator[None]:
   """Until an `Interruption` is open, SIGTERM and SIGUSR1 end the process at once: there is nothing to be saved yet.
 
   An exception in the main thread would not do: in the middle of an import of JAX it aborts the process.
@@ -32,7 +32,7 @@ def from_the_start() -> Iterator[None]:
     return
   before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS[:2]}
   try:
-    with _heard(leave):
+    with _listening(leave):
       yield
   finally:
     for number, handler in before.items():
@@ -40,7 +40,7 @@ def from_the_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _heard(act: Callable[[int], None]) -> Iterator[None]:
+def _listening(act: Callable[[int], None]) -> Iterator[None]:
   """While open, calls `act` in a thread with each signal's number, whatever the main thread is doing."""
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
@@ -70,13 +70,13 @@ class Interruption:
     self._requested = False
     self._before: dict[int, object] = {}
     self._stack = contextlib.ExitStack()
-    self._heard = False
+    self._signalled = False
 
   def __enter__(self) -> 'Interruption':
     if threading.current_thread() is threading.main_thread():
       for number in SIGNALS:
         self._before[number] = signal.signal(number, self._handle)
-      self._stack.enter_context(_heard(self._leave_at_second))
+      self._stack.enter_context(_listening(self._leave_at_second))
     return self
 
   def __exit__(self, *exception: object) -> None:
@@ -94,12 +94,12 @@ class Interruption:
 
   def requested_anywhere(self) -> bool:
     """True once a signal has come to any process, as far as this one knows; each may ask when it likes."""
-    return processes.anyone_wants_to_stop(self._requested)
+    return processes.stop_requested(self._requested)
 
   def _leave_at_second(self, number: int) -> None:
     """Ends the process at a SIGINT after the first signal."""
-    if self._heard and number == signal.SIGINT:
+    if self._signalled and number == signal.SIGINT:
       with contextlib.suppress(OSError):
         os.write(2, AT_ONCE.encode())
       processes.exit_now(Interrupted.exit_code, 'left at once, at a second ctrl-C')
-    self._heard = self._heard or number in SIGNALS
+    self._signalled = self._signalled or number in SIGNALS

@@ -1,4 +1,4 @@
-"""The story of a training run: resume, step, look, save, end."""
+"""The training loop: resumes a run, takes steps, logs, evaluates, saves, and ends it."""
 
 import dataclasses
 import logging
@@ -12,13 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax.data.input import mixture, pipeline
+from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import CheckpointError, DivergedError, Interrupted
 from mtl_jax.evaluation import evaluate
 from mtl_jax.objectives import options
 from mtl_jax.platform import processes, sharding
-from mtl_jax.run import checkpoint, digests, optimizer, start_weights, workdir
+from mtl_jax.run import checkpoint, digests, lock, optimizer, start_weights, workdir
 from mtl_jax.run.checkpoint import Checkpoints, OtherModelError, TrainProgress
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.run.state import TrainState
@@ -40,7 +40,7 @@ def train(
   *,
   allow_config_change: bool = False,
   name: str = 'train',
-  watch: Callable[[Run, int], Callable[..., Any]] | None = None,
+  wrap_steps: Callable[[Run, int], Callable[..., Any]] | None = None,
 ) -> TrainProgress:
   """Trains until the config's last step or an early stop, resuming if the directory holds a checkpoint.
 
@@ -49,33 +49,31 @@ def train(
     directory: the run's working directory; see the README for the files in it.
     allow_config_change: resume although the configuration differs from the one that began.
     name: what the progress bar is called.
-    watch: given the run and the step it begins at, makes what is called in place of its compiled steps.
+    wrap_steps: given the run and the step it begins at, makes what is called in place of its compiled steps.
 
   Raises:
     UserError: in one of its kinds, for bad input, a diverged loss, or a request to stop.
   """
   goodput, config = Goodput(), configs.load(config)
   trackers.check(config.train.trackers)
-  store = mixture.open_data(config.data)
-  config = workdir.with_absolute_paths(config)
+  config, store, facts = workdir.opened(config)
   with (
-    workdir.lock(directory),
+    lock.hold(directory),
     Interruption() as interruption,
     Watchdog(config.train.watchdog_secs) as watchdog,
   ):
-    facts = workdir.DataFacts.of(store)
     workdir.check_alike(config, facts)
     run = building.build(config, store)
     workdir.check_kind(directory, 'checkpoints')
     digests.set_aside_damaged(directory / 'checkpoints')
     data = dataclasses.replace(facts, tasks=run.tasks).to_json()
-    checkpoints = Checkpoints(directory, data=data, keep=(run.settled,))
+    checkpoints = Checkpoints(directory, data=data, keep=(run.steps_before_decay,))
     with closing(checkpoints, goodput, directory):
       before, changed = workdir.check_resumable(
         directory, config, facts, holds='checkpoints', allow_config_change=allow_config_change
       )
       if before is not None and not allow_config_change:
-        go_on_longer(before, config, checkpoints)
+        extend(before, config, checkpoints)
       try:
         state, progress = begin_state(run, checkpoints)
       except OtherModelError as error:
@@ -88,11 +86,11 @@ def train(
       goodput.resume(directory, progress.step, progress.spent)
       run = building.on_features(run, state.variables, directory, stop=interruption.requested)
       describe(run, progress)
-      services = RunServices(checkpoints, directory, interruption, watchdog, goodput, watch, name)
+      services = RunServices(checkpoints, directory, interruption, watchdog, goodput, wrap_steps, name)
       return train_on(run, state, progress, services)
 
 
-def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
+def extend(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
   """Says what the learning rate does where `train.steps` was raised, and drops what a longer run has not.
 
   That is what was saved while the rate was already on its way down to the former end.
@@ -103,23 +101,23 @@ def go_on_longer(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoint
   old, new = before.train.steps, config.train.steps
   if old == new:
     return
-  settled = optimizer.settled_steps(before.optimizer, steps=old)
+  settled = optimizer.steps_before_decay(before.optimizer, steps=old)
   checkpoints.drop_after(settled)
-  falls = optimizer.settled_steps(config.optimizer, steps=new)
+  falls = optimizer.steps_before_decay(config.optimizer, steps=new)
   then = f'falls from step {falls} on, to 0 at step {new}' if falls < new else 'stays as it is'
   at = max(checkpoints.steps(), default=0)
   log.info('config.train.steps: %d -> %d: on from step %d; the learning rate %s', old, new, at, then)
 
 
 class RunServices(NamedTuple):
-  """The objects that keep and watch a run while it trains; `watch` and `name` are as in `train`."""
+  """The objects that keep and watch a run while it trains; `wrap_steps` and `name` are as in `train`."""
 
   checkpoints: Checkpoints
   directory: Path
   interruption: Interruption
   watchdog: Watchdog
   goodput: Goodput
-  watch: Callable[[Run, int], Callable[..., Any]] | None
+  wrap_steps: Callable[[Run, int], Callable[..., Any]] | None
   name: str
 
 
@@ -138,7 +136,7 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
   finally:
     try:
       if together:
-        with goodput.under('save'):
+        with goodput.timed('save'):
           checkpoints.close()
     finally:
       goodput.finish(directory)
@@ -170,10 +168,10 @@ def train_on(run: Run, state: TrainState, progress: TrainProgress, services: Run
         raise NonFiniteStep(f'{error}: {nonfinite.ADVICE}', error.step) from error
       passed_over = [*progress.passed_over, nonfinite.batch_number(error.step - 1, progress.passed_over)]
       nonfinite.check_count(len(passed_over), settings, error)
-      with services.goodput.under('restart'), services.watchdog.unwatched():
+      with services.goodput.timed('restart'), services.watchdog.paused():
         services.checkpoints.wait()
         state, progress = begin_state(run, services.checkpoints)
-      services.goodput.go_back(progress.spent)
+      services.goodput.rewind(progress.spent)
       progress.passed_over = passed_over
       log.warning('warning: %s; back to step %d, and on without that batch', error, progress.step)
 
@@ -181,9 +179,9 @@ def train_on(run: Run, state: TrainState, progress: TrainProgress, services: Run
 def train_from(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
   """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
-  checkpoints, directory, interruption, watchdog, goodput, watch, name = services
-  steps = watchdog.beating(watch(run, progress.step) if watch else run.compiled_steps)
-  eval_step = watchdog.beating(run.compiled_eval_step)
+  checkpoints, directory, interruption, watchdog, goodput, wrap_steps, name = services
+  steps = watchdog.watching(wrap_steps(run, progress.step) if wrap_steps else run.compiled_steps)
+  eval_step = watchdog.watching(run.compiled_eval_step)
   source = run.input.place()
   writer = MetricWriter(directory, config=config, resumed_at=progress.step, enabled=primary)
   meter = ThroughputBar(
@@ -197,10 +195,10 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
   unlogged: list[Any] = []
   try:
     for size, items in goodput.waiting('input', input_items(run, progress.step, progress.passed_over)):
-      with goodput.under('step'):
+      with goodput.timed('step'):
         state, metrics = steps(state, source, items)
         unlogged.append(metrics)
-        sharding.hold_back(unlogged)
+        sharding.limit_in_flight(unlogged)
         progress.step += size
         meter.advance(size)
         now = due(run, progress.step, first=progress.step == size, stop=interruption.requested())
@@ -210,17 +208,17 @@ def train_from(run: Run, state: TrainState, progress: TrainProgress, services: R
           unlogged = []
       watchdog.beat(f'step {progress.step}')
       if now.evaluate and run.val is not None:
-        with goodput.under('eval'):
+        with goodput.timed('eval'):
           score, validation = validate(run, state, compiled_step=eval_step)
         values |= validation
-        better = progress.saw(score)
+        better = progress.update_best(score)
         progress.stopped_early = 0 < config.eval.patience <= progress.evaluations_since_best and not now.end
       if values:
         writer.write(progress.step, values, saved=now.save or better or progress.stopped_early)
       if now.save or better or progress.stopped_early:
-        with goodput.under('save'):
+        with goodput.timed('save'):
           progress.spent = goodput.now()
-          workdir.check_held(directory)
+          lock.check_held(directory)
           checkpoints.save(state, progress)
         watchdog.beat(f'the save of step {progress.step}')
       if now.log:
@@ -259,7 +257,7 @@ def due(run: Run, step: int, *, first: bool, stop: bool) -> Due:
   config = run.config
   end = step == config.train.steps
   evaluate_now = multiple(config.eval.every_steps) or end
-  save = multiple(config.checkpoint.every_steps) or step == run.settled or end or stop
+  save = multiple(config.checkpoint.every_steps) or step == run.steps_before_decay or end or stop
   log_now = multiple(config.train.log_every_steps) or first or evaluate_now or save
   return Due(log=log_now, evaluate=evaluate_now, save=save, stop=stop, end=end)
 
@@ -293,8 +291,8 @@ def input_items(run: Run, step: int, passed_over: Sequence[int] = ()) -> Iterato
     return size, sharding.to_global(read, rows)
 
   config = run.config
-  looks = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
-  return pipeline.prefetch(make, run.dispatches(looks, step))
+  intervals = (config.train.log_every_steps, config.eval.every_steps, config.checkpoint.every_steps)
+  return pipeline.prefetch(make, run.dispatches(intervals, step))
 
 
 def means(run: Run, dispatched: Sequence[dict[str, Any]], progress: TrainProgress) -> dict[str, float]:

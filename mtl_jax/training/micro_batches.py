@@ -1,4 +1,4 @@
-"""Gradient accumulation: the shared part reads a batch in micro-batches, and keeps one's activations at a time."""
+"""Gradient accumulation: the shared layers read a batch in micro-batches, with the activations of one at a time."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from mtl_jax.errors import ConfigError
 Apply = Callable[[Mapping[str, Any], Array], tuple[Any, Mapping[str, Any]]]
 
 
-def in_turn(
+def scan(
   apply: Apply,
   variables: Mapping[str, Any],
   images: Float[Array, 'b ...'],

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: what is said of them, and how their batches are passed over."""
+"""Handles steps whose loss or gradient is not finite: reports them, and passes over their batches."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, by JAX's own profiler, for TensorBoard or xprof."""
+"""Traces some steps of a run with JAX's profiler, for TensorBoard or xprof."""
 
 import logging
 import tempfile
@@ -20,7 +20,7 @@ FIRST, NUM = 3, 5  # The dispatches that are traced; by the third, both of a run
 
 @contextmanager
 def tracing(directory: Path) -> Iterator[Callable[[Run, int], Callable[..., Any]]]:
-  """Yields a `watch` for `loop.train`, which traces dispatches 3 to 7 of the run, or those of them that there are."""
+  """Yields a `wrap_steps` for `loop.train` that traces dispatches 3 to 7 of the run, or as many as there are."""
   with tempfile.TemporaryDirectory() as temporary:
     local = address.is_local(directory)
     folder = directory / FOLDER if local else Path(temporary)
@@ -35,7 +35,7 @@ def tracing(directory: Path) -> Iterator[Callable[[Run, int], Callable[..., Any]
           atomic_write.write_all(folder, directory / FOLDER)
         log.info('profile: %d dispatches are in %s, for xprof or TensorBoard', calls - FIRST + 1, directory / FOLDER)
 
-    def watch(run: Run, step: int) -> Callable[..., Any]:
+    def wrap_steps(run: Run, step: int) -> Callable[..., Any]:
       del step
 
       def steps(*arguments: Any) -> Any:
@@ -53,7 +53,7 @@ def tracing(directory: Path) -> Iterator[Callable[[Run, int], Callable[..., Any]
       return steps
 
     try:
-      yield watch
+      yield wrap_steps
     finally:
       close()
     if calls < FIRST:

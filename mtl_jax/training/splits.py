@@ -1,4 +1,4 @@
-"""The splits of a run: the labels that it keeps, and their statistics."""
+"""Loads a run's train and validation splits, the labels that it keeps, and their statistics."""
 
 from collections.abc import Sequence
 

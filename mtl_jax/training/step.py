@@ -62,7 +62,7 @@ def train_step(
     coupling=coupling,
   )
   params = state.variables['params']
-  found, seen_in_gradients = gradients.find(
+  found, gradient_metrics = gradients.compute(
     forward, params, objective=objective, state=state.objective, step=state.step, key=objective_key, settings=settings
   )
   total, descent = add_penalty(model, params, found.value, found.gradients)
@@ -74,10 +74,10 @@ def train_step(
     variables=variables,
     average=moving_average(state.average, variables, step=state.step, decay=ema_decay),
     optimizer=optimizer,
-    objective=gradients.look_again(forward, params, objective=objective, state=found.state),
+    objective=gradients.after_step(forward, params, objective=objective, state=found.state),
   )
   metrics = {f'{name}/loss': loss for name, loss in (found.aux.task_losses | dict(found.aux.auxiliary)).items()}
-  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **seen_in_gradients}
+  metrics = {'loss': total, 'grad_norm': optax.tree.norm(descent), **metrics, **gradient_metrics}
   return leave_out(state, next_state, metrics) if skip_nonfinite else (next_state, metrics)
 
 

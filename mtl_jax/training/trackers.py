@@ -1,4 +1,4 @@
-"""Trackers: where a run's metrics go besides metrics.jsonl, each through its own client."""
+"""Experiment trackers, which get a run's metrics besides metrics.jsonl, each through its own client."""
 
 import contextlib
 import importlib
@@ -201,7 +201,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def open_all(names: Sequence[str], directory: Path, start: Start) -> list[Tracker]:
-  """Opens the trackers of a run; those of services are told to go on with the run that `directory` names.
+  """Opens the trackers of a run; those of services continue the run that `directory` names.
 
   Raises:
     UserError: for a service that cannot be opened.

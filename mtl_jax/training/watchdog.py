@@ -1,4 +1,4 @@
-"""The watchdog: ends a run in which nothing has been completed for too long, and says where every thread hangs."""
+"""The watchdog: ends a run that has completed nothing for too long, and prints every thread's stack."""
 
 import contextlib
 import faulthandler
@@ -43,7 +43,7 @@ class Watchdog:
     self._last, self._what = time.monotonic(), what or self._what
 
   @contextmanager
-  def unwatched(self) -> Iterator[None]:
+  def paused(self) -> Iterator[None]:
     """Pauses the watchdog: the body may take any time."""
     self._last = None
     try:
@@ -51,7 +51,7 @@ class Watchdog:
     finally:
       self.beat()
 
-  def beating(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+  def watching(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
     """A jitted function whose calls are beats; one with shapes that are new may compile for as long as it takes."""
     seen = set()
 
@@ -61,7 +61,7 @@ class Watchdog:
       if shapes in seen:
         return compiled(*arguments)
       seen.add(shapes)
-      with self.unwatched():
+      with self.paused():
         return compiled(*arguments)
 
     return call

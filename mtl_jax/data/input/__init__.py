@@ -1,1 +1,1 @@
-"""Batches: which rows a batch holds, from which sets, augmented, on which device."""
+"""Batches: sampling rows, mixing data sets, augmenting, and moving them to devices."""

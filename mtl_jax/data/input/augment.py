@@ -21,7 +21,7 @@ Labels = dict[str, Array]
 
 
 class Augmentation(NamedTuple):
-  """Ranges of the random changes of a training image; all zero changes nothing.
+  """Ranges of the random augmentation of training images; with all at zero, none.
 
   Attributes:
     flip: mirror half of the images.
@@ -48,8 +48,8 @@ _ALTERED = {
 }
 
 
-def doubts(tasks: Sequence[Task], settings: Augmentation) -> list[str]:
-  """Lines about labels that a change of the image may make wrong, as far as kinds and names of tasks tell."""
+def augmentation_warnings(tasks: Sequence[Task], settings: Augmentation) -> list[str]:
+  """Warnings about labels that augmentation may make wrong, judged by the kinds and names of tasks."""
   lines = []
   for task, field in itertools.product(tasks, _ALTERED):
     if getattr(settings, field) and (names := _altered(task, field)):

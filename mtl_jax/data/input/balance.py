@@ -1,4 +1,4 @@
-"""Groups that a run balances its batches by: a number for each row of the train split."""
+"""Assigns each row of the train split to a group, for batches that are balanced by group."""
 
 import logging
 
@@ -20,7 +20,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def groups(settings: ConfigDict, data: DataSet, *, seed: int) -> Int64[np.ndarray, ' n'] | None:
-  """The group of each row of the train split, -1 for none; None where rows are not to be balanced by groups.
+  """The group of each row of the train split, -1 for none; None without balancing by groups.
 
   Groups are read from the data set, whatever tasks are learned, so that single-task runs see the joint one's batches.
 
@@ -57,7 +57,7 @@ def _classes(settings: ConfigDict, data: DataSet, seed: int) -> Int64[np.ndarray
   if not tasks[name].discrete:
     raise ConfigError(f'{FIELD}: {by!r} is of a {tasks[name].kind} task and has no classes to balance')
   split = mixture.load_split(data, 'train', [tasks[name].subset((label,), field=FIELD)])
-  kept = keep_labels.kept(settings.keep_labels, list(tasks), example_ids=split.example_id, seed=seed)
+  kept = keep_labels.label_mask(settings.keep_labels, list(tasks), example_ids=split.example_id, seed=seed)
   present = split.mask[name][:, 0] & kept[name]
   return np.where(present, split.labels[name][:, 0], -1).astype(np.int64)
 

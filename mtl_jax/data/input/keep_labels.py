@@ -35,7 +35,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def apply(split: Split, rule: str, *, tasks: Sequence[Task], groups: Sequence[str], seed: int) -> Split:
-  """The split with the labels that the rule drops masked; the empty rule drops none.
+  """Masks the labels of a split that the rule drops; the empty rule drops none.
 
   Args:
     split: the train split; validation and test are to keep all labels.
@@ -49,7 +49,7 @@ def apply(split: Split, rule: str, *, tasks: Sequence[Task], groups: Sequence[st
   """
   if not rule:
     return split
-  keep = kept(rule, groups, example_ids=split.example_id, seed=seed)
+  keep = label_mask(rule, groups, example_ids=split.example_id, seed=seed)
   mask = {task.name: split.mask[task.name] & by_rows(keep[task.group], split.mask[task.name]) for task in tasks}
   for task in tasks:
     if split.mask[task.name].any() and not mask[task.name].any():
@@ -59,7 +59,7 @@ def apply(split: Split, rule: str, *, tasks: Sequence[Task], groups: Sequence[st
   return dataclasses.replace(split, mask=mask)
 
 
-def kept(
+def label_mask(
   rule: str, names: Sequence[str], *, example_ids: Int[np.ndarray, ' n'], seed: int
 ) -> dict[str, Bool[np.ndarray, ' n']]:
   """True for each row that keeps its labels, for each task.

@@ -1,4 +1,4 @@
-"""Several prepared sets with different labels as one: labels under common names, and batches that hold rows of each.
+"""Combines several prepared sets with different labels: common label names, and batches with rows of each set.
 
 A label that a set lacks is masked there; the masks do all the work in losses and metrics.
 """
@@ -35,7 +35,7 @@ _LABEL = r'\s*([^/=]*[^/=\s])\s*/\s*([^/=]*[^/=\s])\s*'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-  """Prepared sets opened together; where a run asks for facts it is like a `Store`.
+  """Several prepared sets opened together, with the same attributes as a `Store`.
 
   Attributes:
     parts: the sets, their labels under the mixture's names.
@@ -73,7 +73,7 @@ DataSet: TypeAlias = Store | Mixture  # What a run is trained or evaluated on.
 
 
 def open_data(data: ConfigDict) -> DataSet:
-  """The prepared set of `config.data.dir`, or the mixture of those of `config.data.dirs`, labels renamed.
+  """Opens the prepared set of `config.data.dir`, or the mixture of `config.data.dirs`, and renames labels.
 
   Raises:
     UserError: for a folder without a prepared set, sets that do not fit together, or a wrong rename.
@@ -95,7 +95,7 @@ def absolute_dirs(data: ConfigDict) -> dict[str, Any]:
 
 
 def open_mixture(directories: Sequence[Path | str], renames: Renames, *, corrupt_share: float = 0.0) -> Mixture:
-  """Opens prepared sets, in folders or in buckets, as one.
+  """Opens several prepared sets, in folders or buckets, as one data set.
 
   Raises:
     DataError: for a folder without a prepared set, or sets whose images or tasks do not fit together.
@@ -119,7 +119,7 @@ def open_mixture(directories: Sequence[Path | str], renames: Renames, *, corrupt
 
 
 def parse_renames(texts: Sequence[str]) -> Renames:
-  """The renames of texts `task/label=task/label`: of a set's label to the mixture's.
+  """Parses renames `task/label=task/label`, from a set's label to the mixture's.
 
   Raises:
     ConfigError: for a text that is no such pair, or a label renamed twice.
@@ -154,7 +154,7 @@ def _labels(store: Store) -> dict[str, Column]:
 
 
 def rename(store: Store, renames: Renames) -> Store:
-  """The set with labels under other names; those it does not have are passed over.
+  """Renames labels of a set; renames of labels that it lacks are ignored.
 
   Raises:
     ConfigError: where two labels would get one name, or a label would join a task of another kind.
@@ -227,7 +227,7 @@ def _union(parts: Sequence[Store]) -> tuple[Task, ...]:
 def load_split(
   data: DataSet, name: str, tasks: Sequence[Task], *, missing_ok: bool = False, partial_ok: bool = False
 ) -> Split:
-  """One split of a prepared set, or of all sets of a mixture, one after another, with the labels of these tasks.
+  """Loads one split of a prepared set, or of all sets of a mixture, concatenated, with the labels of these tasks.
 
   An example's id in a mixture is its row number plus the numbers of rows of the sets before its own.
 

@@ -1,4 +1,4 @@
-"""A keyed permutation of any number of elements, computed for the elements that are asked for: nothing is stored."""
+"""A keyed pseudorandom permutation, computed for single elements without storing it."""
 
 import numpy as np
 from jaxtyping import Int, Int64, UInt64

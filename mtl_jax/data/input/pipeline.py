@@ -1,4 +1,4 @@
-"""Makes batches of positions in a split: reads its rows, and keeps the next ones ready."""
+"""Reads the batches of a split, and prefetches the next ones."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +45,7 @@ class Split:
     return {'image' if self.images.dtype == np.uint8 else 'features': self.images}
 
   def read(self, positions: Int64[np.ndarray, ' b']) -> Batch:
-    """The examples at these positions; position -1 is padding: a row that is masked throughout."""
+    """Reads the examples at these positions; position -1 is padding, a row that is fully masked."""
     rows = np.maximum(positions, 0)
     present = positions >= 0
     inputs = {name: values.take(rows) for name, values in self.inputs.items()}
@@ -81,7 +81,7 @@ class Split:
 
 
 class Input(NamedTuple):
-  """The way of the train split's batches into the compiled step: what lies there, what travels, what is made of both.
+  """Transfers the train split's batches to the compiled step: resident on the devices, or streamed from the host.
 
   Attributes:
     reason: which way it is and why, in a line for the log.
@@ -98,7 +98,7 @@ class Input(NamedTuple):
 
 
 def streamed_input(split: Split, *, reason: str) -> Input:
-  """Nothing lies on the devices, whole batches travel."""
+  """Streams whole batches from the host; nothing is resident on the devices."""
 
   def read(positions: Int64[np.ndarray, '... b']) -> Batch:
     """Batches read together, so that all processors are kept busy, and laid out one after another without a copy."""
@@ -114,14 +114,27 @@ def by_rows(values: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def padded_positions(num_examples: int, batch_size: int) -> Iterator[Int64[np.ndarray, ' b']]:
-  """All positions in order, in batches of one size; the last is filled up with -1."""
+  """Positions in order, in batches of one size; the last is padded with -1."""
   for first in range(0, num_examples, batch_size):
     positions = np.arange(first, first + batch_size)
     yield np.where(positions < num_examples, positions, -1)
 
 
+def padded_batches(
+  split: Split, batch_size: int, *, local: slice = slice(None), put: Callable[[Batch], Any] = lambda batch: batch
+) -> Iterator[Any]:
+  """Batches of a whole split in order, padded to one size and prefetched: `put` of the rows `local` of each."""
+
+  def make(positions: Int64[np.ndarray, ' b']) -> Any:
+    batch = split.read(positions[local])
+    batch.pop('example_id')
+    return put(batch)
+
+  return prefetch(make, padded_positions(len(split), batch_size))
+
+
 def prefetch(make: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
-  """`make(item)` for each item in order, up to `depth` of them made ahead in two threads.
+  """Yields `make(item)` for each item in order, up to `depth` of them made ahead in two threads.
 
   While one ends, gathering labels and handing its arrays to the devices, the other keeps the decoding threads busy.
   """

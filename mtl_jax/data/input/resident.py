@@ -19,7 +19,7 @@ Rows = list[Int64[np.ndarray, ' r']]  # For each device along `data`, the positi
 
 
 def train_input(split: Split, sampler: Sampler, mesh: Mesh, *, mode: str, share: float) -> Input:
-  """The train split's batches on their way to the step, resident or streamed as `choose` says, to the same bits.
+  """The train split's input, resident or streamed as `choose` decides; both give bitwise identical batches.
 
   The sampler says which rows come to which places of a batch, and so which of them each device of the mesh needs.
   """
@@ -93,7 +93,7 @@ def row_shapes(split: Split) -> dict[str, Any]:
 
 
 def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Input:
-  """Row numbers travel to the devices, 4 bytes an example; the step takes the examples from memory.
+  """Keeps the split in device memory and sends row numbers, 4 bytes an example; the step gathers the examples.
 
   That is a kilobyte for 256 of them, sent ahead by a thread; the device could make them itself only with 64-bit
   integers, which JAX does not have by default.
@@ -118,7 +118,7 @@ def resident_input(split: Split, rows: Rows, mesh: Mesh, *, reason: str) -> Inpu
 
 
 def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
-  """On each device its rows, of a global array by rows; every process reads those of its own devices alone.
+  """Places each device's rows in its memory, as a global array; a process reads only the rows of its own devices.
 
   Images are flat: kept as `[h, w, 3]` they would take 40 times their bytes on a TPU, where a last axis of 3 is padded
   to 128. Where devices need unequal numbers of rows, the last one fills up.
@@ -145,13 +145,13 @@ def place(split: Split, rows: Rows, mesh: Mesh) -> Source:
 
 
 def take_rows(source: Source, numbers: Int32[Array, ' b'], *, shapes: Mapping[str, Any]) -> Batch:
-  """These rows of a source that lies on one device, in their shapes."""
+  """Takes rows of a source on one device, and restores their shapes."""
   take = lambda values, shape: values.at[numbers].get(mode='promise_in_bounds').reshape(-1, *shape)  # noqa: E731
   return jax.tree.map(take, source, shapes)
 
 
 def gather(source: Source, numbers: Int32[Array, ' b'], *, mesh: Mesh, shapes: Mapping[str, Any]) -> Batch:
-  """The batch of these rows, split by rows, as `Split.read` gives it; to be called inside a compiled step.
+  """Gathers a batch, divided by rows, as `Split.read` gives it; called inside a compiled step.
 
   Each device takes its rows from its own memory, so nothing travels between devices.
   """

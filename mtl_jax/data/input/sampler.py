@@ -21,7 +21,7 @@ LEAST_STRIPE = 1024  # Rows; smaller sets than two of these are not cut.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
-  """The rows that each global batch holds: a function of the step, so resuming needs nothing else.
+  """Gives the rows of each global batch as a function of the step, so resuming needs nothing else.
 
   Attributes:
     sets: the set of each of a batch's `b` places.
@@ -41,7 +41,7 @@ class Sampler:
     return positions
 
   def reach(self, places: slice) -> Int64[np.ndarray, ' r']:
-    """The positions, sorted, that can ever come to these places of a batch."""
+    """The positions, sorted, that these places of a batch can ever hold."""
     found = []
     for number, (draw, first) in enumerate(zip(self.draws, self.firsts, strict=True)):
       here = np.zeros(len(self.sets), bool)
@@ -53,7 +53,7 @@ class Sampler:
 def make_sampler(
   seed: int, *, sizes: Sequence[int], rows: Sequence[int], groups: Int64[np.ndarray, ' n'] | None = None
 ) -> Sampler:
-  """The sampler of a train split.
+  """Makes the sampler of a train split.
 
   Args:
     seed: decides it.
@@ -109,7 +109,7 @@ class Streams:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Striped:
-  """All rows equally often, each once in a pass of its stripe; one stripe is a plain permutation, epoch by epoch.
+  """Samples all rows equally often, each once per pass over its stripe; a single stripe is permuted epoch by epoch.
 
   Attributes:
     streams: a group is a stripe.
@@ -139,13 +139,13 @@ class Striped:
 
 
 def num_stripes(size: int, count: int) -> int:
-  """Into how many stripes a set of `size` rows is cut, of which each batch takes `count`."""
+  """The number of stripes into which a set of `size` rows is cut, where each batch takes `count` rows."""
   return 1 << max(min(count, size // LEAST_STRIPE), 1).bit_length() - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Balanced:
-  """All groups equally often: in every batch to within one row, and each once in a pass over them.
+  """Samples all groups equally often: in every batch to within one row, and each once per pass over them.
 
   Groups come by turns. With many of them the turns are permuted in each pass, within two fixed halves of at least a
   batch each, so that no batch meets a group again where one pass ends and the next begins. With fewer than two batches

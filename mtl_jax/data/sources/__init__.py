@@ -1,1 +1,1 @@
-"""Readers of data sets as they are published, and of one's own."""
+"""Readers of published data sets, and of a user's own."""

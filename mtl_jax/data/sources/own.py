@@ -1,6 +1,6 @@
 """Opens a data set that the user describes: a Python file whose `open_source(directory)` gives a `Source`.
 
-What goes wrong in that file is told in one line that names it; the store checks what it gives, as of every source.
+An exception in that file becomes a one-line error that names it; the store checks what it gives, as of every source.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ def open_own(path: Path, directory: Path | None) -> OpenedSource:
   missing = [part for part in ('name', 'tasks', 'records') if not hasattr(source, part)]
   if missing:
     raise DataError(f'{path}: what {FUNCTION} gives has no {missing[0]}; see Source in mtl_jax/data/source.py')
-  with user_file.blamed(path, raises=DataError):
+  with user_file.wrap_errors(path, raises=DataError):
     name, tasks = str(source.name), tuple(source.tasks)
     notes, options = tuple(map(str, getattr(source, 'notes', ()))), dict(getattr(source, 'options', {}))
     json.dumps(options, allow_nan=False)
@@ -42,7 +42,7 @@ def open_own(path: Path, directory: Path | None) -> OpenedSource:
   if not tasks or len(names) < len(tasks):
     raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, at least one')
   for task in tasks:
-    with user_file.blamed(path, raises=DataError):
+    with user_file.wrap_errors(path, raises=DataError):
       register(type(task))
   if len(set(names)) < len(names):
     raise DataError(f'{path}: two tasks are named {max(names, key=names.count)!r}; rename one')
@@ -52,16 +52,16 @@ def open_own(path: Path, directory: Path | None) -> OpenedSource:
 def _records(path: Path, source: Source) -> Iterator[Any]:
   """The source's records; the errors of these, and of their functions, name the file."""
 
-  def blamed(value: Any) -> Any:
+  def guarded(value: Any) -> Any:
     def call() -> Any:
-      with user_file.blamed(path, raises=DataError):
+      with user_file.wrap_errors(path, raises=DataError):
         return value()
 
     return call if callable(value) else value
 
-  records = blamed(lambda: iter(source.records()))()
-  while (record := blamed(partial(next, records, None))()) is not None:
+  records = guarded(lambda: iter(source.records()))()
+  while (record := guarded(partial(next, records, None))()) is not None:
     if isinstance(record, Record) and isinstance(record.labels, Mapping):
-      labels = {task: blamed(values) for task, values in record.labels.items()}
-      record = dataclasses.replace(record, image=blamed(record.image), labels=labels)
+      labels = {task: guarded(values) for task, values in record.labels.items()}
+      record = dataclasses.replace(record, image=guarded(record.image), labels=labels)
     yield record

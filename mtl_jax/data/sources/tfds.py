@@ -1,7 +1,7 @@
-"""Reads a set that TensorFlow Datasets has prepared, such as its celeb_a; without TensorFlow where TFDS can.
+"""Reads a data set that TensorFlow Datasets has prepared, such as its celeb_a.
 
-It can where it has written array_record (or parquet) files. Others, such as tfrecord, it reads in order and with
-TensorFlow, if that is installed (the extra `tf`). Nothing is downloaded.
+Files in array_record or parquet are read without TensorFlow; others, such as tfrecord, in order and with TensorFlow, if
+that is installed (the extra `tf`). Nothing is downloaded.
 """
 
 import importlib.util

@@ -1,1 +1,1 @@
-"""Prepared sets: their files, written whole, read and checked, cached from buckets."""
+"""Prepared sets: writes them atomically, reads and checks them, and caches those in buckets."""

@@ -45,7 +45,7 @@ def _fetched(address: str, *, again: bool) -> tuple[Path, bool]:
   files, root = addresses.opened(address)
   schema, checksum, names = _read_schema(address, files, root)
   folder = addresses.cache() / 'sets' / checksum
-  with file_lock.held(folder.with_name(f'.{checksum}.lock')):
+  with file_lock.hold(folder.with_name(f'.{checksum}.lock')):
     if not again and folder.is_dir() and (inner := next(folder.iterdir(), None)):
       return inner, False
     log.info('%s: copying it into %s', address, folder)
@@ -56,7 +56,7 @@ def _fetched(address: str, *, again: bool) -> tuple[Path, bool]:
     try:
       for name in names:
         (inner / name).parent.mkdir(parents=True, exist_ok=True)
-      with addresses.told(address, f'copied into {folder} (make room there, or set XDG_CACHE_HOME)'):
+      with addresses.wrap_errors(address, f'copied into {folder} (make room there, or set XDG_CACHE_HOME)'):
         _each(lambda name: files.get_file(f'{root}/{name}', str(inner / name)), names, title='download')
       (inner / 'schema.json').write_bytes(schema)
       partial.rename(folder)
@@ -77,7 +77,7 @@ def _each(act: Callable[[str], Any], names: Sequence[str], *, title: str) -> Non
 def _read_schema(address: str, files: Any, root: str) -> tuple[bytes, str, list[str]]:
   """The content of schema.json, the set's checksum, and the names of its other files."""
   try:
-    with addresses.told(address, 'read'):
+    with addresses.wrap_errors(address, 'read'):
       content = files.cat_file(f'{root}/schema.json')
   except FileNotFoundError:
     make = f'mtl-jax prepare SET --source DIR --out {address}'
@@ -102,7 +102,7 @@ def new_set(place: Path | str) -> Iterator[Path]:
     return
   address = addresses.absolute(place)
   files, root = addresses.opened(address)
-  with addresses.told(address, 'listed'):
+  with addresses.wrap_errors(address, 'listed'):
     there = sorted(path.removeprefix(f'{root}/') for path in files.find(root))
   if there:
     found = 'a prepared set' if 'schema.json' in there else f'{there[0]} and no schema.json, as after a cut upload'
@@ -116,7 +116,7 @@ def new_set(place: Path | str) -> Iterator[Path]:
     log.info('uploading %s to %s', folder, address)
     names = [path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file()]
     names.remove('schema.json')
-    with addresses.told(address, f'written; the prepared set is in {folder}: copy it there, schema.json last'):
+    with addresses.wrap_errors(address, f'written; the prepared set is in {folder}: copy it there, schema.json last'):
       _each(lambda name: files.put_file(str(folder / name), f'{root}/{name}'), names, title='upload')
       files.put_file(str(folder / 'schema.json'), f'{root}/schema.json')  # With it the set is complete.
     prepared = False

@@ -67,7 +67,7 @@ def write_rows(
     batches: the rows in order.
     made_of: what they depend on, as JSON has it, and of all of them `shape` `[n, ...]` and `dtype`.
     corrupt: asked when the rows are written: the positions of those whose image was corrupt.
-    advance: hears of each row that is written.
+    advance: is called after each row.
 
   Raises:
     DataError: where the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The images of a prepared set, or rows derived from them, in one file: each is read and checked when asked for."""
+"""Reads single images of a prepared set, or rows derived from them, from one file, and checks each."""
 
 import dataclasses
 import logging

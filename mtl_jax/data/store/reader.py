@@ -1,4 +1,4 @@
-"""The files of a prepared set, opened and checked; `writer.py` makes one.
+"""Opens and checks a prepared set; `writer.py` writes one.
 
     DIR/schema.json         what is in it, with the digests of the files; written last
     DIR/images.npy          uint8 [n, h, w, 3]; or, with --encoding jpeg,

@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt32
 from PIL import Image
 
 from mtl_jax.config import choose, get_config
-from mtl_jax.data.input.augment import Augmentation, doubts
+from mtl_jax.data.input.augment import Augmentation, augmentation_warnings
 from mtl_jax.data.source import SPLITS, Record, Source, checked
 from mtl_jax.data.sources.image_file import FITS, Box, decode
 from mtl_jax.data.store.images import ENCODINGS
@@ -68,7 +68,7 @@ def prepare(
   with new_folder(out) as folder:
     opened = source(folder) if callable(source) else source
     augmented = Augmentation(**get_config().data.augment)
-    for line in (*getattr(opened, 'notes', ()), *doubts(opened.tasks, augmented)):
+    for line in (*getattr(opened, 'notes', ()), *augmentation_warnings(opened.tasks, augmented)):
       log(line)
     records, splits = _ordered(opened)
     tasks = [task.at_size(*image_size) for task in opened.tasks]
@@ -257,7 +257,7 @@ def append_rows(
 ) -> None:
   """Writes rows one after another, and fills in their CRCs, and where each begins and the last one ends.
 
-  A mapped array would do the same, but kills the process when the disk is full. `advance` hears of each row.
+  A mapped array would do the same, but kills the process when the disk is full. `advance` is called after each row.
   """
   offsets[0] = file.tell()
   for row, content in enumerate(contents):

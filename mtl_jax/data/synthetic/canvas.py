@@ -1,4 +1,4 @@
-"""A sitter and the canvas: who is drawn, in what pose, and how a point of the face reaches the picture.
+"""The subject that is drawn, and the canvas, with the projection from the face to the picture.
 
 Face units: the origin lies midway between the eyes, one unit is half the distance between them, x goes to the viewer's
 right and y down. The landmarks are projected by the same function as what is drawn, so they are exact.
@@ -44,7 +44,7 @@ _BLOB = Image.fromarray((255 * np.clip(1.15 - 1.15 * np.hypot(_ACROSS[:, None], 
 
 
 @dataclasses.dataclass(frozen=True)
-class Sitter:
+class Subject:
   """All that a picture shows, but for the clutter.
 
   Attributes:
@@ -82,36 +82,36 @@ class Sitter:
     return self.strength[name] > 0
 
 
-def landmarks(sitter: Sitter) -> np.ndarray:
+def landmarks(subject: Subject) -> np.ndarray:
   """Left eye, right eye, nose, left and right mouth corner (the viewer's left): `[5, 2]` float32 pixels (x, y)."""
-  half_width, corner_y = mouth_corners(sitter)
-  eyes_and_mouth = _project(sitter, np.array([(-EYES, 0), (EYES, 0), (-half_width, corner_y), (half_width, corner_y)]))
-  nose = _project(sitter, np.array([NOSE_TIP]), lift=NOSE_LIFT)
+  half_width, corner_y = mouth_corners(subject)
+  eyes_and_mouth = _project(subject, np.array([(-EYES, 0), (EYES, 0), (-half_width, corner_y), (half_width, corner_y)]))
+  nose = _project(subject, np.array([NOSE_TIP]), lift=NOSE_LIFT)
   return np.concatenate([eyes_and_mouth[:2], nose, eyes_and_mouth[2:]]).astype(np.float32)
 
 
-def mouth_corners(sitter: Sitter) -> tuple[float, float]:
+def mouth_corners(subject: Subject) -> tuple[float, float]:
   """Half the mouth's width and the height of its corners: a smile widens it and lifts them."""
-  smile = sitter.amount('Smiling')
-  wider = 0.34 * sitter.unit(12) + 0.26 * sitter.unit(20) - 0.12 * sitter.unit(24)
-  lower = 0.3 * sitter.unit(15) - 0.26 * sitter.unit(12)
-  return 0.68 + 0.48 * smile + 0.09 * sitter.shape['mouth_width'] + wider, mouth_y(sitter) - 0.26 * smile + lower
+  smile = subject.amount('Smiling')
+  wider = 0.34 * subject.unit(12) + 0.26 * subject.unit(20) - 0.12 * subject.unit(24)
+  lower = 0.3 * subject.unit(15) - 0.26 * subject.unit(12)
+  return 0.68 + 0.48 * smile + 0.09 * subject.shape['mouth_width'] + wider, mouth_y(subject) - 0.26 * smile + lower
 
 
-def mouth_y(sitter: Sitter) -> float:
-  return 2.18 + 0.09 * sitter.shape['mouth_height']
+def mouth_y(subject: Subject) -> float:
+  return 2.18 + 0.09 * subject.shape['mouth_height']
 
 
-def _project(sitter: Sitter, points: np.ndarray, *, lift: float = 0.0, flat: bool = False) -> np.ndarray:
+def _project(subject: Subject, points: np.ndarray, *, lift: float = 0.0, flat: bool = False) -> np.ndarray:
   """Face units `[n, 2]` to pixels `[n, 2]`: on the head's bulge, `lift` above it, or `flat` in the head's plane."""
   x, y = points[:, 0], points[:, 1]
   depth = lift
   if not flat:
     depth = depth + 1.1 * np.sqrt(np.maximum(0, 1 - (x / 2.3) ** 2 - ((y - 0.4) / 3.3) ** 2))
   turned = np.empty(len(points), complex)  # A roll is a product of complex numbers.
-  turned.real = x * math.cos(sitter.yaw) + depth * math.sin(sitter.yaw)
-  turned.imag = (y - 1) * math.cos(sitter.pitch) + depth * math.sin(sitter.pitch)
-  return (turned * cmath.rect(sitter.scale, sitter.roll) + complex(*sitter.centre)).view(float).reshape(-1, 2)
+  turned.real = x * math.cos(subject.yaw) + depth * math.sin(subject.yaw)
+  turned.imag = (y - 1) * math.cos(subject.pitch) + depth * math.sin(subject.pitch)
+  return (turned * cmath.rect(subject.scale, subject.roll) + complex(*subject.centre)).view(float).reshape(-1, 2)
 
 
 def mix(first, second, share: float) -> tuple[int, int, int]:
@@ -130,28 +130,28 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
 
 
 class Canvas:
-  """A picture under way, drawn in face units; it knows the sitter's colours.
+  """A picture under way, drawn in face units; it knows the subject's colours.
 
   With `parsing` each shape is drawn into `parts`, too, as the number of what it is of, which `part` names.
   """
 
-  def __init__(self, sitter: Sitter, *, parsing: bool = False):
-    self.sitter = sitter
+  def __init__(self, subject: Subject, *, parsing: bool = False):
+    self.subject = subject
     self.part = PARTS[0]
     self.image = Image.new('RGB', (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING))
     self.pen = ImageDraw.Draw(self.image)
     self.parts = Image.new('L', self.image.size)
     self.part_pen = ImageDraw.Draw(self.parts) if parsing else None
-    self.pixel = sitter.scale * OVERSAMPLING  # A face unit on the oversampled picture.
-    self.outline = _outline(sitter)
+    self.pixel = subject.scale * OVERSAMPLING  # A face unit on the oversampled picture.
+    self.outline = _outline(subject)
     self.edge = float(self.outline[:, 0].max())
-    self.skin = _skin_colour(sitter)
+    self.skin = _skin_colour(subject)
     self.shade = mix(self.skin, (60, 30, 24), 0.32)
-    self.hair = _hair_colour(sitter)
+    self.hair = _hair_colour(subject)
     self.strand = mix(self.hair, (255, 240, 220), 0.25) if sum(self.hair) < 200 else mix(self.hair, (0, 0, 0), 0.35)
 
   def _pixels(self, points, lift, flat) -> list[float]:
-    pixels = _project(self.sitter, np.asarray(points, float), lift=lift, flat=flat)
+    pixels = _project(self.subject, np.asarray(points, float), lift=lift, flat=flat)
     return (pixels * OVERSAMPLING + (OVERSAMPLING - 1) / 2).ravel().tolist()  # Pixels' centres have whole coordinates.
 
   def polygon(self, points, colour, *, lift: float = 0.0, flat: bool = False) -> None:
@@ -180,25 +180,25 @@ class Canvas:
     self.image.paste(colour, (round(left - size[0] / 2), round(top - size[1] / 2)), mask)
 
 
-def _skin_colour(sitter: Sitter) -> tuple[int, int, int]:
-  place = sitter.tone * (len(_SKINS) - 1)
+def _skin_colour(subject: Subject) -> tuple[int, int, int]:
+  place = subject.tone * (len(_SKINS) - 1)
   first = min(int(place), len(_SKINS) - 2)
-  return mix(mix(_SKINS[first], _SKINS[first + 1], place - first), (252, 238, 232), 0.8 * sitter.amount('Pale_Skin'))
+  return mix(mix(_SKINS[first], _SKINS[first + 1], place - first), (252, 238, 232), 0.8 * subject.amount('Pale_Skin'))
 
 
-def _hair_colour(sitter: Sitter) -> tuple[int, int, int]:
+def _hair_colour(subject: Subject) -> tuple[int, int, int]:
   """The colours' blend by how strong each is; where none is, the hair is red."""
-  weights = np.exp(np.clip(4 * np.array([sitter.strength[name] for name in _HAIR] + [0.0]), -30, 30))
+  weights = np.exp(np.clip(4 * np.array([subject.strength[name] for name in _HAIR] + [0.0]), -30, 30))
   red, green, blue = weights @ np.array([*_HAIR.values(), _OTHER_HAIR], float) / weights.sum()
   return round(red), round(green), round(blue)
 
 
-def _outline(sitter: Sitter) -> np.ndarray:
+def _outline(subject: Subject) -> np.ndarray:
   """The head's rim `[32, 2]`, from the right ear down round the chin: wide if chubby, square if male, long if oval."""
   angle = np.linspace(0, 2 * np.pi, 33)[:-1]
-  oval, chubby, male = sitter.amount('Oval_Face'), sitter.amount('Chubby'), sitter.amount('Male')
+  oval, chubby, male = subject.amount('Oval_Face'), subject.amount('Chubby'), subject.amount('Male')
   width = 1.86 - 0.14 * oval + 0.26 * chubby + 0.05 * male
-  length = 3.1 + 0.22 * oval + 0.12 * male + 0.06 * sitter.shape['face_length']
+  length = 3.1 + 0.22 * oval + 0.12 * male + 0.06 * subject.shape['face_length']
   square = np.where(np.sin(angle) > 0, 0.92 - 0.24 * male - 0.2 * chubby + 0.14 * oval, 0.9)
   cos, sin = np.cos(angle), np.sin(angle)
   return np.stack([width * np.sign(cos) * np.abs(cos) ** square, np.where(sin > 0, length, 2.45) * sin], 1)

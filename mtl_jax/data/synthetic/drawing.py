@@ -1,4 +1,4 @@
-"""A sitter becomes a picture: the parts of the face are drawn from back to front, then lit and photographed."""
+"""Draws a subject: the parts of the face from back to front, then the light and the camera."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from mtl_jax.data.synthetic.canvas import (
   OVERSAMPLING,
   WIDTH,
   Canvas,
-  Sitter,
+  Subject,
   ellipse,
   mix,
   mouth_corners,
@@ -26,7 +26,7 @@ from mtl_jax.data.synthetic.canvas import (
 _ACROSS = np.linspace(-1, 1, 9)
 
 
-def draw(sitter: Sitter, rng: np.random.Generator, *, parsing: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def draw(subject: Subject, rng: np.random.Generator, *, parsing: bool = False) -> tuple[np.ndarray, np.ndarray]:
   """The picture, uint8 `[218, 178, 3]`, and with `parsing` the part that each pixel shows, uint8 `[218, 178]`.
 
   `rng` decides the background, what hides the face, the light and the noise. Parts are numbers of `PARTS`, each that of
@@ -34,7 +34,7 @@ def draw(sitter: Sitter, rng: np.random.Generator, *, parsing: bool = False) -> 
   beards are hair, and a hand is skin.
   """
   behind, before, light = rng.spawn(3)  # Apart, so that a trait changes what shows it and not the noise.
-  canvas = Canvas(sitter, parsing=parsing)
+  canvas = Canvas(subject, parsing=parsing)
   _draw_background(canvas, behind)
   _of(canvas, 'hair', _draw_long_hair)
   _draw_body(canvas, behind)
@@ -51,7 +51,7 @@ def draw(sitter: Sitter, rng: np.random.Generator, *, parsing: bool = False) -> 
   _of(canvas, 'glasses', _draw_glasses, before)
   _of(canvas, 'background', _draw_occluders, before)
   parts = np.asarray(canvas.parts)[OVERSAMPLING // 2 :: OVERSAMPLING, OVERSAMPLING // 2 :: OVERSAMPLING]
-  return _photograph(canvas.image, sitter, light), parts
+  return _photograph(canvas.image, subject, light), parts
 
 
 def _of(canvas: Canvas, part: str, draw_shapes: Callable[..., None], *arguments: Any) -> None:
@@ -74,12 +74,12 @@ def _draw_background(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _draw_long_hair(canvas: Canvas) -> None:
   """Hair behind the face: its rim waves or not."""
-  sitter = canvas.sitter
-  if sitter.hair_length < 0.3 or sitter.has('Bald'):
+  subject = canvas.subject
+  if subject.hair_length < 0.3 or subject.has('Bald'):
     return
-  wave, bottom = sitter.amount('Wavy_Hair'), 1.0 + 3.0 * sitter.hair_length
+  wave, bottom = subject.amount('Wavy_Hair'), 1.0 + 3.0 * subject.hair_length
   down = np.linspace(-1.8, bottom, 15)
-  side = 2.15 + 0.12 * sitter.shape['hair_volume'] + 0.3 * wave + 0.24 * wave * np.sin(down * 4.5)
+  side = 2.15 + 0.12 * subject.shape['hair_volume'] + 0.3 * wave + 0.24 * wave * np.sin(down * 4.5)
   side *= np.sqrt(1 - np.linspace(-0.75, 0.7, 15) ** 4)  # Rounded at the crown and at the ends.
   rim = np.concatenate([np.stack([-side, down], 1), np.stack([side, down], 1)[::-1]])
   canvas.polygon(rim, canvas.hair, flat=True)
@@ -89,20 +89,20 @@ def _draw_long_hair(canvas: Canvas) -> None:
 
 def _draw_body(canvas: Canvas, rng: np.random.Generator) -> None:
   """Neck, clothes, and what is worn round the neck."""
-  sitter = canvas.sitter
+  subject = canvas.subject
   cloth, tie, shirt = (tuple(colour) for colour in rng.integers(40, 215, (3, 3)).tolist())
-  neck = 0.85 + 0.3 * sitter.amount('Male') + 0.2 * sitter.amount('Chubby')
+  neck = 0.85 + 0.3 * subject.amount('Male') + 0.2 * subject.amount('Chubby')
   canvas.part = 'skin'
   canvas.polygon([(-neck, 1.5), (neck, 1.5), (neck + 0.1, 4.4), (-neck - 0.1, 4.4)], canvas.shade, flat=True)
   canvas.part = 'background'
   canvas.polygon(
     [(-4.5, 6), (-3.6, 4.3), (-neck, 3.55), (0, 4.3), (neck, 3.55), (3.6, 4.3), (4.5, 6)], cloth, flat=True
   )
-  if sitter.has('Wearing_Necktie'):
+  if subject.has('Wearing_Necktie'):
     pale = mix(shirt, (250, 250, 250), 0.8)
     canvas.polygon([(-neck - 0.2, 3.35), (0, 4.05), (neck + 0.2, 3.35), (1.5, 6), (-1.5, 6)], pale, flat=True)
     canvas.polygon([(-0.34, 3.62), (0.34, 3.62), (0.24, 4.05), (0.5, 6), (-0.5, 6), (-0.24, 4.05)], tie, flat=True)
-  if sitter.has('Wearing_Necklace'):
+  if subject.has('Wearing_Necklace'):
     beads = np.stack([_ACROSS * (neck + 0.1), 4.12 - 0.65 * _ACROSS**2], 1)
     canvas.line(beads, (244, 222, 130), 0.1, flat=True)
     for x, y in beads.tolist():
@@ -111,10 +111,10 @@ def _draw_body(canvas: Canvas, rng: np.random.Generator) -> None:
 
 def _draw_head(canvas: Canvas) -> None:
   """Ears, the face's plain skin, and a second chin under the first."""
-  sitter, outline = canvas.sitter, canvas.outline
+  subject, outline = canvas.subject, canvas.outline
   for sign in (-1, 1):
     canvas.polygon(ellipse(sign * canvas.edge, 0.45, 0.26, 0.52), canvas.shade, flat=True)
-  chin, double = outline[:, 1].max(), sitter.amount('Double_Chin')
+  chin, double = outline[:, 1].max(), subject.amount('Double_Chin')
   if double > 0.15:
     canvas.polygon(ellipse(0, chin - 0.1, 0.9 + 0.5 * double, 0.1 + 0.5 * double), canvas.shade, flat=True)
     canvas.polygon(ellipse(0, chin - 0.18, 0.85 + 0.48 * double, 0.1 + 0.46 * double), canvas.skin, flat=True)
@@ -125,8 +125,8 @@ def _draw_head(canvas: Canvas) -> None:
 
 def _draw_skin(canvas: Canvas) -> None:
   """Cheeks, and the lines of age."""
-  sitter = canvas.sitter
-  bones, rosy, age = sitter.amount('High_Cheekbones'), sitter.amount('Rosy_Cheeks'), 1 - sitter.amount('Young')
+  subject = canvas.subject
+  bones, rosy, age = subject.amount('High_Cheekbones'), subject.amount('Rosy_Cheeks'), 1 - subject.amount('Young')
   if bones > 0.1:
     canvas.both(canvas.line, [(1.62, 1.0), (1.3, 1.5), (1.12, 1.95)], canvas.shade, 0.16 * bones)
     canvas.both(canvas.blob, (1.22, 0.95), 0.6, 0.42, (255, 246, 236), 0.75 * bones)
@@ -143,23 +143,23 @@ def _draw_skin(canvas: Canvas) -> None:
 
 def _draw_beard(canvas: Canvas) -> None:
   """Stubble over the jaw, a strap along it, sideburns and a goatee; the moustache comes after the mouth."""
-  sitter, outline = canvas.sitter, canvas.outline
+  subject, outline = canvas.subject, canvas.outline
   jaw = outline[2:15] * (0.97, 0.97)
-  stubble = sitter.amount('5_o_Clock_Shadow')
+  stubble = subject.amount('5_o_Clock_Shadow')
   if stubble > 0.1:
     colour = mix(canvas.skin, mix(canvas.hair, (52, 56, 66), 0.7), 0.5 * stubble)
     canvas.part = 'skin'  # Seen through the stubble.
     canvas.polygon(np.concatenate([jaw, [(-1.15, 1.55), (0, 1.5), (1.15, 1.55)]]), colour, flat=True)
     canvas.part = 'hair'
-  strap = 1 - sitter.amount('No_Beard')
+  strap = 1 - subject.amount('No_Beard')
   if strap > 0.3:
     canvas.polygon(np.concatenate([jaw, jaw[::-1] * (0.88, 0.93 - 0.05 * strap)]), _beard(canvas, strap), flat=True)
-  if sitter.has('Sideburns'):
+  if subject.has('Sideburns'):
     edge = canvas.edge
     corners = [(edge, -0.7), (edge - 0.34, -0.6), (edge - 0.38, 1.15), (edge - 0.08, 1.25)]
     canvas.both(canvas.polygon, corners, canvas.hair, flat=True)
-  if sitter.has('Goatee'):
-    middle = mouth_y(sitter)
+  if subject.has('Goatee'):
+    middle = mouth_y(subject)
     around = [(-0.62, middle + 0.3), (0, middle + 0.4), (0.62, middle + 0.3), (0.5, middle + 0.95), (0, middle + 1.12)]
     canvas.polygon([*around, (-0.5, middle + 0.95)], canvas.hair)
 
@@ -169,22 +169,22 @@ def _beard(canvas: Canvas, amount: float) -> tuple[int, int, int]:
 
 
 def _draw_moustache(canvas: Canvas) -> None:
-  if canvas.sitter.has('Mustache'):
-    lip = mouth_y(canvas.sitter) - 0.26
+  if canvas.subject.has('Mustache'):
+    lip = mouth_y(canvas.subject) - 0.26
     half = [(0, lip - 0.24), (0.42, lip - 0.2), (0.86, lip + 0.2), (0.45, lip + 0.08), (0, lip + 0.02)]
     canvas.both(canvas.polygon, half, canvas.hair)
 
 
 def _draw_eyes(canvas: Canvas) -> None:
   """Eyes, their make-up and bags, and the brows."""
-  sitter = canvas.sitter
-  makeup, bags, narrow = (sitter.amount(name) for name in ('Heavy_Makeup', 'Bags_Under_Eyes', 'Narrow_Eyes'))
-  larger = 0.02 * sitter.shape['eye_size']
-  half_width, height = 0.44 + larger, (0.27 + larger) * (1 - 0.62 * narrow) * (1 + 0.5 * sitter.unit(5))
+  subject = canvas.subject
+  makeup, bags, narrow = (subject.amount(name) for name in ('Heavy_Makeup', 'Bags_Under_Eyes', 'Narrow_Eyes'))
+  larger = 0.02 * subject.shape['eye_size']
+  half_width, height = 0.44 + larger, (0.27 + larger) * (1 - 0.62 * narrow) * (1 + 0.5 * subject.unit(5))
   lid = np.stack([_ACROSS * half_width, -height * (1 - _ACROSS**2)], 1)
-  eye = np.concatenate([lid, (lid * (1, -0.8 + 0.5 * sitter.unit(7)))[::-1]])
-  shadow = ((96, 60, 130), (60, 84, 130), (120, 70, 60))[int(sitter.shape['paint_colour'] * 10) % 3]
-  iris = ((70, 44, 26), (70, 110, 150), (80, 112, 72), (40, 28, 22))[int(sitter.shape['eye_colour'] * 10) % 4]
+  eye = np.concatenate([lid, (lid * (1, -0.8 + 0.5 * subject.unit(7)))[::-1]])
+  shadow = ((96, 60, 130), (60, 84, 130), (120, 70, 60))[int(subject.shape['paint_colour'] * 10) % 3]
+  iris = ((70, 44, 26), (70, 110, 150), (80, 112, 72), (40, 28, 22))[int(subject.shape['eye_colour'] * 10) % 4]
   for sign in (-1, 1):
     at = (sign * EYES, 0.0)
     canvas.part = 'skin'
@@ -212,28 +212,28 @@ def _draw_wrinkles(canvas: Canvas, sign: int) -> None:
     23: [[(0.16, 1.72), (0.16, 1.9)], [(0.42, 1.78), (0.42, 1.96)]],
   }
   for number, drawn in lines.items():
-    if strength := canvas.sitter.unit(number):
+    if strength := canvas.subject.unit(number):
       for line in drawn:
         canvas.line(np.array(line) * (sign, 1), mix(canvas.skin, (50, 24, 20), 0.75 * strength), 0.08)
 
 
 def _draw_brow(canvas: Canvas, sign: int) -> None:
-  sitter = canvas.sitter
-  thick = 0.05 + 0.13 * sitter.amount('Bushy_Eyebrows') + 0.04 * sitter.amount('Male')
-  arch = 0.02 + 0.34 * sitter.amount('Arched_Eyebrows')
+  subject = canvas.subject
+  thick = 0.05 + 0.13 * subject.amount('Bushy_Eyebrows') + 0.04 * subject.amount('Male')
+  arch = 0.02 + 0.34 * subject.amount('Arched_Eyebrows')
   across = np.linspace(0, 1, 7)
-  middle = -0.62 - 0.04 * sitter.shape['brow_height'] - arch * np.sin(np.pi * across**1.4) + 0.3 * arch
+  middle = -0.62 - 0.04 * subject.shape['brow_height'] - arch * np.sin(np.pi * across**1.4) + 0.3 * arch
   taper = thick * (1 - 0.6 * across)
-  middle = middle - 0.26 * sitter.unit(1) * (1 - across) - 0.26 * sitter.unit(2) * across
-  middle = middle + 0.26 * sitter.unit(4) * (1 - 0.6 * across)
-  x = sign * (0.5 - 0.16 * sitter.unit(4) + 1.05 * across)
+  middle = middle - 0.26 * subject.unit(1) * (1 - across) - 0.26 * subject.unit(2) * across
+  middle = middle + 0.26 * subject.unit(4) * (1 - 0.6 * across)
+  x = sign * (0.5 - 0.16 * subject.unit(4) + 1.05 * across)
   canvas.polygon(ribbon(x, middle - taper, middle + taper), mix(canvas.hair, (30, 20, 16), 0.45))
 
 
 def _draw_nose(canvas: Canvas) -> None:
   """Broad if big; a sharp triangle if pointy, else round."""
-  sitter = canvas.sitter
-  big, pointy = sitter.amount('Big_Nose'), sitter.amount('Pointy_Nose')
+  subject = canvas.subject
+  big, pointy = subject.amount('Big_Nose'), subject.amount('Pointy_Nose')
   wing, (x, y) = 0.27 + 0.27 * big, NOSE_TIP
   bright, dark = mix(canvas.skin, (255, 250, 244), 0.3), mix(canvas.skin, (60, 30, 24), 0.5)
   ridge = 0.1 + 0.08 * big
@@ -252,19 +252,19 @@ def _draw_nose(canvas: Canvas) -> None:
 
 def _draw_mouth(canvas: Canvas) -> None:
   """Lips between the two corners, painted and full or not; teeth where it is open."""
-  sitter = canvas.sitter
-  half_width, corner_y = mouth_corners(sitter)
+  subject = canvas.subject
+  half_width, corner_y = mouth_corners(subject)
   across = np.linspace(-1, 1, 13)
   bulge = 1 - across**2
-  middle = mouth_y(sitter) + 0.12 * sitter.amount('Smiling')
+  middle = mouth_y(subject) + 0.12 * subject.amount('Smiling')
   seam = middle + (corner_y - middle) * across**2
-  gap = 0.03 + 0.5 * sitter.amount('Mouth_Slightly_Open') + 0.26 * sitter.unit(25) + 0.42 * sitter.unit(26)
-  thick = (0.1 + 0.17 * sitter.amount('Big_Lips')) * (1 - 0.6 * sitter.unit(24))
+  gap = 0.03 + 0.5 * subject.amount('Mouth_Slightly_Open') + 0.26 * subject.unit(25) + 0.42 * subject.unit(26)
+  thick = (0.1 + 0.17 * subject.amount('Big_Lips')) * (1 - 0.6 * subject.unit(24))
   x = across * half_width
-  upper, lower = seam - (0.25 * gap + 0.2 * sitter.unit(10)) * bulge, seam + 0.75 * gap * bulge
-  paint = ((190, 12, 40), (214, 40, 110), (120, 16, 60))[int(sitter.shape['paint_colour'] * 7) % 3]
-  bare = mix(canvas.skin, (150, 60, 60), 0.6 - 0.3 * sitter.amount('Male'))
-  lips = mix(bare, paint, 0.95 * sitter.amount('Wearing_Lipstick'))
+  upper, lower = seam - (0.25 * gap + 0.2 * subject.unit(10)) * bulge, seam + 0.75 * gap * bulge
+  paint = ((190, 12, 40), (214, 40, 110), (120, 16, 60))[int(subject.shape['paint_colour'] * 7) % 3]
+  bare = mix(canvas.skin, (150, 60, 60), 0.6 - 0.3 * subject.amount('Male'))
+  lips = mix(bare, paint, 0.95 * subject.amount('Wearing_Lipstick'))
   canvas.polygon(ribbon(x, upper - thick * bulge**0.6, lower + 1.25 * thick * bulge**0.6), lips)
   canvas.polygon(ribbon(x, upper, lower), (56, 14, 18))
   if gap > 0.15:
@@ -274,18 +274,18 @@ def _draw_mouth(canvas: Canvas) -> None:
 
 def _draw_hair(canvas: Canvas) -> None:
   """The hair over the forehead down to the hairline, with strands and bangs, or what a bald head has of it."""
-  sitter, edge = canvas.sitter, canvas.edge
-  if sitter.has('Bald'):
+  subject, edge = canvas.subject, canvas.edge
+  if subject.has('Bald'):
     for sign in (-1, 1):
       canvas.polygon(ellipse(sign * (edge - 0.02), -0.45, 0.18, 0.55), canvas.hair, flat=True)
     canvas.blob((0.4, -1.7), 0.8, 0.5, (255, 255, 250), 0.6)
     return
-  bangs, x = sitter.amount('Bangs'), np.linspace(-1, 1, 17)
-  receding = sitter.amount('Receding_Hairline') * (1 - bangs)
+  bangs, x = subject.amount('Bangs'), np.linspace(-1, 1, 17)
+  receding = subject.amount('Receding_Hairline') * (1 - bangs)
   forehead = 1.45 + receding * (0.62 + 0.25 * np.sin(np.pi * x) ** 2)
   hairline = (forehead + 0.35) * x**4 - forehead
   angle = np.linspace(math.pi, 2 * math.pi, 21)
-  bulk = 0.22 + 0.05 * sitter.shape['hair_volume'] + 0.15 * sitter.amount('Wavy_Hair') * np.sin(angle * 14)
+  bulk = 0.22 + 0.05 * subject.shape['hair_volume'] + 0.15 * subject.amount('Wavy_Hair') * np.sin(angle * 14)
   top = np.stack([(edge + bulk) * np.cos(angle), 0.35 + (2.95 + bulk) * np.sin(angle)], 1)
   canvas.polygon(np.concatenate([top, np.stack([x * edge, hairline], 1)[::-1]]), canvas.hair, flat=True)
   _draw_strands(canvas, edge)
@@ -297,7 +297,7 @@ def _draw_hair(canvas: Canvas) -> None:
 
 def _draw_strands(canvas: Canvas, edge: float) -> None:
   """Lines over the crown: straight and parallel, waving, or hardly any where the hair is neither."""
-  straight, wave = canvas.sitter.amount('Straight_Hair'), canvas.sitter.amount('Wavy_Hair')
+  straight, wave = canvas.subject.amount('Straight_Hair'), canvas.subject.amount('Wavy_Hair')
   colour = mix(canvas.hair, canvas.strand, max(straight, wave))
   along = np.linspace(0, 1, 12)
   for start in (-0.9, -0.62, -0.34, 0.34, 0.62, 0.9):
@@ -309,7 +309,7 @@ def _draw_strands(canvas: Canvas, edge: float) -> None:
 
 def _draw_hat(canvas: Canvas, rng: np.random.Generator) -> None:
   colour, band = (tuple(colour) for colour in rng.integers(0, 256, (2, 3)).tolist())
-  if canvas.sitter.has('Wearing_Hat'):
+  if canvas.subject.has('Wearing_Hat'):
     edge = canvas.edge
     dome = [(-edge - 0.3, -1.15), (-edge - 0.1, -2.6), (-1.2, -3.5), (1.2, -3.5), (edge + 0.1, -2.6)]
     brim = [(-edge - 0.6, -1.0), (-edge, -1.5), (edge, -1.5), (edge + 0.6, -1.0), (0, -0.78)]
@@ -318,7 +318,7 @@ def _draw_hat(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_jewels(canvas: Canvas) -> None:
-  if canvas.sitter.has('Wearing_Earrings'):
+  if canvas.subject.has('Wearing_Earrings'):
     edge = canvas.edge + 0.1
     for sign in (-1, 1):
       canvas.polygon(ellipse(sign * edge, 1.35, 0.22, 0.36), (250, 222, 110), flat=True)
@@ -328,7 +328,7 @@ def _draw_jewels(canvas: Canvas) -> None:
 def _draw_glasses(canvas: Canvas, rng: np.random.Generator) -> None:
   """Frames over the eyes, one pair in four dark."""
   kind, dark = rng.random(2)
-  if not canvas.sitter.has('Eyeglasses'):
+  if not canvas.subject.has('Eyeglasses'):
     return
   frame = (24, 22, 26) if kind < 0.7 else (120, 60, 30)
   square = ellipse(0, 0, 0.72, 0.5) if kind < 0.5 else np.clip(ellipse(0, 0, 0.9, 0.65), (-0.7, -0.42), (0.7, 0.42))
@@ -361,10 +361,10 @@ def _draw_occluders(canvas: Canvas, rng: np.random.Generator) -> None:
       canvas.line([(start, -2.2), ((start + end) / 2 + 0.3, 0), (end + angle, 2.2)], canvas.hair, 0.06, flat=True)
 
 
-def _photograph(drawn: Image.Image, sitter: Sitter, rng: np.random.Generator) -> np.ndarray:
+def _photograph(drawn: Image.Image, subject: Subject, rng: np.random.Generator) -> np.ndarray:
   """The drawing as a camera sees it: out of focus or not, lit from one side, tinted and grainy."""
   image = drawn.reduce(OVERSAMPLING)
-  blur = 3.6 * sitter.amount('Blurry')
+  blur = 3.6 * subject.amount('Blurry')
   if blur > 0.5:
     image = image.filter(ImageFilter.BoxBlur(blur))
   side, steep, brightness, grain = rng.random(), rng.uniform(0, 0.4), rng.normal(0.97, 0.11), rng.uniform(2, 9)

@@ -1,9 +1,8 @@
-"""Drawn faces with an expression and action units: labels and picture come from one latent expression, so their true
-relation is known.
+"""Synthetic faces with an expression and action units, whose true relation is known: both come from one latent one.
 
 The expression is drawn first, each unit then by itself with the probability TABLE[expression, unit]; the picture shows
-the units, each with a strength of its own, and nothing else of the expression. The attributes are the sitter's and have
-nothing to do with it: tasks to show that coupling what is unrelated does no harm.
+the units, each with a strength of its own, and nothing else of the expression. The attributes are the subject's and
+independent of it: tasks to show that coupling what is unrelated does no harm.
 """
 
 import dataclasses
@@ -56,15 +55,15 @@ def latent(index: int, *, seed: int) -> tuple[int, np.ndarray, np.ndarray]:
 def face(index: int, *, seed: int) -> Face:
   """Picture `index` (from 0) of `seed`, with its labels."""
   expression, on, strength = latent(index, seed=seed)
-  plain = people.sitter_of(index, seed=seed)
+  plain = people.subject_of(index, seed=seed)
   units = {unit: float(s) for unit, there, s in zip(UNITS, on, strength, strict=True) if there}
-  sitter = dataclasses.replace(plain, strength={**plain.strength, **_AT_REST}, units=units)
-  shown = people.labels_of(sitter, index, seed=seed)[[people.ATTRIBUTES.index(name) for name in UNRELATED]]
+  subject = dataclasses.replace(plain, strength={**plain.strength, **_AT_REST}, units=units)
+  shown = people.labels_of(subject, index, seed=seed)[[people.ATTRIBUTES.index(name) for name in UNRELATED]]
   labels = {
     'expression': np.array([expression], np.float32),
     'action_units': on.astype(np.float32),
     'attributes': shown.astype(np.float32),
-    'landmarks': canvas.landmarks(sitter).ravel(),
+    'landmarks': canvas.landmarks(subject).ravel(),
   }
-  image, _ = drawing.draw(sitter, np.random.default_rng([seed, _EXPRESSION, index, 1]))
+  image, _ = drawing.draw(subject, np.random.default_rng([seed, _EXPRESSION, index, 1]))
   return Face(image, labels, *people.identity_of(index, seed=seed))

@@ -1,4 +1,4 @@
-"""People made up from a seed: who they are, what they look like in picture i, and the labels an annotator would give.
+"""Samples people from a seed: who they are, how they look in each picture, and the labels that they get.
 
 A person (an identity) fixes sex, age, build and taste; a picture adds the day's expression, pose and style. Each
 attribute has a strength, a sum of those factors; its label is whether the strength plus the annotator's doubt is
@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from mtl_jax.data.synthetic.canvas import HEIGHT, SHAPES, WIDTH, Sitter
+from mtl_jax.data.synthetic.canvas import HEIGHT, SHAPES, WIDTH, Subject
 
 # fmt: off
 ATTRIBUTES = (
@@ -156,7 +156,7 @@ def _person(identity: int, *, seed: int) -> _Person:
   return _Person(male=male, factors=factors, traits=traits, hair=colour, shape=shape, tone=tone)
 
 
-def sitter_of(index: int, *, seed: int) -> Sitter:
+def subject_of(index: int, *, seed: int) -> Subject:
   """The face of picture `index`, ready to be drawn."""
   person = _person(identity_of(index, seed=seed)[0], seed=seed)
   rng = np.random.default_rng([seed, _PICTURE, index])
@@ -167,7 +167,7 @@ def sitter_of(index: int, *, seed: int) -> Sitter:
   strength['Male'] = float((1 if person.male else -1) * rng.uniform(0.3, 1.2))
   _settle(strength)
   turn = np.clip(rng.normal(size=6), -2.2, 2.2)
-  return Sitter(
+  return Subject(
     strength={name: strength[name] for name in ATTRIBUTES},
     shape=person.shape,
     tone=person.tone,
@@ -197,11 +197,11 @@ def _settle(strength: dict[str, float]) -> None:
   strength['No_Beard'] = -max(strength[name] for name in _BEARDS)
 
 
-def labels_of(sitter: Sitter, index: int, *, seed: int) -> np.ndarray:
+def labels_of(subject: Subject, index: int, *, seed: int) -> np.ndarray:
   """The annotator's labels of picture `index`, int8 `[40]` of 1 and 0 in CelebA's order."""
   rng = np.random.default_rng([seed, _LABEL, index])
-  seen = np.array([sitter.strength[name] for name in ATTRIBUTES]) + _DOUBTS * rng.normal(size=len(ATTRIBUTES))
+  seen = np.array([subject.strength[name] for name in ATTRIBUTES]) + _DOUBTS * rng.normal(size=len(ATTRIBUTES))
   seen = dict(zip(ATTRIBUTES, seen.tolist(), strict=True))
-  seen['Male'] = sitter.strength['Male']
+  seen['Male'] = subject.strength['Male']
   seen['No_Beard'] = -max(seen[name] for name in _BEARDS)
   return np.array([seen[name] > 0 for name in ATTRIBUTES], np.int8)

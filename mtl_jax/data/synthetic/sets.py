@@ -1,4 +1,4 @@
-"""The sets of drawn faces as sources: faces with CelebA's labels, and with expressions."""
+"""Sources of synthetic faces: with CelebA's labels, and with expressions."""
 
 from collections.abc import Callable
 from functools import partial

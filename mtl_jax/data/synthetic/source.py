@@ -50,10 +50,10 @@ Row: TypeAlias = tuple[dict[str, np.ndarray], int, str]  # Labels, identity and 
 
 def face(index: int, *, seed: int, parsing: bool = False) -> Face:
   """Picture `index` (from 0) of `seed`, with its labels."""
-  sitter = people.sitter_of(index, seed=seed)
+  subject = people.subject_of(index, seed=seed)
   rng = np.random.default_rng([seed, _DETAIL, index])
-  image, parts = drawing.draw(sitter, rng, parsing=parsing)
-  labels = {'attributes': people.labels_of(sitter, index, seed=seed), 'landmarks': canvas.landmarks(sitter)}
+  image, parts = drawing.draw(subject, rng, parsing=parsing)
+  labels = {'attributes': people.labels_of(subject, index, seed=seed), 'landmarks': canvas.landmarks(subject)}
   return Face(image, labels, *people.identity_of(index, seed=seed), parts if parsing else None)
 
 

@@ -1,4 +1,4 @@
-"""Ways of sharing a backbone between tasks: images to what each task's head reads."""
+"""Ways of sharing a backbone between tasks, from images to the input of each task's head."""
 
 import dataclasses
 from collections.abc import Mapping

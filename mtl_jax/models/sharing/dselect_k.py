@@ -1,4 +1,4 @@
-"""DSelect-k (Hazimeh et al. 2021): MMoE whose gates come to select at most k experts, differentiably.
+"""DSelect-k (Hazimeh et al. 2021): MMoE with gates that learn, differentiably, to select at most k experts.
 
 A selector is a binary code `z` of log2(experts) numbers, each put through the smooth step `S(z)`, a cubic that is 0
 up to `-gamma/2` and 1 from `gamma/2` on: `r(z)_i = prod_b (S(z_b) if bit b of i else 1 - S(z_b))`. A gate is

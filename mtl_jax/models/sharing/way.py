@@ -1,4 +1,4 @@
-"""The contract of ways of sharing: a module from images to what heads read, and perhaps a prior on weights."""
+"""The interface of ways of sharing: a module from images to the heads' inputs, and perhaps a penalty on weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from mtl_jax.models.backbone import Backbone, Representation
 
 
 class Sharing(nn.Module):
-  """Fields that a subclass adds are its options, with their defaults: whole numbers count, real ones are at least 0.
+  """A way of sharing; the fields that a subclass adds are its options, whole numbers or real ones of at least 0.
 
   Backbones lie under names that begin with `backbone`, each with the parameters of those stages it runs. Parameters
   that mix nets or choose between them are named `unit`, `logits` or `scale`: those do not decay (see optimizer.py).
@@ -29,7 +29,7 @@ class Sharing(nn.Module):
   spatial: bool = False
 
   def __call__(self, images: Float[Array, 'b ...'], *, train: bool) -> Representation | Mapping[str, Representation]:
-    """Encodes images to what the heads read: one array for all tasks, or one of each by name."""
+    """Encodes images to the input of the heads: one representation for all tasks, or one for each by name."""
     raise NotImplementedError
 
   def penalty(self, params: Mapping[str, Any]) -> Float[Array, ''] | None:

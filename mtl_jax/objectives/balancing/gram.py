@@ -1,4 +1,4 @@
-"""Gradient-balancing methods on the Gram matrix, and what all of them do first: mask, and scale to cosines."""
+"""The common form of balancing methods on the Gram matrix: absent tasks are masked, gradients scaled to cosines."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from mtl_jax.objectives.shapes import Array, Bool, Float, Key
 
 
 class GramWeighting(NamedTuple):
-  """A rule that makes K task gradients one update, `sum_k weights[k] g_k`, seen through `gram[i, j] = g_i . g_j`.
+  """A rule that combines K task gradients to `sum_k weights[k] g_k`, by their Gram matrix `gram[i, j] = g_i . g_j`.
 
   Attributes:
     init: number of tasks K -> state, a pytree (`()` where the method keeps none).

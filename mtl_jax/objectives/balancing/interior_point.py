@@ -1,4 +1,4 @@
-"""Minimises a convex function of non-negative numbers, perhaps under a linear equation, in a fixed number of steps."""
+"""Minimizes a convex function of non-negative numbers, perhaps under a linear equation, in a fixed number of steps."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -219,7 +219,8 @@ def from_config(
     val: the validation split, if there is one.
 
   Raises:
-    ConfigError: for relations that cannot be read, or a table to be counted where no row has both labels.
+    ConfigError: for relations that cannot be read, a table to be counted where no row has both labels, or a term
+      that would be 0 whatever the labels.
   """
   asked = objective.matching
   settings = Settings(**{field.name: asked[field.name] for field in dataclasses.fields(Settings)})
@@ -240,6 +241,11 @@ def from_config(
   if counted_in is None:
     raise ConfigError('config.objective.matching.count_in=val, but the data set has no split val')
   found = tuple(with_numbers(one, counted_in, train, table=asked.table, smoothing=asked.smoothing) for one in read)
+  if settings.soft_co_annotation and settings.score == 'mean' and not any(one.units for one in found):
+    raise ConfigError(
+      'config.objective.matching.soft_co_annotation has no effect: score=mean is of yes-or-no targets, and no relation '
+      'here has one; set config.objective.matching.score=posterior'
+    )
   for one in found:
     said = ', '.join(f'{t.name} {share:.2f}' for t, share in zip(one.targets, one.relevance, strict=True))
     log.info('matching: %s, which explains of the entropy of: %s', one.source.name, said)

@@ -1,4 +1,4 @@
-"""The algebra of coupled tasks: what one task expects of another, how far they are apart, what labels say of others.
+"""Losses of coupled tasks: the targets that one task implies for another, divergences, and implied labels.
 
 Formulas are those of Kollias, Sharmanska and Zafeiriou (2024), "Distribution Matching for Multi-Task Learning of
 Classification Tasks", recalled: what is ambiguous there is an option here, and the docstring says which reading it is.

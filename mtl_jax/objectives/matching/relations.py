@@ -1,4 +1,4 @@
-"""Relations as a user writes them, in TOML or Python, read and checked: which variable says how much of which others.
+"""Reads and checks relations between tasks, which a user writes in TOML or Python.
 
     [[relation]]
     source = "expression"                      # a task of classes or bins, a label, or a variable defined below

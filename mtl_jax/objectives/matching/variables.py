@@ -1,4 +1,4 @@
-"""Discrete variables that tasks are read as: what a net says of their classes, and which class a label says."""
+"""Discrete variables read from tasks: log-probabilities of their classes from outputs, and classes from labels."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,0 +1,1 @@
+"""Loss weighting: one number from K losses, whose gradient is the update. Class L."""

@@ -1,4 +1,4 @@
-"""Weightings that look at mean losses over epochs. Class L."""
+"""Loss weightings by the mean losses of epochs. Class L."""
 
 from typing import NamedTuple
 

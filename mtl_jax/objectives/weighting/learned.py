@@ -1,4 +1,4 @@
-"""Weights that are learned beside the network, by numbers per task with an Adam of their own in the method's state.
+"""Learned loss weights: parameters per task, with an Adam of their own in the method's state.
 
 The published implementations give them to the network's optimizer; here its schedule, clipping and weight decay do not
 reach them, so a method means the same whatever the network is trained with, and objectives need no optimizer library.

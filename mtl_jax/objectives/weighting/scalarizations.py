@@ -1,4 +1,4 @@
-"""Formulas of the losses alone, without memory. Class L."""
+"""Stateless loss weightings and scalarizations. Class L."""
 
 import jax
 import jax.numpy as jnp
