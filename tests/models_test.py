@@ -76,7 +76,8 @@ def test_the_auto_stem_depends_on_the_image_size(side, kernel):
 
 
 def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
-  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}).model, TASKS).module
+  net = {'model.backbone': 'resnet18', 'model.dtype': 'bfloat16'}
+  model = multitask.from_config(tiny_config(**net).model, TASKS).module
   for train in (False, True):
     variables, found = shapes(model, train=train)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, found))} == {jnp.dtype('float32')}

@@ -159,7 +159,8 @@ def test_a_run_starts_from_the_folder_and_from_its_file_alike(run, folder, tiny_
   theirs = own_weights.flatten(mtl_jax.load(run).variables)
   for place in (folder, folder / 'model.safetensors'):
     config = workdir.with_absolute_paths(tiny_config(**{'model.weights': str(place)}))
-    assert multitask.backbone_from_config(config.model).stem != 'imagenet'
+    net = workdir.with_absolute_paths(tiny_config(**{'model.backbone': 'resnet18', 'model.weights': str(place)}))
+    assert multitask.backbone_from_config(net.model).stem != 'imagenet'
     made = building.build(config, mixture.open_data(config.data))
     weights = start_weights.load(config.model, made.store.image_size)
     found = own_weights.flatten(jax.jit(made.make_state)(pretrained_weights=weights).variables)
