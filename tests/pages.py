@@ -1,29 +1,36 @@
-"""Fixed runs, studies and affinity runs that were never trained, and what a browser would make of their pages."""
+"""Fixed runs, studies, sweeps and affinity runs that were never trained, and pages read as text."""
 
 import functools
 import html.parser
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from mtl_jax import tasks as task_kinds
 from mtl_jax.configs import default
+from mtl_jax.data.source import Record
+from mtl_jax.data.store.writer import prepare
 from mtl_jax.metrics import draws
 from mtl_jax.run import goodput, workdir
 from mtl_jax.run.workdir import DataFacts
 from mtl_jax.studies import arms, scores, summary
 from mtl_jax.studies.arms import Replica
 from mtl_jax.studies.results import Result, ResultStore
-from mtl_jax.tasks import BinaryTask, LandmarkTask
+from mtl_jax.sweeps import front
+from mtl_jax.tasks import BinaryTask, DenseTask, LandmarkTask
 
 GOLDEN = Path(__file__).parent / 'golden'
 RATE = 1e-3
+NUM_FACES = 20
 POINTS = ('lefteye', 'righteye', 'nose', 'leftmouth', 'rightmouth')
 LANDMARKS = LandmarkTask('landmarks', tuple(f'{point}_{axis}' for point in POINTS for axis in 'xy'))
 ATTRIBUTES = BinaryTask('attributes', ('Bald', 'Smiling', 'Young'))
+PARSING = DenseTask('parsing', ('parsing',), classes=('around', 'left', 'right'), size=(24, 20))
 MANY = BinaryTask('attributes', tuple(f'Attribute_{i:02d}' for i in range(40)))
 
 
@@ -35,6 +42,35 @@ def labels(task, num=60):
     face = np.array([0.3, 0.4, 0.7, 0.4, 0.5, 0.55, 0.35, 0.7, 0.65, 0.7])
     return face + rng.normal(0, 0.02, (num, 10))
   return (rng.random((num, len(task.labels))) < 0.4).astype(float)
+
+
+class Faces:
+  """A source of noise in which every image is a test image; its left half is of one class, a corner has no label."""
+
+  name = 'faces'
+  tasks = (ATTRIBUTES, LANDMARKS, PARSING)
+
+  def records(self):
+    parts = np.repeat([1.0, 2.0], [10, 10])[None].repeat(24, 0).astype(np.float32)
+    parts[:4, :4] = np.nan
+    points = np.array([0.3, 0.4, 0.7, 0.4, 0.5, 0.55, 0.35, 0.7, 0.65, 0.7], np.float32) * np.tile([20, 24], 5)
+    for number in range(NUM_FACES):
+      content = io.BytesIO()
+      pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), np.uint8)
+      Image.fromarray(pixels).save(content, 'png')
+      labels = {'attributes': np.array([1, 0, np.nan], np.float32), 'landmarks': points, 'parsing': parts}
+      yield Record(f'{number}.png', 'test', content.getvalue, labels)
+
+
+def make_faces(directory):
+  """A prepared set of them; returns its directory."""
+  prepare(Faces(), directory, image_size=(24, 20), encoding='jpeg', log=lambda _: None)
+  return directory
+
+
+def of_faces(task):
+  """Stand-ins for the labels of the faces when predictions are made up."""
+  return np.zeros((NUM_FACES, *task.label_shape)) if task.dense else labels(task)[:NUM_FACES]
 
 
 def predicted(task, truth, noise, rng):
@@ -173,6 +209,49 @@ def _scored(task, predictions, truth):
   )
 
 
+def make_sweep(directory):
+  """The working directory of a sweep with a front of fixed weights and two methods; returns the sweep's JSON."""
+  config, tasks = default.get_config(), (ATTRIBUTES, LANDMARKS)
+  directory.mkdir(parents=True, exist_ok=True)
+  workdir.begin(directory, config, DataFacts((64, 64), tasks, 'a0b1'))
+  kinds = {'single': 'single', 'as configured': 'base', 'best': 'best'}
+  kinds |= {f'fixed {i}': 'weights' for i in range(1, 5)} | {'uncertainty': 'method', 'cagrad': 'method'}
+  predictions: dict[str, list[dict[str, Any]]] = {}
+  for place, arm in enumerate(kinds):
+    noise = {'attributes': 0.3 + 0.02 * place, 'landmarks': 0.5 - 0.04 * place}
+    seeds = [np.random.default_rng((seed, place)) for seed in range(3)]
+    predictions[arm] = [{t.name: predicted(t, labels(t), noise[t.name], rng) for t in tasks} for rng in seeds]
+  scored = [one for task in tasks for one in _scored(task, predictions, labels(task))]
+  drawn = front.summarize(scored, {arm: kind for arm, kind in kinds.items() if kind != 'single'}, reference='single')
+  for place, point in enumerate(drawn['points']):
+    weights = {'objective.weights.attributes': 2 - 0.2 * place, 'objective.weights.landmarks': 0.2 * place}
+    point |= {'values': {arms.RATE: RATE, **(weights if point['kind'] != 'method' else {})}, 'seconds': 9.0}
+  trial = {'program': 'joint', 'seconds': 2.0, 'diverged_at': 0, 'pruned_at': 0}
+  trials = [
+    {**trial, 'trial': i, 'values': {arms.RATE: rate}, 'score': -0.5 - i, 'goals': {'attributes/macro_accuracy': 0.8}}
+    for i, rate in enumerate((1e-4, 1e-3, 1e-2))
+  ]
+  lost = {'score': None, 'goals': {'attributes/macro_accuracy': None}, 'diverged_at': 7}
+  trials.append({**trial, 'trial': 3, 'values': {arms.RATE: 1.0}, **lost})
+  found = {
+    'trials': trials,
+    'best': {
+      'rule': 'greatest loss', 'values': {arms.RATE: 1e-4}, 'score_of_the_search': -0.5, 'edges': [arms.RATE],
+      'confirmed': summary.summarize(scored, arms=['as configured', 'best'], seeds=[0, 1, 2]),
+    },
+    'front': drawn,
+    'diverged_arms': ['mgda'],
+    'cost': {
+      'trials': {'joint': 4}, 'search_seconds': {'joint': 8.0}, 'confirm_seconds': {'joint': 9.0},
+      'seconds_a_trial': 2.0, 'flops_a_run': 1e9, 'flops_of_the_search': 4e9, 'compiled_steps': 2,
+    },
+    'data': {'directory': '/faces', 'checksum': 'a0b1', 'splits': {'train': 500}},
+    'versions': {'jax': '0.10'}, 'device': 'some device', 'date': '2026-01-01',
+  }  # fmt: skip
+  workdir.write_json(directory / 'sweep.json', found)
+  return found
+
+
 def make_affinity(directory):
   """The working directory of an affinity run."""
   config = default.get_config()
@@ -248,9 +327,9 @@ class Page(html.parser.HTMLParser):
 
   def handle_data(self, data):
     if not self.SILENT & set(self.open):
-      self.text += data if data.strip() else ''
+      self.text += data.replace('\xa0', ' ') if data.strip() else ''
     if {'td', 'th'} & set(self.open) and 'svg' not in self.open:
-      self.rows[-1][-1] += data
+      self.rows[-1][-1] += data.replace('\xa0', ' ')
 
   def golden(self, directory):
     """The lines of the text, without what differs from day to day and place to place."""

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,18 +15,27 @@ from mtl_jax.metrics.metric import Metric
 # The light page's colours. Within a page CSS variables replace them, so that the same chart serves light and dark.
 RUN_COLOURS = ('#0072b2', '#d55e00', '#00875f', '#a8487f', '#8a7400', '#555d66')
 INK, GRID = '#1b1f24', '#dfe3e8'
-DASHES = ((), (6, 2), (2, 1.5), (8, 2, 2, 2), (4, 4), (1, 3))
+DASHES = ((), (6, 2), (2, 1.5), (8, 2, 2, 2), (4, 4), (4, 1.5, 1, 1.5))
 MARKERS = 'Dosv^p'
+# The same marks in a page's legend, around (19, 6).
+MARKS = (
+  'M19 1l5 5-5 5-5-5z', 'M14.5 6a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z', 'M15 2h8v8h-8z', 'M14 2h10l-5 9z',
+  'M14 10h10l-5-9z', 'M19 1l5 3.8-1.9 6.2h-6.2l-1.9-6.2z',
+)  # fmt: skip
 WIDTH_INCHES = 4.6  # Narrow, so that the text stays readable when a phone shows the chart at its full width.
 MAX_POINTS = 300
 INCHES_A_TASK = 0.14  # Room for its name; maps of many tasks are wider than others, and scroll on a phone.
 MAX_NUMBERS = 8  # Maps of up to so many tasks have their numbers written into them.
 SAYS = 'says: '  # Begins the id of what shows the rest of it when it is touched.
+LABEL_DISTANCES = (5, 14, 24, 36)  # From a point, in points of type.
 FAINT = 0.3  # How strongly entries within noise are drawn.
 
 
 class Side(NamedTuple):
-  """A run or an arm in charts, legends and table heads; its number gives its colour and dashes."""
+  """A run or an arm in charts, legends and table heads; its number gives its colour, dashes and mark.
+
+  The reference that others are compared with has -1, which is grey.
+  """
 
   name: str
   number: int
@@ -41,6 +51,10 @@ class Side(NamedTuple):
   @property
   def dashes(self) -> str:
     return ' '.join(map(str, DASHES[self.place]))
+
+  @property
+  def mark(self) -> str:
+    return MARKS[self.place]
 
 
 class Curve(NamedTuple):
@@ -79,7 +93,7 @@ def curves(lines: Sequence[tuple[Side, Curve]], *, percent: bool) -> Any:
   for side, curve in lines:
     steps, values = thinned(curve.steps), thinned(curve.values) * scale
     colour = RUN_COLOURS[side.place]
-    axes.plot(steps, values, marker='o' if len(steps) < 12 else '', color=colour, **_line(side))
+    axes.plot(steps, values, marker=MARKERS[side.place] if len(steps) < 12 else '', color=colour, **_line(side))
     if curve.deviation is not None:
       half = thinned(curve.deviation) * scale
       axes.fill_between(steps, values - half, values + half, color=colour, alpha=0.18, linewidth=0)
@@ -94,7 +108,7 @@ def curves(lines: Sequence[tuple[Side, Curve]], *, percent: bool) -> Any:
     axes.yaxis.set_major_formatter('{x:g}%')
   axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
   axes.xaxis.set_major_formatter(lambda step, _: f'{step / 1000:g}k' if abs(step) >= 1000 else f'{step:g}')
-  axes.set_xlabel('step')
+  _name(axes, 'step')
   axes.set_xlim(left=0)
   _quiet(axes, grid='both')
   return figure
@@ -105,9 +119,9 @@ def reliability(lines: Sequence[tuple[Side, Curve]]) -> Any:
   figure, axes = _figure(3.2)
   axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8)
   for side, curve in lines:
-    axes.plot(curve.steps, curve.values, marker='o', color=RUN_COLOURS[side.place], **_line(side))
-  axes.set(xlim=(0, 1), ylim=(0, 1), xlabel='predicted probability', ylabel='frequency')
-  axes.yaxis.label.set(color=INK, size=8.5)
+    axes.plot(curve.steps, curve.values, marker=MARKERS[side.place], color=RUN_COLOURS[side.place], **_line(side))
+  axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))  # The ticks of both at the corner do not meet.
+  _name(axes, 'predicted probability', 'observed frequency')
   _quiet(axes, grid='both')
   return figure
 
@@ -143,7 +157,7 @@ def differences(
   axes.xaxis.set_major_formatter(lambda value, _: f'{value:+g}'.replace('-', '\N{MINUS SIGN}') if value else '0')
   better = 'right' if metric.higher_is_better else 'left'
   unit = ', points' if metric.percent else ''
-  axes.set_xlabel(f'{metric.phrase} less that of {reference}{unit} ({better} is better)', parse_math=False)
+  _name(axes, f'{metric.phrase} less that of {reference}{unit} ({better} is better)')
   _quiet(axes, grid='x')
   axes.spines['left'].set_visible(False)
   return figure
@@ -153,7 +167,7 @@ def scatter(
   points: Sequence[Point],
   *,
   names: Sequence[str],
-  joined: Side | None = None,
+  joined: Sequence[Point] = (),
   origin: str = '',
   log: bool = False,
 ) -> Any:
@@ -162,35 +176,76 @@ def scatter(
   Args:
     points: what is drawn.
     names: of both axes.
-    joined: the side whose points are joined by a line, from left to right.
+    joined: those of them that are joined by a line, from left to right.
     origin: what lies at 0, where lines are drawn; empty for none.
     log: whether the first axis is logarithmic.
   """
-  figure, axes = _figure(WIDTH_INCHES * 0.8)
+  figure, axes = _figure(WIDTH_INCHES * 0.85)
   if origin:
     axes.axhline(0, color=GRID, linewidth=1.2)
     axes.axvline(0, color=GRID, linewidth=1.2)
     axes.plot(0, 0, '+', color=INK, markersize=9)
-    axes.annotate(origin, (0, 0), (4, -4), textcoords='offset points', va='top', fontsize=8, color=INK)
-  line = sorted((one.x, one.y) for one in points if one.side == joined)
-  if line and joined:
-    axes.plot(*zip(*line, strict=True), color=RUN_COLOURS[joined.place], linewidth=1.2)
+  lines: list[tuple[Any, Any]] = []  # Their ends in both directions, which labels avoid.
   for one in points:
-    colour, marker = RUN_COLOURS[one.side.place], MARKERS[one.side.place % len(MARKERS)]
-    for ends, fixed in zip(one.intervals, (one.y, one.x), strict=True):
-      if ends:
-        across = (list(ends), [fixed, fixed]) if ends is one.intervals[0] else ([fixed, fixed], list(ends))
-        axes.plot(*across, color=colour, linewidth=1, alpha=0.5, solid_capstyle='butt')
+    colour, marker = RUN_COLOURS[one.side.place], MARKERS[one.side.place]
+    across, along = one.intervals
+    own = [(across, (one.y, one.y))] * bool(across) + [((one.x, one.x), along)] * bool(along)
+    for ends in own:
+      axes.plot(*ends, color=colour, linewidth=1, alpha=0.5, solid_capstyle='butt')
+    lines += own
     axes.plot(one.x, one.y, marker, color=colour, markersize=5.5, markeredgewidth=0, gid=f'{SAYS}{one.says}')
-    if one.label:
-      place = {'xytext': (4, 3), 'textcoords': 'offset points'}
-      axes.annotate(one.label, (one.x, one.y), fontsize=7.5, color=INK, parse_math=False, **place)
+  if joined:
+    x, y = zip(*sorted((one.x, one.y) for one in joined), strict=True)
+    axes.plot(x, y, color=RUN_COLOURS[joined[0].side.place], linewidth=1.4, zorder=1.5)
+    lines += [(x[i : i + 2], y[i : i + 2]) for i in range(len(x) - 1)]
   if log:
     axes.set_xscale('log')
-  axes.set_xlabel(names[0], parse_math=False)
-  axes.set_ylabel(names[1], parse_math=False, size=8.5, color=INK)
+  _name(axes, *names)
   _quiet(axes, grid='both')
+  labels = [(origin, 0.0, 0.0)] * bool(origin) + [(one.label, one.x, one.y) for one in points]
+  _label(axes, labels, lines)
   return figure
+
+
+def _label(axes: Any, points: Sequence[tuple[str, float, float]], lines: Sequence[tuple[Any, Any]]) -> None:
+  """Writes labels beside their points, each where it covers least; those far from their point with a line to it.
+
+  Args:
+    axes: with all else in them.
+    points: label, x and y of each; an empty label is none, but the point is not to be covered.
+    lines: the two x and the two y of lines that are not to be covered either.
+  """
+  if not any(label for label, *_ in points):
+    return
+  axes.figure.draw_without_rendering()  # Where points are is known once all is laid out.
+  pixel = axes.figure.dpi / 72
+  at = axes.transData.transform([point[1:] for point in points])
+  ends = [axes.transData.transform(np.transpose(line)) for line in lines]
+  along = [np.linspace(first, last, 40) for first, last in ends]
+  # Left, bottom, right and top of what is not to be covered.
+  taken = [np.hstack([at - 4 * pixel, at + 4 * pixel]), *(np.hstack([one - pixel, one + pixel]) for one in along)]
+  directions = np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)])
+  pointer = {'arrowstyle': '-', 'color': INK, 'linewidth': 0.4, 'shrinkA': 0, 'shrinkB': 2}
+  for (label, *point), center in zip(points, at, strict=True):
+    if not label:
+      continue
+    style = {'ha': 'center', 'va': 'center', 'fontsize': 7.5, 'color': INK, 'parse_math': False}
+    text = axes.annotate(label, point, (0, 0), textcoords='offset points', arrowprops=pointer, **style)
+    text.set_in_layout(False)
+    half = np.array(text.get_window_extent().size) / 2
+    moves = np.concatenate([directions * (distance * pixel + half) for distance in LABEL_DISTANCES])  # The near first.
+    boxes = np.hstack([center + moves - half, center + moves + half])
+    outside = 4 * half.prod() - _shared(boxes, axes.bbox.extents[None])
+    best = int((outside + _shared(boxes, np.concatenate(taken))).argmin())
+    text.set_position(moves[best] / pixel)
+    text.arrow_patch.set_visible(best >= len(directions))
+    taken.append(boxes[[best]])
+
+
+def _shared(boxes: Float[np.ndarray, 'b 4'], others: Float[np.ndarray, 'o 4']) -> Float[np.ndarray, ' b']:
+  """The area that each box shares with others, summed."""
+  low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+  return np.clip(high - low, 0, None).prod(-1).sum(-1)
 
 
 def heat_map(
@@ -204,15 +259,18 @@ def heat_map(
     above: which entries are above noise.
     label: of the colours.
   """
-  from matplotlib import ticker
+  from matplotlib import cm, colormaps, colors, ticker
 
   num = len(names)
   shown = np.where(np.eye(num, dtype=bool), np.nan, values)
   limit = float(np.nanmax(np.abs(shown), initial=0)) or 1.0
   width = max(WIDTH_INCHES, 1.4 + INCHES_A_TASK * num)
   figure, axes = _figure(width * 1.02, width)
-  alpha = np.where(above, 1.0, FAINT)
-  image = axes.imshow(shown, cmap='RdBu', vmin=-limit, vmax=limit, alpha=alpha, interpolation='nearest')
+  scale = cm.ScalarMappable(colors.Normalize(-limit, limit), colormaps['RdBu'])
+  strength = np.where(above, 1.0, FAINT)[..., None]  # Of colours over white, also on a dark page.
+  cells = scale.to_rgba(shown)
+  cells[..., :3] = 1 - strength * (1 - cells[..., :3])
+  axes.imshow(cells, interpolation='nearest')
   text = {'fontsize': float(np.clip(100 / num, 6.5, 8.5)), 'color': INK, 'parse_math': False}
   labels = [(name.partition('/')[2] or name).replace('_', ' ') for name in names]
   axes.set_xticks(range(num), labels, rotation=90, **text)
@@ -224,11 +282,10 @@ def heat_map(
     dark = above[row, column] and abs(shown[row, column]) > 0.6 * limit
     number = f'{shown[row, column]:.2g}'.replace('-', '\N{MINUS SIGN}')
     axes.text(column, row, number, ha='center', va='center', fontsize=7, color='white' if dark else '#333333')
-  axes.set_xlabel('target', fontsize=8.5, color=INK)
-  axes.set_ylabel('source', fontsize=8.5, color=INK)
-  bar = figure.colorbar(image, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
+  _name(axes, 'target', 'source')
+  bar = figure.colorbar(scale, ax=axes, orientation='horizontal', shrink=0.7, aspect=30, pad=0.02)
   bar.locator = ticker.MaxNLocator(4, symmetric=True)
-  bar.formatter = ticker.FormatStrFormatter('%g')
+  bar.formatter = ticker.FuncFormatter(lambda value, _: f'{value:g}'.replace('-', '\N{MINUS SIGN}'))
   bar.update_ticks()
   bar.set_label(label, fontsize=8.5, color=INK)
   bar.ax.tick_params(labelsize=7, colors=INK)
@@ -271,6 +328,27 @@ def to_svg(figure: Any, *, name: str) -> str:
   return re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{prefix}-', svg)
 
 
+def add_legend(figure: Any, heading: str, sides: Sequence[Side]) -> None:
+  """Puts a heading and what the sides look like above a figure that is laid out; saved with a tight box it has room."""
+  from matplotlib.lines import Line2D
+
+  handles = []
+  for side in sides if len(sides) > 1 else ():
+    style: dict[str, Any] = {**_line(side), 'markersize': 4, 'marker': MARKERS[side.place]}
+    handles.append(Line2D([], [], color=RUN_COLOURS[side.place], label=side.name, **style))
+  place = {'loc': 'lower left', 'bbox_to_anchor': (0, 1), 'alignment': 'left', 'frameon': False}
+  legend = figure.legend(handles=handles, title=heading, ncols=4, fontsize=8, labelcolor=INK, handlelength=2.8, **place)
+  legend.get_title().set(color=INK, size=9.5, weight='bold', parse_math=False)
+  for text in legend.get_texts():
+    text.set_parse_math(False)
+
+
+def _name(axes: Any, x: str, y: str = '') -> None:
+  """Names the axes, in lines that are no longer than they. Names come from data sets: they are text, never formulas."""
+  axes.set_xlabel(textwrap.fill(x, 54, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
+  axes.set_ylabel(textwrap.fill(y, 44, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
+
+
 def _line(side: Side) -> dict[str, Any]:
   dashes = DASHES[side.place]
   return {'linestyle': (0, dashes) if dashes else '-', 'linewidth': 1.5, 'markersize': 3}
@@ -288,7 +366,6 @@ def _quiet(axes: Any, *, grid: str) -> None:
   axes.grid(axis=grid, color=GRID, linewidth=0.7)
   axes.set_axisbelow(True)
   axes.tick_params(which='both', colors=INK, labelsize=8.5, length=0)
-  axes.xaxis.label.set(color=INK, size=8.5)
   for side in ('top', 'right'):
     axes.spines[side].set_visible(False)
   for side in ('left', 'bottom'):

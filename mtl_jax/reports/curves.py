@@ -29,9 +29,14 @@ def training(
   """Training loss and main validation metric of each task; with a folder the charts also lie there."""
   wanted = []
   for task in tasks:
-    phrase = figures.metric(task.main_metric).phrase
-    wanted.append((f'{task.name}: training loss', f'train/{task.name}/loss', 'loss'))
-    wanted.append((f'{task.name}: validation {phrase}', f'val/{task.name}/{task.main_metric}', task.main_metric))
+    wanted.append((f'{task.name}: training loss ↓', f'train/{task.name}/loss', 'loss'))
+    wanted.append(
+      (
+        f'{task.name}: validation {figures.directed(task.main_metric)}',
+        f'val/{task.name}/{task.main_metric}',
+        task.main_metric,
+      )
+    )
   return _section('Training curves', note, _panels(wanted, sides, curve_of, folder=folder), sides)
 
 
@@ -64,7 +69,7 @@ def _panels(
       ends = ', '.join(f'{side.name} ends at {figures.level(float(curve.values[-1]), metric)}' for side, curve in lines)
       figure = charts.curves(lines, percent=figures.metric(metric).percent)
       alt = f'{heading} over training steps: {ends}.'
-      panels.append(page.chart(heading, figure, alt, folder=folder, name=f'curve-{key}'))
+      panels.append(page.chart(heading, figure, alt, folder=folder, name=f'curve-{key}', legend=sides))
   return panels
 
 

@@ -14,8 +14,9 @@ def metric(name: str) -> Metric:
   return find_metric(name) or Metric(name, name.replace('_', ' '), name)
 
 
-def arrow(name: str) -> str:
-  return '↑' if metric(name).higher_is_better else '↓'
+def directed(name: str) -> str:
+  """A metric's name in a sentence, with an arrow up where higher is better, and down where lower is."""
+  return f'{metric(name).phrase} {"↑" if metric(name).higher_is_better else "↓"}'
 
 
 def level(value: float | None, name: str) -> str:

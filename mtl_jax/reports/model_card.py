@@ -1,7 +1,7 @@
 """The model card of a published model, in Hugging Face's form, over what the run and its evaluation wrote."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from mtl_jax.data.store import reader
 from mtl_jax.errors import DataError
 from mtl_jax.platform import address, atomic_write, json_file
 from mtl_jax.reports import figures
+from mtl_jax.reports.charts import Side
 from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Heading, Table, Text, table
-from mtl_jax.reports.runs import Evaluation, score
-from mtl_jax.reports.scoreboard import details
+from mtl_jax.reports.runs import Evaluation, Run, score
+from mtl_jax.reports.scoreboard import details, scoreboard
 from mtl_jax.run import workdir
 from mtl_jax.tasks import Task, plain
 
@@ -63,6 +64,7 @@ def write(directory: Path, out: Path) -> None:
     sets = []  # Another set lies there by now.
   sources, (height, width) = [str(schema['source']) for schema in sets], described['image_size']
   evaluation, fields = _evaluation(directory, described['run']['step']), configs.flat(configs.to_json(config))
+  side = Side('this model', 0)
   text = jinja2.Environment(
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
   )
@@ -82,7 +84,7 @@ def write(directory: Path, out: Path) -> None:
     pipeline=next((tag for tag, kinds in PIPELINES.items() if any(task.kind in kinds for task in tasks)), ''),
     results=_results(evaluation, tasks, ', '.join(sources) or 'not known'),
     evaluation=evaluation,
-    metrics=markdown(_metrics(evaluation, tasks)) if evaluation else '',
+    metrics=markdown(_metrics(Run(side, directory, config, tasks, evaluation, log=[]))) if evaluation else '',
     command=COMMAND,
     people=not sources or not set(sources) <= set(NO_PEOPLE),
     judged=[label for label in JUDGED if label in labels],
@@ -131,21 +133,15 @@ def _results(evaluation: Evaluation | None, tasks: Iterable[Task], data: str) ->
   ]
 
 
-def _metrics(evaluation: Evaluation, tasks: Sequence[Task]) -> list[Block]:
-  rows, outputs = [], []
-  for task in tasks:
-    found, floor = (evaluation.get(side, {}).get(task.name) for side in ('tasks', 'baseline'))
-    intervals = evaluation.get('intervals', {}).get(task.name, {})
-    for metric in task.shown:
-      name = f'{task.name}: {figures.metric(metric).phrase} {figures.arrow(metric)}'
-      levels = [figures.level(score(side, metric), metric) for side in (floor, found)]
-      rows.append((name, *levels, _ends(intervals.get(metric), metric)))
-    each, ends = (side.get('per_output') for side in (found or {}, intervals))
+def _metrics(run: Run) -> list[Block]:
+  """The run's metrics, every output of its tasks, and what its evaluation says besides."""
+  body: list[Block] = [scoreboard([run])]
+  for task in run.tasks:
+    each, ends = (run.evaluation.get(side, {}).get(task.name, {}).get('per_output') for side in ('tasks', 'intervals'))
     if isinstance(each, dict) and len(each) > 1:
       ends = ends if isinstance(ends, dict) else {}
-      outputs += [Heading(f'{task.name}, one by one', 3), _per_output(task, each, ends)]
-  columns = ['Metric', 'constant prediction', 'this model', '95% interval']
-  return [table('', columns, rows), *outputs, *details(evaluation, tasks)]
+      body += [Heading(f'{task.name}, one by one', 3), _per_output(task, each, ends)]
+  return body + details(run.evaluation, run.tasks)
 
 
 def _per_output(task: Task, each: Mapping[str, Any], intervals: Mapping[str, Any]) -> Table:

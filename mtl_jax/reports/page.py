@@ -139,16 +139,22 @@ def folded(summary: str, one: Table) -> Fold:
   return Fold(summary, [one], open=len(one.rows) <= MAX_OPEN_ROWS)
 
 
-def chart(heading: str, figure: Any, alt: str, *, folder: Path | None = None, name: str = '') -> Chart:
-  """A Matplotlib figure on the page; with a folder also beside it, as PNG and SVG in the light page's colours."""
+def chart(
+  heading: str, figure: Any, alt: str, *, folder: Path | None = None, name: str = '', legend: Sequence[Side] = ()
+) -> Chart:
+  """A Matplotlib figure on the page; with a folder also beside it, as PNG and SVG in the light page's colours.
+
+  These have the heading and the legend in them; on the page one legend stands above all charts of a section.
+  """
   import markupsafe
 
   svg = markupsafe.Markup(charts.to_svg(figure, name=alt))  # The names in it were escaped when it was drawn.
   if folder:
+    charts.add_legend(figure, heading, legend)
     stem = re.sub(r'[^\w.-]+', '_', name)
     for kind in ('png', 'svg'):
       content = io.BytesIO()
-      figure.savefig(content, format=kind, dpi=160, facecolor='white')
+      figure.savefig(content, format=kind, dpi=200, facecolor='white', bbox_inches='tight')
       atomic_write.write(folder / f'{stem}.{kind}', content.getvalue(), root=folder.parent)
   return Chart(heading, svg, alt)
 
@@ -201,4 +207,5 @@ def write(path: Path, body: Sequence[Block], *, title: str, subtitle: str) -> No
     lstrip_blocks=True,
   )
   environment.filters['kind'] = lambda block: type(block).__name__
+  environment.filters['unbroken'] = lambda text: re.sub(' (?=[↑↓])', '\N{NO-BREAK SPACE}', text)
   atomic_write.write(path, environment.get_template('page.html').render(title=title, subtitle=subtitle, body=body))

@@ -47,7 +47,10 @@ def of_task(task: Task, test: Split, predictions: Predictions, *, worst: bool) -
     truth, own = (labels[row], mask[row]), {side: values[0][row] for side, values in predictions.items()}
     picture = _draw(test.read(np.array([row]))['image'][0], task, *truth, predictions=own)
     drawn.append(Picture(_uri(picture), f'Test image {row}. {caption}', caption))
-  return [Heading(task.name, 3), Text(_legend(task, test, list(predictions)), 'quiet'), Pictures(drawn)]
+  said = _legend(task, test, list(predictions))
+  if not task.splittable and labels[0].size > 1:
+    said += ' Off by: the mean error over the labels of an image.'
+  return [Heading(task.name, 3), Text(said, 'quiet'), Pictures(drawn)]
 
 
 def _errors(task: Task, predictions: Sequence[np.ndarray], labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -62,11 +65,8 @@ def _errors(task: Task, predictions: Sequence[np.ndarray], labels: np.ndarray, m
 
 def _caption(task: Task, errors: Mapping[Side, np.ndarray], label: np.ndarray) -> str:
   i = int(np.nanargmax(next(iter(errors.values()))))
-  if task.splittable or label.size == 1:
-    said = f'{task.labels[i].replace("_", " ")} is {label[i]:g}'
-  else:
-    said = 'mean error over its labels'
-  return f'{said}: ' + ', '.join(f'{side.name} off by {values[i]:.2g}' for side, values in errors.items())
+  said = f'{task.labels[i].replace("_", " ")} is {label[i]:g}: ' if task.splittable or label.size == 1 else ''
+  return f'{said}off by ' + ', '.join(f'{values[i]:.2g} ({side.name})' for side, values in errors.items())
 
 
 def _legend(task: Task, test: Split, sides: Sequence[Side]) -> str:

@@ -1,4 +1,4 @@
-"""The page of evaluated runs: a table of metrics, every output, curves, pictures, configuration."""
+"""The page of evaluated runs: a table of metrics, curves, pictures, every output, configuration."""
 
 import collections
 import datetime
@@ -47,14 +47,14 @@ def write_report(folders: Mapping[str, Path], out: Path, *, title: str = '', sho
   body: list[Block] = [*(Text(note, 'note') for note in _notes(runs)), *_metrics(runs)]
   for run in runs:
     body += details(run.evaluation, run.tasks, name=run.side.name)
+  note = 'Validation is of the main metric.'
+  body += curves.training(tasks_of(runs), sides, lambda side, key: by_side[side].curve(key), note=note)
+  body += _pictures(runs) if show_pictures else []
   body += _calibration(runs)
   for group in dict.fromkeys(task.group for task in tasks_of(runs)):
     body += _outputs(runs, group)
-  note = 'Validation is of the main metric.'
-  body += curves.training(tasks_of(runs), sides, lambda side, key: by_side[side].curve(key), note=note)
   logged = dict.fromkeys(key for run in runs for line in run.log for key in line)
   body += curves.gradients(logged, sides, lambda side, key: by_side[side].curve(key))
-  body += _pictures(runs) if show_pictures else []
   body += _configurations(runs)
   devices = {run.evaluation.get('device') for run in runs} - {None}
   versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -116,8 +116,8 @@ def _calibration(runs: Sequence[Run]) -> list[Block]:
   if not drawn:
     return []
   note = (
-    'How often comes true what is predicted with some probability, all outputs of a task together, 15 bins; on the '
-    'diagonal probabilities are what they say. Below it a model is too sure.'
+    'The share of positive labels among those of which a model predicts a probability, all outputs of a task together, '
+    'in 15 bins. On the diagonal it is calibrated; below, its probabilities are too high.'
   )
   return [Heading('Calibration'), Text(note, 'quiet'), Charts(drawn, [run.side for run in runs])]
 
@@ -182,15 +182,16 @@ def _outputs(runs: Sequence[Run], group: str) -> list[Block]:
 def _pictures(runs: Sequence[Run]) -> list[Block]:
   """Test images with the labels and predictions of tasks that can be drawn into them."""
   config, tasks = runs[0].config, tasks_of(runs)
-  data = mixture.open_data(config.data)
-  test = mixture.load_split(data, 'test', tasks, missing_ok=True, partial_ok=bool(config.data.dirs))
+  test = mixture.load_split(
+    mixture.open_data(config.data), 'test', tasks, missing_ok=True, partial_ok=bool(config.data.dirs)
+  )
   body: list[Block] = []
   for task in tasks:
     if task.name in test.labels and pictures.can_draw(task, test):
       those = [run for run in runs if task in run.tasks]
       found = {run.side: [_predictions(run, task, test.example_id)] for run in those}
       body += pictures.of_task(task, test, found, worst=False)
-  note = f'Taken at even distances through the test split of {data.directory}, not chosen.'
+  note = 'Taken at even distances through the test split, not chosen.'
   return [Heading('Test images'), Text(note), *body] if body else []
 
 

@@ -107,7 +107,7 @@ def _row(task: Task, metric: str, evaluations: Sequence[Any], *, best: bool = Fa
     ends = one.get('intervals', {}).get(task.name, {}).get(metric)
     interval = f' ({" to ".join(figures.level(end, metric) for end in ends)})' if isinstance(ends, tuple | list) else ''
     cells.append(Cell(figures.level(value, metric) + interval, 'best' if value is not None and value == top else ''))
-  return Row(f'{figures.metric(metric).phrase} {figures.arrow(metric)}', cells)
+  return Row(figures.directed(metric), cells)
 
 
 def _doubt(value: str, one: Slice) -> str:

@@ -33,13 +33,12 @@ def write_report(study: Mapping[str, Any], directory: Path, *, show_pictures: bo
   With `show_pictures` also the test images with the greatest errors, which may be photos of real people.
   """
   kept, plots = read_record(directory, study), directory / 'plots'
-  sides = [Side(arm, number) for number, arm in enumerate(study['arms'])]
+  sides = [Side(arm, number) for number, arm in enumerate(study['arms'], -1)]
   body: list[Block] = [Text(note, 'note') for note in _notes(study, kept)]
-  body += verdicts.all_arms(study)
+  body += [*verdicts.all_arms(study), *verdicts.intervals(study, sides, plots)]
   for side in sides[1:]:
     section = verdicts.section(study, side, sides[0], plots)
     body += [Fold(side.name, section)] if len(sides) > MAX_OPEN_ARMS + 1 else section
-  body += verdicts.intervals(study, sides, plots)
   band = ', and a band of one standard deviation to either side' if len(study['seeds']) > 1 else ''
   note = f'Mean over seeds{band}; replicas that diverged are left out.'
   tasks = sorted(kept.tasks, key=lambda task: '/' in task.name)  # Those of a group, which are many, come last.

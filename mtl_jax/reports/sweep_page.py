@@ -1,9 +1,11 @@
-"""The page of a sweep: its best and how that was confirmed, the fronts of the tasks, all trials, and the costs."""
+"""The page of a sweep: its best, the front of the tasks, how the best was confirmed, all trials, and the costs."""
 
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mtl_jax.platform import address
 from mtl_jax.reports import charts, figures, page, verdicts
@@ -12,18 +14,26 @@ from mtl_jax.reports.figures import MISSING
 from mtl_jax.reports.page import Block, Cell, Charts, Column, Fold, Heading, Pairs, Row, Table, Text, table
 from mtl_jax.run import workdir
 from mtl_jax.studies import space
+from mtl_jax.sweeps.front import nondominated
 
-KINDS = ('weights', 'method', 'best', 'base')  # In the order of their colours.
-CALLED = {'weights': 'fixed weights', 'method': 'methods', 'best': 'the best', 'base': 'as configured'}
+SIDES = {
+  'weights': Side('fixed weights', 0),
+  'method': Side('methods', 1),
+  'best': Side('best', 2),
+  'base': Side('as configured', -1),
+}
 MAX_CHARTS = 6
 
 
 def write_report(found: Mapping[str, Any], directory: Path) -> None:
   """Writes `report.html`, and the charts into `plots/`, from the content of `sweep.json` and from `config.json`."""
   plots, config = directory / 'plots', workdir.read(directory)[0]
-  sides = [Side(name, number) for number, name in enumerate(found['best']['confirmed']['arms'])]
-  body = [*best(found), *verdicts.section(found['best']['confirmed'], sides[1], sides[0], plots)]
-  body += [*front(found), *_front_charts(found['front'], plots)] if found['front'] else []
+  sides = [Side(name, number) for number, name in enumerate(found['best']['confirmed']['arms'], -1)]
+  body = best(found)
+  if found['front']:
+    heading, *tables = front(found)
+    body += [heading, *_front_charts(found['front'], plots), *tables]
+  body += verdicts.section(found['best']['confirmed'], sides[1], sides[0], plots)
   body += [*_searched(found, plots), *_trials(found), *_cost(found['cost'])]
   body += page.provenance(found, config.to_dict(), section='sweep', more={})
   num = sum(found['cost']['trials'].values())
@@ -38,7 +48,12 @@ def best(found: Mapping[str, Any]) -> list[Block]:
   own = found['best']
   body: list[Block] = [
     Heading('The best'),
-    table('Best', ('Field', 'Value'), [(field, page.field_text(value)) for field, value in own['values'].items()]),
+    table(
+      'Best',
+      ('Field', 'Value'),
+      [(field, page.field_text(value)) for field, value in own['values'].items()],
+      style='wrap',
+    ),
     Text(
       f'By the rule: {own["rule"]}. Written as best.py, a configuration to train with. The figures below are of other '
       'seeds than those of the search, on the test split; what the search itself scored says too much.',
@@ -56,21 +71,19 @@ def best(found: Mapping[str, Any]) -> list[Block]:
 def front(found: Mapping[str, Any]) -> list[Block]:
   """Every arm's gains, the places of methods, and the hypervolumes."""
   drawn = found['front']
-  goals = [goal['name'] for goal in drawn['goals']]
-  heads = [Column('Arm', 'text'), *(Column(f'Gain in {figures.name(goal)}', 'number') for goal in goals)]
-  heads += [Column('Front'), Column('Gap', 'number'), Column('Adjusted p', 'number'), Column('Training, s', 'number')]
+  goals = {goal['name']: _said(goal) for goal in drawn['goals']}
+  heads = [Column('Arm', 'text'), *(Column(f'{said}, %', 'number') for said in goals.values())]
+  heads += [Column(text) for text in ('Against the front', 'Gap, %', 'Adjusted p')] + [Column('Training, s', 'number')]
   rows = []
   for point in drawn['points']:
     place = drawn['positions'].get(point['arm'])
     gains = [point['gains'][goal] for goal in goals]
-    shown = (
-      (place['position'], figures.percent(place['gap']['mean']), figures.p_text(place['p_adjusted'])) if place else ()
-    )
+    shown = [MISSING] * 3
+    if place:
+      shown = [place['position'], figures.signed(place['gap']['mean'], 2), figures.p_text(place['p_adjusted'])]
     cells = [Cell(_gain(gain), value=gain['mean']) for gain in gains]
-    cells += [Cell(text) for text in shown or (MISSING,) * 3] + [
-      Cell(f'{point["seconds"]:.3g}', value=point['seconds'])
-    ]
-    rows.append(Row(point['arm'], cells, note=space.in_words(point['values'])))
+    cells += [*map(Cell, shown), Cell(f'{point["seconds"]:.3g}', value=point['seconds'])]
+    rows.append(Row(point['arm'], cells, note=space.in_words(point['values'], named=True)))
   volumes = [
     (name, _volume(own['of_single']), _volume(own['beyond_single'])) for name, own in drawn['hypervolume'].items()
   ]
@@ -78,10 +91,10 @@ def front(found: Mapping[str, Any]) -> list[Block]:
     Heading('The front'),
     Table('Front', heads, rows, sortable=True),
     Text(
-      'Gains are over single-task models, in per cent of what these score on the test split, with 95 % intervals over '
+      'Gains are over single-task models, in per cent of what these score on the test split, with 95% intervals over '
       f'{drawn["num_seeds"]} seeds. A method is above the front of fixed weights where it is beyond it even with '
       'straight lines between its points, below where one of its points is better in every goal; the gap says by how '
-      'much, below 0: beyond. Tested over seeds, p-values adjusted over methods (Holm); without evidence at 5 % it '
+      'much, below 0: beyond. Tested over seeds, p-values adjusted over methods (Holm); without evidence at 5% it '
       'counts as on the front.',
       'quiet',
     ),
@@ -92,46 +105,61 @@ def front(found: Mapping[str, Any]) -> list[Block]:
   ]
 
 
+def _said(goal: Mapping[str, Any]) -> str:
+  """A goal's gain in words."""
+  return f'{figures.name(goal["name"])}: gain in {figures.metric(goal["metric"]).phrase}'
+
+
 def _gain(gain: Mapping[str, Any]) -> str:
-  interval = f' ({figures.percent(gain["ci95"][0])} to {figures.percent(gain["ci95"][1])})' if gain['ci95'] else ''
-  return figures.percent(gain['mean']) + interval
+  """A gain in per cent, with its interval."""
+  interval = f' ({" to ".join(figures.signed(end, 2) for end in gain["ci95"])})' if gain['ci95'] else ''
+  return figures.signed(gain['mean'], 2) + interval
 
 
 def _volume(volume: Mapping[str, Any]) -> str:
-  low_high = f' ({volume["ci95"][0]:.4g} to {volume["ci95"][1]:.4g})' if volume['ci95'] else ''
-  return f'{volume["mean"]:.4g}{low_high}'
+  values = [round(value, 8) + 0.0 for value in (volume['mean'], *(volume['ci95'] or ()))]  # Not as -0.
+  mean, *ends = (f'{value:.4g}'.replace('-', '\N{MINUS SIGN}') for value in values)
+  return f'{mean} ({" to ".join(ends)})' if ends else mean
 
 
 def _front_charts(drawn: Mapping[str, Any], plots: Path) -> list[Block]:
   """A chart for each pair of goals, in gains."""
-  goals, sides = (
-    [goal['name'] for goal in drawn['goals']],
-    {kind: Side(CALLED[kind], i) for i, kind in enumerate(KINDS)},
+  found, present = [], [side for kind, side in SIDES.items() if any(one['kind'] == kind for one in drawn['points'])]
+  for x, y in itertools.combinations(drawn['goals'], 2):
+    points = [_point(one, x, y) for one in drawn['points']]
+    fixed = [point for point in points if point.side == SIDES['weights']]
+    on = nondominated(np.array([(one.x, one.y) for one in fixed])) if fixed else []
+    names = [f'{_said(goal)} over single-task, % ({better} is better)' for goal, better in ((x, 'right'), (y, 'up'))]
+    joined = [point for point, kept in zip(fixed, on, strict=True) if kept]
+    figure = charts.scatter(points, names=names, joined=joined, origin='single-task')
+    heading = f'{figures.name(x["name"])} against {figures.name(y["name"])}'
+    alt = f'Gains over single-task models, {heading}; the figures are in the table.'
+    beside = {'folder': plots, 'name': f'front-{x["name"]}-{y["name"]}', 'legend': present}
+    found.append(page.chart(heading, figure, alt, **beside))
+  note = (
+    'Up and right is better. Thin lines are 95% intervals over seeds; the thick one is the front of fixed weights, '
+    'through those that no other betters in both goals. Beside a point its method, or its weights. Touch a point to '
+    'read it.'
   )
-  found, present = [], [side for kind, side in sides.items() if any(one['kind'] == kind for one in drawn['points'])]
-  for x, y in itertools.combinations(goals, 2):
-    points = [
-      Point(
-        sides[one['kind']],
-        one['gains'][x]['mean'],
-        one['gains'][y]['mean'],
-        intervals=(one['gains'][x]['ci95'], one['gains'][y]['ci95']),
-        label=one['arm'] if one['kind'] == 'method' else '',
-        says=f'{one["arm"]}: '
-        + ', '.join(f'{goal} {_gain(one["gains"][goal])}' for goal in (x, y))
-        + f'; {space.in_words(one["values"])}',
-      )
-      for one in drawn['points']
-    ]
-    names = [f'gain in {figures.name(goal)}, %' for goal in (x, y)]
-    figure = charts.scatter(points, names=names, joined=sides['weights'], origin='single-task')
-    alt = f'Gains over single-task models in {x} and {y}; the figures are in the table.'
-    found.append(
-      page.chart(f'{figures.name(x)} against {figures.name(y)}', figure, alt, folder=plots, name=f'front-{x}-{y}')
-    )
-  note = 'Up and right is better; lines are 95 % intervals over seeds. Touch a point to read it.'
   more = [Fold(f'{len(found) - MAX_CHARTS} more', [Charts(found[MAX_CHARTS:])])] if len(found) > MAX_CHARTS else []
   return [Charts(found[:MAX_CHARTS], present), Text(note, 'quiet'), *more]
+
+
+def _point(arm: Mapping[str, Any], x: Mapping[str, Any], y: Mapping[str, Any]) -> Point:
+  """An arm's gains in two goals, labelled with its method or with its weights of the two."""
+  gains = [arm['gains'][goal['name']] for goal in (x, y)]
+  weights = [arm['values'].get(f'objective.weights.{goal["name"]}') for goal in (x, y)]
+  label = arm['arm'] if arm['kind'] == 'method' else ''
+  if arm['kind'] == 'weights' and None not in weights:
+    label = ' : '.join(f'{weight:.2g}' for weight in weights)
+  said = ', '.join(f'{goal["name"]} {_gain(gain)} %' for goal, gain in zip((x, y), gains, strict=True))
+  return Point(
+    SIDES[arm['kind']],
+    *(gain['mean'] for gain in gains),
+    intervals=tuple(gain['ci95'] for gain in gains),
+    label=label,
+    says=f'{arm["arm"]}: {said}; {space.in_words(arm["values"], named=True)}',
+  )
 
 
 def _searched(found: Mapping[str, Any], plots: Path) -> list[Block]:
@@ -145,15 +173,15 @@ def _searched(found: Mapping[str, Any], plots: Path) -> list[Block]:
     if not all(type(value) in (int, float) for value in values) or len(set(values)) < 3:
       continue
     points = [
-      Point(side, float(value), one['score'], says=f'{one["score"]:.4g}: {space.in_words(one["values"])}')
+      Point(side, float(value), one['score'], says=f'{one["score"]:.4g}: {space.in_words(one["values"], named=True)}')
       for value, one in zip(values, trials, strict=True)
     ]
-    log = min(values) > 0 and max(values) >= 30 * min(values)
-    joined = side if len(trials[0]['values']) == 1 else None
-    figure = charts.scatter(points, names=(field, 'score'), joined=joined, log=log)
+    log = min(values) > 0 and max(values) >= 10 * min(values)
+    joined = points if len(trials[0]['values']) == 1 else ()
+    figure = charts.scatter(points, names=(field, 'score on validation (up is better)'), joined=joined, log=log)
     alt = f'The score of trials over {field}; the figures are in the table.'
     drawn.append(page.chart(field, figure, alt, folder=plots, name=f'score-{field}'))
-  note = 'On validation, greater is better; trials that diverged or were given up are left out.'
+  note = 'Trials that diverged or were given up are left out. Touch a point to read it.'
   return [Heading('Scores of the search'), Charts(drawn[:MAX_CHARTS]), Text(note, 'quiet')] if drawn else []
 
 
@@ -165,7 +193,7 @@ def _trials(found: Mapping[str, Any]) -> list[Block]:
     score = f'{one["score"]:.4g}' if one['score'] is not None else _end(one)
     goals = ', '.join(f'{goal} {value:.4g}' for goal, value in one['goals'].items() if value is not None)
     cells = [Cell(score, value=one['score']), Cell(goals), Cell(f'{one["seconds"]:.3g}', value=one['seconds'])]
-    row = Row(str(one['trial']), cells, note=space.in_words(one['values']))
+    row = Row(str(one['trial']), cells, note=space.in_words(one['values'], named=True))
     by_program.setdefault(one['program'], []).append(row)
   folds = [
     Fold(f'{program}: {len(rows)} trials', [Table(program, heads, rows, sortable=True)])

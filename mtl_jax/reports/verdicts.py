@@ -73,7 +73,7 @@ class Finding(NamedTuple):
         Cell(str(self.delta['num_pairs']), value=self.delta['num_pairs']),
         *(Cell(figures.size(value, self.metric), value=value) for value in detectable),
       ],
-      note=f'{metric(self.metric).phrase} {figures.arrow(self.metric)}',
+      note=figures.directed(self.metric),
       says=self.verdict,
     )
 
@@ -192,7 +192,7 @@ def _chart(
   declared = metric(first[0].metric)
   figure = charts.differences([one.name for one in first], marks, metric=declared, reference=reference.name)
   alt = f'{heading or name}: differences in {declared.phrase}; the figures are in the tables.'
-  return page.chart(heading, figure, alt, folder=plots, name=name)
+  return page.chart(heading, figure, alt, folder=plots, name=name, legend=list(found))
 
 
 def intervals(study: Mapping[str, Any], sides: Sequence[Side], plots: Path) -> list[Block]:
@@ -200,8 +200,7 @@ def intervals(study: Mapping[str, Any], sides: Sequence[Side], plots: Path) -> l
   by_side, drawn = {side: findings(study, side.name, main=True) for side in sides[1:]}, []
   for name in dict.fromkeys(one.metric for found in by_side.values() for one in found):
     own = {side: [one for one in found if one.metric == name] for side, found in by_side.items()}
-    phrase = metric(name).phrase
-    drawn.append(_chart(phrase[0].upper() + phrase[1:], own, sides[0], plots, f'intervals-{name}'))
+    drawn.append(_chart(figures.directed(name), own, sides[0], plots, f'intervals-{name}'))
   note = Text('Line: 95% interval; mark: mean difference; small dots: the difference of each seed.', 'quiet')
   return [Heading('Differences by task'), Charts(drawn, sides[1:]), note] if drawn else []
 

@@ -206,9 +206,9 @@ def at_edges(values: Values, tried: Sequence[Values]) -> list[str]:
   return found
 
 
-def in_words(values: Values) -> str:
-  """Fields by the last part of their names; the learning rate alone is a number alone."""
-  if list(values) == ['optimizer.learning_rate']:
+def in_words(values: Values, *, named: bool = False) -> str:
+  """Fields by the last part of their names; the learning rate alone is a number alone, unless it is to be named."""
+  if not named and list(values) == ['optimizer.learning_rate']:
     return _short(values['optimizer.learning_rate'])
   return ', '.join(f'{field.rpartition(".")[2]} {_short(value)}' for field, value in values.items())
 
