@@ -217,14 +217,11 @@ def world(tmp_path_factory) -> Path:
   return folder
 
 
-def made_by(page: Path) -> set[str]:
-  """The folders that a page's own commands make."""
-  found = set()
-  for command in verbs(page):
-    _, verb, *rest = shlex.split(command)
-    flag = '--out' if verb in ('prepare', 'export') else '--workdir' if verb in MAKING else ''
-    found |= {rest[rest.index(flag) + 1]} if flag else set()
-  return found
+def made_by(command: str) -> set[str]:
+  """The folder that a command makes, if it makes one."""
+  _, verb, *rest = shlex.split(command)
+  flag = '--out' if verb in ('prepare', 'export') else '--workdir' if verb in MAKING else ''
+  return {rest[rest.index(flag) + 1]} if flag else set()
 
 
 @pytest.mark.slow
@@ -232,15 +229,17 @@ def made_by(page: Path) -> set[str]:
 def test_the_commands_of_a_page_run_in_their_order(page, world, tmp_path, monkeypatch, capsys):
   place = tmp_path / 'place'
   shutil.copytree(world, place, symlinks=True)
-  for name in made_by(page):
-    shutil.rmtree(place / name, ignore_errors=True)
   monkeypatch.chdir(place)
   monkeypatch.setattr('os.cpu_count', lambda: 1)
   base = small_runs.make_config(Path('unused'), **{'train.steps': 2, 'eval.every_steps': 2})
   monkeypatch.setattr(demo, 'run', functools.partial(demo.run, num_faces=NUM_FACES, base=base))
+  made: set[str] = set()
   for command in commands(page):
     if not not_run(command):
       assert command.startswith('mtl-jax '), f'{command} is neither run nor in NOT_RUN'
+      for name in made_by(command) - made:
+        shutil.rmtree(place / name, ignore_errors=True)
+      made |= made_by(command)
       assert run(command) == 0, f'{command}\n{capsys.readouterr().err}'
 
 
