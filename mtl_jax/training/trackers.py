@@ -43,7 +43,7 @@ MOST_AT_ONCE = 100  # Parameters that MLflow takes in a call; of metrics it take
 
 
 class Tracker(Protocol):
-  """A place for metrics."""
+  """The interface of trackers."""
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Takes the values of one log line, by name."""
