@@ -1,4 +1,4 @@
-"""CelebA's 40 attributes and 5 landmarks jointly, at a size that two CPU cores carry: 600 steps of 64 at 64x64."""
+"""CelebA's 40 attributes and 5 landmarks jointly, sized for two CPU cores: 600 steps of 64 at 64x64."""
 
 from mtl_jax.configs.celeba_joint import get_config
 

@@ -1,4 +1,4 @@
-"""The demo's configuration: a narrow ResNet-18 on drawn faces, a minute a model on two CPU cores."""
+"""The demo's configuration: a narrow ResNet-18 on synthetic faces, a minute a model on two CPU cores."""
 
 from mtl_jax.configs.demo import get_config
 

@@ -1,4 +1,4 @@
-"""Does coupling help on the distribution-matching paper's own ground? Category and attributes of clothes."""
+"""Does coupling help in the distribution-matching paper's own setting? Category and attributes of clothes; 10 seeds."""
 
 from mtl_jax.configs.study_clothing import get_config
 

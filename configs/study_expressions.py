@@ -1,4 +1,4 @@
-"""The grid of study_matching on drawn faces, whose expressions and action units have a known relation; few labels."""
+"""The grid of study_matching on synthetic faces, whose expressions and action units have a known relation."""
 
 from mtl_jax.configs.study_expressions import get_config
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
+from mtl_jax.errors import DataError
 from mtl_jax.platform import address, devices
 
 if TYPE_CHECKING:
@@ -304,7 +305,7 @@ def export(
 
   Args:
     workdir: the run's folder.
-    out: the folder to write into.
+    out: the folder to write into, made if need be; files of the same names in it are replaced.
     format: `stablehlo`, one program with its weights; or `safetensors`, weights by name with a loader in plain JAX and
       a model card, to publish.
     step: another checkpoint than the best.
@@ -313,11 +314,18 @@ def export(
   Raises:
     UserError: for a folder that holds no such checkpoint, or one that cannot be written.
   """
-  from mtl_jax.evaluation import export as verb
+  from mtl_jax.evaluation import published, stablehlo
   from mtl_jax.reports import model_card
+  from mtl_jax.run.trained_model import restore
 
   directory, folder = address.workdir(str(workdir)), address.local_path(str(out))
-  verb.export(directory, folder, format=format, step=step, allow_code=allow_code)
+  writers = {'stablehlo': stablehlo.write, 'safetensors': published.write}
+  write = writers[configs.choose(format, tuple(writers), field='--format')]
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise DataError(f'--out: cannot make the folder {folder}: {error.strerror}') from error
+  write(restore(directory, step=step, allow_code=allow_code), folder)
   if format == 'safetensors':
     model_card.write(directory, folder)
   return folder

@@ -21,16 +21,15 @@ PAGE = Path(__file__).parents[1] / 'docs' / 'python.md'
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory) -> mtl_jax.Run:
-  folder = tmp_path_factory.mktemp('api')
-  faces = small_runs.make_faces(folder / 'faces')
-  return mtl_jax.train(small_runs.make_config(faces), folder / 'run')
+def run(faces, tmp_path_factory) -> mtl_jax.Run:
+  return mtl_jax.train(small_runs.make_config(faces), tmp_path_factory.mktemp('api') / 'run')
 
 
 @pytest.fixture
 def run_code(tmp_path, monkeypatch, capsys):
   """Runs the Python code of a page in its order, in an empty folder, and gives what it prints."""
   monkeypatch.chdir(tmp_path)
+  small_runs.on_one_device(monkeypatch)
 
   def run(page: Path) -> str:
     code = '\n'.join(re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL))

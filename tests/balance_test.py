@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import small_runs
 
 from mtl_jax import config as configs
 from mtl_jax.data.input import balance, mixture
@@ -11,7 +12,6 @@ from mtl_jax.data.store.reader import open_store
 from mtl_jax.errors import ConfigError, Interrupted
 from mtl_jax.platform import sharding
 from mtl_jax.training import building, loop
-from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
 
@@ -148,9 +148,8 @@ def test_a_balanced_run_stopped_and_resumed_in_the_other_mode_has_the_same_losse
   balanced_config, tmp_path, monkeypatch
 ):
   loop.train(balanced_config('streamed'), tmp_path / 'whole')
-  asked = []
   with monkeypatch.context() as patch:
-    patch.setattr(Interruption, 'requested', lambda self: asked.append(True) or len(asked) == 2)
+    small_runs.at_step(patch, 2)
     with pytest.raises(Interrupted):
       loop.train(balanced_config('resident'), tmp_path / 'parts')
   loop.train(balanced_config('streamed'), tmp_path / 'parts', allow_config_change=True)

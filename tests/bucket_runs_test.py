@@ -37,15 +37,6 @@ def command(tmp_path: Path, faces: Path, **overrides: Any) -> list[str]:
   return [*small_runs.command(tmp_path, small_runs.make_config(faces, **overrides), Path('x'))[:-1], RUN]
 
 
-def refused(capsys, *arguments: object) -> str:
-  assert cli.main([str(argument) for argument in arguments]) == 2
-  err = capsys.readouterr().err
-  assert 'Traceback' not in err
-  told = [line for line in err.splitlines() if line.startswith('mtl-jax: error: ')]
-  assert len(told) == 1, err
-  return told[0]
-
-
 def test_a_run_in_a_bucket_is_written_there_stopped_resumed_and_evaluated(faces, cloud, tmp_path, monkeypatch, capsys):
   arguments = command(tmp_path, faces)[3:]
   with monkeypatch.context() as patch:
@@ -69,7 +60,9 @@ def test_a_run_in_a_bucket_is_written_there_stopped_resumed_and_evaluated(faces,
   assert not list(Path.cwd().glob('gs:*'))
 
 
-def test_a_second_run_takes_the_workdir_and_the_first_saves_nothing_more(faces, cloud, tmp_path, monkeypatch, capsys):
+def test_a_second_run_takes_the_workdir_and_the_first_saves_nothing_more(
+  faces, cloud, tmp_path, monkeypatch, capsys, refused
+):
   arguments = command(tmp_path, faces)[3:]
 
   def take() -> bool:
@@ -77,22 +70,22 @@ def test_a_second_run_takes_the_workdir_and_the_first_saves_nothing_more(faces, 
     return False
 
   small_runs.at_step(monkeypatch, 4, take)
-  assert f'--workdir: {RUN} was taken over by process 7 of elsewhere' in refused(capsys, *arguments)
+  assert f'--workdir: {RUN} was taken over by process 7 of elsewhere' in refused(*arguments)
   assert saved(cloud) == {3}
   assert cli.main(arguments) == 0
   assert f'{RUN} is taken over from process 7 of elsewhere since 1 ns; if that still runs' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('part', ['dataset.json', 'metrics.jsonl', 'manifest.ocdbt', 'commit_success.txt'])
-def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, capsys, part):
+def test_an_object_that_cannot_be_written_ends_the_run_in_one_line(faces, cloud, tmp_path, refused, part):
   cloud.failing.append(part)
-  told = refused(capsys, *command(tmp_path, faces)[3:])
+  told = refused(*command(tmp_path, faces)[3:])
   assert re.search(rf'{RUN}/(checkpoints|{part}): cannot be (saved|written): ', told)
   assert not saved(cloud)
 
 
-def test_an_address_that_holds_no_run_is_one_line(cloud, capsys, tmp_path):
-  assert f'--workdir: {RUN} holds no run' in refused(capsys, 'predict', '--workdir', RUN, tmp_path / 'face.jpg')
+def test_an_address_that_holds_no_run_is_one_line(cloud, refused, tmp_path):
+  assert f'--workdir: {RUN} holds no run' in refused('predict', '--workdir', RUN, tmp_path / 'face.jpg')
 
 
 @pytest.mark.parametrize('place', [Path(RUN), Path('s3://b/run')])
@@ -104,9 +97,9 @@ def test_an_address_that_was_made_a_local_path_is_refused(faces, tmp_path, monke
 
 
 @pytest.mark.parametrize('verb', ['train', 'eval'])
-def test_other_stores_are_refused_with_what_works(verb, capsys, tmp_path):
+def test_other_stores_are_refused_with_what_works(verb, refused, tmp_path):
   config = ['--config', 'default'] if verb == 'train' else []
-  told = refused(capsys, verb, *config, '--workdir', 's3://b/run')
+  told = refused(verb, *config, '--workdir', 's3://b/run')
   assert 's3://b/run: checkpoints are written to folders and gs:// alone' in told
   assert 'take a local or shared folder' in told
 
@@ -120,8 +113,8 @@ def test_other_stores_are_refused_with_what_works(verb, capsys, tmp_path):
     (['eval', '--workdir', 'w', '--data', 'quux://b/run'], '--workdir: w holds no run'),
   ],
 )
-def test_other_addresses_are_refused_in_one_line(capsys, arguments, told):
-  assert told in refused(capsys, *arguments)
+def test_other_addresses_are_refused_in_one_line(refused, arguments, told):
+  assert told in refused(*arguments)
 
 
 # Two processes on two hosts: each has a folder of its own as its working directory, cache and home.

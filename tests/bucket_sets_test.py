@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import small_runs
-from bucket_runs_test import refused, set_in_bucket
+from bucket_runs_test import set_in_bucket
 
 from mtl_jax import cli
 from mtl_jax.data.store import cache as sets
@@ -74,23 +74,23 @@ def prepare(address: str) -> list[str]:
   return ['prepare', 'synthetic', '--num', '20', '--image_size', '16', '16', '--out', address]
 
 
-def test_prepare_uploads_a_set_schema_last_and_refuses_a_second(cloud, capsys):
+def test_prepare_uploads_a_set_schema_last_and_refuses_a_second(cloud, refused):
   assert cli.main(prepare('gs://bucket/new')) == 0
   assert cloud.written[-1] == 'new/schema.json'
   assert len(sets.open_set('gs://bucket/new').names) == 20
   assert not list(Path(os.environ['XDG_CACHE_HOME']).glob('mtl_jax/prepare-*'))
   assert 'gs://bucket/new: already holds a prepared set; remove it or choose another --out' in refused(
-    capsys, *prepare('gs://bucket/new')
+    *prepare('gs://bucket/new')
   )
 
 
-def test_where_the_upload_fails_the_prepared_set_is_kept_and_named(cloud, capsys):
+def test_where_the_upload_fails_the_prepared_set_is_kept_and_named(cloud, refused):
   cloud.failing.append('labels')
-  told = refused(capsys, *prepare('gs://bucket/new'))
+  told = refused(*prepare('gs://bucket/new'))
   kept = Path(told.partition('the prepared set is in ')[2].partition(':')[0])
   assert len(sets.open_set(kept).names) == 20
   assert 'new/schema.json' not in cloud.objects
-  assert 'and no schema.json, as after a cut upload' in refused(capsys, *prepare('gs://bucket/new'))
+  assert 'and no schema.json, as after a cut upload' in refused(*prepare('gs://bucket/new'))
 
 
 def test_where_the_upload_is_interrupted_the_prepared_set_is_kept_and_named(faces, cloud, monkeypatch, said):
@@ -116,10 +116,10 @@ def test_eval_names_another_set_by_its_address(uploaded, faces, cloud, tmp_path)
   assert json.loads((tmp_path / 'run' / 'eval' / 'faces-test.json').read_text())['data'] == uploaded
 
 
-def test_without_gcsfs_the_command_that_installs_it_is_told(capsys, monkeypatch, tmp_path):
+def test_without_gcsfs_the_command_that_installs_it_is_told(refused, monkeypatch, tmp_path):
   monkeypatch.delitem(sys.modules['fsspec.registry']._registry, 'gs', raising=False)
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
-  told = refused(capsys, 'predict', '--workdir', 'gs://bucket/run', tmp_path / 'face.jpg')
+  told = refused('predict', '--workdir', 'gs://bucket/run', tmp_path / 'face.jpg')
   assert told.endswith("gs://bucket/run: what opens gs:// is not installed: pip install 'mtl_jax[gcs]'")
 
 

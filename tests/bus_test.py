@@ -133,7 +133,7 @@ def test_the_loss_of_process_0_ends_the_others_with_a_code_that_is_not_0(where, 
 
 
 def test_a_missing_process_is_one_line_and_exit_code_2():
-  ended = Processes('wait', [(0, 3, 10), (1, 3, 10)]).end()
+  ended = Processes('wait', [(0, 3, 5), (1, 3, 5)]).end()
   assert codes(ended) == [2, 2]
   assert all('3 processes did not come together at 127.0.0.1:' in errors for _, _, errors in ended)
 

@@ -225,6 +225,7 @@ def test_help_shows_every_field_with_its_default(capsys):
     ('config.train.stepz = 3', 'Did you mean "steps"'),
     ('config.model = None', 'config.model must be a group'),
     ('config.tasks = 3', 'config.tasks must be '),
+    ('config.train.steps = 10**6000', 'config.train.steps must be '),
     ('config.tasks = (1,)', 'config.tasks must be '),
     ('config.data.attributes = (1, 2)', 'config.data.attributes must be '),
     ('config.unlock(); config.extra = 3', "config has no field 'extra'"),
@@ -324,13 +325,3 @@ def test_a_monstrous_value_is_refused_in_a_short_line_that_names_the_field(field
     configs.apply_override(default.get_config(), f'{field}={value}')
   assert len(str(caught.value).splitlines()) == 1
   assert len(str(caught.value)) < 1000
-
-
-def test_a_number_of_thousands_of_digits_in_a_file_is_refused_by_its_field(tmp_path):
-  (tmp_path / 'config.py').write_text(
-    'from mtl_jax.configs import default\n'
-    'def get_config():\n  config = default.get_config()\n  config.train.steps = 10**6000\n  return config\n'
-  )
-  with pytest.raises(ConfigError, match=r'config\.train\.steps must be') as caught:
-    configs.load(tmp_path / 'config.py')
-  assert len(str(caught.value)) < 300

@@ -1,8 +1,10 @@
 """Eight simulated devices for the whole suite, and a small prepared set with a small trained run, made once."""
 
 import contextlib
+import gc
 import logging
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ if _DEVICES not in os.environ.get('XLA_FLAGS', ''):
 os.environ.setdefault('PJRT_NPROC', '32')  # Fewer threads than devices can deadlock a collective.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')  # Compiling takes most of a test's time, not running.
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')  # Else verbs that train would start twice.
 os.environ.setdefault('MPLBACKEND', 'Agg')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(tempfile.gettempdir()) / f'mtl_jax-xla-{os.getuid()}'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
@@ -38,6 +41,33 @@ NUM_FACES = 60
 IMAGE_SIZE = (32, 32)
 
 
+# Files that take longest, in that order: begun last, one of them would keep one worker busy while the others wait.
+LONGEST = (
+  'end_to_end',
+  'api',
+  'value_and_grad',
+  'gradients',
+  'balancing',
+  'multiprocess',
+  'bus',
+  'sharing',
+  'affinity',
+)
+
+
+def pytest_collection_finish() -> None:
+  """Lets what is imported by now be, and the rest be searched for cycles seldom: that took a tenth of all the time."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Sorts files by how long they take."""
+  place = {f'{name}_test': number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(scope='session')
 def store_dir(tmp_path_factory) -> Path:
   """A prepared set of 60 synthetic faces at 32x32."""
@@ -50,26 +80,15 @@ def store_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def tiny_config(store_dir) -> Callable[..., ConfigDict]:
-  """`tiny_config(tasks, **{'a.b': value})`: four steps of eight examples through a ResNet of width 4."""
+  """`tiny_config(tasks, **{'a.b': value})`: four steps of eight examples through two convolutions."""
+  import small_runs
+
   from mtl_jax.configs import default
 
   def make(tasks: str = 'attributes,landmarks', **overrides) -> ConfigDict:
     config = default.get_config()
     config.tasks = tasks
-    config.update_from_flattened_dict(
-      {
-        'data.dir': str(store_dir),
-        'model.width': 4,
-        'model.head_features': 8,
-        'train.steps': 4,
-        'train.batch_size': 8,
-        'train.log_every_steps': 1,
-        'eval.every_steps': 2,
-        'eval.batch_size': 16,
-        'checkpoint.every_steps': 2,
-        **overrides,
-      }
-    )
+    config.update_from_flattened_dict({'data.dir': str(store_dir), **small_runs.TINY, **overrides})
     return config.lock()
 
   return make
@@ -83,6 +102,18 @@ def trained_dir(tmp_path_factory, tiny_config) -> Path:
   directory = tmp_path_factory.mktemp('trained') / 'joint'
   loop.train(tiny_config(), directory)
   return directory
+
+
+@pytest.fixture
+def run_copy(trained_dir, tmp_path) -> Path:
+  """A copy of the trained run, to be spoilt."""
+  return Path(shutil.copytree(trained_dir, tmp_path / 'copy'))
+
+
+@pytest.fixture(scope='session')
+def pictures(store_dir) -> list[Path]:
+  """Two files of the prepared set's source."""
+  return sorted((store_dir / 'source').rglob('*.jpg'))[:2]
 
 
 class _Kept(logging.Handler):
@@ -106,9 +137,29 @@ def said() -> Iterator[list[str]]:
   logger.removeHandler(kept)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+  """`refused(*arguments)` runs a command that must fail with exit code 2, and gives its one line on stderr."""
+
+  def run(*arguments: object) -> str:
+    from mtl_jax import cli
+
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    told = [line for line in err.splitlines() if line.startswith('mtl-jax: error: ')]
+    assert len(told) == 1, err
+    assert err.endswith(f'{told[0]}\n')
+    assert 'Traceback' not in err
+    assert out == ''
+    return told[0].removeprefix('mtl-jax: error: ')
+
+  return run
+
+
+@pytest.fixture(scope='session')
 def faces(tmp_path_factory) -> Path:
-  """A prepared set of 60 synthetic faces at 16x16."""
+  """A prepared set of 60 synthetic faces at 16x16; tests must not write into it."""
   import small_runs
 
   return small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces')

@@ -1,6 +1,5 @@
 """What may happen to a workdir: checkpoints cut short or changed on disk, a full disk, a folder that vanishes."""
 
-import errno
 import json
 import logging
 import re
@@ -22,8 +21,8 @@ from mtl_jax.training import loop
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  return small_runs.make_config(small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces'))
+def config(faces):
+  return small_runs.make_config(faces)
 
 
 @pytest.fixture(scope='module')
@@ -66,15 +65,6 @@ def cut_short(checkpoint: Path) -> None:
   path.write_bytes(path.read_bytes()[:-1])
 
 
-def lose_a_file(checkpoint: Path) -> None:
-  (checkpoint / 'clock' / 'metadata').unlink()
-
-
-def spoil_the_digests(checkpoint: Path) -> None:
-  path = checkpoint / digests.FILE
-  path.write_bytes(path.read_bytes()[:-5])
-
-
 def wait_for(path: Path) -> None:
   while not path.exists():
     time.sleep(0.01)
@@ -82,14 +72,6 @@ def wait_for(path: Path) -> None:
 
 def steps_in(directory: Path) -> set[str]:
   return {path.name for path in (directory / 'checkpoints').iterdir()}
-
-
-@pytest.mark.parametrize('harm', [flip_a_bit, cut_short, lose_a_file, spoil_the_digests])
-def test_damage_on_disk_is_noticed_in_every_kind_of_file(copy, harm):
-  checkpoint = copy / 'checkpoints' / '10'
-  assert digests.damage(checkpoint) is None
-  harm(checkpoint)
-  assert digests.damage(checkpoint)
 
 
 def test_every_file_of_a_checkpoint_that_is_changed_cut_or_removed_is_noticed(copy):
@@ -107,15 +89,8 @@ def test_every_file_of_a_checkpoint_that_is_changed_cut_or_removed_is_noticed(co
       assert path.relative_to(checkpoint).as_posix() in (digests.damage(checkpoint) or '')
       path.write_bytes(content)
   assert digests.damage(checkpoint) is None
-
-
-def test_a_file_system_without_locks_is_said_and_works(config, tmp_path, monkeypatch, said):
-  def flock(*_) -> None:
-    raise OSError(errno.ENOLCK, 'No locks available')
-
-  monkeypatch.setattr('fcntl.flock', flock)
-  loop.train(config, tmp_path / 'run')
-  assert f'warning: the file system of {tmp_path / "run"} has no locks: see that one process writes there' in said
+  (checkpoint / digests.FILE).write_bytes((checkpoint / digests.FILE).read_bytes()[:-5])
+  assert digests.damage(checkpoint)
 
 
 def test_damaged_and_unfinished_checkpoints_are_said_and_the_one_before_is_used(copy, whole, config, said):

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 import mtl_jax
-from mtl_jax import cli, tasks
+from mtl_jax import cli
 from mtl_jax.configs import default, demo
 from mtl_jax.data.input import augment
 from mtl_jax.data.input.augment import Augmentation
@@ -116,10 +116,6 @@ def test_a_head_that_gives_no_map_is_refused():
   config.model.heads = {'parsing': 'mlp'}
   with pytest.raises(ConfigError, match=r'config\.model\.heads\.parsing: mlp'):
     multitask.head_of(config.model, PARSING)
-
-
-def test_a_task_comes_back_from_json():
-  assert tasks.from_json(json.loads(json.dumps(PARSING.to_json()))) == PARSING
 
 
 def test_only_synthetic_faces_have_parts(tmp_path):

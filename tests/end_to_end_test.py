@@ -19,11 +19,13 @@ from mtl_jax.training.progress import read_metrics
 
 
 def reduced():
-  """The demo's configuration with fewer steps."""
+  """The demo's configuration with a narrower network and fewer steps."""
   config = demo_config.get_config()
-  config.train.steps = 150
-  config.optimizer.warmup_steps = 30
-  config.eval.every_steps = 75
+  config.model.width = 8
+  config.train.steps = 120
+  config.optimizer.learning_rate = 6e-3
+  config.optimizer.warmup_steps = 24
+  config.eval.every_steps = 60
   return config
 
 
@@ -35,7 +37,7 @@ def demo_dir(tmp_path_factory):
     f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n'
     'import end_to_end_test, mtl_jax.demo, pathlib\n'
     f'workdir = pathlib.Path({str(workdir)!r})\n'
-    'table = mtl_jax.demo.run(workdir, num_faces=1600, base=end_to_end_test.reduced())\n'
+    'table = mtl_jax.demo.run(workdir, num_faces=1200, base=end_to_end_test.reduced())\n'
     "(workdir / 'table.txt').write_text(table)"
   )
   environment = {

@@ -21,7 +21,6 @@ from mtl_jax.errors import CheckpointError, ConfigError, DataError
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.platform import atomic_dir, atomic_write, file_lock
 from mtl_jax.run import digests, trained_model
-from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.studies import study
 from mtl_jax.training import loop
 
@@ -199,15 +198,6 @@ def test_a_configuration_that_makes_other_arrays_is_refused_by_its_field(copy, c
   (told,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith('mtl-jax: error:'))
   assert f'config.{field}: ' in told
   assert not any(word in told.lower() for word in ('orbax', 'tensorstore', 'pytree', 'traceback'))
-
-
-def test_a_score_that_is_not_finite_is_never_the_best():
-  progress = TrainProgress()
-  history = []
-  for step, score in enumerate([float('nan'), -2.0, float('inf'), float('nan'), -1.0], 1):
-    progress.step = step
-    history.append((progress.update_best(score), progress.best_step))
-  assert history == [(False, 0), (True, 2), (False, 2), (False, 2), (True, 5)]
 
 
 # Without the command line.

@@ -106,7 +106,7 @@ def test_a_backbone_that_is_cut_computes_what_the_whole_one_does(tiny_config, ba
 
 def test_a_stage_that_there_is_not_is_refused(tiny_config):
   with pytest.raises(ConfigError, match=r'model.freeze=stage5: resnet18 has the stages 0 to 4; choose'):
-    multitask.from_config(tiny_config(**{'model.freeze': 'stage5'}).model, ())
+    multitask.from_config(tiny_config(**RESNET, **{'model.freeze': 'stage5'}).model, ())
 
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_average(frozen_config):

@@ -16,12 +16,12 @@ from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.run.goodput import Goodput
 from mtl_jax.training import loop
 
-DELAY = 0.7  # Seconds.
+DELAY = 0.3  # Seconds.
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
-  return small_runs.make_config(small_runs.make_faces(tmp_path_factory.mktemp('store') / 'faces'))
+def config(faces):
+  return small_runs.make_config(faces)
 
 
 @pytest.fixture(scope='module')

@@ -9,11 +9,10 @@ import jax
 import numpy as np
 import pytest
 import simplejpeg
+import small_runs
 from ml_collections import ConfigDict
 from PIL import Image
 
-from mtl_jax import cli
-from mtl_jax import config as configs
 from mtl_jax.data.input import mixture, resident
 from mtl_jax.data.input.mixture import load_split
 from mtl_jax.data.input.pipeline import Split, streamed_input
@@ -28,7 +27,6 @@ from mtl_jax.errors import DataError, Interrupted
 from mtl_jax.platform import sharding
 from mtl_jax.tasks import BinaryTask, Task
 from mtl_jax.training import loop
-from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
 ENCODINGS = tuple(images.ENCODINGS)
@@ -379,9 +377,8 @@ def test_a_run_over_corrupt_jpegs_is_the_same_resident_streamed_and_resumed(
   loop.train(
     run_config(store.directory, **{'data.corrupt_share': 0.05, 'data.mode': 'resident'}), tmp_path / 'resident'
   )
-  asked = []
   with monkeypatch.context() as patch:
-    patch.setattr(Interruption, 'requested', lambda self: asked.append(True) or len(asked) == 3)
+    small_runs.at_step(patch, 3)
     with pytest.raises(Interrupted):
       loop.train(config, tmp_path / 'resumed')
   loop.train(config, tmp_path / 'resumed')
@@ -391,13 +388,8 @@ def test_a_run_over_corrupt_jpegs_is_the_same_resident_streamed_and_resumed(
   assert last['corrupt_images'] >= 1
 
 
-def test_a_run_over_too_many_corrupt_images_ends_in_one_line(copy, run_config, tmp_path, capsys):
+def test_a_run_over_too_many_corrupt_images_ends_in_one_line(copy, run_config, tmp_path, refused):
   store = copy('jpeg', rows=range(30))
-  (tmp_path / 'config.py').write_text(
-    'from mtl_jax import config\n\ndef get_config():\n'
-    f'  return config.from_json({configs.to_json(run_config(store.directory))!r})\n'
-  )
-  assert cli.main(['train', '--config', str(tmp_path / 'config.py'), '--workdir', str(tmp_path / 'run')]) == 2
-  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('mtl-jax: error: ')]
-  assert len(said) == 1
-  assert re.search(r'images.bin: \d+ of 60 records are corrupt, more than config.data.corrupt_share=0.001: ', said[0])
+  (tmp_path / 'config.py').write_text(small_runs.file_of(run_config(store.directory)))
+  told = refused('train', '--config', tmp_path / 'config.py', '--workdir', tmp_path / 'run')
+  assert re.search(r'images.bin: \d+ of 60 records are corrupt, more than config.data.corrupt_share=0.001: ', told)

@@ -129,22 +129,25 @@ def wait_for_step(process: subprocess.Popen, directory: Path, step: int) -> None
     time.sleep(0.005)
 
 
-def test_a_run_killed_in_a_save_goes_on_from_the_last_complete_checkpoint_to_the_same_bits(faces, tmp_path):
+def test_a_run_killed_in_a_save_goes_on_from_the_last_complete_checkpoint_to_the_same_bits(
+  faces, tmp_path, monkeypatch
+):
   """Saves every step, so that any moment is one inside a save."""
   config = small_runs.make_config(faces, **{'train.steps': 24, 'checkpoint.every_steps': 1})
   parts = tmp_path / 'parts'
   command = small_runs.command(tmp_path, config, parts)
-  process = small_runs.start(command)
+  process = small_runs.start(command, environment=small_runs.one_device())
   folder = parts / 'checkpoints'
   wait_for_step(process, parts, 5)
   while not list(folder.glob('*-tmp*')):
     time.sleep(0.001)
   small_runs.end(process, signal.SIGKILL)
   assert process.returncode == -signal.SIGKILL
-  process = small_runs.start(command)
+  process = small_runs.start(command, environment=small_runs.one_device())
   said = small_runs.end(process)
   assert process.returncode == 0, said
   assert re.search(r'resuming at step \d+', said)
+  small_runs.on_one_device(monkeypatch)
   loop.train(config, tmp_path / 'whole')
   small_runs.assert_same_bits(tmp_path / 'whole', parts)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import small_runs
 
-from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.configs import default
 from mtl_jax.data.input import mixture
@@ -20,11 +20,8 @@ from mtl_jax.data.store.writer import prepare as prepare_source
 from mtl_jax.errors import ConfigError, DataError, Interrupted
 from mtl_jax.evaluation.command import evaluate_workdir
 from mtl_jax.platform import sharding
-from mtl_jax.run import checkpoint, workdir
-from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.tasks import BinaryTask, CategoricalTask, LandmarkTask, RegressionTask, Task
 from mtl_jax.training import building, loop
-from mtl_jax.training.interrupt import Interruption
 
 RENAME = ('smile/Smiling=attributes/Smiling',)
 TASKS = 'attributes,landmarks,age'
@@ -146,15 +143,12 @@ def test_what_a_set_lacks_moves_neither_losses_nor_gradients(mixed_config):
 # What is refused.
 
 
-def test_sets_of_other_image_sizes_are_refused_with_the_size_to_prepare(store_dir, tmp_path, capsys):
+def test_sets_of_other_image_sizes_are_refused_with_the_size_to_prepare(store_dir, tmp_path, refused):
   prepare('synthetic', source=None, out=tmp_path / 'small', image_size=(16, 24), num=8, seed=0, log=lambda _: None)
-  (tmp_path / 'config.py').write_text('from mtl_jax.configs.default import get_config')
-  arguments = ['--config', str(tmp_path / 'config.py'), '--workdir', str(tmp_path / 'run')]
-  assert cli.main(['train', *arguments, f'--config.data.dirs={store_dir},{tmp_path / "small"}']) == 2
-  said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('mtl-jax: error:')]
-  assert len(said) == 1
-  assert f'{tmp_path / "small"} holds images of 16x24' in said[0]
-  assert '--image_size 32 32' in said[0]
+  sets = f'--config.data.dirs={store_dir},{tmp_path / "small"}'
+  told = refused('train', '--config', 'default', '--workdir', tmp_path / 'run', sets)
+  assert f'{tmp_path / "small"} holds images of 16x24' in told
+  assert '--image_size 32 32' in told
 
 
 @pytest.mark.parametrize(
@@ -275,29 +269,11 @@ def test_resident_and_streamed_mixtures_give_the_same_bits(mixed_config):
 
 
 def test_a_resumed_mixture_ends_in_the_same_bits(mixed_config, mixed_run, tmp_path, monkeypatch):
-  asked = []
-
-  def requested(self: Interruption) -> bool:
-    asked.append(1)
-    return len(asked) == 1
-
-  monkeypatch.setattr(Interruption, 'requested', requested)
+  small_runs.at_step(monkeypatch, 1)
   with pytest.raises(Interrupted):
     loop.train(mixed_config(), tmp_path)
   assert loop.train(mixed_config(), tmp_path).step == 4
-  states = [_last_state(directory) for directory in (mixed_run, tmp_path)]
-  for one, other in zip(*states, strict=True):
-    np.testing.assert_array_equal(one, other)
-
-
-def _last_state(directory: Path) -> list[np.ndarray]:
-  config, _ = workdir.read(directory)
-  run = building.build(config, mixture.open_data(config.data))
-  checkpoints = Checkpoints(directory)
-  restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh)))
-  checkpoints.close()
-  assert restored is not None
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
+  small_runs.assert_same_bits(mixed_run, tmp_path)
 
 
 def test_evaluation_covers_the_mixture_and_each_set_alone(mixed_run, store_dir, other_dir):
@@ -323,8 +299,3 @@ def test_attributes_as_tasks_of_their_own_are_evaluated_where_they_have_labels(m
   loop.train(mixed_config('attributes/Bald,attributes/Smiling', **{'train.steps': 1}), tmp_path)
   assert set(evaluate_workdir(tmp_path)['tasks']) == {'attributes/Bald', 'attributes/Smiling'}
   assert set(evaluate_workdir(tmp_path, data=other_dir)['tasks']) == {'attributes/Smiling'}
-
-
-def test_the_example_configuration_is_valid():
-  config = configs.load(Path(__file__).parents[1] / 'configs' / 'faces_mixture.py', ('data.dirs=a,b,c',))
-  assert len(parse_renames(config.data.rename)) == 3

@@ -37,14 +37,13 @@ def count(tree) -> int:
 
 
 @pytest.mark.parametrize('backbone', multitask.BACKBONES)
-@pytest.mark.parametrize('size', [(32, 32), (218, 178)])
-def test_every_task_gets_its_outputs_in_float32(tiny_config, backbone, size):
+@pytest.mark.parametrize(('size', 'train'), [((32, 32), False), ((218, 178), True)])
+def test_every_task_gets_its_outputs_in_float32(tiny_config, backbone, size, train):
   config = tiny_config(**{'model.backbone': backbone})
-  for train in (False, True):
-    _, found = shapes(multitask.from_config(config.model, TASKS).module, size, train=train)
-    outputs = found[0] if train else found
-    assert {name: value.shape for name, value in outputs.items()} == {name: (2, n) for name, n in OUTPUTS.items()}
-    assert {value.dtype for value in outputs.values()} == {jnp.dtype('float32')}
+  _, found = shapes(multitask.from_config(config.model, TASKS).module, size, train=train)
+  outputs = found[0] if train else found
+  assert {name: value.shape for name, value in outputs.items()} == {name: (2, n) for name, n in OUTPUTS.items()}
+  assert {value.dtype for value in outputs.values()} == {jnp.dtype('float32')}
 
 
 @pytest.mark.parametrize(
@@ -77,20 +76,13 @@ def test_the_auto_stem_depends_on_the_image_size(side, kernel):
 
 
 def test_bfloat16_computes_with_float32_parameters_and_outputs(tiny_config):
-  model = multitask.from_config(tiny_config(**{'model.dtype': 'bfloat16'}).model, TASKS).module
+  net = {'model.backbone': 'resnet18', 'model.dtype': 'bfloat16'}
+  model = multitask.from_config(tiny_config(**net).model, TASKS).module
   for train in (False, True):
     variables, found = shapes(model, train=train)
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, found))} == {jnp.dtype('float32')}
   jaxpr = str(jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, jnp.zeros((1, 32, 32, 3))))
   assert 'bf16' in jaxpr
-
-
-def test_a_single_task_model_is_the_joint_one_with_one_head(tiny_config):
-  joint, _ = shapes(multitask.from_config(tiny_config().model, TASKS).module)
-  single, _ = shapes(multitask.from_config(tiny_config().model, TASKS[1:2]).module)
-  assert set(single['params']) == {'shared', 'head_landmarks'}
-  for name, params in single['params'].items():
-    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, joint['params'][name])
 
 
 def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
@@ -104,11 +96,6 @@ def test_the_backbones_first_weights_do_not_depend_on_the_tasks():
   joint, single = first_weights(('attributes', 40), ('landmarks', 10)), first_weights(('landmarks', 10))
   for name in single:
     jax.tree.map(np.testing.assert_array_equal, joint[name], single[name])
-
-
-def test_an_unknown_backbone_is_refused_by_its_field(tiny_config):
-  with pytest.raises(ConfigError, match=r"config\.model\.backbone: no choice 'resnet19'; did you mean 'resnet18'"):
-    multitask.from_config(tiny_config(**{'model.backbone': 'resnet19'}).model, TASKS)
 
 
 # The convolution.

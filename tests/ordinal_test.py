@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax import tasks
 from mtl_jax.tasks import OrdinalTask
 
 AGE = OrdinalTask('age', ('age',), classes=('child', 'young', 'middle', 'old'), edges=(13.0, 30.0, 60.0))
@@ -56,7 +55,3 @@ def test_metrics_count_how_many_bins_off_the_median_is():
   assert found['bin_mae'] == 1.0
   assert [found[name] for name in ('exact_bin', 'within_one_bin')] == pytest.approx([1 / 3, 2 / 3])
   assert found['per_output']['young'] == {'bin_mae': None, 'exact_bin': None, 'within_one_bin': None, 'num_labels': 0}
-
-
-def test_a_task_comes_back_from_json():
-  assert tasks.from_json(AGE.to_json()) == AGE

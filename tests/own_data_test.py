@@ -34,17 +34,15 @@ def faces(tmp_path) -> Path:
 
 
 @pytest.fixture
-def refused(faces, tmp_path, capsys):
-  """`refused(code)`: the one line with which a file of that code is refused."""
+def refused_code(faces, tmp_path, refused):
+  """`refused_code(code)`: the one line with which a file of that code is refused."""
 
   def run(code: str) -> str:
     (tmp_path / 'mine.py').write_text(code)
-    arguments = ['--source', str(faces), '--out', str(tmp_path / 'set'), '--image_size', '8', '8']
-    assert cli.main(['prepare', str(tmp_path / 'mine.py'), *arguments]) == 2
+    arguments = ['--source', faces, '--out', tmp_path / 'set', '--image_size', 8, 8]
+    told = refused('prepare', tmp_path / 'mine.py', *arguments)
     assert not (tmp_path / 'set').exists()
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('mtl-jax: error:')]
-    assert len(said) == 1
-    return said[0]
+    return told
 
   return run
 
@@ -124,9 +122,9 @@ LABELS_OF_AGE = "{'age': [number(row['age'])], 'attributes': [number(row['smilin
     ("('Smiling', 'Male')", "('Male', 'Male')", r"labels of task 'attributes' must be different names"),
   ],
 )
-def test_mistakes_are_told_in_one_line(refused, before, after, said):
+def test_mistakes_are_told_in_one_line(refused_code, before, after, said):
   assert before in EXAMPLE
-  message = refused(EXAMPLE.replace(before, after))
+  message = refused_code(EXAMPLE.replace(before, after))
   assert re.search(said, message), message
 
 

@@ -46,11 +46,6 @@ open_source = Squares
 """
 
 
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory):
-  return small_runs.make_faces(tmp_path_factory.mktemp('parts') / 'faces')
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))

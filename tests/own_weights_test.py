@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -16,11 +15,6 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import own_weights
 from mtl_jax.run import start_weights, trained_model
 from mtl_jax.training import building, loop
-
-
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory):
-  return small_runs.make_faces(tmp_path_factory.mktemp('weights') / 'faces')
 
 
 @pytest.fixture(scope='module')
@@ -77,15 +71,6 @@ def test_every_copy_of_a_backbone_starts_from_the_one_of_the_run(faces, source):
   assert len(copies) > len(set(copies.values()))
   for name, one in copies.items():
     np.testing.assert_array_equal(found[name], theirs[one], err_msg=name)
-
-
-def test_a_resumed_run_does_not_need_the_run_it_started_from(faces, source, tmp_path):
-  copy = shutil.copytree(source, tmp_path / 'copy')
-  config = small_runs.make_config(faces, **{'model.weights': str(copy), 'train.steps': 6})
-  loop.train(config, tmp_path / 'run')
-  shutil.rmtree(copy)
-  assert loop.train(config, tmp_path / 'run').step == 6
-  trained_model.restore(tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A split is read as it was prepared; nothing is dropped, repeated or reordered on the way."""
 
-import dataclasses
 import threading
 import time
 
@@ -122,11 +121,3 @@ def test_a_task_the_set_does_not_know_is_refused_or_masked(store_dir):
   split = load_split(store, 'test', [age], missing_ok=True)
   assert split.labels['age'].shape == (len(split), 1)
   assert not split.mask['age'].any()
-
-
-def test_a_split_without_rows_is_refused(store_dir):
-  store = open_store(store_dir)
-  empty = dataclasses.replace(store, splits={**store.splits, 'val': range(0, 0)})
-  for name in ('val', 'dev'):
-    with pytest.raises(DataError, match=f'split {name!r} .* has no rows; it has train'):
-      load_split(empty, name, store.tasks)

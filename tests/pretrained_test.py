@@ -385,7 +385,8 @@ def test_a_run_starts_from_the_weights_and_resumes_without_their_file(tiny_confi
   variables = jax.jit(lambda: backbone.init(jax.random.key(3), jnp.zeros((1, *SIZE, 3)), train=False))()
   weights = tmp_path / 'w.safetensors'
   save_file(as_torchvision_has_it(backbone, variables), weights)
-  config = tiny_config('landmarks', **{'model.weights': str(weights), 'optimizer.ema_decay': 0.9})
+  net = {'model.backbone': 'resnet18', 'model.weights': str(weights)}
+  config = tiny_config('landmarks', **net, **{'optimizer.ema_decay': 0.9})
   run = building.build(config, mixture.open_data(config.data))
   checkpoints = Checkpoints(tmp_path)
   state, clock = loop.begin_state(run, checkpoints)

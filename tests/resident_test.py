@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import small_runs
 from jax.sharding import Mesh
 
 from mtl_jax import doctor
@@ -20,7 +21,6 @@ from mtl_jax.platform import memory, sharding
 from mtl_jax.run.checkpoint import TrainProgress
 from mtl_jax.training import building, loop
 from mtl_jax.training.describe import describe
-from mtl_jax.training.interrupt import Interruption
 from mtl_jax.training.progress import read_metrics
 
 GB = 10**9
@@ -173,8 +173,7 @@ def test_both_modes_have_the_same_losses_bit_for_bit(whole_losses):
 
 
 def test_both_modes_have_the_same_losses_on_one_device_too(run_config, tmp_path, monkeypatch):
-  mesh = sharding.make_mesh(jax.devices()[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', lambda **_: mesh)
+  small_runs.on_one_device(monkeypatch)
   for mode in ('resident', 'streamed'):
     loop.train(run_config(mode), tmp_path / mode)
   assert train_losses(tmp_path / 'resident') == train_losses(tmp_path / 'streamed')
@@ -184,9 +183,8 @@ def test_both_modes_have_the_same_losses_on_one_device_too(run_config, tmp_path,
 def test_a_run_goes_on_in_the_other_mode_with_the_same_losses(
   run_config, whole_losses, tmp_path, monkeypatch, first, second
 ):
-  asked = []
   with monkeypatch.context() as patch:
-    patch.setattr(Interruption, 'requested', lambda self: asked.append(True) or len(asked) == 3)
+    small_runs.at_step(patch, 3)
     with pytest.raises(Interrupted):
       loop.train(run_config(first), tmp_path)
   assert loop.train(run_config(second), tmp_path, allow_config_change=True).step == 6

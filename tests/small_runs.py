@@ -14,13 +14,25 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.configs import default
+from mtl_jax.data.input import mixture
 from mtl_jax.data.prepare import prepare
-from mtl_jax.data.store import cache as sets
 from mtl_jax.platform import sharding
 from mtl_jax.run import checkpoint, workdir
 from mtl_jax.run.checkpoint import Checkpoints
 from mtl_jax.training import building
 from mtl_jax.training.interrupt import Interruption
+
+TINY = {
+  'model.backbone': 'convnet',
+  'model.width': 4,
+  'model.head_features': 8,
+  'train.steps': 4,
+  'train.batch_size': 8,
+  'train.log_every_steps': 1,
+  'eval.every_steps': 2,
+  'eval.batch_size': 16,
+  'checkpoint.every_steps': 2,
+}
 
 
 def make_faces(out: Path) -> Path:
@@ -53,7 +65,7 @@ def make_config(faces: Path, **overrides) -> ConfigDict:
 def leaves(directory: Path, step: int | None = None) -> list[np.ndarray]:
   """Every array of a checkpoint, by default the latest: weights, averages, optimizer, objective."""
   config, _ = workdir.read(directory)
-  run = building.build(config, sets.open_set(config.data.dir))
+  run = building.build(config, mixture.open_data(config.data))
   checkpoints = Checkpoints(directory)
   like = checkpoint.abstract_state(run.make_state, sharding.replicated(run.mesh))
   restored = checkpoints.restore(like, step=step)
@@ -95,6 +107,12 @@ def command(folder: Path, config: ConfigDict, workdir: Path) -> list[str]:
 def one_device() -> dict[str, str]:
   """The environment of a process that starts and saves sooner than one with eight devices."""
   return {**os.environ, 'XLA_FLAGS': ''}
+
+
+def on_one_device(monkeypatch) -> None:
+  """Runs take the first device alone from here on, as on most computers: they compile sooner."""
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  monkeypatch.setattr(sharding, 'make_mesh', lambda *_, **__: mesh)
 
 
 def start(command: list[str], *, environment: dict[str, str] | None = None) -> subprocess.Popen:

@@ -19,11 +19,6 @@ from mtl_jax.training import loop
 SMALL = {'train.steps': 4, 'eval.every_steps': 2, 'study.num_resamples': 100, 'sweep.confirm_seeds': 2}
 
 
-@pytest.fixture(scope='module')
-def faces(tmp_path_factory):
-  return small_runs.make_faces(tmp_path_factory.mktemp('sweep') / 'faces')
-
-
 @pytest.fixture
 def config_of(faces):
   return lambda **fields: configs.load(

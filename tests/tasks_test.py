@@ -95,7 +95,11 @@ def test_an_attribute_that_is_unknown_or_named_twice_is_refused(attributes, name
     select(ALL, 'attributes', attributes=attributes)
 
 
-@pytest.mark.parametrize('task', ALL, ids=names(ALL))
+DECADE = OrdinalTask('decade', ('decade',), classes=('young', 'old'), edges=(40.0,))
+PARSING = DenseTask('parsing', ('parsing',), classes=('around', 'left', 'right'), mirrored=(0, 2, 1), size=(8, 12))
+
+
+@pytest.mark.parametrize('task', [*ALL, DECADE, PARSING], ids=lambda task: task.name)
 def test_a_task_survives_json(task):
   assert tasks.from_json(json.loads(json.dumps(task.to_json()))) == task
 

@@ -1,24 +1,26 @@
 """The wheel alone, in an empty folder: presets, data files and every verb that the README names."""
 
-import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import small_runs
+
 ROOT = Path(__file__).parents[1]
 SMALL = (
   '--config.data.dir=faces --config.model.backbone=convnet --config.model.width=2 --config.train.steps=2 '
   '--config.train.batch_size=8 --config.optimizer.warmup_steps=0 --config.study.num_seeds=2'
 )
+TRAINED_WHOLE = '--config.model.freeze= --config.model.trunk_features=() --config.study.learning_rates=1e-3,1e-2'
 COMMANDS = f"""
 prepare synthetic --out faces --num 60 --image_size 16 16
 train --config celeba_joint --workdir runs/joint {SMALL}
 eval --workdir runs/joint
 predict --workdir runs/joint faces/source/img_align_celeba/000001.jpg --out drawn
 export --workdir runs/joint --out exported
-study --config study_celeba --workdir runs/study {SMALL} --config.model.freeze= --config.model.trunk_features=()
+study --config study_celeba --workdir runs/study {SMALL} {TRAINED_WHOLE}
 report --workdir runs/study
 report --workdir runs/joint
 doctor
@@ -46,6 +48,6 @@ def test_a_wheel_in_an_empty_folder_runs_every_verb(tmp_path):
     [sys.executable, '-c', code, str(tmp_path / 'site'), COMMANDS],
     check=True,
     cwd=tmp_path / 'empty',
-    env=os.environ | {'PYTHONPATH': str(tmp_path / 'site')},
+    env=small_runs.one_device() | {'PYTHONPATH': str(tmp_path / 'site')},
     stdout=subprocess.DEVNULL,
   )

@@ -26,17 +26,17 @@ Stop = Callable[[], None] | None
 
 
 def client() -> Any:
-  """The client of the coordinator, which has no public name in JAX; Orbax imports it from here too."""
+  """The coordinator's client, which has no public name in JAX; Orbax imports it in the same way."""
   from jax._src import distributed
 
   return distributed.global_state.client
 
 
 class Bus:
-  """One process's side, that of number `process` of `num`; `jax.distributed.initialize` has been called."""
+  """The message bus of process `process` of `num`, after `jax.distributed.initialize`."""
 
   def __init__(self, process: int, num: int, *, on_failure: Callable[[dict[str, Any]], None]):
-    """Begins to listen.
+    """Starts the threads that listen.
 
     Args:
       process: this one's number.

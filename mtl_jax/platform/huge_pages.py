@@ -16,7 +16,7 @@ ACCELERATORS = ('/dev/nvidia0', '/dev/accel0')
 
 
 def wanted(environment: Mapping[str, str] = os.environ, setting: Path = SETTING) -> bool:
-  """True where no accelerator is here, huge pages are to be had by asking, and the user has set no tunables."""
+  """True where no accelerator is here, huge pages are available on request, and the user has set no tunables."""
   try:
     text = setting.read_text()
   except OSError:

@@ -45,14 +45,14 @@ def parse(
   advice: str,
   raises: type[UserError] = CheckpointError,
 ) -> Schema:
-  """`read` of content that is at hand, such as text kept inside another file; messages call it `place`."""
+  """Parses content that was read already, such as text inside another file; errors call it `place`."""
   return _one_line(lambda: msgspec.json.decode(content, type=schema), place, advice, raises)
 
 
 def convert(
   value: Any, schema: type[Schema], *, place: Path | str, advice: str, raises: type[UserError] = CheckpointError
 ) -> Schema:
-  """A value that was decoded as `Fields`, as another schema; for readers that look at a field first."""
+  """Converts a value that was decoded as `Fields` to another schema, for readers that check a field first."""
   return _one_line(lambda: msgspec.convert(value, schema), place, advice, raises)
 
 

@@ -29,7 +29,7 @@ class ProcessInfo(NamedTuple):
 
 
 def find(environment: Mapping[str, str], **flags: Any) -> ProcessInfo | None:
-  """This process's place; None where it is the only one. Flags, named as in `PLAIN`, outweigh. Raises LauncherError."""
+  """Finds this process's place; None if it is the only one. Flags, named as in `PLAIN`, win. Raises LauncherError."""
   asked = {name: environment[variable] for name, variable in PLAIN.items() if variable in environment}
   asked |= {name: value for name, value in flags.items() if value is not None}
   said = _slurm(environment) or _open_mpi(environment) or ({} if asked else _tpu())
@@ -72,7 +72,7 @@ def _open_mpi(of: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _placed(of: Mapping[str, str], host: str | None, job: Any, num: str, process: str, local: str, here: int) -> dict:
-  """Also the one GPU of a process with others beside it, unless it is shown one alone (--gpus-per-task=1)."""
+  """Adds the one GPU of a process that shares its host, unless it sees only one (--gpus-per-task=1)."""
   shown = of.get('CUDA_VISIBLE_DEVICES', '')
   own = None if here < 2 or (shown and ',' not in shown) else (int(local),)
   coordinator = {'coordinator': f'{host}:{61440 + int(job) % 4096}'} if host else {}  # As JAX picks a job's port.

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 def available_bytes() -> int:
-  """Bytes that arrays can have of a device here; of a CPU device its part of the host's free memory; 0 if unknown.
+  """Bytes of a device available to arrays; for a CPU device its part of the host's free memory; 0 if unknown.
 
   On a CPU this is another number every time.
   """
@@ -20,7 +20,7 @@ def available_bytes() -> int:
 
 
 def total_bytes() -> int:
-  """Memory of a device of this process, however much of it is taken: the same each time; 0 if unknown."""
+  """Total memory of a device of this process in bytes, used or not; 0 if unknown."""
   devices = jax.local_devices()
   return host_total_bytes() // len(devices) if devices[0].platform == 'cpu' else available_bytes()
 
@@ -40,7 +40,7 @@ def host_total_bytes() -> int:
 
 
 def least_of_processes(num: int) -> int:
-  """The least number of bytes, in whole MiB, that any process gives, so that all choose alike; of one process its own.
+  """The minimum over processes of a number of bytes, in whole MiB, so that all make the same choice.
 
   All processes call this together.
   """

@@ -65,7 +65,7 @@ def _keep_stdout_for_results() -> None:
 
 
 def _probe(place: ProcessInfo, deadline: float) -> None:
-  """Looks at the coordinator's port, for JAX's own service ends the process where that is not as it should be.
+  """Checks the coordinator's port first, since JAX's own service ends the process where something is wrong with it.
 
   Raises:
     LauncherError: where process 0 finds it taken, or another cannot reach process 0 before the deadline.
@@ -89,7 +89,7 @@ def _probe(place: ProcessInfo, deadline: float) -> None:
 
 
 def _initialize(place: ProcessInfo, deadline: float, heartbeat_secs: float) -> None:
-  """JAX's own service, in a thread: it would wait without end, and end the process where a member is missing."""
+  """Starts JAX's own service in a thread: it would wait forever, and end the process where a member is missing."""
   import jax
 
   # Its handler of SIGTERM would take the signal from ours, and Orbax would ask it when to stop.
@@ -189,7 +189,7 @@ def run(
 
 
 def fail(error: BaseException) -> NoReturn:
-  """Ends this process, and with it the others, for what was raised in it; any thread may call it."""
+  """Ends this process and all others because of an exception in it; any thread may call it."""
   if _is_of_the_runtime(error):
     time.sleep(_heartbeat_secs + NEWS_SECS)  # Most often another's fault, whose news ends this process now.
   if isinstance(error, KeyboardInterrupt):
@@ -221,7 +221,7 @@ def _fail(code: int, text: str) -> NoReturn:
 
 
 def _end_with_another(news: dict[str, Any]) -> None:
-  """Called by a thread that listens."""
+  """Ends this process for another's failure; a listening thread calls it."""
   _say(f'process {index()} ends: {news["text"]}')
   os._exit(news['code'])
 

@@ -25,7 +25,7 @@ DIVIDED_FROM = (
 
 
 def make_mesh(devices: Sequence[Any] | None = None, *, model: int = 1) -> Mesh:
-  """The devices, by default all of all processes, along `data`, and `model` of them side by side, who share parameters.
+  """Makes the mesh of all devices of all processes: `data` by `model`, the latter sharing parameters between them.
 
   Those that share parameters also share the rows of a batch, so they are neighbours in one process.
 

@@ -59,7 +59,7 @@ class TrainProgress:
   left_out: Count = 0
 
   def update_best(self, score: float) -> bool:
-    """Takes in a validation score; True if it is the best so far, which one that is not finite never is."""
+    """Updates the best validation score; True if this one is the best so far, as one that is not finite never is."""
     better = math.isfinite(score) and (self.best_step == 0 or score > self.best_score)
     if better:
       self.best_step, self.best_score = self.step, score
@@ -71,7 +71,7 @@ class Checkpoints:
   """The checkpoints of one working directory, `checkpoints/<step>/`."""
 
   def __init__(self, workdir: Path, *, data: dict[str, Any] | None = None, keep: Sequence[int] = ()):
-    """Opens them.
+    """Opens the checkpoints.
 
     Args:
       workdir: the directory.
@@ -100,7 +100,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def save(self, state: TrainState, progress: TrainProgress) -> None:
-    """Begins to save; returns as soon as the state has left the devices. A step is saved once.
+    """Starts a save; returns as soon as the state has left the devices. A step is saved once.
 
     Raises:
       CheckpointError: where this save cannot begin, or the one before it failed, as on a full disk.
@@ -169,7 +169,7 @@ class Checkpoints:
     return json_file.convert(fields, TrainProgress, place=path, advice=ANOTHER)
 
   def data(self, step: int) -> dict[str, Any] | None:
-    """The facts that were kept with a step; None of an earlier version's."""
+    """The data facts saved with a step; None for those of an earlier version."""
     path, fields = self._clock(step)
     found = fields.get('data')
     return found and json_file.convert(found, json_file.Fields, place=path, advice=ANOTHER)
@@ -225,7 +225,7 @@ class Checkpoints:
 
 
 def _reason(error: BaseException) -> str:
-  """Without the places in TensorStore's sources, and without the middle if it is long: the end says what failed."""
+  """Shortens an error: without places in TensorStore's sources, and without its middle: the end says what failed."""
   text = re.sub(r'\s*\[source locations=.*', '', one_line(error))
   return text if len(text) <= 260 else f'{text[:120]} ... {text[-120:]}'
 

@@ -114,7 +114,7 @@ def _digests(checkpoint: Path) -> dict[str, str]:
 
 
 def set_aside_damaged(directory: Path) -> None:
-  """Leaves only sound checkpoints in a folder, saying what it passes over; of a run that holds its workdir alone.
+  """Renames damaged checkpoints in a folder and logs them; only for a run that holds its workdir.
 
   Saves and removals of older checkpoints that were cut short are cleared away; damaged checkpoints are renamed, for
   they may be worth a look. What has a name that neither Orbax nor this package gives stays.

@@ -58,7 +58,7 @@ class FeatureCache:
   stop: Callable[[], bool] = bool
 
   def replace_images(self, splits: Mapping[str, Split]) -> dict[str, Split]:
-    """The splits, by name, with features `[n, ...]` in place of images; those that are not there yet are computed.
+    """Replaces the images of splits, by name, by features `[n, ...]`; features that are missing are computed.
 
     Where there are no frozen stages, or features of all these splits cannot be kept, as they were; a line of the log
     says why.
@@ -88,7 +88,7 @@ class FeatureCache:
 
   @property
   def directory(self) -> Path:
-    """The folder; `config.data.feature_cache` has it, if it says anything."""
+    """The folder of the features: `config.data.feature_cache`, or by default one beside the workdir."""
     beside = self.workdir.resolve().parent if address.is_local(self.workdir) else address.cache()
     return Path(self.config.data.feature_cache or beside / 'features')
 

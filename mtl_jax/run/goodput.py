@@ -30,7 +30,7 @@ _END = object()
 
 
 class Goodput:
-  """The accounts of one run; a second is in one account only.
+  """The time of one run by activity; each second counts once.
 
   Attributes:
     spent: seconds by heading.
@@ -48,7 +48,7 @@ class Goodput:
 
   @contextmanager
   def timed(self, heading: str) -> Iterator[None]:
-    """Accounts what is spent inside to a heading, except for what is compiled there, or is under one inside it."""
+    """Books the time of the block under a heading, without compilation and without blocks inside it."""
     self._settle()
     self._headings.append(heading)
     try:
@@ -58,7 +58,7 @@ class Goodput:
       self._headings.pop()
 
   def waiting(self, heading: str, items: Iterable[Item]) -> Iterator[Item]:
-    """The items; what is waited for each is accounted to the heading."""
+    """Yields the items, and books the time of waiting for them under the heading."""
     iterator = iter(items)
     while True:
       with self.timed(heading):
@@ -76,7 +76,7 @@ class Goodput:
     self._compiled = []
 
   def compiled(self, seconds: float) -> None:
-    """Hears of a stage of a compilation that ends now. Stages may lie within one another, and the outer end later."""
+    """Books a stage of a compilation that ends now. Stages may be nested, and the outer ones end later."""
     end = time.monotonic()
     start = max(end - seconds, self._since)
     if threading.get_ident() == self._thread and start < end:
@@ -134,7 +134,7 @@ class Goodput:
       self._written, self._step = time.monotonic(), step
 
   def finish(self, directory: Path) -> None:
-    """Writes the accounts of a run that trained, and says them in a line."""
+    """Writes the accounts of a run that trained, and logs them in a line."""
     if self._step is None:
       return
     with contextlib.suppress(OSError, CheckpointError):  # The run ends for that reason, which is said then.

@@ -25,7 +25,7 @@ SHARED_SECS = 20.0  # In which what one host writes is seen by the others.
 
 @contextmanager
 def hold(workdir: Path) -> Iterator[None]:
-  """Holds a working directory for one run; it is made if it is not there.
+  """Holds a working directory for one run, and makes it if need be.
 
   One in a bucket is taken from whoever holds it, who notices at the next save: see `check_held`.
 

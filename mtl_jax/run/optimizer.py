@@ -55,7 +55,7 @@ def _decay_start(settings: ConfigDict, steps: int) -> int:
 
 
 def from_config(settings: ConfigDict, *, steps: int) -> optax.GradientTransformation:
-  """Clipping, then the optimizer with its schedule; kernels alone decay.
+  """The optimizer: clipping, then the update with its schedule; only kernels decay.
 
   Learning rate, decay, momentum and the norm to clip at may be traced, and are then above 0.
 

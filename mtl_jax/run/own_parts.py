@@ -34,7 +34,7 @@ class SavedPart(TypedDict):
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
-  """The configuration whose files are found from any folder."""
+  """Makes the paths of the user's own files absolute."""
   files = {field: (path.resolve(), part) for field, (path, part) in _files(config).items()}
   return _renamed(config, files)
 
@@ -55,7 +55,7 @@ def keep(workdir: Path, config: ConfigDict) -> None:
 
 
 def changed(workdir: Path, config: ConfigDict) -> list[str]:
-  """The fields whose file is another one than the run began with, in words."""
+  """Lists the fields whose file has changed since the run began."""
   if not (workdir / LIST).exists():
     return []
   kept = json_file.read(workdir / LIST, dict[str, SavedPart], advice=NO_PART)
@@ -67,7 +67,7 @@ def changed(workdir: Path, config: ConfigDict) -> list[str]:
 
 
 def located(workdir: Path, config: ConfigDict) -> ConfigDict:
-  """The configuration of a run whose own parts are those kept in its workdir.
+  """Points a run's configuration to the user's own files as they are saved in its workdir.
 
   Raises:
     CheckpointError: for code that this user has neither run nor allowed, or a file that is missing or not as it was

@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
 
 
 def from_config(config: ConfigDict, tasks: Sequence[Task], *, steps_per_epoch: int = 1) -> Recipe:
-  """The recipe of a config for these tasks; steps of an epoch matter to its steps, not to the state they change."""
+  """Makes the recipe of a config for these tasks; `steps_per_epoch` matters to methods that count epochs."""
   names = loss_terms.names(tasks, config.objective.grain)
   return Recipe(
     model=multitask.from_config(config.model, tasks),

@@ -50,7 +50,7 @@ class _Facts(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-  """Facts of the training data that a model needs.
+  """The facts of the training data that a model depends on.
 
   Attributes:
     image_size: height and width of the network's input in pixels.
@@ -108,7 +108,7 @@ def check_alike(config: ConfigDict, facts: DataFacts) -> None:
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
-  """A copy whose data and weights are found from any folder; its kinds of tasks are known from here on."""
+  """A copy with absolute paths of data and weights; registers the task kinds of its plugins."""
   config = own_parts.with_absolute_paths(config)
   register_plugins(config)
   if config.model.weights:
@@ -125,7 +125,7 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
 
 
 def opened(config: ConfigDict) -> tuple[ConfigDict, DataSet, DataFacts]:
-  """The configuration with absolute paths, its data set, and the facts of that."""
+  """Opens the data set of a configuration; returns this with absolute paths, the data set, and its facts."""
   store = mixture.open_data(config.data)
   return with_absolute_paths(config), store, DataFacts.of(store)
 
@@ -134,7 +134,7 @@ def opened(config: ConfigDict) -> tuple[ConfigDict, DataSet, DataFacts]:
 def resumed(
   workdir: Path, config: ConfigDict, facts: DataFacts, *, holds: str, allow_config_change: bool
 ) -> Iterator[None]:
-  """Holds a working directory for a run that begins or goes on; arguments and errors are those of the checks below."""
+  """Locks a workdir for a run that begins or resumes; arguments and errors are those of the checks below."""
   with lock.hold(workdir):
     check_alike(config, facts)
     check_kind(workdir, holds)
@@ -144,7 +144,7 @@ def resumed(
 
 
 def check_kind(workdir: Path, holds: str) -> None:
-  """Raises CheckpointError if another verb has kept something in the directory than the one that keeps in `holds`."""
+  """Raises CheckpointError if the directory holds results of another verb than the one that writes into `holds`."""
   for folder, verb in KEPT.items():
     if folder != holds and _keeps(workdir, folder):
       raise CheckpointError(f'--workdir: {workdir} holds what `mtl-jax {verb}` has made; take another')

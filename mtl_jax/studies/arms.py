@@ -34,7 +34,7 @@ class Replica:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """One side of the comparison.
+  """An arm of a study: one side of a comparison.
 
   Attributes:
     programs: by name the configuration of each program.
@@ -46,12 +46,12 @@ class Arm:
 
 
 def single(config: ConfigDict, tasks: Sequence[Task]) -> Arm:
-  """A model of its own for each task."""
+  """The single-task arm: a model for each task."""
   return Arm({task.name: with_fields(config, tasks=task.name) for task in tasks})
 
 
 def joint(config: ConfigDict, tasks: Sequence[Task]) -> Arm:
-  """One model of all tasks."""
+  """The joint arm: one model for all tasks."""
   del tasks
   return Arm({'joint': config})
 

@@ -46,7 +46,7 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """Configurations by the name of their program, their data, and the place of finished replicas.
+  """Trains and compares replicas of programs, each a configuration with a name, and keeps their results in a folder.
 
   Attributes:
     compiled: of each chunk size and program that was trained here, the number of compiled steps.

@@ -133,7 +133,7 @@ def build(
   stop: Callable[[], bool] = bool,
   like: Program | None = None,
 ) -> Program:
-  """A program of the config's tasks on a prepared set.
+  """Builds the program of a config on a prepared set.
 
   Args:
     config: a checked configuration.

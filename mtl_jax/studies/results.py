@@ -84,13 +84,13 @@ class ResultStore:
     return self.path(program, replica).exists() and self.get(program, replica).made_by == made_by
 
   def put(self, program: str, replica: Replica, result: Result, predictions: Predictions) -> None:
-    """Writes a result, whole or not at all."""
+    """Writes a result atomically."""
     arrays = {f'predictions/{name}': values for name, values in predictions.items()}
     arrays['facts'] = np.array(json.dumps(json_file.finite(vars(result)), allow_nan=False))
     npz.write(self.path(program, replica), arrays, root=self.directory.parent)
 
   def get(self, program: str, replica: Replica) -> Result:
-    """A result that was put."""
+    """Reads a result."""
     path = self.path(program, replica)
     facts = npz.read(path, names=('facts',), advice=ADVICE, only=True)['facts']
     return json_file.parse(str(facts), Result, place=path, advice=ADVICE)

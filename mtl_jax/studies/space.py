@@ -73,7 +73,7 @@ class Axis:
 
 
 def read_axis(field: str, text: str, *, where: str) -> Axis:
-  """The axis that is written as text; ConfigError, which names `where.field`, for one that cannot be."""
+  """Parses an axis; ConfigError, which names `where.field`, for one that cannot be."""
   place, kind = f'{where}.{field}', configs.kind_of(field)
   if field in SAME_FOR_ALL or field.startswith(SAME_GROUPS):
     raise ConfigError(f'{place}: {field} must be the same for all; leave it out')

@@ -17,6 +17,7 @@ from mtl_jax.config import with_fields
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.platform import processes
+from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
 from mtl_jax.studies import arms, program, space, summary
 from mtl_jax.studies.arms import Arm, Replica
@@ -133,15 +134,18 @@ def _best(bench: Bench, name: str, tried: Mapping[int, Sequence[Replica]]) -> Va
 def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> dict[str, Any]:
   """Cost of each arm, see `Bench.cost`, its latency, and the seconds of choosing its values."""
   found, latencies = {}, {}
-  for name, side in sides.items():
-    programs = [bench.program(one, side.replicas(one)[0]) for one in side.programs]
-    nets = tuple(id(one.test) for one in programs)  # Programs that differ in how they learn have one.
-    if nets not in latencies:
-      latencies[nets] = program.latency_ms(programs)
-    tuning = [
-      bench.seconds(one, those)
-      for one in side.programs
-      for those in tuned(config, arms.grid(bench.configs[one])).values()
-    ]
-    found[name] = {**bench.cost(side), 'latency_ms': latencies[nets], 'tuning_seconds': sum(tuning)}
+  with bar(len(sides), description='measuring latencies', unit='arm') as progress:
+    for name, side in sides.items():
+      bench.stop()
+      programs = [bench.program(one, side.replicas(one)[0]) for one in side.programs]
+      nets = tuple(id(one.test) for one in programs)  # Programs that differ in how they learn have one.
+      if nets not in latencies:
+        latencies[nets] = program.latency_ms(programs)
+      tuning = [
+        bench.seconds(one, those)
+        for one in side.programs
+        for those in tuned(config, arms.grid(bench.configs[one])).values()
+      ]
+      found[name] = {**bench.cost(side), 'latency_ms': latencies[nets], 'tuning_seconds': sum(tuning)}
+      progress.update()
   return found

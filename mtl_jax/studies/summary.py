@@ -13,7 +13,7 @@ from mtl_jax.tasks import higher_is_better
 
 
 def summarize(scores: Sequence[Scores], *, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-  """The study JSON but for its cost, which is no statistic.
+  """Makes the content of study.json, except for the cost.
 
   `arms[0]` is the reference, the single-task models, and `arms[1]` the arm that `delta`, `verdict`, `delta_m`,
   `negative_transfer` and `power` at the top are about; with more arms than two `comparisons` holds these for each. The

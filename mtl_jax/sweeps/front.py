@@ -94,7 +94,7 @@ def hypervolume(points: Gains, reference: Float[np.ndarray, ' g']) -> float:
 
 
 def gap(point: Float[np.ndarray, ' g'], front: Gains, *, mixed: bool) -> float:
-  """By how much the front is better than a point in every goal at once; below 0: by how much it would have to be.
+  """The margin by which the front is better than a point in all goals at once; negative where the point is beyond it.
 
   The additive epsilon indicator of Zitzler et al. (2003), of the front's points, or `mixed` of the straight lines
   (planes) between them too.

@@ -22,7 +22,7 @@ class Sampler(Protocol):
   """Proposes points of the unit cube."""
 
   def ask(self, num: int) -> Points:
-    """So many points that it has not proposed before."""
+    """Proposes `num` new points."""
     ...
 
   def tell(self, goals: Goals) -> None:
@@ -42,7 +42,7 @@ class Fixed:
       self.ask = lambda num: engine.random(num)
 
   def tell(self, goals: Goals) -> None:
-    """Nothing depends on it."""
+    """Ignores the scores."""
 
 
 class Optuna:
@@ -88,7 +88,7 @@ def make(kind: str, sizes: Sequence[int], *, seed: int, population: int, num_goa
 
 
 class Pruner:
-  """Gives a trial up that does worse at an evaluation than trials of earlier batches did there.
+  """Stops trials that do worse at an evaluation than trials of earlier batches did.
 
   `median`: than half of them. `halving`: at the evaluations 1, 2, 4, ... than the better half (Li et al. 2018's
   asynchronous successive halving). Trials of one batch do not see each other, so neither their order nor the number of

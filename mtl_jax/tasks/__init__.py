@@ -82,7 +82,7 @@ def register_plugins(config: ConfigDict) -> None:
 
 
 def plain(metric: str) -> str:
-  """`macro_f1` of a task and `f1` of one output are the same metric."""
+  """A metric's name without `macro_`: `macro_f1` of a task and `f1` of one output are the same metric."""
   return metric.removeprefix(_MACRO)
 
 

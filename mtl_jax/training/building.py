@@ -36,7 +36,7 @@ LONG_RUN = 1000  # Steps of a run on a CPU that is worth the compilation of a lo
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The parts of a run; nothing here changes while it trains.
+  """The parts of a run, which do not change while it trains.
 
   Attributes:
     store: the prepared set, or mixture, of the splits.
@@ -131,7 +131,7 @@ class Run:
 
 
 def build(config: ConfigDict, store: DataSet) -> Run:
-  """Everything a run needs, from its config and its prepared set, or a mixture of several."""
+  """Builds everything that a run needs from its config and its data set."""
   tasks = workdir.DataFacts.of(store).selected(config)
   train, val, label_stats = splits.load(config, store, tasks)
   made = recipe.from_config(config, tasks, steps_per_epoch=-(-len(train) // config.train.batch_size))

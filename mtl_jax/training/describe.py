@@ -15,7 +15,7 @@ log = logging.getLogger('mtl_jax')
 
 
 def describe(run: Run, progress: TrainProgress) -> None:
-  """Says what will be trained on what."""
+  """Logs the model, the data and the devices."""
   config = run.config
   height, width = run.store.image_size
   variables = jax.eval_shape(run.make_state).variables

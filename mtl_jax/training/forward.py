@@ -20,7 +20,7 @@ Params = Mapping[str, Any]
 
 
 class ForwardAux(NamedTuple):
-  """Results of a forward pass besides the losses of the objective.
+  """Auxiliary results of a forward pass, besides the objective's losses.
 
   Attributes:
     task_losses: each task's mean loss over the labels present.
@@ -33,14 +33,14 @@ class ForwardAux(NamedTuple):
   auxiliary: Mapping[str, Float[Array, '']]
 
   def with_shared(self, moved: Mapping[str, Any]) -> 'ForwardAux':
-    """Adds what the shared part has changed besides."""
+    """Adds the variables that the shared part has changed."""
     stats = {**moved.get('batch_stats', {}), **self.moved['batch_stats']}
     return self._replace(moved={**moved, 'batch_stats': stats})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Forward:
-  """One batch, with everything that its losses depend on except the parameters.
+  """The forward pass of one batch, with everything that its losses depend on except the parameters.
 
   Attributes:
     images: what the network reads: pixels `[b, h, w, 3]`, normalised and augmented, or features; labels and mask

@@ -60,7 +60,7 @@ def _listening(act: Callable[[int], None]) -> Iterator[None]:
 
 
 class Interruption:
-  """While open, signals become a question the loop asks between steps. A SIGINT after the first signal leaves at once.
+  """While open, notes signals, for which the loop asks between steps. A SIGINT after the first signal ends at once.
 
   At once means without waiting for anything: not for a step that hangs in a collective, where Python's handlers do not
   run, nor for a save, which a checkpoint survives because it is complete or absent.

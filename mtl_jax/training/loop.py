@@ -91,7 +91,7 @@ def train(
 
 
 def extend(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> None:
-  """Says what the learning rate does where `train.steps` was raised, and drops what a longer run has not.
+  """Extends a finished run to more steps: drops what a longer run would not have, and logs its learning rate.
 
   That is what was saved while the rate was already on its way down to the former end.
 
@@ -110,7 +110,7 @@ def extend(before: ConfigDict, config: ConfigDict, checkpoints: Checkpoints) -> 
 
 
 class RunServices(NamedTuple):
-  """The objects that keep and watch a run while it trains; `wrap_steps` and `name` are as in `train`."""
+  """The services of a run while it trains: checkpoints, signals, watchdog and goodput; the rest is as in `train`."""
 
   checkpoints: Checkpoints
   directory: Path
@@ -123,7 +123,7 @@ class RunServices(NamedTuple):
 
 @contextmanager
 def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iterator[None]:
-  """At the end, however it comes, waits for the last save and says what the run's time went into.
+  """Waits for the last save at the end, however that comes, and logs where the run's time went.
 
   Of several processes one that fails by itself does not wait: the others would not come to the end of that save.
   """
@@ -143,7 +143,7 @@ def closing(checkpoints: Checkpoints, goodput: Goodput, directory: Path) -> Iter
 
 
 def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainProgress]:
-  """The state of the latest checkpoint, or a new one; born on the mesh either way."""
+  """Restores the state of the latest checkpoint, or makes a new one, on the mesh."""
   placed = sharding.of_state(run.mesh, run.make_state)
   restored = checkpoints.restore(checkpoint.abstract_state(run.make_state, placed))
   if restored is not None:
@@ -158,7 +158,7 @@ def begin_state(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, TrainPr
 
 
 def train_on(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
-  """`train_from` to the end; where config.train.on_nonfinite is rollback, again from the last checkpoint on."""
+  """Calls `train_from`, again from the last checkpoint after a step that was not finite, if the config asks for it."""
   settings = run.config.train
   while True:
     try:
@@ -177,7 +177,7 @@ def train_on(run: Run, state: TrainState, progress: TrainProgress, services: Run
 
 
 def train_from(run: Run, state: TrainState, progress: TrainProgress, services: RunServices) -> TrainProgress:
-  """The loop itself. The host only dispatches; it waits for the devices where it logs, evaluates or saves."""
+  """Runs the loop: the host only dispatches steps; it waits for the devices where it logs, evaluates or saves."""
   config, primary = run.config, jax.process_index() == 0
   checkpoints, directory, interruption, watchdog, goodput, wrap_steps, name = services
   steps = watchdog.watching(wrap_steps(run, progress.step) if wrap_steps else run.compiled_steps)

@@ -22,7 +22,7 @@ def scan(
   part: Int64[np.ndarray, ' b'],
   num: int,
 ) -> tuple[Any, Mapping[str, Any]]:
-  """`apply` to `num` micro-batches one after the other; their outputs as one batch, and what they have changed.
+  """Applies `apply` to `num` micro-batches in turn; returns their outputs as one batch, and what they have changed.
 
   Each is computed again in the backward pass, which adds its gradient to the others', so the activations of one
   micro-batch are in memory at a time, for a forward pass more: a third more work. Heads and losses still see the whole

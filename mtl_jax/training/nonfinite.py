@@ -21,7 +21,7 @@ ADVICE = (
 
 
 class NonFiniteStep(DivergedError):
-  """A step came out as NaN or infinite; nothing after it was saved.
+  """A step whose loss or gradient was NaN or infinite; nothing after it was saved.
 
   Attributes:
     step: its number, from 1.

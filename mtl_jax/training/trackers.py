@@ -1,22 +1,37 @@
 """Experiment trackers, which get a run's metrics besides metrics.jsonl, each through its own client."""
 
+import contextlib
 import importlib
 import logging
 import os
 import re
 import secrets
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from mtl_jax.errors import CheckpointError, UserError, one_line
 from mtl_jax.platform import json_file
 from mtl_jax.run import workdir
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+  """Lets imports find no such module, unless it is imported already."""
+  hide = module not in sys.modules
+  if hide:
+    sys.modules[module] = None  # pyright: ignore[reportArgumentType]
+  yield
+  if hide:
+    del sys.modules[module]
+
+
+with _hidden('torch'):  # tensorboardX imports it where it is installed, which takes a second and serves nothing here.
+  from tensorboardX import summary
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 log = logging.getLogger('mtl_jax')
 
@@ -28,7 +43,7 @@ MOST_AT_ONCE = 100  # Parameters that MLflow takes in a call; of metrics it take
 
 
 class Tracker(Protocol):
-  """A place for metrics."""
+  """The interface of trackers."""
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Takes the values of one log line, by name."""

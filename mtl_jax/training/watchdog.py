@@ -39,7 +39,7 @@ class Watchdog:
     self._closed.set()
 
   def beat(self, what: str = '') -> None:
-    """Something was completed; the last `what` is named if nothing follows."""
+    """Notes that something was completed; `what` is named if nothing follows."""
     self._last, self._what = time.monotonic(), what or self._what
 
   @contextmanager
@@ -52,7 +52,7 @@ class Watchdog:
       self.beat()
 
   def watching(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """A jitted function whose calls are beats; one with shapes that are new may compile for as long as it takes."""
+    """Wraps a jitted function so that its calls are beats; with new shapes it may compile for as long as it takes."""
     seen = set()
 
     def call(*arguments: Any) -> Any:
@@ -74,7 +74,7 @@ class Watchdog:
 
 
 def _end(reason: str) -> None:
-  """Every thread's stack on stderr, one line below them, and the process is gone."""
+  """Prints every thread's stack and the reason to stderr, and ends the process."""
   with contextlib.suppress(Exception):
     sys.stderr.flush()
     faulthandler.dump_traceback(file=2, all_threads=True)
