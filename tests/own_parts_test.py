@@ -110,7 +110,7 @@ def test_a_set_of_a_kind_of_its_own_opens_only_with_the_plugin(squares, tmp_path
   """In another process, which has not prepared it."""
   config = small_runs.make_config(squares, tasks='all')
   told = small_runs.end(small_runs.start(small_runs.command(tmp_path, config, tmp_path / 'run')))
-  assert "'count'" in told
+  assert "'tally'" in told
   assert 'config.plugins' in told
   assert 'Traceback' not in told
 

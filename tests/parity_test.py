@@ -61,7 +61,7 @@ SHORTER = {
 }
 
 
-@pytest.mark.parametrize('name', multitask.BACKBONES)
+@pytest.mark.parametrize('name', SIZES)
 def test_features_equal_pytorchs_with_random_weights(name, tmp_path, monkeypatch):
   our_options, their_options = SHORTER.get(name, ({}, {}))
   for without in (convnet.ConvNet, convnet.CelebACNN):

@@ -159,14 +159,20 @@ def test_a_run_starts_from_the_folder_and_from_its_file_alike(run, folder, tiny_
   theirs = own_weights.flatten(mtl_jax.load(run).variables)
   for place in (folder, folder / 'model.safetensors'):
     config = workdir.with_absolute_paths(tiny_config(**{'model.weights': str(place)}))
-    net = workdir.with_absolute_paths(tiny_config(**{'model.backbone': 'resnet18', 'model.weights': str(place)}))
-    assert multitask.backbone_from_config(net.model).stem != 'imagenet'
     made = building.build(config, mixture.open_data(config.data))
     weights = start_weights.load(config.model, made.store.image_size)
     found = own_weights.flatten(jax.jit(made.make_state)(pretrained_weights=weights).variables)
     assert found.keys() == theirs.keys()
     for name, value in found.items():
       np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def test_files_of_weights_keep_the_stem_of_their_network(trained_dir, tiny_config, tmp_path):
+  net = {'model.backbone': 'resnet18', 'model.width': 4}
+  published.write(as_other(trained_model.restore(trained_dir), tiny_config, net, TASKS[:2]), tmp_path)
+  for place in (tmp_path, tmp_path / 'model.safetensors'):
+    config = workdir.with_absolute_paths(tiny_config(**net, **{'model.weights': str(place)}))
+    assert multitask.backbone_from_config(config.model).stem != 'imagenet'
 
 
 def test_a_format_that_there_is_not_is_refused(run, tmp_path):

@@ -344,9 +344,14 @@ def add_legend(figure: Any, heading: str, sides: Sequence[Side]) -> None:
 
 
 def _name(axes: Any, x: str, y: str = '') -> None:
-  """Names the axes, in lines that are no longer than they. Names come from data sets: they are text, never formulas."""
-  axes.set_xlabel(textwrap.fill(x, 54, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
-  axes.set_ylabel(textwrap.fill(y, 44, break_on_hyphens=False), parse_math=False, size=8.5, color=INK)
+  """Names the axes, in lines that are no longer than they, what is in brackets on a line of its own.
+
+  Names come from data sets: they are text, never formulas.
+  """
+  for write, text, width in ((axes.set_xlabel, x, 54), (axes.set_ylabel, y, 44)):
+    parts = text.replace(' (', '\n(').split('\n') if len(text) > width else [text]
+    lines = [textwrap.fill(part, width, break_on_hyphens=False) for part in parts]
+    write('\n'.join(lines), parse_math=False, size=8.5, color=INK)
 
 
 def _line(side: Side) -> dict[str, Any]:

@@ -23,7 +23,12 @@ def level(value: float | None, name: str) -> str:
   """A value of a metric."""
   if value is None:
     return MISSING
-  return f'{100 * value:.2f}%' if metric(name).percent else f'{value:.4g}'
+  return f'{100 * value:.2f}%' if metric(name).percent else number(value)
+
+
+def number(value: float) -> str:
+  """A plain number to four significant figures; what is 0 but for rounding is 0."""
+  return f'{round(value, 12) + 0.0:.4g}'.replace('-', '\N{MINUS SIGN}')
 
 
 def signed(value: float | None, digits: int) -> str:

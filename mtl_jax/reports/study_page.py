@@ -126,7 +126,7 @@ def _tried(kept: Record, program: str) -> Iterator[str]:
   for values, results in kept.tuning.get(program, ()):
     scores = [result.score for result in results if result.score is not None and not result.diverged_at]
     if results:
-      reached = f'{sum(scores) / len(scores):.4g}' if len(scores) == len(results) else 'diverged'
+      reached = figures.number(sum(scores) / len(scores)) if len(scores) == len(results) else 'diverged'
       yield f'{space.in_words(values)}: {reached}'
 
 

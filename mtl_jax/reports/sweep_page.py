@@ -117,8 +117,7 @@ def _gain(gain: Mapping[str, Any]) -> str:
 
 
 def _volume(volume: Mapping[str, Any]) -> str:
-  values = [round(value, 8) + 0.0 for value in (volume['mean'], *(volume['ci95'] or ()))]  # Not as -0.
-  mean, *ends = (f'{value:.4g}'.replace('-', '\N{MINUS SIGN}') for value in values)
+  mean, *ends = map(figures.number, (volume['mean'], *(volume['ci95'] or ())))
   return f'{mean} ({" to ".join(ends)})' if ends else mean
 
 
@@ -173,7 +172,12 @@ def _searched(found: Mapping[str, Any], plots: Path) -> list[Block]:
     if not all(type(value) in (int, float) for value in values) or len(set(values)) < 3:
       continue
     points = [
-      Point(side, float(value), one['score'], says=f'{one["score"]:.4g}: {space.in_words(one["values"], named=True)}')
+      Point(
+        side,
+        float(value),
+        one['score'],
+        says=f'{figures.number(one["score"])}: {space.in_words(one["values"], named=True)}',
+      )
       for value, one in zip(values, trials, strict=True)
     ]
     log = min(values) > 0 and max(values) >= 10 * min(values)
@@ -190,8 +194,8 @@ def _trials(found: Mapping[str, Any]) -> list[Block]:
   heads = [Column('Trial', 'text'), Column('Score', 'number'), Column('Goals'), Column('Seconds', 'number')]
   by_program: dict[str, list[Row]] = {}
   for one in found['trials']:
-    score = f'{one["score"]:.4g}' if one['score'] is not None else _end(one)
-    goals = ', '.join(f'{goal} {value:.4g}' for goal, value in one['goals'].items() if value is not None)
+    score = figures.number(one['score']) if one['score'] is not None else _end(one)
+    goals = ', '.join(f'{goal} {figures.number(value)}' for goal, value in one['goals'].items() if value is not None)
     cells = [Cell(score, value=one['score']), Cell(goals), Cell(f'{one["seconds"]:.3g}', value=one['seconds'])]
     row = Row(str(one['trial']), cells, note=space.in_words(one['values'], named=True))
     by_program.setdefault(one['program'], []).append(row)
