@@ -156,6 +156,15 @@ def test_a_study_over_kept_features_starts_from_a_run(runs, frozen_config, tmp_p
     np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
+def test_a_study_over_kept_features_starts_from_a_run_whose_other_layers_do_not_fit(runs, frozen_config, tmp_path):
+  config = frozen_config(**{'model.weights': str(runs / 'joint'), 'model.trunk_features': (5,)})
+  built = program.build(config, mixture.open_data(config.data), directory=tmp_path / 'study')
+  state = jax.eval_shape(built.init, {'seed': 1, 'learning_rate': 1e-3}, built.weights)
+  names = own_weights.flatten(state.variables)
+  assert any('trunk_layers' in name for name in names)
+  assert not any('/backbone' in name for name in built.weights)
+
+
 # Statistics.
 
 

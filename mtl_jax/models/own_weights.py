@@ -66,15 +66,13 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
     DataError: if none of the encoder fits.
   """
   flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
-  taken, new, result = set(), [], {}
-  for path, leaf in flat.items():
-    name = '/'.join(_plain(path))
-    found = next((one for one in (name, _of_one_copy(name)) if _fits(leaf, weights.get(one))), None)
-    result[path] = leaf if found is None else jnp.broadcast_to(weights[found], leaf.shape).astype(leaf.dtype)
-    if found is None:
-      new.append(name)
-    else:
-      taken.add(found)
+  sources = {path: _source(path, leaf, weights) for path, leaf in flat.items()}
+  taken = {name for name in sources.values() if name is not None}
+  new = ['/'.join(_plain(path)) for path, name in sources.items() if name is None]
+  result = {
+    path: leaf if (name := sources[path]) is None else jnp.broadcast_to(weights[name], leaf.shape).astype(leaf.dtype)
+    for path, leaf in flat.items()
+  }
   if not any('/backbone' in name for name in taken) and any('/backbone' in name for name in weights):
     raise DataError(f'{FIELD} holds nothing of this model; is it of another backbone or width?')
   log.info(
@@ -82,6 +80,19 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
     len(taken), len(weights), listed(_modules(new)), listed(_modules(weights.keys() - taken)),
   )  # fmt: skip
   return traverse_util.unflatten_dict(result)
+
+
+def fitting(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
+  """Those of the weights that `place` takes for these variables."""
+  flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
+  taken = {_source(path, leaf, weights) for path, leaf in flat.items()}
+  return {name: leaf for name, leaf in weights.items() if name in taken}
+
+
+def _source(path: Path, variable: Any, weights: Mapping[str, Any]) -> str | None:
+  """The name of the weight that a variable takes, if one fits."""
+  name = '/'.join(_plain(path))
+  return next((one for one in (name, _of_one_copy(name)) if _fits(variable, weights.get(one))), None)
 
 
 def _fits(variable: Any, weight: Any) -> bool:

@@ -161,7 +161,8 @@ def build(
     splits = cache.replace_images(splits)
     if weights and 'features' in splits['train'].inputs:
       held = own_weights.flatten({'frozen': state.variables['frozen']})
-      weights = {name: leaf for name, leaf in weights.items() if name not in held}
+      fitting = own_weights.fitting(state.variables, weights)  # What does not fit was told of above, once.
+      weights = {name: leaf for name, leaf in fitting.items() if name not in held}
   run = dataclasses.replace(run, train=splits['train'], val=splits['val'])
   mesh = sharding.make_mesh(jax.local_devices())
   return Program(run, splits['test'], weights, mesh)
