@@ -224,8 +224,18 @@ def made_by(command: str) -> set[str]:
   return {rest[rest.index(flag) + 1]} if flag else set()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('page', [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+# Pages whose commands run in seconds, with which a newcomer begins; `-m slow` runs the others, for three minutes.
+QUICK = ('README.md', 'index.md', 'own_data.md', 'evaluate.md', 'export.md', 'models.md')
+
+
+@pytest.mark.parametrize(
+  'page',
+  [
+    pytest.param(page, marks=() if page.name in QUICK else pytest.mark.slow, id=page.name)
+    for page in PAGES
+    if commands(page)
+  ],
+)
 def test_the_commands_of_a_page_run_in_their_order(page, world, tmp_path, monkeypatch, capsys):
   place = tmp_path / 'place'
   shutil.copytree(world, place, symlinks=True)
