@@ -55,6 +55,11 @@ def test_a_variant_of_several_networks_has_a_program_for_each_group_of_tasks():
     ({'two': 'tasks=attributes'}, 'config.study.variants.two: no network learns landmarks'),
     ({'two': 'tasks=attributes tasks=landmarks,attributes'}, 'config.study.variants.two: attributes stands twice'),
     ({'two': 'tasks=attributes tasks=landmark'}, "config.study.variants.two: tasks.*'landmarks'"),
+    (
+      {'two': 'tasks=attributes tasks=landmarks', 'two_1': 'objective.name=dwa'},
+      'config.study.variants.two: an arm or a task has this name already',
+    ),
+    ({'single': 'tasks=attributes tasks=landmarks'}, 'config.study.variants.single: an arm or a task has this name'),
     ({'landmarks': 'objective.name=dwa'}, 'config.study.variants.landmarks: an arm or a task has this name already'),
   ],
 )

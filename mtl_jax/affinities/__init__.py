@@ -1,1 +1,1 @@
-"""How tasks affect each other in training: look-aheads, transfer, and groups of tasks."""
+"""Measures of how tasks affect each other in training: look-aheads, transfer, and groups of tasks."""

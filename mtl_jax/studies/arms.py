@@ -137,15 +137,17 @@ def tuning_seeds(config: ConfigDict, num: int) -> list[int]:
 def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   """The arms that `config.study.arms` names, in that order: of ARMS, or else of `config.study.variants`."""
   variants = config.study.variants
-  taken = set(variants) & {*ARMS, *(task.name for task in tasks)}
-  if taken:
-    raise ConfigError(f'config.study.variants.{min(taken)}: an arm or a task has this name already; choose another')
   if len(set(config.study.arms)) < 2:
     raise ConfigError('config.study.arms must name at least two arms, for there is nothing else to compare')
   largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
   if config.train.seed > largest:
     raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')
   made = {name: variant(config, name, tasks) for name in variants}  # A wrong one is an error, named as an arm or not.
+  names = {name: {name, *arm.programs} for name, arm in made.items()}
+  taken = collections.Counter(itertools.chain(*names.values(), ARMS, (task.name for task in tasks)))
+  for name, own in names.items():
+    if any(taken[one] > 1 for one in own):
+      raise ConfigError(f'config.study.variants.{name}: an arm or a task has this name already; choose another')
   for name in config.study.arms:
     choose(name, (*ARMS, *variants), field='config.study.arms')
   return {name: made[name] if name in made else ARMS[name](config, tasks) for name in config.study.arms}

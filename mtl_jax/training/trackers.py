@@ -20,11 +20,13 @@ from mtl_jax.run import workdir
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
   """Lets imports find no such module, unless it is imported already."""
-  hide = module not in sys.modules
-  if hide:
-    sys.modules[module] = None  # pyright: ignore[reportArgumentType]
-  yield
-  if hide:
+  if module in sys.modules:
+    yield
+    return
+  sys.modules[module] = None  # pyright: ignore[reportArgumentType]
+  try:
+    yield
+  finally:
     del sys.modules[module]
 
 
