@@ -175,3 +175,10 @@ def test_a_run_is_not_resumed_with_another_file_under_the_same_name(faces, tmp_p
 def test_what_is_no_such_part_is_refused_with_its_field(faces, tmp_path, field, value):
   with pytest.raises(UserError, match=f'config.{field}'):
     mtl_jax.train(small_runs.make_config(faces), tmp_path / 'run', overrides={field: value})
+
+
+def test_a_function_that_cannot_take_the_precision_is_refused_with_its_field(faces, tmp_path):
+  (tmp_path / 'net.py').write_text(CODE[0] + '\n\ndef small():\n  return Net(width=4)\n')
+  fields = {'model.backbone': f'{tmp_path / "net.py"}:small', 'model.width': 0}
+  with pytest.raises(UserError, match=r'config\.model\.backbone: .*small failed: TypeError.*dtype'):
+    mtl_jax.train(small_runs.make_config(faces), tmp_path / 'run', overrides=fields)

@@ -1,8 +1,10 @@
 """The contract of backbones: stages in a row, from images to a map, and a pooling of the last map to features."""
 
+import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -41,6 +43,8 @@ class Backbone(nn.Module):
     remat: compute each block again in the backward pass instead of keeping what is inside it.
     dtype: type of the computation; parameters are float32.
   """
+
+  dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
 
   num_stages: ClassVar[Any]  # How many there are: a number, or a property.
 

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
@@ -31,7 +30,6 @@ class ConvNet(Backbone):
   width: int = 16
   norm: str = 'none'
   norm_rows: int = 0
-  dtype: Any = jnp.float32
 
   num_stages = 2  # Each halves the map.
 
@@ -67,7 +65,6 @@ class CelebACNN(Backbone):
   width: int = 64
   norm: str = 'batch'
   norm_rows: int = 0
-  dtype: Any = jnp.float32
 
   num_stages = len(CONVOLUTIONS) + 1  # The last are dense layers, after which maps cannot be mixed.
 

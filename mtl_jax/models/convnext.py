@@ -49,7 +49,6 @@ class ConvNeXt(Backbone):
   width: int = 96
   stem: str = 'auto'
   remat: bool = False
-  dtype: Any = jnp.float32
 
   torchvision_names = (
     (r'^stem_conv', 'features.0.0'),

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
@@ -60,7 +58,6 @@ class MobileNetV2(Backbone):
   norm: str = 'batch'
   norm_rows: int = 0
   remat: bool = False
-  dtype: Any = jnp.float32
 
   torchvision_names = (
     (r'^features_(\d+)', r'features.\1'),

@@ -166,7 +166,10 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
     options.setdefault('stem', 'imagenet')  # Weights are of the published network, whatever the image size.
   if settings.norm_rows and options.get('norm', plain.norm) != 'batch':
     raise ConfigError('config.model.norm_rows: only batch norm has statistics over rows; leave it at 0')
-  return partial(make, **options, dtype=compute_dtype(settings.dtype))
+  made = partial(make, **options, dtype=compute_dtype(settings.dtype))
+  with parts.wrap_errors(name, field=field):
+    made()
+  return made
 
 
 def is_weights_file(weights: str) -> bool:

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mtl_jax.models import normalization
@@ -77,7 +76,6 @@ class ResNet(Backbone):
   norm: str = 'batch'
   norm_rows: int = 0
   remat: bool = False
-  dtype: Any = jnp.float32
 
   torchvision_names = (
     (r'layer(\d)_(\d+)', r'layer\1.\2'),

@@ -54,7 +54,6 @@ class VisionTransformer(Backbone):
   depth: int = 12
   groups: int = 4
   remat: bool = False
-  dtype: Any = jnp.float32
 
   torchvision_names = (
     (r'^patches', 'conv_proj'),
