@@ -143,7 +143,7 @@ def keep(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]:
   result = {
     'device': machine(),
     'versions': versions(),
-    'flags': {'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''), **flags},
+    'flags': {name: os.environ.get(name, '') for name in ('XLA_FLAGS', 'GLIBC_TUNABLES')} | flags,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'rows': list(rows),
   }
