@@ -189,10 +189,3 @@ class Bench:
       for own, one in zip(by_seed, side.replicas(name), strict=True):
         own.update(self.results.predictions(name, one, shapes))
     return by_seed
-
-  def cost(self, side: Candidate) -> dict[str, Any]:
-    """Parameters, FLOPs of the forward pass, latency and mean training seconds of a seed, summed over its programs."""
-    programs = [self.program(name, side.replicas(name)[0]) for name in side.programs]
-    each = [one.size() for one in programs]
-    seconds = sum(self.seconds(name, side.replicas(name)) for name in side.programs) / len(side.seeds)
-    return {key: sum(size[key] for size in each) for key in each[0]} | {'seconds': seconds}

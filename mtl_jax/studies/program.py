@@ -119,6 +119,25 @@ class Program:
     flops = cost.flops(self.run.model.outputs, variables, (*self.run.store.image_size, 3))
     return {'params': params, 'flops_per_image': flops or 0.0}
 
+  def prediction(self, compiled: dict[str, Any]) -> Callable[[], Any]:
+    """Makes a call that predicts for one image on one device, through all stages, also those that are frozen.
+
+    Its weights are 0, which take as long as others.
+
+    Args:
+      compiled: what was compiled before, to which this is added; networks that differ in names of tasks share one.
+    """
+    run, device = self.run, self.mesh.devices.flat[0]
+    variables = jax.eval_shape(lambda: run.make_state().eval_variables)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
+    image = np.zeros((1, *run.store.image_size, 3), np.uint8)
+    arguments = jax.device_put((variables, run.label_stats, image), device)
+    predict = partial(predict_step, model=run.model, tasks=run.tasks)
+    lowered = jax.jit(lambda *arguments: jax.tree.leaves(predict(*arguments))).lower(*arguments)  # Without names.
+    if (text := lowered.as_text()) not in compiled:
+      compiled[text] = lowered.compile()
+    return partial(compiled[text], *arguments)
+
   def flops_trained(self) -> float:
     """Floating-point operations a run, of the part that is trained, from features where those are kept; 0: unknown."""
     per_image = cost.flops(self.network.outputs, self.shapes().variables, self.run.train.images.shape[1:]) or 0.0
@@ -176,18 +195,8 @@ def reads_alike(config: ConfigDict, other: ConfigDict) -> bool:
   return alike and config.to_dict() | learning == other.to_dict() | learning
 
 
-def latency_ms(programs: Sequence[Program], *, repeats: int = 30) -> float:
-  """Median milliseconds in which the models of all these programs, one after another, predict for one image.
-
-  Each computes all of its stages, also those that are frozen.
-  """
-  calls = []
-  for program in programs:
-    run, device = program.run, program.mesh.devices.flat[0]
-    state = jax.device_put(jax.jit(run.make_state)(), device)
-    image = jax.device_put(np.zeros((1, *run.store.image_size, 3), np.uint8), device)
-    predict = jax.jit(partial(predict_step, model=run.model, tasks=run.tasks))
-    calls.append(partial(predict, state.eval_variables, run.label_stats, image))
+def latency_ms(calls: Sequence[Callable[[], Any]], *, repeats: int = 30) -> float:
+  """Median milliseconds of all these calls, one after another: see `Program.prediction`."""
   jax.block_until_ready([call() for call in calls])
   times = []
   for _ in range(repeats):

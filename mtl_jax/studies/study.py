@@ -132,20 +132,30 @@ def _best(bench: Bench, name: str, tried: Mapping[int, Sequence[Replica]]) -> Va
 
 
 def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> dict[str, Any]:
-  """Cost of each arm, see `Bench.cost`, its latency, and the seconds of choosing its values."""
-  found, latencies = {}, {}
-  with bar(len(sides), description='measuring latencies', unit='arm') as progress:
-    for name, side in sides.items():
+  """Size and latency of each arm, see `Program.size`, and seconds: of training a seed, and of choosing its values."""
+  programs = {
+    name: [bench.program(one, side.replicas(one)[0]) for one in side.programs] for name, side in sides.items()
+  }
+  # Programs that differ in how they learn have one network, and one test split.
+  networks = {id(one.test): one for those in programs.values() for one in those}
+  sizes, calls, compiled, latencies, found = {}, {}, {}, {}, {}
+  with bar(len(networks), description='measuring cost', unit='network') as progress:
+    for key, one in networks.items():
       bench.stop()
-      programs = [bench.program(one, side.replicas(one)[0]) for one in side.programs]
-      nets = tuple(id(one.test) for one in programs)  # Programs that differ in how they learn have one.
-      if nets not in latencies:
-        latencies[nets] = program.latency_ms(programs)
-      tuning = [
-        bench.seconds(one, those)
-        for one in side.programs
-        for those in tuned(config, arms.grid(bench.configs[one])).values()
-      ]
-      found[name] = {**bench.cost(side), 'latency_ms': latencies[nets], 'tuning_seconds': sum(tuning)}
+      sizes[key], calls[key] = one.size(), one.prediction(compiled)
       progress.update()
+  for name, side in sides.items():
+    nets = tuple(id(one.test) for one in programs[name])
+    if nets not in latencies:
+      latencies[nets] = program.latency_ms([calls[key] for key in nets])
+    tuning = [
+      bench.seconds(one, those)
+      for one in side.programs
+      for those in tuned(config, arms.grid(bench.configs[one])).values()
+    ]
+    found[name] = {measure: sum(sizes[key][measure] for key in nets) for measure in sizes[nets[0]]} | {
+      'seconds': sum(bench.seconds(one, side.replicas(one)) for one in side.programs) / len(side.seeds),
+      'latency_ms': latencies[nets],
+      'tuning_seconds': sum(tuning),
+    }
   return found
