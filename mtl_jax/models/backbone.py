@@ -1,6 +1,5 @@
 """The contract of backbones: stages in a row, from images to a map, and a pooling of the last map to features."""
 
-import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -29,7 +28,7 @@ class Representation(NamedTuple):
   maps: Float[Array, 'b h w c'] | None = None
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, kw_only=True):
   """A sequence of stages; a subclass gives `num_stages` and a compact `stage`, and may pool in its own way.
 
   Ways of sharing connect the stages of several backbones; a frozen backbone is cut between two stages. These fields are
@@ -44,7 +43,7 @@ class Backbone(nn.Module):
     dtype: type of the computation; parameters are float32.
   """
 
-  dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
+  dtype: Any = jnp.float32
 
   num_stages: ClassVar[Any]  # How many there are: a number, or a property.
 
