@@ -342,7 +342,8 @@ def _searchable(tree: Any) -> Any:
 
 Tree = dict[str, 'Kind | Open | Tree']
 TREE: Tree = _nested({name: field.kind for name, field in FIELDS.items()})
-SEARCHED = _searchable({name: TREE[name] for name in ('data', 'model', 'objective', 'optimizer', 'train', 'eval')})
+_GROUPS = ('tasks', 'plugins', 'data', 'model', 'objective', 'optimizer', 'train', 'eval')  # Some are refused later.
+SEARCHED = _searchable({name: TREE[name] for name in _GROUPS})
 TREE['study']['grid'] = TREE['sweep']['space'] = SEARCHED  # pyright: ignore[reportIndexIssue]
 DEFAULTS = _nested({name: field.default for name, field in FIELDS.items()})
 
