@@ -21,7 +21,7 @@ from mtl_jax.studies.bench import Bench
 from mtl_jax.studies.results import Result
 from mtl_jax.studies.space import Space, Values, of_fields
 from mtl_jax.sweeps import front, samplers
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, find_metric
 
 JOINT = 'joint'  # The program of all tasks.
 OBJECTIVE = 'objective.name'
@@ -102,6 +102,18 @@ def spaces_of(config: ConfigDict, programs: Mapping[str, ConfigDict], tasks: Seq
   return spaces
 
 
+def check_metric(metric: str, plain: Sequence[str], known: Mapping[str, Sequence[str]], *, field: str) -> None:
+  """ConfigError unless a metric is a plain name, or `task/metric` of a task's known ones."""
+  task, slash, kind = metric.rpartition('/')
+  if slash:
+    configs.choose(kind, known[configs.choose(task, tuple(known), field=field)], field=f'{field}: {task}')
+  elif metric not in plain:
+    first, those = next(iter(known.items()))
+    raise ConfigError(
+      f'{field}: no choice {metric!r}; choose from {", ".join(plain)}, or TASK/METRIC, such as {first}/{those[-1]}'
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Search:
   """Searches the spaces of a sweep's programs, all of whose trials the bench trains."""
@@ -117,13 +129,13 @@ class Search:
       self.bench.check(name, searched, map(self._linked, searched.covering()))
     run = next(iter(self.bench.built.values())).run  # The joint model's.
     assert run.val is not None  # `program.build` has looked.
-    found = evaluate.baseline_metrics(run.label_stats, run.val, self.tasks)
-    numbers = {task: [kind for kind, one in of.items() if type(one) in (int, float)] for task, of in found.items()}
-    numbers['*'] = list(dict.fromkeys(itertools.chain(*numbers.values())))
-    known = [f'{task}/{kind}' for task, kinds in numbers.items() for kind in ('loss', *kinds)]
-    configs.choose(self.config.sweep.metric, ['loss', *known], field='config.sweep.metric')
+    known = {}
+    for task, found in evaluate.baseline_metrics(run.label_stats, run.val, self.tasks).items():
+      known[task] = ['loss', *(kind for kind, one in found.items() if type(one) in (int, float) and find_metric(kind))]
+    known['*'] = list(dict.fromkeys(itertools.chain(*known.values())))
+    check_metric(self.config.sweep.metric, ('loss',), known, field='config.sweep.metric')
     for goal in self.config.sweep.goals:
-      configs.choose(goal, ['score', 'speed', *known], field='config.sweep.goals')
+      check_metric(goal, ('score', 'speed'), known, field='config.sweep.goals')
 
   def search(self, name: str) -> list[Trial]:
     """Every trial of a program; of a sampler that learns, and with a pruner, batch by batch."""
