@@ -126,8 +126,10 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
 
 def opened(config: ConfigDict) -> tuple[ConfigDict, DataSet, DataFacts]:
   """Opens the data set of a configuration; returns this with absolute paths, the data set, and its facts."""
+  config = with_absolute_paths(config)  # First, for the set may have tasks of its plugins.
   store = mixture.open_data(config.data)
-  return with_absolute_paths(config), store, DataFacts.of(store)
+  tasks.check_plugins(config, store.tasks)
+  return config, store, DataFacts.of(store)
 
 
 @contextmanager
