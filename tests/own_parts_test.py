@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
@@ -21,6 +22,7 @@ NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule', 'CountTask')
 READER = """
 import io
 
+import jax.numpy as jnp
 import numpy as np
 from CountTask import CountTask
 from PIL import Image
@@ -102,8 +104,8 @@ def test_the_other_objectives_of_the_page_leave_absent_losses_out(tmp_path, name
   (tmp_path / 'own.py').write_text(CODE[FIELDS.index('objective.name')])
   config = mtl_jax.get_config(overrides={'objective.name': f'{tmp_path / "own.py"}:{name}'})
   objective = options.from_config(config.objective, ['a', 'b', 'c'])
-  rows, absent = np.float32([[3, 0], [0, 4], [np.nan] * 2]), [True, True, False]
-  found, _ = objective.update(rows, objective.init(3, rows[0]), losses=np.ones(3, np.float32), present=absent)
+  rows, present = jnp.float32([[3, 0], [0, 4], [jnp.nan] * 2]), [True, True, False]
+  found, _ = objective.update(rows, objective.init(3, rows[0]), losses=jnp.ones(3), present=present)
   np.testing.assert_allclose(found, {'equal_lengths': [1, 1], 'median': [1.5, 2]}[name], rtol=1e-6)
 
 
