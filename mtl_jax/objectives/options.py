@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from ml_collections import ConfigDict
 
 from mtl_jax.config import parts
@@ -114,4 +115,4 @@ class _Own(Objective):
     losses, key = 0.5 + jnp.arange(num, dtype=jnp.float32), jax.random.key(0)
     slopes = jax.grad(lambda losses: self.update(losses, state, key=key)[0])
     found = [slopes(scale * losses) for scale in (0.1, 1.0, 10.0)]
-    return not any(isinstance(one, jax.core.Tracer) or one.any() for one in found)
+    return not any(isinstance(one, Tracer) or one.any() for one in found)
