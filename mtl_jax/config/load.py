@@ -182,8 +182,21 @@ def flat(value: Mapping[str, Any], group: str = '') -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, ignore: Container[str] = ()) -> Iterator[str]:
-  """One text `config.a.b: old -> new` for each field in which two configurations differ, but for some by name."""
+  """One text `config.a.b: old -> new` for each field in which two configurations differ.
+
+  Args:
+    old: as `to_json` has it.
+    new: likewise.
+    ignore: names of fields that do not count, and of groups whose fields do not.
+  """
   before, after = flat(old), flat(new)
   for name in sorted(before.keys() | after.keys()):
-    if before.get(name) != after.get(name) and name not in ignore:
+    if before.get(name) != after.get(name) and not any(part in ignore for part in _parts(name)):
       yield f'config.{name}: {before.get(name)!r} -> {after.get(name)!r}'
+
+
+def _parts(name: str) -> Iterator[str]:
+  """A field's name and those of its groups: `a.b`, `a`."""
+  while name:
+    yield name
+    name = name.rpartition('.')[0]

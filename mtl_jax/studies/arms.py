@@ -12,7 +12,7 @@ from mtl_jax import config as configs
 from mtl_jax.config import apply_override, choose, validate, with_fields
 from mtl_jax.errors import ConfigError
 from mtl_jax.studies import space
-from mtl_jax.studies.space import Values
+from mtl_jax.studies.space import Space, Values
 from mtl_jax.tasks import Task
 
 
@@ -115,17 +115,26 @@ def seeds(config: ConfigDict, arm: Arm) -> list[int]:
   return list(range(first, first + config.study.num_seeds))
 
 
-def grid(config: ConfigDict) -> list[Values]:
-  """The values that a program of a study is tried with: of the study's grid the fields that matter to it.
+def space_of(config: ConfigDict) -> Space:
+  """The space that a program of a study is tuned in: of the study's grid the fields that matter to it.
 
   There is always a learning rate among them.
   """
-  found = space.of_fields(config.study.grid.to_dict(), where='config.study.grid')
+  found = written(config)
   rates = tuple(sorted(set(config.study.learning_rates))) or (float(config.optimizer.learning_rate),)
   if all(axis.field != RATE for axis in found.axes):
     found = dataclasses.replace(found, axes=(space.Axis(RATE, configs.kind_of(RATE), rates), *found.axes))
-  own = tuple(axis for axis in found.axes if space.matters(axis.field, config))
-  return dataclasses.replace(found, axes=own).grid()
+  return dataclasses.replace(found, axes=tuple(axis for axis in found.axes if space.matters(axis.field, config)))
+
+
+def written(config: ConfigDict) -> Space:
+  """The study's grid."""
+  return space.of_fields(config.study.grid.to_dict(), where='config.study.grid')
+
+
+def grid(config: ConfigDict) -> list[Values]:
+  """The values that a program of a study is tried with."""
+  return space_of(config).grid()
 
 
 def tuning_seeds(config: ConfigDict, num: int) -> list[int]:
