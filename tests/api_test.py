@@ -133,10 +133,41 @@ def test_align_asks_for_a_task_of_two_points(run):
     model.predict([np.zeros((8, 8, 3), np.uint8)], align=True)
 
 
+@pytest.mark.parametrize(
+  ('options', 'told'),
+  [
+    ({'image_size': (32.0, 32.0)}, 'image_size'),
+    ({'image_size': (32, 32, 3)}, 'image_size'),
+    ({'image_size': '32'}, 'image_size'),
+    ({'encoding': 'jpg'}, '--encoding'),
+    ({'num': 4.5}, '--num'),
+  ],
+)
+def test_a_set_is_prepared_only_of_sizes_and_names_that_there_are(tmp_path, options, told):
+  with pytest.raises(mtl_jax.UserError, match=told):
+    mtl_jax.prepare('synthetic', out=tmp_path / 'set', **{'num': 4, 'image_size': 8} | options)
+
+
+def test_one_number_is_the_size_of_square_images(tmp_path):
+  assert sets.open_set(mtl_jax.prepare('synthetic', out=tmp_path / 'set', num=4, image_size=8)).image_size == (8, 8)
+
+
+def test_weights_that_are_asked_for_and_would_not_be_read_are_refused_those_of_a_preset_stay(run, tmp_path):
+  config, fields = config_of(run), {'objective': {'name': 'cagrad', 'weights': {'landmarks': 3.0}}}
+  with pytest.raises(mtl_jax.UserError, match=r'config\.objective\.weights\.landmarks .*cagrad'):
+    mtl_jax.train(config, tmp_path / 'run', overrides=fields)
+  with pytest.raises(mtl_jax.UserError, match=r'config\.objective\.options\.preference'):
+    mtl_jax.train(config, tmp_path / 'run', overrides=['objective.name=upgrad', 'objective.weights.landmarks=3'])
+  weighted = mtl_jax.get_config(config, {'objective.weights.landmarks': 3.0, 'train.steps': 1})
+  assert mtl_jax.train(weighted, tmp_path / 'run', overrides={'objective.name': 'gls'}).step == 1
+
+
 def test_what_the_command_line_refuses_is_refused_in_the_same_words(run, tmp_path):
   with pytest.raises(mtl_jax.UserError, match=r'config.optimizer.name: .*'):
     mtl_jax.train(config_of(run), tmp_path / 'run', overrides={'optimizer.name': 'lyon'})
   with pytest.raises(mtl_jax.UserError, match='holds no run'):
     mtl_jax.load(tmp_path)
+  with pytest.raises(mtl_jax.UserError, match='--tune_thresholds'):
+    run.evaluate(tune_thresholds=True)
   with pytest.raises(mtl_jax.UserError, match='local path'):
     mtl_jax.export(run.workdir, 'gs://bucket/out')

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
@@ -13,6 +14,7 @@ import mtl_jax
 from mtl_jax import cli, tasks
 from mtl_jax.config import parts
 from mtl_jax.errors import UserError
+from mtl_jax.objectives import options
 from mtl_jax.run import own_parts, recipe, workdir
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'own_parts.md').read_text()
@@ -23,6 +25,7 @@ NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule', 'CountTask')
 READER = """
 import io
 
+import jax.numpy as jnp
 import numpy as np
 from CountTask import CountTask
 from PIL import Image
@@ -97,6 +100,16 @@ def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_fil
   assert (mtl_jax.export(run.workdir, tmp_path / 'out') / 'model.stablehlo').exists()
   run.evaluate()
   assert 'share of exact counts' in mtl_jax.report(run.workdir).read_text()
+
+
+@pytest.mark.parametrize('name', ['equal_lengths', 'median'])
+def test_the_other_objectives_of_the_page_leave_absent_losses_out(tmp_path, name):
+  (tmp_path / 'own.py').write_text(CODE[FIELDS.index('objective.name')])
+  config = mtl_jax.get_config(overrides={'objective.name': f'{tmp_path / "own.py"}:{name}'})
+  objective = options.from_config(config.objective, ['a', 'b', 'c'])
+  rows, present = jnp.float32([[3, 0], [0, 4], [jnp.nan] * 2]), [True, True, False]
+  found, _ = objective.update(rows, objective.init(3, rows[0]), losses=jnp.ones(3), present=present)
+  np.testing.assert_allclose(found, {'equal_lengths': [1, 1], 'median': [1.5, 2]}[name], rtol=1e-6)
 
 
 def test_a_study_tests_a_kind_of_task_of_its_own_by_its_main_metric(squares, tmp_path):

@@ -184,7 +184,10 @@ class Model:
   ) -> Iterator[tuple[list[_Input], np.ndarray]]:
     """Yields images with their pixels, padded to one batch size, so that one program serves all."""
     if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
-      raise DataError('images: give an array [n, h, w, 3], or a list of arrays or files; of one image: [image]')
+      raise DataError(
+        'images: give an array [n, h, w, 3], or a list of arrays or files: [image] for one, '
+        "sorted(Path(folder).glob('*.jpg')) for a folder"
+      )
     if not len(images):
       raise DataError('images: there are none')
     batch_size = min(BATCH, len(images))

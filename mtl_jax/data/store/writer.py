@@ -63,6 +63,7 @@ def prepare(
   if not (min(image_size) >= 1 and max(image_size) <= MAX_SIDE):
     raise DataError(f'--image_size: height and width in pixels must be from 1 to {MAX_SIDE}, not {shown(image_size)}')
   choose(fit, FITS, field='--fit')
+  choose(encoding, tuple(ENCODINGS), field='--encoding')
   if (Path(out) / 'schema.json').exists():
     raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
   with new_folder(out) as folder:
