@@ -143,7 +143,7 @@ _DECLARED = (
   Field('objective.grain', 'tasks', choice('tasks', 'outputs'),
     'What counts as one loss: tasks, or outputs: each of 40 attributes, landmarks as one.'),
   Field('objective.weights', dict.fromkeys(COMMON_TASKS, 1.0), Open(AT_LEAST_0),
-    'Weights of losses under `fixed`; tasks not listed weigh 1.'),
+    'Weights of losses under `fixed`, and in the validation loss of every method; tasks not listed weigh 1.'),
   Field('objective.heads', 'plain', choice('plain', 'weighted'),
     "The gradient of each head's own parameters, where a method balances those of the shared part: plain (of its "
     "losses), or weighted by the method's weights, as in LibMTL's Nash-MTL, FairGrad and ExcessMTL."),

@@ -148,6 +148,11 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   variants = config.study.variants
   if len(set(config.study.arms)) < 2:
     raise ConfigError('config.study.arms must name at least two arms, for there is nothing else to compare')
+  if len(tasks) == 1 and {'single', 'joint'} <= set(config.study.arms):
+    raise ConfigError(
+      f'config.tasks: of {tasks[0].name} alone the arms single and joint are one model; name more tasks, or leave one '
+      'of the two out of config.study.arms'
+    )
   largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
   if config.train.seed > largest:
     raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')
