@@ -1,5 +1,6 @@
 """Python's own door: the functions of `mtl_jax`, the pages' code, and a trained model in use."""
 
+import dataclasses
 import re
 import runpy
 import subprocess
@@ -15,7 +16,9 @@ from PIL import Image
 
 import mtl_jax
 from mtl_jax.data.store import cache as sets
+from mtl_jax.evaluation.model import Model
 from mtl_jax.run import workdir
+from mtl_jax.tasks import LandmarkTask
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'python.md'
 
@@ -112,6 +115,22 @@ def test_features_are_what_the_heads_read(run):
 def test_what_is_no_list_of_images_is_refused(run, images):
   with pytest.raises(mtl_jax.UserError, match='images'):
     run.load().predict(images)
+
+
+@pytest.mark.parametrize(('dtype', 'side'), [(np.float32, 16), (np.uint8, 8)])
+def test_apply_refuses_images_of_another_type_or_size_also_when_it_is_compiled(run, dtype, side):
+  model, images = run.load(), np.zeros((2, side, side, 3), dtype)
+  for apply in (model.apply, jax.jit(model.apply)):
+    with pytest.raises(mtl_jax.UserError, match=r'images: .*uint8 \[n, 16, 16, 3\]'):
+      apply(model.variables, images)
+
+
+def test_align_asks_for_a_task_of_two_points(run):
+  trained = run.load().trained
+  one_point = (LandmarkTask('centre', ('middle_x', 'middle_y')),)
+  model = Model(dataclasses.replace(trained, facts=dataclasses.replace(trained.facts, tasks=one_point)))
+  with pytest.raises(mtl_jax.UserError, match='two points or more; it predicts centre'):
+    model.predict([np.zeros((8, 8, 3), np.uint8)], align=True)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def open_own(path: Path, directory: Path | None) -> OpenedSource:
   for task in tasks:
     with user_file.wrap_errors(path, raises=DataError):
       register(type(task))
+  if grouped := [name for name in names if '/' in name]:
+    raise DataError(f'{path}: the task {grouped[0]!r} must be named by letters, digits and _')
   if len(set(names)) < len(names):
     raise DataError(f'{path}: two tasks are named {max(names, key=names.count)!r}; rename one')
   return OpenedSource(name, tasks, partial(_records, path, source), notes, options)
