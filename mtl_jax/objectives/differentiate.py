@@ -172,7 +172,7 @@ def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) ->
   shapes = {} if named is None else {name: list(jnp.shape(one)) for name, one in named.items()}
   if len(set(map(str, shapes.values()))) > 1:
     raise ValueError(f'losses must be of one shape, not {shapes}')
-  if losses is None or (named is None and not isinstance(losses, list | tuple) and jnp.ndim(losses) == 0):
+  if losses is None or getattr(losses, 'shape', None) == ():
     told = 'None' if losses is None else 'one number'
     raise ValueError(f'losses_of must return each loss, by name or as an array [K], not {told}')
   each = jnp.asarray(losses) if named is None else jnp.stack([jnp.asarray(one) for one in named.values()], axis=-1)
