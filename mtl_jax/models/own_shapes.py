@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -83,7 +82,7 @@ def _check_task(task: Task, outputs: Any) -> None:
   _require(predictions, *task.prediction_shape, who=f'{field}: predict of {name}')
 
 
-def _run(module: nn.Module, x: Any, *, trains: bool = False, **options: Any) -> tuple[Any, Any]:
+def _run(module: Any, x: Any, *, trains: bool = False, **options: Any) -> tuple[Any, Any]:
   """The shapes of what a module gives in evaluation, and of its variables; one that `trains` has that mode as well."""
   key, evaluation = jax.random.key(0), {'train': False} if trains else {}
 
