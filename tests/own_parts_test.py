@@ -212,6 +212,7 @@ import flax.linen as nn
 
 from mtl_jax.models import heads
 from mtl_jax.models.backbone import Backbone
+from mtl_jax.models.sharing.hard import Hard
 
 
 def conv(index):
@@ -289,6 +290,29 @@ class OfArray(heads.Head):
   @nn.compact
   def __call__(self, x):
     return nn.Dense(self.outputs)(x)
+
+
+class Dropping(heads.Head):
+  @nn.compact
+  def __call__(self, representation):
+    return nn.Dense(self.outputs)(nn.Dropout(0.5, deterministic=False)(representation.features))
+
+
+class AlwaysDropping(Net):
+  @nn.compact
+  def stage(self, x, index, *, train):
+    return nn.Dropout(0.5, deterministic=False)(x)
+
+
+class Several(Hard):
+  names: tuple = ()
+
+
+class Bare(Hard):
+  flag: bool = True
+
+  def __call__(self, images, *, train):
+    return self.backbone(images, train=train)
 """
 
 
@@ -322,6 +346,10 @@ def state_maker(tmp_path):
     ('backbone', 'Uncounted', 'num_stages'),
     ('head', 'Three', r'\(b, 3\), not \(b, 2\)'),
     ('heads.centre', 'Squeezed', r'\(b,\), not \(b, 2\)'),
+    ('backbone', 'AlwaysDropping', 'InvalidRngError'),
+    ('head', 'Dropping', 'InvalidRngError'),
+    ('sharing', 'Several', 'names needs a default'),
+    ('sharing', 'Bare', r'\(b, \d+\), not a Representation'),
     ('head', 'OfArray', r'; a head reads representation\.features'),
   ],
 )
@@ -371,3 +399,22 @@ def test_a_kind_of_task_whose_loss_or_predictions_have_another_shape_is_named(
   (kind,) = parts.classes(f'{tmp_path}/count.py', tasks.Task, field='config.plugins')
   with pytest.raises(UserError, match=rf'^config\.plugins: .*count\.py:CountTask.*{said}'):
     state_maker({}, (kind('squares', ('squares',)),))
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'said'),
+  [
+    ("baseline_name = 'mean'", 'none = 0', 'count.py: CountTask: .*baseline_name'),
+    ("{'count_mae': draws", "{'count_error': draws", 'count.py:CountTask gives no count_mae'),
+    ('mask, names, draws=None', 'mask, names', "count.py:CountTask failed: TypeError: .*'draws'"),
+  ],
+)
+def test_a_kind_of_task_that_cannot_be_evaluated_is_refused_before_it_is_trained(
+  squares, tmp_path, monkeypatch, before, after, said
+):
+  monkeypatch.setattr(tasks, 'KINDS', dict(tasks.KINDS))
+  assert before in CODE[-1]
+  (tmp_path / 'count.py').write_text(CODE[-1].replace(before, after))
+  config = small_runs.make_config(squares, tasks='squares', plugins=(str(tmp_path / 'count.py'),))
+  with pytest.raises(UserError, match=rf'^config\.plugins: .*{said}'):
+    mtl_jax.train(config, tmp_path / 'run')

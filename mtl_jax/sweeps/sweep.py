@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 from mtl_jax import config as configs
 from mtl_jax.config import parts, with_values
 from mtl_jax.errors import ConfigError, DivergedError
-from mtl_jax.objectives import OBJECTIVES, loss_terms
-from mtl_jax.objectives.declared import kinds_of
+from mtl_jax.objectives import OBJECTIVES, loss_terms, options
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.run import workdir
 from mtl_jax.studies import space, summary
@@ -97,7 +96,7 @@ def check_rules(config: ConfigDict, tasks: Sequence[Task]) -> None:
   by_gains, drawn = asked.best == 'gains', draws_front(config)
   no_gain = by_gains and not any(gain_weight(config, name) for name in names)
   others = asked.goals and list(asked.goals) != [f'{task.name}/{task.main_metric}' for task in tasks]
-  no_weights = 'weights' not in kinds_of(space.find_objective(config.objective.name))
+  no_weights = 'weights' not in options.known_options(config.objective.name)
   never = asked.pruner != 'none' and not 0 < config.eval.every_steps < config.train.steps
   for wrong, said in (
     (config.eval.patience, 'eval.patience: a sweep trains every trial to its end; set it to 0'),
