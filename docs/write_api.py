@@ -18,7 +18,7 @@ Made from docstrings by `python docs/write_api.py`. [python.md](python.md) shows
 [own_parts.md](own_parts.md) and [own_data.md](own_data.md) what parts and data of your own must be.
 
 `Config` is the name of a preset, a file with a `get_config()`, or a `ConfigDict`; `Overrides` are texts `a.b=value`, or
-values by field; `Place` is text or a path.
+values by field or group; `Place` is text or a path.
 """
 WIDTH = 100  # Of a signature on one line.
 
@@ -26,7 +26,7 @@ WIDTH = 100  # Of a signature on one line.
 def page() -> str:
   """The whole page."""
   functions = [name for name in mtl_jax.__all__ if inspect.isfunction(getattr(mtl_jax, name))]
-  balancing = ['value_and_grad', 'aggregate', 'on_gram', 'Objective']
+  balancing = ['value_and_grad', 'aggregate', 'of_losses', 'on_gram', 'Objective']
   kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and kind is not errors.UserError]
   parts = [
     HEAD,

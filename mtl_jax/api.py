@@ -1,15 +1,16 @@
 """The verbs of the command line as functions; `import mtl_jax` gives all of them.
 
 Paths are text or `pathlib.Path`. A configuration is the name of a preset, a Python file with a `get_config()`, or a
-`ConfigDict`, with overrides as texts `a.b=value` or as values by field. Bad input raises a `UserError` with the message
-that the command line prints.
+`ConfigDict`, with overrides as texts `a.b=value` or as values by field or group. Bad input raises a `UserError` with
+the message that the command line prints.
 """
 
 # Functions import what they need: drawing faces in worker processes, and `mtl-jax --help`, should not load JAX.
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,14 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax.errors import DataError
+from mtl_jax.config.load import Overrides
+from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.kinds import shown
 from mtl_jax.platform import address, devices
 
 if TYPE_CHECKING:
   from mtl_jax.evaluation.model import Model
 
 Config: TypeAlias = str | Path | ConfigDict
-Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 Place: TypeAlias = str | Path
 
 
@@ -33,7 +35,7 @@ def get_config(config: Config = 'default', overrides: Overrides = ()) -> ConfigD
 
   Args:
     config: the name of a preset, a Python file, or a configuration, of which a copy is made.
-    overrides: texts `a.b=value`, or values by field: `{'train.steps': 100}`.
+    overrides: texts `a.b=value`, or values by field or by group: `{'train.steps': 100, 'model': {'width': 8}}`.
 
   Raises:
     ConfigError: for a file or preset that there is not, and for a field that is unknown, ill-typed or out of range.
@@ -41,12 +43,29 @@ def get_config(config: Config = 'default', overrides: Overrides = ()) -> ConfigD
   return configs.load(config, overrides)
 
 
+def _with_effect(config: Config, overrides: Overrides) -> ConfigDict:
+  """`get_config` for one model, which also refuses weights that its objective does not read.
+
+  Those of a preset or a file stay as they are, for other objectives: they also sum the validation loss.
+  """
+  checked = get_config(config, overrides)
+  if weights := [name for name, _ in configs.named(overrides) if name.startswith('objective.weights')]:
+    from mtl_jax.objectives.options import known_options
+
+    name = checked.objective.name
+    known = known_options(name)
+    if 'weights' not in known:
+      way = 'set config.objective.options.preference' if 'preference' in known else 'leave it out, or take fixed'
+      raise ConfigError(f'config.{weights[0]} does not weigh the losses under the objective {name!r}; {way}')
+  return checked
+
+
 def prepare(
   name: Place,
   *,
   out: Place,
   source: Place | None = None,
-  image_size: tuple[int, int] = (64, 64),
+  image_size: int | tuple[int, int] = (64, 64),
   encoding: str = 'decoded',
   fit: str = 'squash',
   crop_margin: float | None = None,
@@ -62,7 +81,7 @@ def prepare(
       file of your own.
     out: the folder to make, which may be in a bucket.
     source: the folder with the files of the set; TFDS's data_dir.
-    image_size: height and width of the stored images in pixels.
+    image_size: height and width of the stored images in pixels, or one number for both.
     encoding: decoded (pixels) or jpeg (a quarter to a seventh as large).
     fit: the way of images of other shapes to that size: squash, crop (their middle) or pad (black); `predict` does as
       the set that a model has learned from.
@@ -82,13 +101,13 @@ def prepare(
   from mtl_jax.data.prepare import prepare as prepare_set
   from mtl_jax.data.store import cache as sets
 
-  place = address.absolute(out)
+  place, sides = address.absolute(out), _sides(image_size)
   with devices.wrap_errors(), sets.new_set(place) as folder:
     prepare_set(
       str(name),
       source=None if source is None else address.local_path(str(source)),
       out=folder,
-      image_size=(image_size[0], image_size[1]),
+      image_size=sides,
       num=num,
       seed=seed,
       crop_margin=crop_margin,
@@ -101,6 +120,15 @@ def prepare(
   return place
 
 
+def _sides(image_size: Any) -> tuple[int, int]:
+  try:
+    height, width = map(operator.index, (image_size,) * 2 if isinstance(image_size, int) else image_size)
+  except (TypeError, ValueError):
+    told = 'image_size: give height and width in whole pixels, as (64, 64), or one number for both'
+    raise DataError(f'{told}, not {shown(image_size)}') from None
+  return height, width
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """A finished run of `train`.
@@ -108,7 +136,7 @@ class Run:
   Attributes:
     workdir: its folder.
     step: the last one.
-    best_step: the one that was best on validation.
+    best_step: the one that was best on validation; the last where the data has no validation split.
     stopped_early: True where `eval.patience` ended it.
   """
 
@@ -121,9 +149,9 @@ class Run:
     """The model of the best step."""
     return load(self.workdir)
 
-  def evaluate(self, *, split: str = 'test') -> dict[str, Any]:
-    """Evaluates the best step: see `mtl_jax.evaluate`."""
-    return evaluate(self.workdir, split=split)
+  def evaluate(self, **options: Any) -> dict[str, Any]:
+    """Evaluates the best step on `test`, or as the options of `mtl_jax.evaluate` ask for: `split='val'`."""
+    return evaluate(self.workdir, **options)
 
 
 def train(
@@ -148,10 +176,10 @@ def train(
   """
   from mtl_jax.training import loop, profiling
 
-  checked, directory = get_config(config, overrides), address.workdir(str(workdir))
+  checked, directory = _with_effect(config, overrides), address.workdir(str(workdir))
   with devices.wrap_errors(), profiling.tracing(directory) if profile else nullcontext() as wrap_steps:
     progress = loop.train(checked, directory, allow_config_change=allow_config_change, wrap_steps=wrap_steps)
-  return Run(directory, progress.step, progress.best_step, progress.stopped_early)
+  return Run(directory, progress.step, progress.best_step or progress.step, progress.stopped_early)
 
 
 def evaluate(

@@ -159,11 +159,11 @@ def shown(value: Any) -> str:
   return text if len(text) <= MAX_SHOWN else f'{text[:MAX_SHOWN]}...'
 
 
-def choose(value: str, choices: Sequence[str], *, field: str) -> str:
+def choose(value: Any, choices: Sequence[str], *, field: str) -> str:
   """The value if it is one of the choices; else a ConfigError that names the field and the nearest choice."""
   if value in choices:
     return value
-  raise ConfigError(f'{field}: no choice {shown(value)}; {nearest(value, choices)}')
+  raise ConfigError(f'{field}: no choice {shown(value)}; {nearest(str(value), choices)}')
 
 
 def nearest(value: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
@@ -188,9 +188,14 @@ def options(given: Mapping[str, Any], known: Mapping[str, Kind], *, field: str, 
   """
   found = {}
   for option, value in given.items():
-    if not known:
-      raise ConfigError(f'{field}.{option}: {owner!r} has no options')
-    kind = known[choose(option, tuple(known), field=f'{field} of {owner!r}')]
+    kind = option_kind(option, known, field=field, owner=owner)
     found[option] = kind.convert(value)
     require(found[option], kind, field=f'{field}.{option}')
   return found
+
+
+def option_kind(option: str, known: Mapping[str, Kind], *, field: str, owner: str) -> Kind:
+  """The kind of an option; ConfigError where its owner has no such option."""
+  if not known:
+    raise ConfigError(f'{field}.{option}: {owner!r} has no options')
+  return known[choose(option, tuple(known), field=f'{field} of {owner!r}')]

@@ -1,5 +1,6 @@
 """Python's own door: the functions of `mtl_jax`, the pages' code, and a trained model in use."""
 
+import dataclasses
 import re
 import runpy
 import subprocess
@@ -15,7 +16,9 @@ from PIL import Image
 
 import mtl_jax
 from mtl_jax.data.store import cache as sets
+from mtl_jax.evaluation.model import Model
 from mtl_jax.run import workdir
+from mtl_jax.tasks import LandmarkTask
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'python.md'
 
@@ -114,10 +117,57 @@ def test_what_is_no_list_of_images_is_refused(run, images):
     run.load().predict(images)
 
 
+@pytest.mark.parametrize(('dtype', 'side'), [(np.float32, 16), (np.uint8, 8)])
+def test_apply_refuses_images_of_another_type_or_size_also_when_it_is_compiled(run, dtype, side):
+  model, images = run.load(), np.zeros((2, side, side, 3), dtype)
+  for apply in (model.apply, jax.jit(model.apply)):
+    with pytest.raises(mtl_jax.UserError, match=r'images: .*uint8 \[n, 16, 16, 3\]'):
+      apply(model.variables, images)
+
+
+def test_align_asks_for_a_task_of_two_points(run):
+  trained = run.load().trained
+  one_point = (LandmarkTask('centre', ('middle_x', 'middle_y')),)
+  model = Model(dataclasses.replace(trained, facts=dataclasses.replace(trained.facts, tasks=one_point)))
+  with pytest.raises(mtl_jax.UserError, match='two points or more; it predicts centre'):
+    model.predict([np.zeros((8, 8, 3), np.uint8)], align=True)
+
+
+@pytest.mark.parametrize(
+  ('options', 'told'),
+  [
+    ({'image_size': (32.0, 32.0)}, 'image_size'),
+    ({'image_size': (32, 32, 3)}, 'image_size'),
+    ({'image_size': '32'}, 'image_size'),
+    ({'encoding': 'jpg'}, '--encoding'),
+    ({'num': 4.5}, '--num'),
+  ],
+)
+def test_a_set_is_prepared_only_of_sizes_and_names_that_there_are(tmp_path, options, told):
+  with pytest.raises(mtl_jax.UserError, match=told):
+    mtl_jax.prepare('synthetic', out=tmp_path / 'set', **{'num': 4, 'image_size': 8} | options)
+
+
+def test_one_number_is_the_size_of_square_images(tmp_path):
+  assert sets.open_set(mtl_jax.prepare('synthetic', out=tmp_path / 'set', num=4, image_size=8)).image_size == (8, 8)
+
+
+def test_weights_that_are_asked_for_and_would_not_be_read_are_refused_those_of_a_preset_stay(run, tmp_path):
+  config, fields = config_of(run), {'objective': {'name': 'cagrad', 'weights': {'landmarks': 3.0}}}
+  with pytest.raises(mtl_jax.UserError, match=r'config\.objective\.weights\.landmarks .*cagrad'):
+    mtl_jax.train(config, tmp_path / 'run', overrides=fields)
+  with pytest.raises(mtl_jax.UserError, match=r'config\.objective\.options\.preference'):
+    mtl_jax.train(config, tmp_path / 'run', overrides=['objective.name=upgrad', 'objective.weights.landmarks=3'])
+  weighted = mtl_jax.get_config(config, {'objective.weights.landmarks': 3.0, 'train.steps': 1})
+  assert mtl_jax.train(weighted, tmp_path / 'run', overrides={'objective.name': 'gls'}).step == 1
+
+
 def test_what_the_command_line_refuses_is_refused_in_the_same_words(run, tmp_path):
   with pytest.raises(mtl_jax.UserError, match=r'config.optimizer.name: .*'):
     mtl_jax.train(config_of(run), tmp_path / 'run', overrides={'optimizer.name': 'lyon'})
   with pytest.raises(mtl_jax.UserError, match='holds no run'):
     mtl_jax.load(tmp_path)
+  with pytest.raises(mtl_jax.UserError, match='--tune_thresholds'):
+    run.evaluate(tune_thresholds=True)
   with pytest.raises(mtl_jax.UserError, match='local path'):
     mtl_jax.export(run.workdir, 'gs://bucket/out')

@@ -87,6 +87,12 @@ def test_seeds_of_arms_and_of_tuning_never_meet_and_must_fit_into_32_bits():
     arms.from_config(with_fields(config, train__seed=2**31 - 1), TASKS)
 
 
+def test_a_study_of_one_task_does_not_compare_its_model_with_itself():
+  with pytest.raises(ConfigError, match=r'config\.tasks: .*single and joint'):
+    arms.from_config(config_of(), TASKS[:1])
+  assert set(arms.from_config(config_of(arms=('joint', 'joint_again')), TASKS[:1])) == {'joint', 'joint_again'}
+
+
 def test_an_arm_that_is_neither_known_nor_a_variant_gets_the_nearest_name():
   with pytest.raises(ConfigError, match="no choice 'jiont'; did you mean 'joint'"):
     arms.from_config(config_of(arms=('single', 'jiont')), TASKS)

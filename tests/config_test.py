@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax import kinds
@@ -119,6 +120,37 @@ def test_every_field_can_be_overridden_with_its_own_value():
     assert get(overridden(f'{name}={text}'), name) == value
 
 
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    'model.heads.landmarks=linear',
+    ['--config.model.heads.landmarks=linear'],
+    {'config.model.heads.landmarks': 'linear'},
+    {'model.heads': {'landmarks': 'linear'}},
+    {'model': {'heads': {'landmarks': 'linear'}}},
+    {'model': ConfigDict({'heads': {'landmarks': 'linear'}})},
+  ],
+)
+def test_overrides_may_be_one_text_and_groups_and_written_as_on_the_command_line(overrides):
+  assert configs.load(DEFAULT, overrides).to_dict() == overridden('model.heads.landmarks=linear').to_dict()
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'field', 'hint'),
+  [
+    ({'train': {'stebs': 3}}, 'config.train ', "'steps'"),
+    ({'train': {}}, 'config.train ', 'steps'),
+    ({'train.steps': {'more': 3}}, 'config.train.steps ', "'more'"),
+    ('train.steps', 'config.train.steps ', '--config.train.steps=VALUE'),
+    ([('train.steps', 3)], 'overrides ', 'a.b=value'),
+  ],
+)
+def test_a_wrong_override_in_another_form_is_refused_alike(overrides, field, hint):
+  told = refusal(configs.load, DEFAULT, overrides)
+  assert told.startswith(field)
+  assert hint in told
+
+
 def test_the_last_override_counts():
   assert overridden('train.steps=3', 'train.steps=5').train.steps == 5
 
@@ -145,7 +177,7 @@ def test_the_last_override_counts():
     ('objective.options.=1', 'config.objective.options ', "''"),
     ('objective.weights.=1', 'config.objective.weights ', "''"),
     ('objective.weights.age.more=1', 'config.objective.weights.age ', "'more'"),
-    ('model.sharing_options=3', 'config.model.sharing_options ', 'group'),
+    ('model.sharing_options=3', 'config.model.sharing_options ', 'model.sharing_options.NAME'),
     ('model.freeze=stage', 'config.model.freeze ', 'stage3'),
     ('model.trunk_features=64,0.5', 'config.model.trunk_features ', '0.5'),
     ('model.trunk_features=64,1.5', 'config.model.trunk_features ', '1.5'),

@@ -180,6 +180,48 @@ def test_wrong_settings_are_refused_in_one_line(fields, told):
   assert '\n' not in str(caught.value)
 
 
+OWN = """
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.objectives import Objective, of_losses
+
+
+def vector(): return of_losses(lambda losses, present: losses)
+def one_argument(): return of_losses(lambda losses: losses.sum())
+def constant(): return of_losses(lambda losses, present: jnp.zeros(()))
+def not_a_maker(losses): return losses.sum()
+def number(): return 3
+def bad_value(): raise ValueError('why')
+def unreduced(): return Objective(lambda *_: (), lambda first, state, **_: (first, state), needs='parameters')
+"""
+
+
+@pytest.mark.parametrize(
+  ('name', 'told'),
+  [
+    ('vector', 'scalar'),
+    ('one_argument', r'rule\(losses, present\)'),
+    ('constant', 'does not depend on the losses'),
+    ('not_a_maker', "needs 'losses'"),
+    ('number', 'gave int, not an Objective'),
+    ('bad_value', 'why'),
+    ('unreduced', 'without the first axis K'),
+  ],
+)
+def test_a_mistake_in_an_objective_of_ones_own_names_its_file_once(tmp_path, name, told):
+  (tmp_path / 'own.py').write_text(OWN)
+  config = make_config(f'{tmp_path / "own.py"}:{name}')
+
+  def update():
+    objective = options.from_config(config.objective, ['a', 'b'])
+    return objective.update(jnp.ones((2, 3)), objective.init(2), losses=jnp.ones(2))
+
+  with pytest.raises(ConfigError, match=rf'^config\.objective\.\w+.*own\.py:{name}.*{told}') as caught:
+    update()
+  assert str(caught.value).count('config.objective.name') <= 1
+
+
 def test_options_reach_the_method_from_the_command_line():
   overrides = ['objective.options.alpha=0', 'objective.options.at=parameters']
   config = configs.load(FILE, ['objective.name=gradnorm', *overrides])

@@ -119,6 +119,8 @@ LABELS_OF_AGE = "{'age': [number(row['age'])], 'attributes': [number(row['smilin
     ('  tasks = (', "  tasks = ('age',) or (", r'tasks must be values of mtl_jax\.tasks, at least one'),
     ("BinaryTask('attributes'", "BinaryTask('age'", r"two tasks are named 'age'; rename one"),
     ("RegressionTask('age'", "RegressionTask('../age'", r"the task '\.\./age' must be named by letters, digits and _"),
+    ("RegressionTask('age'", "RegressionTask('my/age'", r"the task 'my/age' must be named by letters, digits and _"),
+    ('  tasks = (', "  tasks = RegressionTask('age', ('age',))  # (", r'tasks must be .* in a tuple'),
     ("('Smiling', 'Male')", "('Male', 'Male')", r"labels of task 'attributes' must be different names"),
   ],
 )

@@ -3,23 +3,29 @@
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
 from PIL import Image
 
 import mtl_jax
-from mtl_jax import cli
+from mtl_jax import cli, tasks
+from mtl_jax.config import parts
 from mtl_jax.errors import UserError
-from mtl_jax.run import own_parts
+from mtl_jax.objectives import options
+from mtl_jax.run import own_parts, recipe, workdir
 
 PAGE = (Path(__file__).parents[1] / 'docs' / 'own_parts.md').read_text()
 CODE = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
+WRAPPED = CODE.pop(1)
 FIELDS = ('model.backbone', 'model.head', 'model.sharing', 'objective.name', 'optimizer.name', 'plugins')
 NAMES = ('Net', 'Head', 'Sharing', 'balance', 'rule', 'CountTask')
 READER = """
 import io
 
+import jax.numpy as jnp
 import numpy as np
 from CountTask import CountTask
 from PIL import Image
@@ -96,6 +102,16 @@ def test_parts_in_files_train_resume_evaluate_predict_and_export_without_the_fil
   assert 'share of exact counts' in mtl_jax.report(run.workdir).read_text()
 
 
+@pytest.mark.parametrize('name', ['equal_lengths', 'median'])
+def test_the_other_objectives_of_the_page_leave_absent_losses_out(tmp_path, name):
+  (tmp_path / 'own.py').write_text(CODE[FIELDS.index('objective.name')])
+  config = mtl_jax.get_config(overrides={'objective.name': f'{tmp_path / "own.py"}:{name}'})
+  objective = options.from_config(config.objective, ['a', 'b', 'c'])
+  rows, present = jnp.float32([[3, 0], [0, 4], [jnp.nan] * 2]), [True, True, False]
+  found, _ = objective.update(rows, objective.init(3, rows[0]), losses=jnp.ones(3), present=present)
+  np.testing.assert_allclose(found, {'equal_lengths': [1, 1], 'median': [1.5, 2]}[name], rtol=1e-6)
+
+
 def test_a_study_tests_a_kind_of_task_of_its_own_by_its_main_metric(squares, tmp_path):
   overrides = {
     'tasks': 'all', 'plugins': (str(tmp_path / 'CountTask.py'),), 'train.steps': 2, 'optimizer.warmup_steps': 1,
@@ -106,13 +122,17 @@ def test_a_study_tests_a_kind_of_task_of_its_own_by_its_main_metric(squares, tmp
   assert 'mean absolute error of counts' in (tmp_path / 'study' / 'report.html').read_text()
 
 
-def test_a_set_of_a_kind_of_its_own_opens_only_with_the_plugin(squares, tmp_path):
-  """In another process, which has not prepared it."""
-  config = small_runs.make_config(squares, tasks='all')
-  told = small_runs.end(small_runs.start(small_runs.command(tmp_path, config, tmp_path / 'run')))
-  assert "'tally'" in told
-  assert 'config.plugins' in told
-  assert 'Traceback' not in told
+def test_a_set_of_a_kind_of_its_own_is_learned_only_with_the_plugin_also_where_it_was_not_prepared(
+  squares, tmp_path, monkeypatch
+):
+  without = small_runs.make_config(squares, tasks='any')
+  with_it = small_runs.make_config(squares, tasks='any', plugins=(str(tmp_path / 'CountTask.py'),))
+  with pytest.raises(UserError, match=r"'squares' is of kind 'tally'.*--config\.plugins=FILE"):
+    workdir.opened(without)
+  monkeypatch.delitem(tasks.KINDS, 'tally')  # As in another process.
+  with pytest.raises(UserError, match=r"schema\.json: unknown kind of task 'tally'.*--config\.plugins=FILE"):
+    workdir.opened(without)
+  assert [task.name for task in workdir.opened(with_it)[1].tasks] == ['squares', 'any']
 
 
 def test_code_from_elsewhere_runs_only_when_it_is_allowed_and_is_then_known(faces, tmp_path, monkeypatch, capsys):
@@ -182,3 +202,172 @@ def test_a_function_that_cannot_take_the_precision_is_refused_with_its_field(fac
   fields = {'model.backbone': f'{tmp_path / "net.py"}:small', 'model.width': 0}
   with pytest.raises(UserError, match=r'config\.model\.backbone: .*small failed: TypeError.*dtype'):
     mtl_jax.train(small_runs.make_config(faces), tmp_path / 'run', overrides=fields)
+
+
+# Shapes, which are checked before anything is computed.
+
+BINARY = (tasks.BinaryTask('look', ('red', 'round')), tasks.LandmarkTask('centre', ('middle_x', 'middle_y')))
+PARTS = """
+import flax.linen as nn
+
+from mtl_jax.models import heads
+from mtl_jax.models.backbone import Backbone
+
+
+def conv(index):
+  return nn.Conv(4, (3, 3), strides=2, name=f'conv{index}')
+
+
+class Net(Backbone):
+  num_stages = 2
+
+  @nn.compact
+  def stage(self, x, index, *, train):
+    x = nn.Dropout(0.5, deterministic=not train)(nn.relu(conv(index)(x)))
+    return nn.BatchNorm(use_running_average=not train, name=f'norm{index}')(x)
+
+
+def small(dtype):
+  return Net(dtype=dtype)
+
+
+class Flat(Net):
+  num_stages = 1
+
+  @nn.compact
+  def stage(self, x, index, *, train):
+    return nn.Dropout(0.5, deterministic=not train)(x.reshape(x.shape[0], -1))
+
+
+class SharedNorm(Net):
+  @nn.compact
+  def stage(self, x, index, *, train):
+    return nn.BatchNorm(use_running_average=not train)(conv(index)(x))
+
+
+class Unnamed(Net):
+  @nn.compact
+  def stage(self, x, index, *, train):
+    return nn.Conv(4 + index, (3, 3))(x)
+
+
+class NoTrain(Net):
+  @nn.compact
+  def stage(self, x, index):
+    return x
+
+
+class NoPool(Net):
+  def pool(self, x):
+    return x
+
+
+class Call(Backbone):
+  num_stages = 1
+
+  def __call__(self, x, *, train):
+    return x
+
+
+class Uncounted(Backbone):
+  pass
+
+
+class Three(heads.Head):
+  @nn.compact
+  def __call__(self, representation):
+    return nn.Dense(3)(representation.features)
+
+
+class Squeezed(heads.Head):
+  @nn.compact
+  def __call__(self, representation):
+    return nn.Dense(1)(representation.features)[:, 0]
+
+
+class OfArray(heads.Head):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(self.outputs)(x)
+"""
+
+
+@pytest.fixture
+def state_maker(tmp_path):
+  """`state_maker({'model.head': 'Three'})`: the state of a network with parts of `parts.py`, by field."""
+  (tmp_path / 'parts.py').write_text(PARTS)
+  (tmp_path / 'cnn.py').write_text(WRAPPED)
+
+  def make(names, chosen=BINARY):
+    own = {
+      field: f'{tmp_path}/{"cnn" if name == "Wrapped" else "parts"}.py:{name}' if name[0].isupper() else name
+      for field, name in names.items()
+    }
+    config = mtl_jax.get_config(small_runs.make_config(tmp_path, **{'model.width': 0}), own)
+    made = recipe.from_config(config, chosen)
+    stats = {task.name: task.empty_stats() for task in chosen}
+    return made.model, recipe.state_maker(made, config, chosen, label_stats=stats, image_size=(16, 16))
+
+  return make
+
+
+@pytest.mark.parametrize(
+  ('field', 'name', 'said'),
+  [
+    ('backbone', 'SharedNorm', 'stages 0 and 1 .*BatchNorm_0'),
+    ('backbone', 'Unnamed', 'stages 0 and 1 .*Conv_0'),
+    ('backbone', 'NoTrain', "TypeError: .*'train'"),
+    ('backbone', 'NoPool', r'\(b, 4, 4, 4\), not \(b, f\)'),
+    ('backbone', 'Call', r'no method stage\(self, x, index, \*, train\)'),
+    ('backbone', 'Uncounted', 'num_stages'),
+    ('head', 'Three', r'\(b, 3\), not \(b, 2\)'),
+    ('heads.centre', 'Squeezed', r'\(b,\), not \(b, 2\)'),
+    ('head', 'OfArray', r'; a head reads representation\.features'),
+  ],
+)
+def test_a_part_of_the_wrong_shape_is_one_line_before_the_first_step(state_maker, field, name, said):
+  with pytest.raises(UserError, match=rf'^config\.model\.{field}: .*parts\.py:{name}.*{said}') as caught:
+    state_maker({f'model.{field}': name})
+  assert '\n' not in str(caught.value)
+
+
+def test_a_head_of_maps_on_a_backbone_of_features_blames_the_backbone(state_maker):
+  with pytest.raises(UserError, match=r'^config\.model\.backbone: .*parts\.py:Flat failed'):
+    state_maker({'model.backbone': 'Flat', 'model.heads.centre': 'soft_argmax'})
+
+
+@pytest.mark.parametrize('fields', [{}, {'model.freeze': 'stage0'}, {'model.sharing': 'cross_stitch'}], ids=str)
+@pytest.mark.parametrize('name', ['Net', 'Wrapped', 'Flat'])
+def test_backbones_of_maps_and_of_features_are_frozen_and_shared_as_others(state_maker, name, fields):
+  model, make = state_maker({'model.backbone': name, **fields})
+  shapes = jax.eval_shape(model.outputs, jax.eval_shape(make).variables, jax.ShapeDtypeStruct((3, 16, 16, 3), 'f4'))
+  assert {task: found.shape for task, found in shapes.items()} == {'look': (3, 2), 'centre': (3, 2)}
+
+
+def test_dropout_of_a_backbone_drops_in_training_by_the_steps_key_and_not_in_evaluation(state_maker):
+  model, make = state_maker({'model.backbone': 'Flat'})
+  variables, images = make().variables, jax.numpy.ones((2, 16, 16, 3))
+  features = lambda **mode: np.asarray(model.encode(variables, images, **mode)[0].features)  # noqa: E731
+  first, again, other = (features(train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).any()
+  np.testing.assert_array_equal(features(train=False), features(train=False, key=jax.random.key(1)))
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'said'),
+  [
+    ('return jnp.exp(outputs) - targets * outputs', 'return (outputs - targets).mean(1)', r'\(b,\), not \(b, 1\)'),
+    ('return jnp.exp(outputs)\n', 'return outputs.mean()\n', r'\(\), not \(b, 1\)'),
+    ('return jnp.exp(outputs) - targets * outputs', 'return 1 / 0', r'ZeroDivisionError: .*\(line \d+\)'),
+  ],
+)
+def test_a_kind_of_task_whose_loss_or_predictions_have_another_shape_is_named(
+  state_maker, tmp_path, monkeypatch, before, after, said
+):
+  monkeypatch.setattr(tasks, 'KINDS', dict(tasks.KINDS))
+  assert before in CODE[-1]
+  (tmp_path / 'count.py').write_text(CODE[-1].replace(before, after))
+  (kind,) = parts.classes(f'{tmp_path}/count.py', tasks.Task, field='config.plugins')
+  with pytest.raises(UserError, match=rf'^config\.plugins: .*count\.py:CountTask.*{said}'):
+    state_maker({}, (kind('squares', ('squares',)),))

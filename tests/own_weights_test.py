@@ -86,9 +86,35 @@ def test_a_run_or_step_that_is_not_there_is_refused(faces, source, value, told):
     start(faces, **{'model.weights': value.format(source=source)})
 
 
+def test_a_head_is_taken_whole_or_not_at_all(faces, source, said):
+  wide = {'model.head': 'mlp', 'model.head_features': 128}  # As wide as the features, so the output layer would fit.
+  found, scratch = (start(faces, **wide, **more) for more in ({'model.weights': str(source)}, {}))
+  for name in found:
+    if 'head_' in name:
+      np.testing.assert_array_equal(found[name], scratch[name], err_msg=name)
+  assert any('left over there: head_attributes/output, head_landmarks/output' in line for line in said)
+
+
+def test_a_layer_is_taken_whole_or_not_at_all():
+  ones = {'params/backbone/conv1/kernel': np.ones((3, 2)), 'params/backbone/conv1/bias': np.ones(2)}
+  same = {'params/backbone/conv2/kernel': np.ones((2, 2)), 'params/backbone/position': np.ones((4, 2))}
+  zeros = lambda shape: np.zeros(shape, np.float32)  # noqa: E731
+  backbone = {'conv1': {'kernel': zeros((3, 2))}, 'conv2': {'kernel': zeros((2, 2))}, 'position': zeros((9, 2))}
+  placed = own_weights.place({'params': {'shared': {'backbone': backbone}}}, ones | same)['params']['shared'][
+    'backbone'
+  ]
+  assert (placed['conv1']['kernel'].sum(), placed['conv2']['kernel'].sum(), placed['position'].sum()) == (0, 4, 0)
+
+
 def test_a_run_of_another_backbone_is_refused(faces, source):
   with pytest.raises(UserError, match=r'config.model.weights .*backbone'):
     start(faces, **{'model.weights': str(source), 'model.width': 3})
+
+
+def test_weights_of_a_backbone_of_another_name_are_told_in_a_warning(faces, source, said):
+  with pytest.raises(UserError, match=r'config.model.weights .*backbone'):
+    start(faces, **{'model.weights': str(source), 'model.backbone': 'resnet18'})
+  assert any(line.startswith('warning: config.model.weights') and 'convnet, not resnet18' in line for line in said)
 
 
 def test_a_file_of_our_names_is_taken_as_the_run_is_and_refused_with_nan(faces, source, tmp_path):

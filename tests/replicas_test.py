@@ -29,11 +29,23 @@ def program(tiny_config, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(program):
-  """Results and predictions of seven replicas on eight devices, and the steps that were counted."""
-  counted = []
+  """Results and predictions of seven replicas on eight devices, and the steps that were counted.
+
+  Their clock counts what is compiled, in place of seconds.
+  """
+  counted, compiled = [], []
+
+  def listen(event, duration, **_):
+    compiled.extend([1] * event.endswith('compile_duration'))
+
   sound = [Replica.of(seed, OWN | {RATE: 2.5e-4 * (1 + seed)}) for seed in range(6)]
   chunk = [*sound, Replica.of(0, OWN | {RATE: 1e30})]
-  found = replicas.Trainer(program, [RATE, *OWN]).run(chunk, test=True, stop=lambda: None, advance=counted.append)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(replicas.time, 'monotonic', lambda: len(compiled))
+    found = replicas.Trainer(program, [RATE, *OWN]).run(chunk, test=True, stop=lambda: None, advance=counted.append)
+  jax.monitoring.unregister_event_duration_listener(listen)
+  assert compiled
   return found, sum(counted)
 
 
@@ -47,6 +59,10 @@ def test_a_replica_equals_the_same_run_alone(results, tiny_config, tmp_path):
   alone = [line for line in read_metrics(tmp_path / 'alone' / 'metrics.jsonl') if 'val/loss' in line]
   # Alone the batch lies on eight devices, here on one: sums are rounded otherwise.
   np.testing.assert_allclose(results[3].history['val/loss'], [line['val/loss'] for line in alone], rtol=1e-5)
+
+
+def test_compilation_counts_as_no_second_of_a_replica(results):
+  assert [result.seconds for result in results] == [0] * 7
 
 
 def test_replicas_of_other_seeds_are_other_runs(results):

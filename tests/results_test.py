@@ -97,6 +97,17 @@ def test_facts_of_another_schema_name_the_file(store, facts):
     store.get('joint', REPLICA)
 
 
+def test_damaged_results_are_not_there_and_each_is_warned_of(store, said):
+  for seed in (1, 2):
+    path = store.path('joint', Replica.of(seed, {}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'PK')
+    assert not store.has('joint', Replica.of(seed, {}), 'one')
+  assert [f'seed{seed}.npz' in line and 'run again' in line for seed, line in zip((1, 2), said, strict=True)] == [
+    True
+  ] * 2
+
+
 @pytest.mark.parametrize('values', [np.eye(4), np.array(['a'] * 9).reshape(3, 3)], ids=['shape', 'type'])
 def test_predictions_of_another_shape_or_type_name_the_file(store, values):
   store.put('joint', REPLICA, RESULT, {'landmarks': values})

@@ -37,6 +37,9 @@ def test_a_grid_has_the_values_that_are_written(field, text, values):
     (RATE, 'log(0,1)', 'is no span'),
     (RATE, 'log(1e-2,1e-3)', 'is no span'),
     (RATE, 'range(a,b)', 'is no span'),
+    (RATE, 'range(1e-3,1e-2', r'is no span; write range\(A, B\)'),
+    ('tasks', 'landmarks,age', 'must be the same for all'),
+    ('eval.patience', '1,2', 'changes no result'),
     (RATE, '-1', 'must be a finite number'),
     ('train.batch_size', 'range(0,8)', 'must be a whole number'),
     ('train.seed', '1,2', 'must be the same for all'),
@@ -51,6 +54,35 @@ def test_values_that_cannot_be_name_the_field(field, text, message):
 def test_a_grid_of_a_span_needs_a_number_of_points():
   with pytest.raises(ConfigError, match=r'config\.study\.grid\.optimizer\.learning_rate: a grid needs'):
     space.of_fields({'optimizer': {'learning_rate': 'log(1e-4,1e-2)'}}, where='config.study.grid').grid()
+
+
+@pytest.mark.parametrize(
+  ('field', 'text', 'value', 'end'),
+  [
+    (RATE, '1e-3,1e-2,1e-1', 1e-1, True),
+    (RATE, '1e-3,1e-2,1e-1', 1e-2, False),
+    (RATE, '1e-2', 1e-2, False),
+    (RATE, 'log(1e-4,1e-2)', 1.1e-4, True),
+    (RATE, 'log(1e-4,1e-2)', 3e-4, False),
+    ('optimizer.weight_decay', 'range(0,1)', 0.99, True),
+    ('optimizer.weight_decay', '0,0.1', 0.0, False),  # There is none below.
+    ('objective.name', 'fixed,cagrad', 'fixed', False),
+  ],
+)
+def test_only_what_could_be_wider_has_an_end(field, text, value, end):
+  found = space.of_fields({field: text}, where='config.sweep.space', weights_of=('a', 'b'))
+  assert found.ends({field: value, **found.weights([0.0, 1.0])}) == [field] * end
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3))
+def test_a_few_points_cover_every_value(sizes):
+  fields = ('optimizer.momentum', 'optimizer.weight_decay', RATE)
+  texts = {field: ','.join(f'0.{i}' for i in range(1, size + 1)) for field, size in zip(fields, sizes, strict=False)}
+  found = space.of_fields(texts | {'optimizer.clip_norm': 'range(1,2)'}, where='config.sweep.space')
+  points = found.covering()
+  assert len(points) == max(*sizes, 2)
+  for axis in found.axes:
+    assert {point[axis.field] for point in points} == set(axis.choices or (1.0, 2.0))
 
 
 @given(point=st.lists(st.floats(0, 1), min_size=3, max_size=3))

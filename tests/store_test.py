@@ -23,7 +23,7 @@ from mtl_jax.data.store import reader as store
 from mtl_jax.data.store.reader import open_store
 from mtl_jax.data.store.writer import prepare
 from mtl_jax.errors import DataError
-from mtl_jax.tasks import BinaryTask, Task
+from mtl_jax.tasks import BinaryTask, LandmarkTask, Task
 
 SIZE = (12, 10)
 FILES = (
@@ -136,6 +136,14 @@ def test_a_landmark_outside_its_image_is_masked_and_reported(tmp_path):
   assert opened.labels['landmarks'][row].tolist() == [0] * 4 + [0.25, np.float32(5 / 24), 1, 1, 0, 0]
   assert (~opened.mask['landmarks']).sum() == 4
   assert any('landmarks: 4 labels lie outside' in line and '000003.jpg' in line for line in lines)
+
+
+@pytest.mark.parametrize(('points', 'warned'), [([0.3, 0.9], True), ([3, 0.9], False)])
+def test_landmarks_as_fractions_are_warned_of(tmp_path, points, warned):
+  source, lines = OneTask([dataclasses.replace(one_record(tmp_path / 'in'), labels={'centre': points})]), []
+  source.tasks = (LandmarkTask('centre', ('middle_x', 'middle_y')),)
+  prepare(source, tmp_path / 'set', image_size=SIZE, log=lines.append)
+  assert any('warning: centre' in line and 'fractions' in line for line in lines) == warned
 
 
 def test_a_split_without_rows_is_reported_and_refused_only_when_asked_for(tmp_path):

@@ -78,7 +78,7 @@ def test_one_seed_is_not_tested(tmp_path):
   make_study(tmp_path, (ATTRIBUTES, LANDMARKS), num_seeds=1)
   page = written(tmp_path)[1]
   assert 'config.study.num_seeds' in page.text
-  assert {row[0] for row in verdicts(page).values()} == {'not tested'}
+  assert {row[0] for row in verdicts(page).values()} == {'not tested: one seed'}
 
 
 def test_replicas_that_diverged_are_told_and_left_out(tmp_path):

@@ -135,6 +135,24 @@ def test_a_study_that_was_killed_between_two_results_ends_in_the_same_bits(faces
       np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+@pytest.mark.parametrize(
+  ('fields', 'named'),
+  [
+    (
+      {'study.learning_rates': RATES, 'study.grid.optimizer.learning_rate': '1,2'},
+      r'grid\.optimizer\.learning_rate and',
+    ),
+    ({'study.grid.objective.weights.smile': '1,2'}, r'config\.study\.grid\.objective\.weights: no choice .smile'),
+    ({'study.grid.objective.options.c': '0.1,0.2'}, r'config\.study\.grid\.objective\.options\.c changes nothing'),
+    ({'study.grid.model.head': 'mlp,foo'}, r'config\.study\.grid\.model\.head: no choice .foo'),
+  ],
+)
+def test_a_grid_that_cannot_be_or_changes_nothing_is_refused_before_the_first_step(fields, named, faces, tmp_path):
+  with pytest.raises(ConfigError, match=named):
+    study.run(configs.load(small_runs.make_config(faces), fields), tmp_path)
+  assert not (tmp_path / 'replicas').exists()
+
+
 def test_a_disk_that_fills_up_in_a_study_is_one_line_that_names_the_workdir(faces, tmp_path, monkeypatch):
   def full(self, *arguments):
     raise OSError(errno.ENOSPC, 'No space left on device')

@@ -10,10 +10,11 @@ import mtl_jax
 from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.config import with_fields
-from mtl_jax.errors import ConfigError, DivergedError
+from mtl_jax.errors import DivergedError, UserError
 from mtl_jax.studies import arms
 from mtl_jax.studies.arms import RATE
-from mtl_jax.sweeps import presets, sweep
+from mtl_jax.sweeps import presets, sweep, trials
+from mtl_jax.tasks import BinaryTask
 from mtl_jax.training import loop
 
 SMALL = {'train.steps': 4, 'eval.every_steps': 2, 'study.num_resamples': 100, 'sweep.confirm_seeds': 2}
@@ -127,10 +128,14 @@ def test_batch_sizes_to_the_knee_see_as_many_images(config_of, tmp_path):
   assert all(one['goals']['speed'] > 0 for one in found['trials'])
 
 
-@pytest.mark.parametrize(('preset', 'trials'), [('learning_rate', 25), ('batch_size', 5)])
-def test_presets_are_fields_of_a_sweep(preset, trials, config_of):
+@pytest.mark.parametrize(('preset', 'num'), [('learning_rate', 25), ('batch_size', 5)])
+def test_presets_are_fields_of_a_sweep(preset, num, config_of):
   found = presets.applied(config_of(sweep__preset=preset, train__batch_size=16))
-  assert len(sweep.space_of(found).grid()) == trials
+  assert len(trials.space_of(found).grid()) == num
+  assert presets.applied(found) == found
+
+
+RATES = spaces(optimizer__learning_rate='1e-3,1e-2')
 
 
 @pytest.mark.parametrize(
@@ -139,16 +144,57 @@ def test_presets_are_fields_of_a_sweep(preset, trials, config_of):
     ({}, r'config\.sweep\.space is empty'),
     ({'sweep.weights_of': ('landmarks',)}, r'config\.sweep\.weights_of'),
     ({'sweep.weights_of': ('landmarks', 'attributes'), 'tasks': 'landmarks'}, r'config\.sweep\.weights_of'),
-    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.best': 'gains', 'tasks': 'landmarks'}, r'config\.tasks'),
-    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.methods': ('famoo',)}, r'config\.objective\.name.*famo'),
-    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'eval.patience': 3}, r'config\.eval\.patience'),
+    ({'sweep.weights_of': ('landmarks', 'landmarks')}, r'config\.sweep\.weights_of: landmarks stands twice'),
+    ({'sweep.weights_of': ('landmarks', 'smile')}, r'config\.sweep\.weights_of.*choose from attributes, landmarks$'),
+    (spaces(objective__weights__smile='0.5,1'), r'config\.sweep\.space\.objective\.weights: no choice .smile'),
+    (
+      {**spaces(objective__weights__landmarks='1,2'), 'sweep.weights_of': ('attributes', 'landmarks')},
+      r'config\.sweep\.space\.objective\.weights\.landmarks.*weights_of',
+    ),
+    ({'sweep.weights_of': ('attributes', 'landmarks'), 'objective.name': 'famo'}, r'config\.objective\.name.*fixed'),
+    (spaces(objective__options__c='0.1,0.5'), r'config\.sweep\.space\.objective\.options\.c changes nothing'),
+    (spaces(model__backbone='convnet,foo'), r'config\.sweep\.space\.model\.backbone: no choice .foo'),
+    ({**RATES, 'sweep.best': 'gains', 'tasks': 'landmarks'}, r'config\.tasks'),
+    ({**RATES, 'sweep.best': 'gains', 'sweep.gains.smile': 1}, r'config\.sweep\.gains: no choice .smile'),
+    ({**RATES, 'sweep.best': 'gains', 'sweep.gains.attributes': 0, 'sweep.gains.landmarks': 0}, r'sweep\.gains is 0'),
+    ({**RATES, 'sweep.methods': ('famoo',)}, r'config\.sweep\.methods.*famo'),
+    ({**RATES, 'sweep.methods': ('famo', 'famo')}, r'config\.sweep\.methods: famo stands twice'),
+    ({**RATES, 'sweep.methods': ('fixed',)}, r'config\.sweep\.methods: fixed'),
+    ({**RATES, 'sweep.methods': ('famo',), 'sweep.front_points': 0}, r'config\.sweep\.methods.*front_points'),
+    ({**RATES, 'sweep.preset': 'learning_rate'}, r'config\.sweep\.preset.*space\.optimizer\.learning_rate'),
+    ({**RATES, 'eval.patience': 3}, r'config\.eval\.patience'),
     ({**spaces(optimizer__learning_rate='log(1e-3,1e-2)'), 'sweep.sampler': 'grid'}, r'sweep\.space\.optimizer'),
-    ({**spaces(optimizer__learning_rate='1e-3,1e-2'), 'sweep.metric': 'landmarks/nne'}, r'nne'),
+    ({**RATES, 'sweep.metric': 'attributes/nme'}, r'config\.sweep\.metric: attributes: no choice .nme'),
+    ({**RATES, 'sweep.goals': ('score', 'foo')}, r'config\.sweep\.goals: no choice .foo.*score, speed'),
   ],
 )
-def test_what_a_sweep_cannot_do_names_the_field(fields, named, config_of, tmp_path):
-  with pytest.raises(ConfigError, match=named):
+def test_what_a_sweep_cannot_do_names_the_field_before_the_first_step(fields, named, config_of, tmp_path):
+  with pytest.raises(UserError, match=named):
     sweep.run(configs.load(config_of(), fields), tmp_path)
+  assert not (tmp_path / 'trials').exists()
+
+
+def test_options_of_a_method_are_searched_for_it_alone(config_of):
+  fields = {**RATES, **spaces(objective__options__c='0.1,0.5'), 'sweep.methods': ('cagrad',)}
+  config = configs.load(config_of(), fields)
+  tasks = [BinaryTask('attributes', ('a', 'b')), BinaryTask('landmarks', ('c',))]
+  found = trials.spaces_of(config, sweep.programs_of(config, tasks), tasks)
+  searched = {name: [axis.field for axis in one.axes] for name, one in found.items()}
+  assert searched == {name: [RATE] for name in ('joint', 'attributes', 'landmarks')} | {
+    'cagrad': ['objective.options.c', RATE]
+  }
+
+
+def test_a_sweep_goes_on_in_a_wider_space_and_with_damaged_files(config_of, tmp_path):
+  own = {'sweep.sampler': 'grid', 'sweep.confirm_seeds': 1}
+  sweep.run(configs.load(config_of(), {**RATES, **own}), tmp_path)
+  first, second = sorted((tmp_path / 'trials' / 'joint').glob(f'lr*seed{arms.TUNING_SEED}.npz'))
+  kept, whole = first.stat().st_mtime_ns, bits(tmp_path)
+  second.write_bytes(second.read_bytes()[:100])
+  wider = spaces(optimizer__learning_rate='1e-3,1e-2,1e-4')
+  assert len(sweep.run(configs.load(config_of(), {**wider, **own}), tmp_path)['trials']) == 3
+  assert first.stat().st_mtime_ns == kept
+  assert whole.items() <= bits(tmp_path).items()
 
 
 def test_a_search_that_diverged_throughout_says_so(config_of, tmp_path):

@@ -237,6 +237,17 @@ def of_copy(copies, heads, batch, parts):
   return losses_of(copies['a'], heads, batch, parts)
 
 
+def own(rule):
+  """An objective at the parameters, with a state of a number for each loss."""
+  return objectives.Objective(
+    lambda num, like=None: jnp.zeros(num), lambda gradients, state, **_: rule(gradients, state), needs='parameters'
+  )
+
+
+def summed(gradients):
+  return jax.tree.map(lambda leaf: leaf.sum(0), gradients)
+
+
 ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
 
 
@@ -266,7 +277,19 @@ ROWS, THREE = jnp.ones((3, 5)), jnp.ones(3)
     (lambda: find(objectives.fixed(), losses_of=of_copy, groups='ab'), ValueError, 'groups has 2 names for 3 losses'),
     (lambda: find(objectives.fixed(), losses_of=of_copy, groups='aba'), ValueError, 'must lie side by side'),
     (lambda: aggregate(jnp.ones(3), 'mgda'), ValueError, 'must be [K, n], not [3]'),
-    (lambda: aggregate(ROWS, 'upgrade'), ConfigError, "method 'upgrade' is unknown; choose from fixed, "),
+    (lambda: aggregate(ROWS, 'upgrade'), ConfigError, "method: no choice 'upgrade'; did you mean 'upgrad'?"),
+    (lambda: objectives.cagrad(cc=1), ConfigError, "options of 'cagrad': no choice 'cc'; did you mean 'c'?"),
+    (lambda: objectives.gls(c=1), ConfigError, "options.c: 'gls' has no options"),
+    (lambda: objectives.fixed(weights={'a': 1.0}), ConfigError, 'one number for each loss, in their order, each a'),
+    (lambda: objectives.uncertainty().init(['a', 'b']), TypeError, 'the number of losses'),
+    (lambda: find(objectives.fixed(), losses_of=lambda *a, parts: None), ValueError, 'not None'),
+    (lambda: find(objectives.fixed(), losses_of=lambda *a, parts: errors(*a).sum()), ValueError, 'not one number'),
+    (lambda: objectives.of_losses(lambda losses: losses.sum()), TypeError, 'rule(losses, present)'),
+    (lambda: find(objectives.of_losses(lambda losses, present: losses)), ValueError, 'scalar, the total: shape []'),
+    (lambda: find(objectives.of_losses(lambda losses, present: None)), ValueError, 'scalar, the total: shape []'),
+    (lambda: find(own(lambda gradients, state: (gradients, state))), ValueError, 'without the first axis K'),
+    (lambda: find(own(lambda gradients, state: gradients)), TypeError, 'a pair, (update, next state)'),
+    (lambda: find(own(lambda gradients, state: (summed(gradients), ()))), ValueError, 'a next state that is not one'),
     (lambda: aggregate(ROWS, 'graddrop', leak=(0.1, 0.2)), ValueError, 'leak has 2 numbers for 3 losses'),
     (lambda: update('rlw', THREE, [3]), TypeError, 'give key=jax.random.key(...)'),
     (lambda: update('pcgrad', ROWS, [3], losses=THREE), TypeError, 'give key=jax.random.key(...)'),

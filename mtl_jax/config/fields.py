@@ -143,7 +143,7 @@ _DECLARED = (
   Field('objective.grain', 'tasks', choice('tasks', 'outputs'),
     'What counts as one loss: tasks, or outputs: each of 40 attributes, landmarks as one.'),
   Field('objective.weights', dict.fromkeys(COMMON_TASKS, 1.0), Open(AT_LEAST_0),
-    'Weights of losses under `fixed`; tasks not listed weigh 1.'),
+    'Weights of losses under `fixed`, and in the validation loss of every method; tasks not listed weigh 1.'),
   Field('objective.heads', 'plain', choice('plain', 'weighted'),
     "The gradient of each head's own parameters, where a method balances those of the shared part: plain (of its "
     "losses), or weighted by the method's weights, as in LibMTL's Nash-MTL, FairGrad and ExcessMTL."),
@@ -284,7 +284,8 @@ _DECLARED = (
   Field('sweep.metric', 'loss', TEXT,
     'As eval.metric; the loss is summed with the weights of the configuration, whatever those of a trial.',
     resumable=True),
-  Field('sweep.gains', {}, Open(AT_LEAST_0), "Weights of tasks' gains, 1 for those not listed.", resumable=True),
+  Field('sweep.gains', {}, Open(AT_LEAST_0), 'Weights of the gains of tasks or groups, 1 for those not listed.',
+    resumable=True),
   Field('sweep.goals', (), NAMES,
     "What a front is of: `task/metric`, score (the sweep.metric) or speed (of training); empty: each task's main "
     'metric.', resumable=True),
@@ -342,7 +343,8 @@ def _searchable(tree: Any) -> Any:
 
 Tree = dict[str, 'Kind | Open | Tree']
 TREE: Tree = _nested({name: field.kind for name, field in FIELDS.items()})
-SEARCHED = _searchable({name: TREE[name] for name in ('data', 'model', 'objective', 'optimizer', 'train', 'eval')})
+_GROUPS = ('tasks', 'plugins', 'data', 'model', 'objective', 'optimizer', 'train', 'eval')  # Some are refused later.
+SEARCHED = _searchable({name: TREE[name] for name in _GROUPS})
 TREE['study']['grid'] = TREE['sweep']['space'] = SEARCHED  # pyright: ignore[reportIndexIssue]
 DEFAULTS = _nested({name: field.default for name, field in FIELDS.items()})
 

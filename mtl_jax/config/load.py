@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
@@ -20,12 +20,15 @@ _PRESETS = Path(__file__).parent.parent / 'configs'
 ESSENTIAL = ('tasks', 'data', 'model', 'objective', 'optimizer', 'train')
 
 
-def load(source: str | Path | ConfigDict, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ConfigDict:
+Overrides: TypeAlias = str | Sequence[str] | Mapping[str, Any]
+
+
+def load(source: str | Path | ConfigDict, overrides: Overrides = ()) -> ConfigDict:
   """Loads a configuration, applies the overrides to a copy of it, checks and locks it.
 
   Args:
     source: the name of a preset (see `presets`), a Python file with a `get_config()`, or a configuration.
-    overrides: texts `a.b=value`, as on the command line, or values by the fields' names.
+    overrides: see `named`.
 
   Raises:
     ConfigError: for a source that there is not, and for a field that is unknown, ill-typed or out of range.
@@ -33,8 +36,8 @@ def load(source: str | Path | ConfigDict, overrides: Sequence[str] | Mapping[str
   config = source.copy_and_resolve_references() if isinstance(source, ConfigDict) else _from_file(source)
   config.unlock()
   check_fields(config)
-  for override in overrides.items() if isinstance(overrides, Mapping) else map(_parted, overrides):
-    set_field(config, *override)
+  for name, value in named(overrides):
+    set_field(config, name, value)
   if isinstance(config.tasks, tuple):  # One way to write them, so that resuming sees no difference.
     config.tasks = ','.join(config.tasks)
   validate(config)
@@ -64,11 +67,39 @@ def apply_override(config: ConfigDict, override: str) -> None:
   set_field(config, *_parted(override))
 
 
+def named(overrides: Overrides) -> list[tuple[str, Any]]:
+  """The fields that overrides set, `a.b`, with their values.
+
+  Args:
+    overrides: texts `a.b=value`, as on the command line, one or several; or values by the fields' names, in which a
+      group may be a dictionary of its fields.
+  """
+  if isinstance(overrides, Mapping):
+    return [one for name, value in overrides.items() for one in _in_group(_plain(str(name)), value)]
+  return [_parted(text) for text in ([overrides] if isinstance(overrides, str) else overrides or ())]
+
+
+def _in_group(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+  value = value.to_dict() if isinstance(value, ConfigDict) else value
+  if not isinstance(value, Mapping) or not value:
+    yield name, value
+    return
+  for key, field in value.items():
+    yield from _in_group(f'{name}.{key}', field)
+
+
 def _parted(override: str) -> tuple[str, str]:
+  if not isinstance(override, str):
+    raise ConfigError(f'overrides are texts a.b=value, or a dictionary of values by field, not {shown(override)}')
   name, equals, text = override.partition('=')
   if not equals:
-    raise ConfigError(f'config.{name} has no value; write --config.{name}=VALUE')
-  return name, text
+    raise ConfigError(f'config.{_plain(name)} has no value; write --config.{_plain(name)}=VALUE')
+  return _plain(name), text
+
+
+def _plain(name: str) -> str:
+  """A field's name without the prefix that it has on the command line."""
+  return name.removeprefix('--').removeprefix('config.')
 
 
 def set_field(config: ConfigDict, name: str, value: Any) -> None:
@@ -97,8 +128,8 @@ def kind_of(name: str) -> Kind:
   for part in name.split('.'):
     node, where = child(node, part, where), f'{where}.{part}'
   if not isinstance(node, Kind):
-    fields = f'; set one of its fields: {", ".join(node)}' if isinstance(node, dict) else ''
-    raise ConfigError(f'{where} is a group{fields}')
+    fields = ', '.join(node) if isinstance(node, dict) else f'{name}.NAME'
+    raise ConfigError(f'{where} is a group; set one of its fields: {fields}')
   return node
 
 
@@ -151,8 +182,21 @@ def flat(value: Mapping[str, Any], group: str = '') -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], *, ignore: Container[str] = ()) -> Iterator[str]:
-  """One text `config.a.b: old -> new` for each field in which two configurations differ, but for some by name."""
+  """One text `config.a.b: old -> new` for each field in which two configurations differ.
+
+  Args:
+    old: as `to_json` has it.
+    new: likewise.
+    ignore: names of fields that do not count, and of groups whose fields do not.
+  """
   before, after = flat(old), flat(new)
   for name in sorted(before.keys() | after.keys()):
-    if before.get(name) != after.get(name) and name not in ignore:
+    if before.get(name) != after.get(name) and not any(part in ignore for part in _parts(name)):
       yield f'config.{name}: {before.get(name)!r} -> {after.get(name)!r}'
+
+
+def _parts(name: str) -> Iterator[str]:
+  """A field's name and those of its groups: `a.b`, `a`."""
+  while name:
+    yield name
+    name = name.rpartition('.')[0]

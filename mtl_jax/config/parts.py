@@ -81,14 +81,15 @@ def _module(name: str, field: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def wrap_errors(name: str, *, field: str) -> Iterator[None]:
-  """Turns an error of the user's own part, while it is made, into a ConfigError."""
+def wrap_errors(name: str, *, field: str, hint: str = '') -> Iterator[None]:
+  """Turns an error of the user's own part into a ConfigError; those of a built-in part pass. `hint` ends the line."""
   try:
     yield
   except Exception as error:
     if isinstance(error, UserError) or not is_own(name):
       raise
-    raise ConfigError(f'{field}: {name} failed: {type(error).__name__}: {one_line(error)}') from error
+    said = user_file.described(error, own_file(name) or Path())
+    raise ConfigError(f'{field}: {name} failed: {said}{hint and f"; {hint}"}') from error
 
 
 def own(config: ConfigDict) -> dict[str, str]:

@@ -100,8 +100,14 @@ class Model:
 
     A pure function, to be jitted or differentiated. Attributes and classes are probabilities, landmarks are x and y in
     [0, 1], ages are years.
+
+    Raises:
+      DataError: for images of another type or size.
     """
     trained = self.trained
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (*self.image_size, 3):
+      wanted = ', '.join(map(str, ('n', *self.image_size, 3)))
+      raise DataError(f'images: this network reads uint8 [{wanted}], not {images.dtype} {list(images.shape)}')
     return predict_step(variables, trained.label_stats, images, model=trained.model, tasks=trained.tasks)[1]
 
   def predict(self, images: Images, *, align: bool = False) -> list[dict[str, Any]]:
@@ -116,7 +122,7 @@ class Model:
       For each image a dictionary; landmarks are in pixels of that image.
 
     Raises:
-      DataError: for a file that is no image, an array of another type or shape, or `align` without landmarks.
+      DataError: for a file that is no image, an array of another type or shape, or `align` without two landmarks.
     """
     return [self.described(predicted.predictions, predicted.size) for predicted in self.each(images, align=align)]
 
@@ -129,7 +135,8 @@ class Model:
     """
     points = next((task for task in self.tasks if task.coordinates and len(task.labels) > 2), None)
     if align and points is None:
-      raise DataError(f'align: the model predicts no landmarks, only {", ".join(task.name for task in self.tasks)}')
+      names = ', '.join(task.name for task in self.tasks)
+      raise DataError(f'align: no task of the model predicts landmarks, two points or more; it predicts {names}')
     for inputs, pixels in self._batches(images, refused):
       predictions = jax.device_get(self._apply(self.variables, pixels))
       for _ in range(ALIGN_ROUNDS if align else 0):
@@ -177,7 +184,10 @@ class Model:
   ) -> Iterator[tuple[list[_Input], np.ndarray]]:
     """Yields images with their pixels, padded to one batch size, so that one program serves all."""
     if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
-      raise DataError('images: give an array [n, h, w, 3], or a list of arrays or files; of one image: [image]')
+      raise DataError(
+        'images: give an array [n, h, w, 3], or a list of arrays or files: [image] for one, '
+        "sorted(Path(folder).glob('*.jpg')) for a folder"
+      )
     if not len(images):
       raise DataError('images: there are none')
     batch_size = min(BATCH, len(images))

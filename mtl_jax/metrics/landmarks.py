@@ -44,7 +44,7 @@ def landmarks(
     points: names of the `p` points.
     source_size: width and height of the source image in pixels, `[n, 2]`.
     over: two points, the source image's `diagonal`, or a number of its pixels; empty: the eyes, whose points' names
-      begin with lefteye and righteye.
+      begin with lefteye and righteye; where there are none, metrics that are divided are left out.
   """
   predictions, labels, mask = checked(
     predictions, labels, mask, [f'{point}_{axis}' for point in points for axis in 'xy']
@@ -69,19 +69,23 @@ def landmarks(
   has_nme = np.asarray(counted.any(-1))
   nme = distances.sum(-1, where=counted) / np.maximum(counted.sum(-1), 1)
   mse = draws.mean(np.square(errors), present)
+  normalized = {
+    'nme': draws.mean(nme, has_nme),
+    'failure_rate_8': draws.mean(nme > 0.08, has_nme),
+    'failure_rate_10': draws.mean(nme > 0.10, has_nme),
+    'num_images': int(has_nme.sum()),
+  }
+  has_divisor = bool(over or eyes(points))
   return draws.result(
     {
       'mae': draws.mean(np.abs(errors), present),
       'mse': mse,
       'rmse': np.sqrt(mse),
-      'nme': draws.mean(nme, has_nme),
-      'failure_rate_8': draws.mean(nme > 0.08, has_nme),
-      'failure_rate_10': draws.mean(nme > 0.10, has_nme),
-      'num_images': int(has_nme.sum()),
+      **(normalized if has_divisor else {}),
       'per_output': {
         point: {
           'mae': draws.mean(np.abs(errors[:, i]), present[:, i]),
-          'nme': draws.mean(distances[:, i], counted[:, i]),
+          **({'nme': draws.mean(distances[:, i], counted[:, i])} if has_divisor else {}),
           'num_labels': int(labelled[:, i].sum()),
         }
         for i, point in enumerate(points)

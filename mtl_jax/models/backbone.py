@@ -60,7 +60,7 @@ class Backbone(nn.Module, kw_only=True):
 
   def stage(self, x: Float[Array, 'b h w c'], index: int, *, train: bool) -> Any:
     """Applies stage `index` to the last one's output; stage 0 takes normalised images `[b, h, w, 3]`."""
-    raise NotImplementedError
+    raise NotImplementedError(f'{type(self).__name__} has no method stage(self, x, index, *, train)')
 
   def apply_stages(self, x: Any, *, first: int = 0, end: int | None = None, train: bool) -> Any:
     """Applies all stages, or those from `first` to before `end`, one after another."""
@@ -69,8 +69,8 @@ class Backbone(nn.Module, kw_only=True):
     return x
 
   def pool(self, x: Any) -> Float[Array, 'b f']:
-    """The last stage's output as features."""
-    return x.mean(axis=(1, 2))
+    """The last stage's output as features: the mean over the places of maps or tokens; features stay as they are."""
+    return x.mean(axis=tuple(range(1, x.ndim - 1)))
 
   def maps(self, x: Any) -> Float[Array, 'b h w c']:
     """The last stage's output as a map, for spatial and dense heads."""

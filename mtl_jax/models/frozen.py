@@ -52,15 +52,15 @@ class Part(Backbone):
 
   Attributes:
     make: makes the whole backbone.
+    end: the stage before which to end.
     first: the first stage.
-    end: the one before which to end; None: with the backbone's last.
     pooled: what comes in was pooled to features.
     trunk: widths of the dense layers, each with a ReLU, that follow the backbone's pooling.
   """
 
   make: MakeBackbone
+  end: int
   first: int = 0
-  end: int | None = None
   pooled: bool = False
   trunk: tuple[int, ...] = ()
 
@@ -71,14 +71,10 @@ class Part(Backbone):
   @property
   def num_stages(self) -> int:
     """The backbone's stages that are in it, and the trunk's layers."""
-    return self._own_stages + len(self.trunk)
-
-  @property
-  def _own_stages(self) -> int:
-    return len(range(self.make(parent=None).num_stages)[self.first : self.end])
+    return self.end - self.first + len(self.trunk)
 
   def stage(self, x: Array, index: int, *, train: bool) -> Array:
-    layer = index - self._own_stages
+    layer = index - (self.end - self.first)
     if layer < 0:
       return self.backbone.stage(x, self.first + index, train=train)
     if layer == 0 and not self.pooled:
@@ -117,7 +113,7 @@ def cut(make: MakeBackbone, model: ConfigDict, *, spatial: bool = False) -> tupl
     return None, make()
   pooled = num_frozen == num_stages and not spatial
   frozen = FrozenStages(make, num_frozen, pooled, drift=model.frozen_statistics == 'drift') if num_frozen else None
-  return frozen, Part(make, first=num_frozen, pooled=pooled, trunk=trunk)
+  return frozen, Part(make, end=num_stages, first=num_frozen, pooled=pooled, trunk=trunk)
 
 
 def _num_frozen(freeze: str, num_stages: int) -> int:

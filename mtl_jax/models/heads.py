@@ -28,7 +28,8 @@ class Head(nn.Module):
   dense: ClassVar[bool] = False  # Reads maps, and gives a map of logits: for dense tasks.
 
   def __call__(self, representation: Representation) -> Float[Array, 'b ... n']:
-    raise NotImplementedError
+    """The task's outputs, from what the backbone gives: `representation.features` and, for maps, `.maps`."""
+    raise NotImplementedError(f'{type(self).__name__} has no method __call__(self, representation)')
 
 
 class Mlp(Head):

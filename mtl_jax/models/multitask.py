@@ -17,7 +17,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.models import convnet, convnext, mobilenet, resnet, vit
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.frozen import FrozenStages, cut
-from mtl_jax.models.heads import HEADS, Decoder, Head, Mlp
+from mtl_jax.models.heads import HEADS, Head, Mlp
 from mtl_jax.models.network import Network
 from mtl_jax.models.sharing import SHARING, check_options
 from mtl_jax.models.sharing.way import Sharing, name_of
@@ -120,20 +120,25 @@ def head_of(settings: ConfigDict, task: Task) -> type[Head]:
   Raises:
     ConfigError: for an unknown head, or one that gives coordinates where the task has none.
   """
-  own = next((name for name in (task.name, task.group) if name in settings.heads), None)
-  if task.dense and not own:
-    return Decoder
-  kind, field = (settings.heads[own], f'heads.{own}') if own else (settings.head, 'head')
-  head = parts.find(kind, HEADS, field=f'config.model.{field}', base=Head)
+  kind, field = head_name(settings, task)
+  head = parts.find(kind, HEADS, field=field, base=Head)
   if head.dense != task.dense:
     gives = 'a map' if head.dense else 'no map'
-    raise ConfigError(f'config.model.{field}: {kind} gives {gives}, but {task.name} is of kind {task.kind}')
+    raise ConfigError(f'{field}: {kind} gives {gives}, but {task.name} is of kind {task.kind}')
   if head.spatial and not task.coordinates:
     raise ConfigError(
-      f'config.model.{field}: {kind} gives coordinates, and {task.name} has none; '
+      f'{field}: {kind} gives coordinates, and {task.name} has none; '
       f'name a task of landmarks, as with --config.model.heads.landmarks={kind}'
     )
   return head
+
+
+def head_name(settings: ConfigDict, task: Task) -> tuple[str, str]:
+  """The name of a task's head, and the field that has it."""
+  own = next((name for name in (task.name, task.group) if name in settings.heads), None)
+  if own:
+    return settings.heads[own], f'config.model.heads.{own}'
+  return 'decoder' if task.dense else settings.head, 'config.model.head'
 
 
 def backbone_from_config(settings: ConfigDict) -> Backbone:
@@ -152,7 +157,9 @@ def backbone_maker(settings: ConfigDict) -> partial[Backbone]:
   with parts.wrap_errors(name, field=field):
     plain = make()
   if not isinstance(plain, Backbone):
-    raise ConfigError(f'{field}: {name} gave {type(plain).__name__}, not a Backbone')
+    raise ConfigError(f'{field}: {name} gave {type(plain).__name__}, not a Backbone; wrap it: docs/own_parts.md')
+  if not isinstance(getattr(plain, 'num_stages', None), int):
+    raise ConfigError(f'{field}: {name} has no num_stages, the number of its stages')
   known = {field.name for field in dataclasses.fields(plain)}  # pyright: ignore[reportArgumentType]
   options = {}
   for option, untouched in BACKBONE_FIELDS.items():

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Key
 from mtl_jax.models.backbone import Representation
 from mtl_jax.models.frozen import FrozenStages
 
+RANDOM = ('sharing', 'dropout')  # Streams of random numbers in training: of ways of sharing, and of a backbone.
+
 Variables = Mapping[str, Any]  # Trees of arrays by collection: `params`, `batch_stats`, `frozen`.
 Encoded = Representation | Mapping[str, Representation]  # One representation for all tasks, or one of each by name.
 
@@ -53,7 +55,7 @@ class Network:
       variables: of the network; no head is read.
       inputs: normalised images `[b, h, w, 3]`, or what the frozen stages made of them.
       train: batch norm takes its statistics from the batch, and its running averages move.
-      key: of what a way of sharing draws at random in training.
+      key: of what a way of sharing, or a backbone's dropout, draws at random in training.
     """
     return self._apply('encode', variables, inputs, train=train, key=key, changing=('batch_stats', 'frozen'))
 
@@ -82,7 +84,7 @@ class Network:
     apply = partial(self.module.apply, variables, x, train=train, method=method)
     if not train:
       return apply(), {}
-    result, changed = apply(mutable=list(changing), rngs={} if key is None else {'sharing': key})
+    result, changed = apply(mutable=list(changing), rngs={} if key is None else dict.fromkeys(RANDOM, key))
     return result, dict(changed)
 
 

@@ -1,5 +1,6 @@
-"""Initializes a model from another run's weights by name and shape, where layers are frozen or shared otherwise too."""
+"""Initializes a model from another run's weights, layer by layer, where layers are frozen or shared otherwise too."""
 
+import collections
 import logging
 import pathlib
 import re
@@ -54,7 +55,7 @@ def stem(path: pathlib.Path) -> str:
 
 
 def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
-  """The variables with every array that `weights` holds under its name and in its shape; logs what is new or left over.
+  """The variables with each layer that `weights` holds under its name and in its shapes; logs what is new or left over.
 
   Where a model holds several copies of the backbone, each starts from the weights' one, if they have one alone.
 
@@ -66,7 +67,7 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
     DataError: if none of the encoder fits.
   """
   flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
-  sources = {path: _source(path, leaf, weights) for path, leaf in flat.items()}
+  sources = _sources(flat, weights)
   taken = {name for name in sources.values() if name is not None}
   new = ['/'.join(_plain(path)) for path, name in sources.items() if name is None]
   result = {
@@ -84,15 +85,34 @@ def place(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str,
 
 def fitting(variables: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
   """Those of the weights that `place` takes for these variables."""
-  flat: dict[Path, Any] = traverse_util.flatten_dict(variables)
-  taken = {_source(path, leaf, weights) for path, leaf in flat.items()}
+  taken = set(_sources(traverse_util.flatten_dict(variables), weights).values())
   return {name: leaf for name, leaf in weights.items() if name in taken}
 
 
-def _source(path: Path, variable: Any, weights: Mapping[str, Any]) -> str | None:
-  """The name of the weight that a variable takes, if one fits."""
-  name = '/'.join(_plain(path))
+def _sources(variables: Mapping[Path, Any], weights: Mapping[str, Any]) -> dict[Path, str | None]:
+  """The name of the weight that each variable takes; None for all of a layer unless all of it fits all of another."""
+  names = {path: '/'.join(_plain(path)) for path in variables}
+  sources = {path: _source(names[path], leaf, weights) for path, leaf in variables.items()}
+  here, there = collections.defaultdict(set), collections.defaultdict(set)
+  for path, name in names.items():
+    here[_layer(name)].add(sources[path])
+  for name in weights:
+    there[_layer(name)].add(name)
+  whole = {layer for layer, found in here.items() if None not in found and found == there[_layer(next(iter(found)))]}
+  return {path: name if _layer(names[path]) in whole else None for path, name in sources.items()}
+
+
+def _source(name: str, variable: Any, weights: Mapping[str, Any]) -> str | None:
+  """The name of the weight that fits a variable, if one does."""
   return next((one for one in (name, _of_one_copy(name)) if _fits(variable, weights.get(one))), None)
+
+
+def _layer(name: str) -> str:
+  """The layer that an array is of: a head is one, and so is each array that a backbone itself holds."""
+  kind, module, *rest = f'{name}/'.split('/')
+  if module.startswith('head_'):
+    return f'{kind}/{module}'
+  return name if len(rest) < 3 and module.startswith('backbone') else name.rpartition('/')[0]
 
 
 def _fits(variable: Any, weight: Any) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import choose
 from mtl_jax.objectives.balancing.closed_forms import aligned_mtl, conflict_free, imtl, imtl_g
 from mtl_jax.objectives.balancing.convex import cagrad, dualproj, mgda, mgda_ub, upgrad
 from mtl_jax.objectives.balancing.cr_mogm import cr_mogm
@@ -17,7 +17,7 @@ from mtl_jax.objectives.balancing.surgery import graddrop, gradvac, pcgrad
 from mtl_jax.objectives.balancing.tracked import db_mtl, excess_mtl, moco
 from mtl_jax.objectives.declared import with_ranges
 from mtl_jax.objectives.differentiate import value_and_grad
-from mtl_jax.objectives.objective import Objective
+from mtl_jax.objectives.objective import Objective, of_losses
 from mtl_jax.objectives.shapes import Array, Float
 from mtl_jax.objectives.task_gradients import on_gram
 from mtl_jax.objectives.weighting.epoch import dwa, stch
@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = with_ranges(
   upgrad, dualproj, conflict_free, cr_mogm, excess_mtl, db_mtl, moco, modo, sdmgrad,
 )  # fmt: skip
 
-__all__ = [*OBJECTIVES, 'OBJECTIVES', 'Objective', 'aggregate', 'on_gram', 'value_and_grad']  # pyright: ignore
+__all__ = [*OBJECTIVES, 'OBJECTIVES', 'Objective', 'aggregate', 'of_losses', 'on_gram', 'value_and_grad']  # pyright: ignore
 
 
 def aggregate(
@@ -64,9 +64,9 @@ def aggregate(
   matrix = jnp.asarray(matrix, jnp.float32)
   if matrix.ndim != 2:
     raise ValueError(f'the matrix of gradients must be [K, n], not {list(matrix.shape)}')
-  if isinstance(method, str) and method not in OBJECTIVES:
-    raise ConfigError(f'method {method!r} is unknown; choose from {", ".join(OBJECTIVES)}')
-  objective = OBJECTIVES[method](**options) if isinstance(method, str) else method
+  if isinstance(method, str):
+    method = OBJECTIVES[choose(method, tuple(OBJECTIVES), field='method')](**options)
+  objective = method
   state, key = objective.init(len(matrix), matrix[0]), jax.random.key(0) if key is None else key
   losses = jnp.ones(len(matrix)) if losses is None else jnp.asarray(losses, jnp.float32)
   if objective.needs == 'losses':

@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 from jax.core import Tracer
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choice, either, real, require, several, whole
+from mtl_jax.kinds import FLAG, NUMBER, OPTION, TEXT, Kind, choice, either, option_kind, real, require, several, whole
 
 PLAIN: dict[type, Kind] = {int: whole(-math.inf), float: NUMBER, bool: FLAG, str: TEXT}  # Of options without a range.
 Maker = TypeVar('Maker', bound=Callable[..., Any])
@@ -47,7 +47,8 @@ def number(least: float, most: float = math.inf) -> Numeric:
 
 
 def _for_each(kind: Kind) -> Kind:
-  return numeric(several(kind, 'one number for each loss,'))
+  each = numeric(several(kind, ''))
+  return dataclasses.replace(each, words=f'one number for each loss, in their order, each {kind.words}')
 
 
 def _not_all_0(value: Any) -> bool:
@@ -58,7 +59,7 @@ _FACTORS = _for_each(number(0))
 _FACTORS = dataclasses.replace(_FACTORS, allows=lambda value, known=_FACTORS.allows: value is None or known(value))
 _DIRECTION = dataclasses.replace(
   _FACTORS,
-  words='numbers of 0 or more, not all 0, one for each loss, with commas between',
+  words=f'{_FACTORS.words}, and not all 0',
   allows=lambda value: _FACTORS.allows(value) and _not_all_0(value),
 )
 
@@ -98,6 +99,8 @@ def declared(make: Maker) -> Maker:
 
   @functools.wraps(make)
   def checked(*args: Any, **options: Any) -> Any:
+    for name in options:
+      option_kind(name, kinds, field='options', owner=make.__name__)
     given = signature.bind(*args, **options).arguments
     for name, value in given.items():
       given[name] = kinds[name].convert(_plain(value))

@@ -1,6 +1,7 @@
 """The interface of objectives: a pair of pure functions, like an Optax transformation, in one of three cost classes."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from mtl_jax.kinds import shown
 from mtl_jax.objectives.balancing.gram import GramWeighting
 from mtl_jax.objectives.shapes import Array, Float
 
@@ -67,8 +69,11 @@ class Objective:
     """The state before the first step.
 
     Raises:
+      TypeError: the number is none.
       ValueError: there is no loss.
     """
+    if not hasattr(num_losses, '__index__'):
+      raise TypeError(f'init takes the number of losses, not {shown(num_losses)}')
     if num_losses < 1:
       raise ValueError(f'an objective is of 1 loss or more, not of {num_losses}')
     return self.start(num_losses, like)
@@ -99,12 +104,15 @@ class Objective:
     present = jnp.ones(num, bool) if present is None else jnp.asarray(present, bool)
     if present.shape != (num,):
       raise ValueError(f'present has shape {list(present.shape)} for {num} losses; give [{num}]')
-    self._check_state(state, num, first)
-    if self.needs == 'losses':
-      total, next_state = self.rule(first, state, present=present, key=key)
-      return total, typed(next_state, state)
-    combined, next_state = self.rule(first, state, losses=losses, present=present, key=key, at=at)
-    return typed(combined, first), typed(next_state, state)
+    of_k = f'one of {num} losses with these gradients; make it by init({num}, parameters)'
+    self._check_state(state, num, first, wrong=f'the state is not {of_k}')
+    known = {} if self.needs == 'losses' else {'losses': losses, 'at': at}
+    found = self.rule(first, state, present=present, key=key, **known)
+    if not isinstance(found, tuple) or len(found) != 2:
+      raise TypeError(f"the objective's rule must return a pair, (update, next state), not {type(found).__name__}")
+    self._check_combined(found[0], first)
+    self._check_state(found[1], num, first, wrong=f"the objective's rule returned a next state that is not {of_k}")
+    return found[0] if self.needs == 'losses' else typed(found[0], first), typed(found[1], state)
 
   def _count(self, losses: Any) -> int:
     shape = getattr(losses, 'shape', None)
@@ -127,15 +135,27 @@ class Objective:
           f'gradients of {num} losses{parts} must have first axes {list(axes)}, not shape {list(jnp.shape(leaf))}'
         )
 
-  def _check_state(self, state: Any, num: int, first: Any) -> None:
+  def _check_combined(self, combined: Any, first: Any) -> None:
+    """The rule is perhaps the user's own; what it returns is else found wrong far from here, if at all."""
+    wanted, words = self._one(first), 'one gradient without the first axis K, for each leaf'
+    if self.needs == 'losses':
+      wanted, words = jnp.zeros(()), 'a scalar, the total'
+    alike = jax.tree.structure(combined) == jax.tree.structure(wanted)
+    shapes, right = (jax.tree.map(lambda leaf: list(jnp.shape(leaf)), tree) for tree in (combined, wanted))
+    if not alike or shapes != right:
+      raise ValueError(f"the objective's rule must return {words}: shape {shown(right)}, not {shown(shapes)}")
+
+  def _check_state(self, state: Any, num: int, first: Any, *, wrong: str) -> None:
     """A method whose state has K in it finds a state of another K here; without `like` some states begin empty."""
-    like = None
-    if self.needs != 'losses':
-      axes = 1 if self.parts == 1 else 2
-      like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[axes:], leaf.dtype), first)
+    like = None if self.needs == 'losses' else self._one(first)
     found = jax.tree.map(jnp.shape, state)
     if found not in [jax.tree.map(jnp.shape, jax.eval_shape(lambda x=x: self.init(num, x))) for x in (like, None)]:
-      raise ValueError(f'the state is not one of {num} losses with these gradients; make it by init({num}, parameters)')
+      raise ValueError(wrong)
+
+  def _one(self, gradients: Any) -> Any:
+    """The shapes of one task's gradient, given those of all."""
+    axes = 1 if self.parts == 1 else 2
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[axes:], leaf.dtype), gradients)
 
 
 def typed(tree: Any, like: Any) -> Any:
@@ -146,7 +166,18 @@ def typed(tree: Any, like: Any) -> Any:
 
 
 def of_losses(rule: Callable[..., Float[Array, '']]) -> Objective:
-  """Class L without memory or chance, from `rule(losses, present) -> total`."""
+  """Class L without memory or chance.
+
+  Args:
+    rule: `(losses [K], present [K]) -> total`, a scalar. A loss that is not present is to take no part.
+
+  Raises:
+    TypeError: the rule does not take these two.
+  """
+  try:
+    inspect.signature(rule).bind('losses', 'present')
+  except TypeError as error:
+    raise TypeError(f'of_losses takes a rule(losses, present) -> total; this one is not called so: {error}') from None
   return Objective(no_state, lambda losses, state, *, present, key: (rule(losses, present), state))
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from mtl_jax.errors import UserError, one_line
 
+MAX_SAID = 300  # Letters of an error.
+
 
 def module(path: Path, *, raises: type[UserError], blame: str = '') -> ModuleType:
   """Runs a Python file, which may import from its own folder.
@@ -71,8 +73,13 @@ def wrap_errors(path: Path, *, raises: type[UserError], blame: str = '') -> Iter
   except UserError:
     raise
   except (Exception, SystemExit) as error:
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
-    where = f' (line {lines[-1]})' if lines else ''
-    said = one_line(error)
-    raise raises(f'{blame}{path} failed: {type(error).__name__}: {said}{where}') from error
+    raise raises(f'{blame}{path} failed: {described(error, path)}') from error
+
+
+def described(error: BaseException, path: Path) -> str:
+  """An error in one line, with the line of the file where it came from, if it came from there."""
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+  said = one_line(error)
+  said = said if len(said) <= MAX_SAID else f'{said[:MAX_SAID]} ...'
+  return f'{type(error).__name__}: {said}' + (f' (line {lines[-1]})' if lines else '')

@@ -64,7 +64,7 @@ def best(found: Mapping[str, Any]) -> list[Block]:
     body.append(Text(f'Diverged with every seed, and left out: {", ".join(found["diverged_arms"])}.', 'note'))
   if own['edges']:
     names = ', '.join(own['edges'])
-    body.append(Text(f'{names}: best at an end of what was tried; widen it.', 'note'))
+    body.append(Text(f'{names}: best at an end of what was searched; widen it.', 'note'))
   return body
 
 
@@ -74,7 +74,7 @@ def front(found: Mapping[str, Any]) -> list[Block]:
   goals = {goal['name']: _said(goal) for goal in drawn['goals']}
   heads = [Column('Arm', 'text'), *(Column(f'{said}, %', 'number') for said in goals.values())]
   heads += [Column(text) for text in ('Against the front', 'Gap, %', 'Adjusted p')] + [Column('Training, s', 'number')]
-  rows = []
+  rows, others = [], [one for one in drawn['points'] if one['kind'] in ('best', 'base')]
   for point in drawn['points']:
     place = drawn['positions'].get(point['arm'])
     gains = [point['gains'][goal] for goal in goals]
@@ -83,7 +83,10 @@ def front(found: Mapping[str, Any]) -> list[Block]:
       shown = [place['position'], figures.signed(place['gap']['mean'], 2), figures.p_text(place['p_adjusted'])]
     cells = [Cell(_gain(gain), value=gain['mean']) for gain in gains]
     cells += [*map(Cell, shown), Cell(f'{point["seconds"]:.3g}', value=point['seconds'])]
-    rows.append(Row(point['arm'], cells, note=space.in_words(point['values'], named=True)))
+    note = space.in_words(point['values'], named=True)
+    if point['kind'] == 'weights':
+      note += ''.join(f'; the same as {one["arm"]}' for one in others if one['values'] == point['values'])
+    rows.append(Row(point['arm'], cells, note=note))
   volumes = [
     (name, _volume(own['of_single']), _volume(own['beyond_single'])) for name, own in drawn['hypervolume'].items()
   ]
@@ -100,7 +103,9 @@ def front(found: Mapping[str, Any]) -> list[Block]:
     ),
     table('Hypervolume', ('Hypervolume', 'of what single-task models have', 'beyond them'), volumes),
     Text(
-      'Of all single-task models together it is 1; beyond them it is 0 where no point betters all of them.', 'quiet'
+      'Of all single-task models together it is 1; beyond them it is 0 where no point betters all of them. Of the mean '
+      'points over seeds, with jackknife intervals.',
+      'quiet',
     ),
   ]
 

@@ -11,8 +11,6 @@ from mtl_jax.reports.figures import MISSING, metric, percent
 from mtl_jax.reports.page import Block, Cell, Charts, Column, Heading, Row, Table, Text, folded, table
 from mtl_jax.studies.significance import HELPS, HURTS
 
-NOT_TESTED = 'not tested'
-
 
 class Finding(NamedTuple):
   """One metric of one task, or of one of its outputs: an arm against the reference.
@@ -40,7 +38,7 @@ class Finding(NamedTuple):
   def verdict(self) -> str:
     """`helps`, `hurts`, `no evidence` or `not tested`; of what is only described what the interval alone says."""
     if self.entry['main'] and self.delta['p_value'] is None:
-      return NOT_TESTED
+      return 'not tested: one seed' if self.delta['num_pairs'] == 1 else 'not tested'
     return self.entry['verdict'] or self.direction or MISSING
 
   @property

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import optax
 from ml_collections import ConfigDict
 
-from mtl_jax.models import multitask
+from mtl_jax.models import multitask, own_shapes
 from mtl_jax.models.network import Network
 from mtl_jax.objectives import Objective, loss_terms, options
 from mtl_jax.run import optimizer
@@ -51,7 +51,11 @@ def state_maker(
     tasks: that it learns.
     label_stats: of each task; a checkpoint brings its own.
     image_size: height and width in pixels.
+
+  Raises:
+    ConfigError: for a part of the user's own that fails, or gives another shape than it must.
   """
+  own_shapes.check(recipe.model, config.model, tasks, image_size=image_size)
   return partial(
     init_state,
     seed=config.train.seed,

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from mtl_jax.config import parts
 from mtl_jax.models import multitask, own_weights, pretrained
 from mtl_jax.platform import address
 from mtl_jax.run import trained_model
@@ -39,4 +40,8 @@ def load(model: ConfigDict, image_size: tuple[int, int]) -> dict[str, Any] | Non
   assert found is not None  # Both parts may be missing.
   trained = trained_model.restore(address.workdir(found[1]), step=int(found[2]) if found[2] else None)
   log.info('weights: step %d of %s', trained.step, found[1])
+  theirs, ours = (parts.title(one.backbone) for one in (trained.config.model, model))
+  if theirs != ours:
+    told = 'warning: config.model.weights: %s is of the backbone %s, not %s: only layers of equal names and shapes fit'
+    log.warning(told, found[1], theirs, ours)
   return jax.device_get(own_weights.flatten(trained.variables))

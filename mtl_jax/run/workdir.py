@@ -126,8 +126,14 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
 
 def opened(config: ConfigDict) -> tuple[ConfigDict, DataSet, DataFacts]:
   """Opens the data set of a configuration; returns this with absolute paths, the data set, and its facts."""
+  config = with_absolute_paths(config)  # First, for the set may have tasks of its plugins.
   store = mixture.open_data(config.data)
-  return with_absolute_paths(config), store, DataFacts.of(store)
+  tasks.check_plugins(config, store.tasks)
+  groups = {task.group for task in store.tasks}
+  for name, weight in config.objective.weights.items():
+    if weight != 1 and name.partition('/')[0] not in groups:  # A configuration may serve sets of several kinds.
+      log.warning('warning: config.objective.weights.%s has no effect: the data have no task %s', name, name)
+  return config, store, DataFacts.of(store)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mtl_jax import config as configs
 from mtl_jax.config import apply_override, choose, validate, with_fields
 from mtl_jax.errors import ConfigError
 from mtl_jax.studies import space
-from mtl_jax.studies.space import Values
+from mtl_jax.studies.space import Space, Values
 from mtl_jax.tasks import Task
 
 
@@ -115,17 +115,26 @@ def seeds(config: ConfigDict, arm: Arm) -> list[int]:
   return list(range(first, first + config.study.num_seeds))
 
 
-def grid(config: ConfigDict) -> list[Values]:
-  """The values that a program of a study is tried with: of the study's grid the fields that matter to it.
+def space_of(config: ConfigDict) -> Space:
+  """The space that a program of a study is tuned in: of the study's grid the fields that matter to it.
 
   There is always a learning rate among them.
   """
-  found = space.of_fields(config.study.grid.to_dict(), where='config.study.grid')
+  found = written(config)
   rates = tuple(sorted(set(config.study.learning_rates))) or (float(config.optimizer.learning_rate),)
   if all(axis.field != RATE for axis in found.axes):
     found = dataclasses.replace(found, axes=(space.Axis(RATE, configs.kind_of(RATE), rates), *found.axes))
-  own = tuple(axis for axis in found.axes if space.matters(axis.field, config))
-  return dataclasses.replace(found, axes=own).grid()
+  return dataclasses.replace(found, axes=tuple(axis for axis in found.axes if space.matters(axis.field, config)))
+
+
+def written(config: ConfigDict) -> Space:
+  """The study's grid."""
+  return space.of_fields(config.study.grid.to_dict(), where='config.study.grid')
+
+
+def grid(config: ConfigDict) -> list[Values]:
+  """The values that a program of a study is tried with."""
+  return space_of(config).grid()
 
 
 def tuning_seeds(config: ConfigDict, num: int) -> list[int]:
@@ -139,6 +148,11 @@ def from_config(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, Arm]:
   variants = config.study.variants
   if len(set(config.study.arms)) < 2:
     raise ConfigError('config.study.arms must name at least two arms, for there is nothing else to compare')
+  if len(tasks) == 1 and {'single', 'joint'} <= set(config.study.arms):
+    raise ConfigError(
+      f'config.tasks: of {tasks[0].name} alone the arms single and joint are one model; name more tasks, or leave one '
+      'of the two out of config.study.arms'
+    )
   largest = 2**31 - 1 - TUNING_SEED - config.study.num_seeds - config.study.num_tuning_seeds
   if config.train.seed > largest:
     raise ConfigError(f'config.train.seed must be at most {largest} in a study, which counts its seeds from there')

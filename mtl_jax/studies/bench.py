@@ -25,7 +25,7 @@ from mtl_jax.studies import program, replicas, scores, space, summary
 from mtl_jax.studies.arms import Replica
 from mtl_jax.studies.program import Program
 from mtl_jax.studies.results import Result, ResultStore, recipe
-from mtl_jax.studies.space import Values
+from mtl_jax.studies.space import Space, Values
 from mtl_jax.tasks import Task
 from mtl_jax.training.interrupt import Interruption
 
@@ -79,6 +79,12 @@ class Bench:
       self.built[key] = program.build(config, self.store, directory=self.directory, stop=stop, like=like)
     return self.built[key]
 
+  def check(self, name: str, searched: Space, points: Iterable[Values]) -> None:
+    """Builds every program that these points of a space need, so that a bad value is refused before the first step."""
+    with searched.blamed():
+      for values in points:
+        self.program(name, Replica.of(0, values))
+
   def train(
     self,
     wanted: Mapping[str, Iterable[Replica]],
@@ -113,8 +119,8 @@ class Bench:
     )
     left = processes.from_first('left', [key not in done for key in made_by])  # Before one puts its first result.
     missing = {key for key, wanted in zip(made_by, left, strict=True) if wanted}
-    kept = f', of which {count - len(missing)} are done' if count > len(missing) else ''
-    log.info('%s: %d replicas of %d programs%s', title, count, len(groups), kept)
+    kept = f', of which {count - len(missing)} done' if count > len(missing) else ''
+    log.info('%s: %s of %s%s', title, _counted(count, 'replica'), _counted(len(groups), 'program'), kept)
     steps = sum(one.config(self.configs[name]).train.steps for name, one in missing)
     turns, best, ended = itertools.cycle(range(processes.count())), -np.inf, count - len(missing)
     with bar(steps, description=title, unit='step', enabled=processes.index() == 0) as progress:
@@ -189,3 +195,7 @@ class Bench:
       for own, one in zip(by_seed, side.replicas(name), strict=True):
         own.update(self.results.predictions(name, one, shapes))
     return by_seed
+
+
+def _counted(num: int, noun: str) -> str:
+  return f'{num} {noun}' + 's' * (num != 1)

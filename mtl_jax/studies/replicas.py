@@ -127,7 +127,7 @@ class Trainer:
         log(results, step, unlogged)
         unlogged = []
         better = validate_replicas(results, step, self.predict(state.eval_variables, program.val), program, configs)
-        best = self._keep_better(better, best, state.eval_variables)
+        best = self._call(self._keep_better, better, best, state.eval_variables)
         if give_up is not None:
           for replica, result in zip(filled, results, strict=True):
             if not result.diverged_at and not result.pruned_at and step < config.train.steps:

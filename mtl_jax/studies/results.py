@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mtl_jax.studies import arms
 from mtl_jax.studies.arms import Arm, Replica
 from mtl_jax.studies.space import Values
 from mtl_jax.tasks import Task
+
+log = logging.getLogger('mtl_jax')
 
 ADVICE = 'remove it, and it is run again'
 NOT_IN_RECIPE = ('study.', 'sweep.', 'affinity.', 'train.seed', arms.RATE)  # The last two are in a result's name.
@@ -80,8 +83,14 @@ class ResultStore:
     return self.directory / program.replace('/', '_') / f'{name}seed{replica.seed}.npz'
 
   def has(self, program: str, replica: Replica, made_by: str) -> bool:
-    """True if there is such a result of that recipe: of another it must be run again."""
-    return self.path(program, replica).exists() and self.get(program, replica).made_by == made_by
+    """True if there is such a result of that recipe; of another, or of a file that is damaged, it must be run again."""
+    if not self.path(program, replica).exists():
+      return False
+    try:
+      return self.get(program, replica).made_by == made_by
+    except CheckpointError as error:
+      log.warning('warning: %s', str(error).replace(ADVICE, 'it is run again'))
+      return False
 
   def put(self, program: str, replica: Replica, result: Result, predictions: Predictions) -> None:
     """Writes a result atomically."""

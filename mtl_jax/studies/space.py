@@ -5,11 +5,12 @@ The values of a field are written as text: `0.1,0.3,1` (those values; of a field
 points that a grid has of them, `log(3e-4, 1e-2, 5)`. Numbers between are rounded to four digits, as a file shows them.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.config import parts
-from mtl_jax.errors import ConfigError
+from mtl_jax.errors import ConfigError, UserError
 from mtl_jax.kinds import Kind, is_on, require
 from mtl_jax.objectives import OBJECTIVES
 from mtl_jax.objectives.declared import kinds_of, traceable
@@ -29,8 +30,10 @@ ARGUMENTS = (
   *(f'optimizer.{name}' for name in ('learning_rate', 'weight_decay', 'clip_norm', 'momentum', 'ema_decay')),
   *(f'objective.matching.{name}' for name in COUPLINGS),
 )
-SAME_FOR_ALL = ('train.seed', 'data.dir', 'data.dirs')
-SAME_GROUPS = ('study.', 'sweep.', 'affinity.', 'checkpoint.')
+SAME_FOR_ALL = ('tasks', 'plugins', 'train.seed', 'data.dir', 'data.dirs')
+WITHOUT_EFFECT = ('eval.patience', 'eval.batch_size', 'train.log_every_steps', *configs.RESUMABLE)  # On a replica.
+WEIGHTS, OPTIONS = 'objective.weights.', 'objective.options.'
+END = 0.05  # Of a span; what lies in this share of it is at its end.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,16 @@ class Axis:
     middle = 0.5 / count if self.choices else 0.0
     return list(dict.fromkeys(self.at(middle + i / max(count if self.choices else count - 1, 1)) for i in range(count)))
 
+  def is_end(self, value: Any) -> bool:
+    """True for a number at an end of a list or of a span, if the field allows others beyond it."""
+    ends = self.choices or (self.low, self.high)
+    if len(ends) < 2 or any(type(one) not in (int, float) for one in ends) or value in (self.kind.bounds or ()):
+      return False
+    if self.choices:
+      return value in (min(ends), max(ends))
+    low, high, place = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+    return not END < (place - low) / (high - low) < 1 - END
+
   def _rounded(self, value: float) -> Any:
     rounded = min(max(float(f'{value:.4g}'), self.low), self.high)
     return self.kind.convert(float(round(rounded)) if _is_whole(self.kind) else rounded)
@@ -75,17 +88,20 @@ class Axis:
 def read_axis(field: str, text: str, *, where: str) -> Axis:
   """Parses an axis; ConfigError, which names `where.field`, for one that cannot be."""
   place, kind = f'{where}.{field}', configs.kind_of(field)
-  if field in SAME_FOR_ALL or field.startswith(SAME_GROUPS):
+  if field in SAME_FOR_ALL:
     raise ConfigError(f'{place}: {field} must be the same for all; leave it out')
-  if span := re.fullmatch(r'\s*(log|range)\((.*)\)\s*', text):
+  if field in WITHOUT_EFFECT:
+    raise ConfigError(f'{place}: {field} changes no result; leave it out')
+  if re.match(r'\s*(log|range)\(', text):
+    name, _, inner = text.strip().partition('(')
     try:
-      low, high, *points = map(float, span[2].split(','))
+      low, high, *points = map(float, inner.removesuffix(')').split(',') if inner.endswith(')') else ())
     except ValueError:
       low, high, points = math.nan, math.nan, []
-    log = span[1] == 'log'
+    log = name == 'log'
     if not low < high or (log and low <= 0) or len(points) > 1 or not all(n.is_integer() and n > 1 for n in points):
-      advice = 'give two numbers, the lower first, of log above 0, and if you like how many points a grid has'
-      raise ConfigError(f'{place}: {text} is no span; {advice}')
+      advice = 'two numbers, the lower first, of log above 0, and if you like how many points a grid has'
+      raise ConfigError(f'{place}: {text} is no span; write {name}(A, B) or {name}(A, B, POINTS): {advice}')
     for end in (low, high):
       require(kind.convert(end), kind, field=place)
     return Axis(field, kind, low=low, high=high, log=log, points=int(points[0]) if points else 0)
@@ -146,10 +162,27 @@ class Space:
     cuts = itertools.combinations(range(1, self.weight_steps), len(self.weights_of) - 1)
     return [tuple(b - a for a, b in zip((0, *cut), (*cut, self.weight_steps), strict=True)) for cut in cuts]
 
-  def rest(self, config: ConfigDict) -> 'Space':
-    """The part of the space that matters to a program without weights to choose."""
-    axes = tuple(axis for axis in self.axes if matters(axis.field, config) and 'objective.weights' not in axis.field)
-    return dataclasses.replace(self, axes=axes, weights_of=())
+  def covering(self) -> list[Values]:
+    """A few points at which every value of a list and both ends of every span occur."""
+    each = {axis.field: axis.choices or (axis.at(0.0), axis.at(1.0)) for axis in self.axes}
+    equal = self.weights([1 / len(self.weights_of)] * len(self.weights_of)) if self.weights_of else {}
+    count = max(map(len, each.values()), default=1)
+    return [{field: values[i % len(values)] for field, values in each.items()} | equal for i in range(count)]
+
+  def ends(self, values: Values) -> list[str]:
+    """The fields that have a number at an end of what is written of them, which a wider search could pass."""
+    return [axis.field for axis in self.axes if axis.field in values and axis.is_end(values[axis.field])]
+
+  @contextlib.contextmanager
+  def blamed(self) -> Iterator[None]:
+    """Makes errors name a field of the space by the place where its values are written."""
+    try:
+      yield
+    except UserError as error:
+      said = str(error)
+      for axis in self.axes:
+        said = said.replace(f'config.{axis.field}', f'{self.where}.{axis.field}')
+      raise type(error)(said) from error
 
 
 def of_fields(texts: Mapping[str, Any], *, where: str, **more: Any) -> Space:
@@ -197,13 +230,27 @@ def matters(field: str, config: ConfigDict) -> bool:
   return name in options if group == 'objective.options' else True
 
 
-def at_edges(values: Values, tried: Sequence[Values]) -> list[str]:
-  """The fields whose numbers are the least or greatest of those tried, where there are several."""
-  found = []
-  for field, value in values.items():
-    numbers = {one[field] for one in tried if type(one[field]) in (int, float)}
-    found += [field] if len(numbers) > 1 and value in (min(numbers), max(numbers)) else []
-  return found
+def check(found: Space, own: Sequence[Space], names: Sequence[str]) -> None:
+  """Refuses what would change nothing, so that nobody takes its best value for one.
+
+  Args:
+    found: the space as it is written.
+    own: of each program the part that matters to it.
+    names: of losses.
+
+  Raises:
+    ConfigError: for a weight of what is no loss, and for a field that matters to no program.
+  """
+  for axis in found.axes:
+    if axis.field.startswith(WEIGHTS):
+      configs.choose(axis.field.removeprefix(WEIGHTS), weighable(names), field=f'{found.where}.objective.weights')
+    if all(axis not in one.axes for one in own):
+      raise ConfigError(f'{found.where}.{axis.field} changes nothing in any program; leave it out')
+
+
+def weighable(names: Sequence[str]) -> list[str]:
+  """The losses of these names, and their groups, each of which may be given a weight."""
+  return list(dict.fromkeys([*names, *(name.partition('/')[0] for name in names)]))
 
 
 def in_words(values: Values, *, named: bool = False) -> str:
@@ -214,6 +261,8 @@ def in_words(values: Values, *, named: bool = False) -> str:
 
 
 def _short(value: Any) -> str:
+  if isinstance(value, tuple | list):
+    return f'({", ".join(map(_short, value))})'
   return f'{value:g}' if isinstance(value, float) else str(value)
 
 

@@ -16,6 +16,7 @@ from mtl_jax import config as configs
 from mtl_jax.config import with_fields
 from mtl_jax.data.input.mixture import DataSet
 from mtl_jax.errors import ConfigError, DivergedError
+from mtl_jax.objectives import loss_terms
 from mtl_jax.platform import processes
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
@@ -23,6 +24,7 @@ from mtl_jax.studies import arms, program, space, summary
 from mtl_jax.studies.arms import Arm, Replica
 from mtl_jax.studies.bench import Bench, Candidate
 from mtl_jax.studies.space import Values
+from mtl_jax.tasks import Task
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
@@ -40,6 +42,7 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   config, store, facts = workdir.opened(configs.load(config))
   tasks = facts.selected(config)
   sides = arms.from_config(config, tasks)
+  check_grid(config, sides, tasks)
   if config.eval.patience:
     raise ConfigError('config.eval.patience: a study trains every replica to its end; set it to 0')
   held = workdir.resumed(directory, config, facts, holds='replicas', allow_config_change=allow_config_change)
@@ -73,8 +76,20 @@ def make_bench(sides: Mapping[str, Arm], store: DataSet, directory: Path, interr
   """A bench for the programs of all arms, which may have one in common; all are built, so that bad ones show now."""
   bench = Bench({k: v for arm in sides.values() for k, v in arm.programs.items()}, store, directory, interruption)
   for name, config in bench.configs.items():
-    bench.program(name, Replica.of(0, arms.grid(config)[0]))
+    bench.check(name, searched := arms.space_of(config), searched.grid())
   return bench
+
+
+def check_grid(config: ConfigDict, sides: Mapping[str, Arm], tasks: Sequence[Task]) -> None:
+  """Raises ConfigError for a grid that holds what changes nothing, or the learning rates a second time."""
+  found = arms.written(config)
+  if config.study.learning_rates and any(axis.field == arms.RATE for axis in found.axes):
+    raise ConfigError(
+      f'{found.where}.{arms.RATE} and config.study.learning_rates both name rates; leave one out, '
+      'as --config.study.learning_rates='
+    )
+  own = [arms.space_of(one) for arm in sides.values() for one in arm.programs.values()]
+  space.check(found, own, loss_terms.names(tasks, config.objective.grain))
 
 
 def matched(sides: Mapping[str, Arm], flops: Mapping[str, float]) -> dict[str, Arm]:
@@ -126,7 +141,7 @@ def _best(bench: Bench, name: str, tried: Mapping[int, Sequence[Replica]]) -> Va
   if not means:
     raise DivergedError(f'all that was tried for {name} diverged; try lower config.study.learning_rates')
   best = dict(tried[max(means, key=lambda i: means[i])][0].values)
-  for field in space.at_edges(best, [dict(those[0].values) for those in tried.values()]):
+  for field in arms.space_of(bench.configs[name]).ends(best):
     log.warning('warning: %s does best at %s=%s, an end of its grid; widen it', name, field, best[field])
   return best
 

@@ -4,6 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
+from mtl_jax.errors import ConfigError
 from mtl_jax.studies.arms import RATE
 
 
@@ -28,6 +29,17 @@ PRESETS = {'learning_rate': learning_rate, 'batch_size': batch_size}
 
 
 def applied(config: ConfigDict) -> ConfigDict:
-  """The configuration with the fields of its preset set, if it names one."""
+  """The configuration with the fields of its preset set, if it names one.
+
+  Raises:
+    ConfigError: for a field of the sweep that it would set to another value than the user has.
+  """
   name = config.sweep.preset
-  return configs.load(config, PRESETS[name](config)) if name in PRESETS else config
+  if name not in PRESETS:
+    return config
+  found = configs.load(config, PRESETS[name](config))
+  given, own, default = (configs.flat(one.sweep.to_dict()) for one in (config, found, configs.get_config()))
+  for field, value in own.items():
+    if given.get(field) not in (value, default.get(field)):
+      raise ConfigError(f'config.sweep.preset={name} sets config.sweep.{field}={value}; leave out yours, or the preset')
+  return found

@@ -5,6 +5,7 @@ and from the results they were given, so that an interrupted search proposes the
 """
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -39,10 +40,16 @@ class Fixed:
     else:
       make = {'sobol': qmc.Sobol, 'halton': qmc.Halton}[kind]
       engine = make(num_axes, scramble=True, rng=random)
-      self.ask = lambda num: engine.random(num)
+      self.ask = lambda num: _drawn(engine, num)
 
   def tell(self, goals: Goals) -> None:
     """Ignores the scores."""
+
+
+def _drawn(engine: qmc.QMCEngine, num: int) -> Points:
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'The balance properties', UserWarning)  # Of no power of 2.
+    return engine.random(num)
 
 
 class Optuna:

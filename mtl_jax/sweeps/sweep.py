@@ -4,6 +4,7 @@ Trials, single-task models and methods are searched alike, on validation and on 
 trained again on seeds that the search did not see, and scored on the test split, where it is compared as in a study.
 """
 
+import collections
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
-from mtl_jax.config import with_values
+from mtl_jax.config import parts, with_values
 from mtl_jax.errors import ConfigError, DivergedError
-from mtl_jax.objectives import options
+from mtl_jax.objectives import OBJECTIVES, loss_terms
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.run import workdir
 from mtl_jax.studies import space, summary
@@ -24,13 +25,12 @@ from mtl_jax.studies.arms import Replica
 from mtl_jax.studies.bench import Bench, Candidate
 from mtl_jax.studies.space import Values
 from mtl_jax.sweeps import best_file, front, presets
-from mtl_jax.sweeps.trials import JOINT, Search, Trial, chosen, space_of
-from mtl_jax.tasks import Task, find_metric, higher_is_better
+from mtl_jax.sweeps.trials import JOINT, Search, Trial, chosen, spaces_of
+from mtl_jax.tasks import Task, higher_is_better
 from mtl_jax.training.interrupt import Interruption
 
 log = logging.getLogger('mtl_jax')
 
-PLAIN = {'metric': ('loss',), 'goals': ('score', 'speed')}  # What is no metric of a task.
 BASE, BEST, SINGLE = 'as configured', 'best', 'single'
 
 
@@ -45,12 +45,12 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   """
   config, store, facts = workdir.opened(presets.applied(configs.load(config)))
   tasks = facts.selected(config)
-  if config.eval.patience:
-    raise ConfigError('config.eval.patience: a sweep trains every trial to its end; set it to 0')
   programs = programs_of(config, tasks)
+  spaces = spaces_of(config, programs, tasks)
   held = workdir.resumed(directory, config, facts, holds='trials', allow_config_change=allow_config_change)
   with held, Interruption() as interruption:
-    sweep = Sweep(config, tasks, Bench(programs, store, directory, interruption, kept_in='trials'))
+    sweep = Sweep(config, tasks, Bench(programs, store, directory, interruption, kept_in='trials'), spaces)
+    sweep.check()
     result = sweep.result()
     if processes.index():
       return {}
@@ -65,29 +65,54 @@ def programs_of(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, ConfigDi
   """The joint model, and where a front or gains are asked for a model of each task and of each method.
 
   Raises:
-    ConfigError: for a space that is empty, or holds what a sweep cannot search.
+    ConfigError: for names that there are not, or that stand twice, and for what would have no effect.
   """
-  found, names = {JOINT: config}, [task.name for task in tasks]
-  space_of(config)
-  for name in config.sweep.weights_of:
-    configs.choose(name, [*names, *front.goals_of(names)], field='config.sweep.weights_of')
-  for field, metrics in (('metric', [config.sweep.metric]), ('goals', config.sweep.goals)):
-    for metric in metrics:
-      task, _, kind = metric.rpartition('/')
-      if metric not in PLAIN[field] and not (task in (*names, '*') and find_metric(kind)):
-        raise ConfigError(f'config.sweep.{field}: no metric {metric!r}; write {PLAIN[field][0]}, or TASK/METRIC')
-  if not (draws_front(config) or config.sweep.best == 'gains'):
-    return found
-  if len(tasks) < 2:
-    raise ConfigError(f'config.tasks: a front is between tasks, and {names[0]} is the only one; name more')
-  found |= {name: with_values(config, {'tasks': name}) for name in names}
-  for method in config.sweep.methods:
-    if method in found:
+  asked, found, names = config.sweep, {JOINT: config}, [task.name for task in tasks]
+  losses = loss_terms.names(tasks, config.objective.grain)
+  for field, known in (('weights_of', losses), ('gains', names), ('methods', ()), ('goals', ())):
+    for name, count in collections.Counter(asked[field]).items():
+      if known:
+        configs.choose(name, space.weighable(known), field=f'config.sweep.{field}')
+      if field != 'gains' and count > 1:
+        raise ConfigError(f'config.sweep.{field}: {name} stands twice; name it once')
+  by_gains, drawn = asked.best == 'gains', draws_front(config)
+  no_gain = by_gains and not any(gain_weight(config, name) for name in names)
+  never = asked.pruner != 'none' and not 0 < config.eval.every_steps < config.train.steps
+  for wrong, said in (
+    (config.eval.patience, 'eval.patience: a sweep trains every trial to its end; set it to 0'),
+    (no_gain, 'sweep.gains is 0 for all tasks, so that nothing would be best; weigh one above 0'),
+    (asked.gains and not by_gains, 'sweep.gains says what is best by gains alone; set config.sweep.best=gains'),
+    (asked.goals and by_gains, 'sweep.goals: gains are of the main metric of each task; leave the goals out'),
+    (asked.methods and not asked.front_points, 'sweep.methods stand beside the front, but sweep.front_points is 0'),
+    (never, 'sweep.pruner needs evaluations before the end of a trial; set eval.every_steps below train.steps'),
+    (
+      drawn and config.objective.name != 'fixed',
+      f'objective.name: a front is of fixed weights; set fixed, and name {config.objective.name} in sweep.methods; or '
+      'sweep.front_points=0',
+    ),
+    (
+      (drawn or by_gains) and len(tasks) < 2,
+      f'tasks: a front and gains are between tasks, and {names[0]} is the only one; name more',
+    ),
+  ):
+    if wrong:
+      raise ConfigError(f'config.{said}')
+  for method in asked.methods:
+    parts.find(method, OBJECTIVES, field='config.sweep.methods')
+    if method == config.objective.name:
+      raise ConfigError(f'config.sweep.methods: {method} is the objective of the joint model already; leave it out')
+    if method in names:
       raise ConfigError(f'config.sweep.methods: {method} is the name of a task, too; rename the task')
-    found[method] = with_values(config, {'objective.name': method})
-  for name in config.sweep.methods:
-    options.from_config(found[name].objective, names)  # Refuses now what it cannot serve.
+  if drawn or by_gains:
+    found |= {name: with_values(config, {'tasks': name}) for name in names}
+    found |= {name: with_values(config, {'objective.name': name}) for name in asked.methods}
   return found
+
+
+def gain_weight(config: ConfigDict, task: str) -> float:
+  """The weight of a task's gain: its own, or its group's, or 1."""
+  gains = config.sweep.gains
+  return gains.get(task, gains.get(task.partition('/')[0], 1.0))
 
 
 def draws_front(config: ConfigDict) -> bool:
@@ -101,15 +126,11 @@ class Sweep(Search):
   def result(self) -> dict[str, Any]:
     """Searches, confirms and compares; the JSON of `sweep.json`, in process 0."""
     config, bench = self.config, self.bench
-    trials = {JOINT: self.search(JOINT, space_of(config))}
-    others = [name for name in bench.configs if name != JOINT]
-    for name in others:
-      trials[name] = self.search(name, space_of(config).rest(bench.configs[name]))
+    trials = {name: self.search(name) for name in self.spaces}
     singles = [task.name for task in self.tasks if task.name in trials]
     single = {name: chosen(trials[name], 'metric', {}, name) for name in singles}
     gains = {
-      task: {'value': (trial.goals or (0.0,))[0], 'weight': config.sweep.gains.get(task, 1.0)}
-      for task, trial in single.items()
+      task: {'value': (trial.goals or (0.0,))[0], 'weight': gain_weight(config, task)} for task, trial in single.items()
     }
     best = chosen(trials[JOINT], config.sweep.best, gains, JOINT)
     seeds = [config.train.seed + i for i in range(config.sweep.confirm_seeds)]
@@ -144,7 +165,7 @@ class Sweep(Search):
         'rule': best_file.RULES[config.sweep.best].format(metric=config.sweep.metric),
         'values': best.values,
         'score_of_the_search': best.score,
-        'edges': space.at_edges(best.values, [one.values for one in trials[JOINT]]),
+        'edges': self.spaces[JOINT].ends(best.values),
         'confirmed': summary.summarize(scores, arms=[BASE, BEST], seeds=seeds),
       },
       'front': self._front(scores, kinds, sides, compared) if draws_front(config) else None,

@@ -1,6 +1,7 @@
 """Trials of a sweep: searches a space for one program, on validation, and picks the best by a rule."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,19 +9,22 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtl_jax import config as configs
+from mtl_jax.config import with_values
 from mtl_jax.errors import ConfigError, DivergedError
 from mtl_jax.evaluation import evaluate
-from mtl_jax.objectives import options
+from mtl_jax.objectives import loss_terms, options
 from mtl_jax.platform import processes
-from mtl_jax.studies import arms
+from mtl_jax.studies import arms, space
 from mtl_jax.studies.arms import Replica
 from mtl_jax.studies.bench import Bench
 from mtl_jax.studies.results import Result
 from mtl_jax.studies.space import Space, Values, of_fields
 from mtl_jax.sweeps import front, samplers
-from mtl_jax.tasks import Task
+from mtl_jax.tasks import Task, find_metric
 
 JOINT = 'joint'  # The program of all tasks.
+OBJECTIVE = 'objective.name'
 WHERE = 'config.sweep.space'
 
 
@@ -56,9 +60,58 @@ def space_of(config: ConfigDict) -> Space:
   )
   if not found.axes and not found.weights_of:
     raise ConfigError(f'{WHERE} is empty; name a field, as --{WHERE}.optimizer.learning_rate="log(3e-4,1e-2)"')
-  if 0 < len(found.weights_of) < 2 or len(set(found.weights_of)) < len(found.weights_of):
-    raise ConfigError('config.sweep.weights_of must name at least two tasks or groups of tasks, each once')
+  if len(found.weights_of) == 1:
+    raise ConfigError('config.sweep.weights_of must name at least two tasks or groups of tasks')
+  for axis in found.axes:
+    if axis.field.removeprefix(space.WEIGHTS) in found.weights_of:
+      raise ConfigError(f'{WHERE}.{axis.field}: config.sweep.weights_of searches this weight already; leave one out')
   return found
+
+
+def spaces_of(config: ConfigDict, programs: Mapping[str, ConfigDict], tasks: Sequence[Task]) -> dict[str, Space]:
+  """The part of the space that each program is searched in; only the joint model has weights to choose.
+
+  Args:
+    config: the sweep's.
+    programs: by name: JOINT, a task's (its single-task model), or a method's.
+    tasks: of the joint model.
+
+  Raises:
+    ConfigError: for what matters to none of them.
+  """
+  found, names = space_of(config), {task.name for task in tasks}
+  objectives = next((axis.choices for axis in found.axes if axis.field == OBJECTIVE), (config.objective.name,))
+  of_joint = [with_values(config, {OBJECTIVE: one}) for one in objectives]
+
+  def matters(field: str, name: str) -> bool:
+    if field.startswith((OBJECTIVE, space.WEIGHTS)) and name != JOINT:
+      return False
+    if field.startswith('objective.matching.'):  # Between tasks; where it is searched the configuration may have 0.
+      return name not in names
+    return any(space.matters(field, one) for one in (of_joint if name == JOINT else [programs[name]]))
+
+  with found.blamed():
+    own = {name: tuple(axis for axis in found.axes if matters(axis.field, name)) for name in programs}
+    if not all(matters(space.WEIGHTS + one, JOINT) for one in found.weights_of):
+      raise ConfigError(f'config.sweep.weights_of: {objectives[0]} has no weights; set config.objective.name=fixed')
+  weights_of = {JOINT: found.weights_of}
+  spaces = {
+    name: dataclasses.replace(found, axes=axes, weights_of=weights_of.get(name, ())) for name, axes in own.items()
+  }
+  space.check(found, list(spaces.values()), loss_terms.names(tasks, config.objective.grain))
+  return spaces
+
+
+def check_metric(metric: str, plain: Sequence[str], known: Mapping[str, Sequence[str]], *, field: str) -> None:
+  """ConfigError unless a metric is a plain name, or `task/metric` of a task's known ones."""
+  task, slash, kind = metric.rpartition('/')
+  if slash:
+    configs.choose(kind, known[configs.choose(task, tuple(known), field=field)], field=f'{field}: {task}')
+  elif metric not in plain:
+    first, those = next(iter(known.items()))
+    raise ConfigError(
+      f'{field}: no choice {metric!r}; choose from {", ".join(plain)}, or TASK/METRIC, such as {first}/{those[-1]}'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +121,25 @@ class Search:
   config: ConfigDict
   tasks: Sequence[Task]
   bench: Bench
+  spaces: Mapping[str, Space]
 
-  def search(self, name: str, searched: Space) -> list[Trial]:
+  def check(self) -> None:
+    """Raises UserError for values and metrics that cannot be, before the first step."""
+    for name, searched in self.spaces.items():
+      self.bench.check(name, searched, map(self._linked, searched.covering()))
+    run = next(iter(self.bench.built.values())).run  # The joint model's.
+    assert run.val is not None  # `program.build` has looked.
+    known = {}
+    for task, found in evaluate.baseline_metrics(run.label_stats, run.val, self.tasks).items():
+      known[task] = ['loss', *(kind for kind, one in found.items() if type(one) in (int, float) and find_metric(kind))]
+    known['*'] = list(dict.fromkeys(itertools.chain(*known.values())))
+    check_metric(self.config.sweep.metric, ('loss',), known, field='config.sweep.metric')
+    for goal in self.config.sweep.goals:
+      check_metric(goal, ('score', 'speed'), known, field='config.sweep.goals')
+
+  def search(self, name: str) -> list[Trial]:
     """Every trial of a program; of a sampler that learns, and with a pruner, batch by batch."""
+    searched = self.spaces[name]
     asked, of_methods = self.config.sweep, self.config.sweep.method_trials or self.config.sweep.trials
     num = asked.trials if name == JOINT else of_methods
     pruner = samplers.Pruner(asked.pruner) if asked.pruner != 'none' else None

@@ -32,9 +32,12 @@ __all__ = [
   'OrdinalTask',
   'RegressionTask',
   'Task',
+  'UnknownKindError',
+  'check_plugins',
   'find_metric',
   'from_json',
   'higher_is_better',
+  'is_built_in',
   'plain',
   'register',
   'register_plugins',
@@ -48,7 +51,12 @@ _BUILT_IN = frozenset(KINDS)
 METRICS: dict[str, Metric] = {metric.name: metric for kind in reversed(KINDS.values()) for metric in kind.measures}
 METRICS['loss'] = Metric('loss', 'loss', 'loss', higher_is_better=False)
 _MACRO = 'macro_'
+_NAME_FILE = 'of a kind of your own name the file: --config.plugins=FILE.py'
 ALL = 'all'
+
+
+class UnknownKindError(DataError):
+  """A kind of task that no class here has: of a newer version, or of a file that `config.plugins` does not name."""
 
 
 def register(kind: type[Task]) -> None:
@@ -81,6 +89,22 @@ def register_plugins(config: ConfigDict) -> None:
         raise ConfigError(f'config.plugins: {name}: {error}') from error
 
 
+def check_plugins(config: ConfigDict, tasks: Sequence[Task]) -> None:
+  """Raises ConfigError for a task of a kind that is neither built in nor of `config.plugins`.
+
+  A process that has prepared the set knows the kind nevertheless, but no other would open the run.
+  """
+  named = {kind.kind for name in config.plugins for kind in parts.classes(name, Task, field='config.plugins')}
+  for task in tasks:
+    if not is_built_in(task) and task.kind not in named:
+      raise ConfigError(f'config.plugins: task {task.name!r} is of kind {task.kind!r}; {_NAME_FILE}')
+
+
+def is_built_in(task: Task) -> bool:
+  """True for a task of one of the kinds of this package."""
+  return task.kind in _BUILT_IN
+
+
 def plain(metric: str) -> str:
   """A metric's name without `macro_`: `macro_f1` of a task and `f1` of one output are the same metric."""
   return metric.removeprefix(_MACRO)
@@ -101,7 +125,7 @@ def from_json(value: dict[str, Any]) -> Task:
   """The task that `Task.to_json` wrote. Raises DataError for any other value."""
   kind = value.get('kind') if isinstance(value, dict) else None
   if not (isinstance(kind, str) and kind in KINDS):
-    raise DataError(f'unknown kind of task {kind!r:.60}; there are {", ".join(KINDS)}, and your own: config.plugins')
+    raise UnknownKindError(f'unknown kind of task {kind!r:.60}; there are {", ".join(KINDS)}; {_NAME_FILE}')
   fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != 'kind'}
   try:
     return KINDS[kind](**fields)

@@ -39,6 +39,8 @@ def describe(run: Run, progress: TrainProgress) -> None:
     jax.devices()[0].platform,
     jax.process_count(),
   )
+  if run.val is None:
+    log.warning('warning: the data has no validation split: no step is the best, and the last is kept')
   for line in augmentation_warnings(run.tasks, run.augmentation):
     log.warning(line)
   if len(run.train.parts) > 1:

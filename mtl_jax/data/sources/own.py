@@ -35,15 +35,17 @@ def open_own(path: Path, directory: Path | None) -> OpenedSource:
   if missing:
     raise DataError(f'{path}: what {FUNCTION} gives has no {missing[0]}; see Source in mtl_jax/data/source.py')
   with user_file.wrap_errors(path, raises=DataError):
-    name, tasks = str(source.name), tuple(source.tasks)
+    name, tasks = str(source.name), () if isinstance(source.tasks, Task) else tuple(source.tasks)
     notes, options = tuple(map(str, getattr(source, 'notes', ()))), dict(getattr(source, 'options', {}))
     json.dumps(options, allow_nan=False)
   names = [task.name for task in tasks if isinstance(task, Task)]
   if not tasks or len(names) < len(tasks):
-    raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, at least one')
+    raise DataError(f'{path}: tasks must be values of mtl_jax.tasks, at least one, in a tuple: (BinaryTask(...),)')
   for task in tasks:
     with user_file.wrap_errors(path, raises=DataError):
       register(type(task))
+  if grouped := [name for name in names if '/' in name]:
+    raise DataError(f'{path}: the task {grouped[0]!r} must be named by letters, digits and _')
   if len(set(names)) < len(names):
     raise DataError(f'{path}: two tasks are named {max(names, key=names.count)!r}; rename one')
   return OpenedSource(name, tasks, partial(_records, path, source), notes, options)

@@ -31,7 +31,7 @@ from mtl_jax.data.store.images import ENCODINGS, Images, Records
 from mtl_jax.errors import DataError, one_line
 from mtl_jax.kinds import shown
 from mtl_jax.platform import json_file
-from mtl_jax.tasks import Task, from_json
+from mtl_jax.tasks import Task, UnknownKindError, from_json
 
 VERSION = 2
 VERSIONS = (1, 2)
@@ -145,6 +145,8 @@ def open_store(directory: Path, *, corrupt_share: float = 0.0) -> Store:
     if not names or len(set(names)) < len(names):
       raise DataError(f'its tasks are {names}')
     splits = _splits(header)
+  except UnknownKindError as error:
+    raise DataError(f'{path}: {error}') from error
   except DataError as error:
     raise DataError(f'{path} is not as it was written: {error}; {AGAIN}') from error
   kinds, images = array_kinds(schema, tasks), ENCODINGS[header.encoding]

@@ -63,6 +63,7 @@ def prepare(
   if not (min(image_size) >= 1 and max(image_size) <= MAX_SIDE):
     raise DataError(f'--image_size: height and width in pixels must be from 1 to {MAX_SIDE}, not {shown(image_size)}')
   choose(fit, FITS, field='--fit')
+  choose(encoding, tuple(ENCODINGS), field='--encoding')
   if (Path(out) / 'schema.json').exists():
     raise DataError(f'{out}: already holds a prepared set; remove it or choose another --out')
   with new_folder(out) as folder:
@@ -135,7 +136,12 @@ def _write(
     'as_they_were': int(as_they_were.sum()),  # Of --encoding jpeg, images whose bytes are those of the source.
   }
   _log_split_sizes(schema, counts, log)
-  for name, mask in masks.items():
+  for task in tasks:
+    name, mask = task.name, masks[task.name]
+    if task.coordinates and mask.any():
+      pixels = arrays[f'labels/{name}.npy'].reshape(len(records), -1, 2) * arrays['source_size.npy'][:, None]
+      if pixels.max() <= 1:
+        log(f'warning: {name}: all points lie within a pixel of the upper left corner; give pixels, not fractions')
     log(f'{name}: {mask.size} labels, of which {counts["masked"][name]} are masked')
     if num := counts['outside'][name]:
       first = records[int(outside[name].argmax())].name

@@ -34,8 +34,8 @@ def draw(name: str, folder: Path, *, num: int, seed: int, parsing: bool = False,
     DataError: where a number is out of range, or the processes could not be started.
   """
   for flag, value, least in (('--num', num, 1), ('--seed', seed, 0), ('workers', workers, 1)):
-    if value < least:
-      raise DataError(f'{flag}={value}: must be at least {least}')
+    if not hasattr(value, '__index__') or value < least:
+      raise DataError(f'{flag}={value}: must be a whole number of at least {least}')
   face, tasks = DRAWN[name]
   rows: list[source.Row] = []
   with bar(num, description='draw faces', unit='image') as progress:
