@@ -330,6 +330,15 @@ def test_differences_name_each_field_that_changed():
   assert not list(configs.differences(configs.to_json(old), configs.to_json(old)))
 
 
+def test_any_field_of_a_group_that_may_differ_on_resuming_may_come_go_and_change():
+  one, other = (
+    overridden('sweep.space.optimizer.momentum=0,1'),
+    overridden('study.grid.model.head=mlp', 'sweep.gains.a=2'),
+  )
+  for old, new in ((one, other), (other, one)):
+    assert not list(configs.differences(configs.to_json(old), configs.to_json(new), ignore=configs.RESUMABLE))
+
+
 @pytest.mark.parametrize('name', configs.presets())
 def test_a_preset_is_loaded_by_its_name_and_is_what_its_file_gives(name):
   assert configs.load(name).to_dict() == configs.load(FILES[0].parent / f'{name}.py').to_dict()

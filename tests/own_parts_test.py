@@ -371,3 +371,22 @@ def test_a_kind_of_task_whose_loss_or_predictions_have_another_shape_is_named(
   (kind,) = parts.classes(f'{tmp_path}/count.py', tasks.Task, field='config.plugins')
   with pytest.raises(UserError, match=rf'^config\.plugins: .*count\.py:CountTask.*{said}'):
     state_maker({}, (kind('squares', ('squares',)),))
+
+
+@pytest.mark.parametrize(
+  ('before', 'after', 'said'),
+  [
+    ("baseline_name = 'mean'", 'none = 0', 'count.py: CountTask: .*baseline_name'),
+    ("{'count_mae': draws", "{'count_error': draws", 'count.py:CountTask gives no count_mae'),
+    ('mask, names, draws=None', 'mask, names', "count.py:CountTask failed: TypeError: .*'draws'"),
+  ],
+)
+def test_a_kind_of_task_that_cannot_be_evaluated_is_refused_before_it_is_trained(
+  squares, tmp_path, monkeypatch, before, after, said
+):
+  monkeypatch.setattr(tasks, 'KINDS', dict(tasks.KINDS))
+  assert before in CODE[-1]
+  (tmp_path / 'count.py').write_text(CODE[-1].replace(before, after))
+  config = small_runs.make_config(squares, tasks='squares', plugins=(str(tmp_path / 'count.py'),))
+  with pytest.raises(UserError, match=rf'^config\.plugins: .*{said}'):
+    mtl_jax.train(config, tmp_path / 'run')

@@ -57,6 +57,14 @@ def test_the_json_holds_what_both_arms_scored_with_every_seed(finished):
   assert found['chosen'] == {program: {RATE: rate} for program, rate in found['learning_rates'].items()}
 
 
+def test_a_finished_study_is_not_measured_again(finished, study_config, monkeypatch):
+  directory, found = finished
+  monkeypatch.setattr(program, 'latency_ms', None)
+  assert json.dumps(study.run(study_config, directory)['cost']) == json.dumps(found['cost'])
+  assert study.kept_cost(directory, {'single': {'seconds': 1.0, 'tuning_seconds': 0.0}}) is None
+  assert study.kept_cost(directory / 'replicas', {}) is None
+
+
 def test_the_best_step_may_be_picked_by_a_mean_over_tasks():
   metrics = {'a': {'macro_f1': 0.5}, 'b': {'macro_f1': 0.7}, 'landmarks': {'nme': 0.2}, 'none': {'macro_f1': None}}
   assert evaluate.score('*/macro_f1', total_loss=0.0, metrics=metrics) == pytest.approx(0.6)

@@ -11,6 +11,7 @@ from mtl_jax import cli
 from mtl_jax import config as configs
 from mtl_jax.config import with_fields
 from mtl_jax.errors import DivergedError, UserError
+from mtl_jax.run import workdir
 from mtl_jax.studies import arms
 from mtl_jax.studies.arms import RATE
 from mtl_jax.sweeps import presets, sweep, trials
@@ -157,6 +158,9 @@ RATES = spaces(optimizer__learning_rate='1e-3,1e-2')
     ({**RATES, 'sweep.best': 'gains', 'tasks': 'landmarks'}, r'config\.tasks'),
     ({**RATES, 'sweep.best': 'gains', 'sweep.gains.smile': 1}, r'config\.sweep\.gains: no choice .smile'),
     ({**RATES, 'sweep.best': 'gains', 'sweep.gains.attributes': 0, 'sweep.gains.landmarks': 0}, r'sweep\.gains is 0'),
+    ({**RATES, 'sweep.gains.attributes': 2}, r'config\.sweep\.gains'),
+    ({**RATES, 'sweep.best': 'gains', 'sweep.goals': ('score', 'speed')}, r'config\.sweep\.goals'),
+    ({**RATES, 'sweep.pruner': 'median', 'eval.every_steps': 0}, r'config\.sweep\.pruner'),
     ({**RATES, 'sweep.methods': ('famoo',)}, r'config\.sweep\.methods.*famo'),
     ({**RATES, 'sweep.methods': ('famo', 'famo')}, r'config\.sweep\.methods: famo stands twice'),
     ({**RATES, 'sweep.methods': ('fixed',)}, r'config\.sweep\.methods: fixed'),
@@ -172,6 +176,11 @@ def test_what_a_sweep_cannot_do_names_the_field_before_the_first_step(fields, na
   with pytest.raises(UserError, match=named):
     sweep.run(configs.load(config_of(), fields), tmp_path)
   assert not (tmp_path / 'trials').exists()
+
+
+def test_a_weight_of_a_task_that_the_data_lack_is_warned_of(config_of, said):
+  workdir.opened(config_of(objective__weights__smile=2, objective__weights__landmarks=2))
+  assert ['smile' in line for line in said if 'objective.weights' in line] == [True]
 
 
 def test_options_of_a_method_are_searched_for_it_alone(config_of):

@@ -49,6 +49,13 @@ def find(objective, *, losses_of=losses_of, represent=represent, present=None, *
   return jax.jit(lambda: step(SHARED, HEADS, step.init(SHARED, 3), BATCH, present=present, key=KEY))()
 
 
+def test_losses_may_have_names_or_lie_in_an_array_or_a_list():
+  by_name = find(objectives.cagrad())
+  for form in (list, tuple, jnp.stack):
+    found = find(objectives.cagrad(), losses_of=lambda *a, parts, form=form: form(list(losses_of(*a).values())))
+    jax.tree.map(np.testing.assert_array_equal, found.gradients, by_name.gradients)
+
+
 @cache
 def by_default(name):
   """A method's step with its options' own values."""

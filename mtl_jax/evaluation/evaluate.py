@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mtl_jax.config import parts
 from mtl_jax.data.input import pipeline
 from mtl_jax.data.input.pipeline import Split
 from mtl_jax.errors import ConfigError
@@ -16,7 +17,7 @@ from mtl_jax.evaluation.step import eval_step
 from mtl_jax.metrics.draws import Draws
 from mtl_jax.models.network import Network
 from mtl_jax.platform import sharding
-from mtl_jax.tasks import LabelStats, Task, higher_is_better
+from mtl_jax.tasks import LabelStats, Task, higher_is_better, source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +84,26 @@ def task_metrics(
   mask: Mapping[str, np.ndarray] | None = None,
   draws: Draws | None = None,
 ) -> dict[str, dict[str, Any]]:
-  """The metrics of each task, as the eval JSON has them; under another mask than the split's, or of draws."""
-  return {
-    task.name: task.metrics(
-      predictions[task.name],
-      split.labels[task.name],
-      mask=(mask or split.mask)[task.name],
-      source_size=split.source_size,
-      draws=draws,
-    )
-    for task in tasks
-  }
+  """The metrics of each task, as the eval JSON has them; under another mask than the split's, or of draws.
+
+  Raises:
+    ConfigError: for a kind of task of the user's own that fails, or does not give what its `measures` name.
+  """
+  metrics = {}
+  for task in tasks:
+    own, field = source(task), 'config.plugins'
+    with parts.wrap_errors(own, field=field):
+      metrics[task.name] = found = task.metrics(
+        predictions[task.name],
+        split.labels[task.name],
+        mask=(mask or split.mask)[task.name],
+        source_size=split.source_size,
+        draws=draws,
+      )
+      lacking = {metric.name for metric in task.measures} - task.undefined - found.keys() if own else ()
+    if lacking:
+      raise ConfigError(f'{field}: score of {own} gives no {", ".join(sorted(lacking))}, which its measures name')
+  return metrics
 
 
 def baseline_metrics(

@@ -1,6 +1,5 @@
 """Evaluates the shapes of a network and tasks of the user's own: a mistake is one line before the first step."""
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.models import multitask
 from mtl_jax.models.backbone import Backbone, Representation
 from mtl_jax.models.network import RANDOM, Network
-from mtl_jax.tasks import Task, is_built_in
+from mtl_jax.tasks import Task, is_built_in, source
 
 ROWS = 7  # Of the batch.
 BACKBONE, SHARING = 'config.model.backbone', 'config.model.sharing'
@@ -76,7 +75,7 @@ def _check_backbone(backbone: Backbone, name: str, x: Any) -> None:
 
 def _check_task(task: Task, outputs: Any) -> None:
   """The loss has a value a label, and predictions are of the shape that the task says."""
-  field, name = 'config.plugins', f'{inspect.getsourcefile(type(task))}:{type(task).__name__}'
+  field, name = 'config.plugins', source(task)
   targets = jax.ShapeDtypeStruct((ROWS, *task.label_shape), jnp.float32)
   with parts.wrap_errors(name, field=field):
     losses, predictions = jax.eval_shape(lambda x, y: (task.loss(x, y), task.predict(x)), outputs, targets)

@@ -168,14 +168,13 @@ def losses_in_parts(call: value_and_grad, copies: Any, heads: Any, args: Any) ->
   """The losses `[parts, K]` and the extra loss; and the losses' names and the auxiliary output."""
   given, parts = call.losses_of(copies if call.groups else copies[None], heads, *args), call.objective.parts
   losses, aux = given if call.has_aux else (given, None)
-  if losses is None or (not isinstance(losses, Mapping) and jnp.ndim(losses) == 0):
-    raise ValueError(
-      f'losses_of must return each loss, by name or as an array [K], not {"None" if losses is None else "one number"}'
-    )
   named = OrderedDict(losses) if isinstance(losses, Mapping) else None  # Whose order jax.tree keeps.
   shapes = {} if named is None else {name: list(jnp.shape(one)) for name, one in named.items()}
   if len(set(map(str, shapes.values()))) > 1:
     raise ValueError(f'losses must be of one shape, not {shapes}')
+  if losses is None or getattr(losses, 'shape', None) == ():
+    told = 'None' if losses is None else 'one number'
+    raise ValueError(f'losses_of must return each loss, by name or as an array [K], not {told}')
   each = jnp.asarray(losses) if named is None else jnp.stack([jnp.asarray(one) for one in named.values()], axis=-1)
   each = each[None] if each.ndim == 1 and parts == 1 else each
   if each.ndim != 2 or len(each) != parts:

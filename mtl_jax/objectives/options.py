@@ -61,7 +61,7 @@ def from_config(settings: ConfigDict, names: Sequence[str], *, steps_per_epoch: 
     except (ValueError, ConfigError) as error:
       raise ConfigError(f'{FIELD} of {name!r}: {error}') from None
     if not isinstance(objective, Objective):
-      raise ConfigError(f'{NAME}: {name} gave {type(objective).__name__}, not an Objective')
+      raise ConfigError(f'{NAME}: {name} gave {type(objective).__name__}, not an Objective: see of_losses')
   objective = _Own.of(objective, name) if parts.is_own(name) else objective
   if isinstance(objective, _Own) and objective.is_constant(len(names)):
     raise ConfigError(f'{NAME}: {name}: its total does not depend on the losses, so nothing would train')

@@ -117,8 +117,8 @@ def _chosen(study: Mapping[str, Any], kept: Record) -> list[Block]:
 
 def _edges(kept: Record, program: str, values: Values) -> str:
   """Says which values lie at an end of their grid."""
-  config = next(arm.programs[program] for arm in kept.arms.values() if program in arm.programs)
-  fields = arms.space_of(config).ends(values)
+  programs = {name: config for arm in kept.arms.values() for name, config in arm.programs.items()}
+  fields = arms.space_of(programs[program]).ends(values) if program in programs else []
   names = f' ({", ".join(field.rpartition(".")[2] for field in fields)})' * (len(values) > 1)
   return f', end of the grid{names}' if fields else ''
 

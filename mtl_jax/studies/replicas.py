@@ -112,7 +112,7 @@ class Trainer:
     configs = [replica.config(config) for replica in filled]
     samplers = [program.run.make_sampler(replica.seed) for replica in filled]
     state = self._init(numbers, program.weights)
-    best = jax.tree.map(jnp.copy, state.eval_variables)
+    best = jax.block_until_ready(jax.tree.map(jnp.copy, state.eval_variables))
     results, unlogged = [Result() for _ in filled], []
     started, compiling = time.monotonic(), self._compiling
     for first, num in program.run.dispatches((config.eval.every_steps,)):

@@ -73,7 +73,9 @@ class Axis:
   def is_end(self, value: Any) -> bool:
     """True for a number at an end of a list or of a span, if the field allows others beyond it."""
     ends = self.choices or (self.low, self.high)
-    if len(ends) < 2 or any(type(one) not in (int, float) for one in ends) or value in (self.kind.bounds or ()):
+    if len(ends) < 2 or any(type(one) not in (int, float) for one in (*ends, value)):
+      return False
+    if not min(ends) <= value <= max(ends) or value in (self.kind.bounds or ()):
       return False
     if self.choices:
       return value in (min(ends), max(ends))

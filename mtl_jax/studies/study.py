@@ -7,17 +7,18 @@ its own; then replicas of the study's seeds are trained, and the first process c
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 from ml_collections import ConfigDict
 
 from mtl_jax import config as configs
 from mtl_jax.config import with_fields
 from mtl_jax.data.input.mixture import DataSet
-from mtl_jax.errors import ConfigError, DivergedError
+from mtl_jax.errors import CheckpointError, ConfigError, DivergedError
 from mtl_jax.objectives import loss_terms
-from mtl_jax.platform import processes
+from mtl_jax.platform import json_file, processes
 from mtl_jax.platform.progress_bar import bar
 from mtl_jax.run import workdir
 from mtl_jax.studies import arms, program, space, summary
@@ -66,7 +67,9 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
       return {}
     _, result = bench.compare(tasks, contenders)
     rates = {name: values[arms.RATE] for name, values in chosen.items()}
-    result |= {'cost': cost(config, bench, contenders), 'learning_rates': rates, 'chosen': chosen}
+    spent = seconds(config, bench, contenders)
+    measured = kept_cost(directory, spent) or cost(bench, contenders, spent)
+    result |= {'cost': measured, 'learning_rates': rates, 'chosen': chosen}
     workdir.write_json(directory / 'study.json', result)
     workdir.write_csv(directory / 'study.csv', list(summary.csv_rows(result)))
   return result
@@ -146,8 +149,38 @@ def _best(bench: Bench, name: str, tried: Mapping[int, Sequence[Replica]]) -> Va
   return best
 
 
-def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> dict[str, Any]:
-  """Size and latency of each arm, see `Program.size`, and seconds: of training a seed, and of choosing its values."""
+Seconds: TypeAlias = dict[str, dict[str, float]]
+
+
+def seconds(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> Seconds:
+  """Seconds of each arm: of training a seed, and of choosing its values."""
+  found = {}
+  for name, side in sides.items():
+    tuning = [
+      bench.seconds(one, those)
+      for one in side.programs
+      for those in tuned(config, arms.grid(bench.configs[one])).values()
+    ]
+    training = sum(bench.seconds(one, side.replicas(one)) for one in side.programs) / len(side.seeds)
+    found[name] = {'seconds': training, 'tuning_seconds': sum(tuning)}
+  return found
+
+
+class _WithCost(TypedDict):
+  cost: dict[str, dict[str, int | float | None]]
+
+
+def kept_cost(directory: Path, spent: Seconds) -> dict[str, Any] | None:
+  """The cost in `study.json`, if it is of the same replicas: of arms that took the same seconds. None without one."""
+  with suppress(CheckpointError):
+    kept = json_file.read(directory / 'study.json', _WithCost, advice='')['cost']
+    if spent == {name: {key: one.get(key) for key in ('seconds', 'tuning_seconds')} for name, one in kept.items()}:
+      return kept
+  return None
+
+
+def cost(bench: Bench, sides: Mapping[str, Candidate], spent: Seconds) -> dict[str, Any]:
+  """Measures size and latency of each arm, see `Program.size`; with the seconds that it took."""
   programs = {
     name: [bench.program(one, side.replicas(one)[0]) for one in side.programs] for name, side in sides.items()
   }
@@ -159,18 +192,10 @@ def cost(config: ConfigDict, bench: Bench, sides: Mapping[str, Candidate]) -> di
       bench.stop()
       sizes[key], calls[key] = one.size(), one.prediction(compiled)
       progress.update()
-  for name, side in sides.items():
+  for name in sides:
     nets = tuple(id(one.test) for one in programs[name])
     if nets not in latencies:
       latencies[nets] = program.latency_ms([calls[key] for key in nets])
-    tuning = [
-      bench.seconds(one, those)
-      for one in side.programs
-      for those in tuned(config, arms.grid(bench.configs[one])).values()
-    ]
-    found[name] = {measure: sum(sizes[key][measure] for key in nets) for measure in sizes[nets[0]]} | {
-      'seconds': sum(bench.seconds(one, side.replicas(one)) for one in side.programs) / len(side.seeds),
-      'latency_ms': latencies[nets],
-      'tuning_seconds': sum(tuning),
-    }
+    found[name] = {measure: sum(sizes[key][measure] for key in nets) for measure in sizes[nets[0]]}
+    found[name] |= {'latency_ms': latencies[nets], **spent[name]}
   return found

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from mtl_jax import config as configs
 from mtl_jax.config import parts, with_values
 from mtl_jax.errors import ConfigError, DivergedError
-from mtl_jax.objectives import OBJECTIVES, loss_terms
+from mtl_jax.objectives import OBJECTIVES, loss_terms, options
 from mtl_jax.platform import atomic_write, processes
 from mtl_jax.run import workdir
 from mtl_jax.studies import space, summary
@@ -45,6 +45,8 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
   """
   config, store, facts = workdir.opened(presets.applied(configs.load(config)))
   tasks = facts.selected(config)
+  check_names(config, tasks)
+  check_rules(config, tasks)
   programs = programs_of(config, tasks)
   spaces = spaces_of(config, programs, tasks)
   held = workdir.resumed(directory, config, facts, holds='trials', allow_config_change=allow_config_change)
@@ -62,12 +64,17 @@ def run(config: ConfigDict, directory: Path, *, allow_config_change: bool = Fals
 
 
 def programs_of(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, ConfigDict]:
-  """The joint model, and where a front or gains are asked for a model of each task and of each method.
+  """The joint model, and where a front or gains are asked for a model of each task and of each method."""
+  found = {JOINT: config}
+  if draws_front(config) or config.sweep.best == 'gains':
+    found |= {task.name: with_values(config, {'tasks': task.name}) for task in tasks}
+    found |= {name: with_values(config, {'objective.name': name}) for name in config.sweep.methods}
+  return found
 
-  Raises:
-    ConfigError: for names that there are not, or that stand twice, and for what would have no effect.
-  """
-  asked, found, names = config.sweep, {JOINT: config}, [task.name for task in tasks]
+
+def check_names(config: ConfigDict, tasks: Sequence[Task]) -> None:
+  """Raises ConfigError for names in the sweep's fields that there are not, or that stand twice."""
+  asked, names = config.sweep, [task.name for task in tasks]
   losses = loss_terms.names(tasks, config.objective.grain)
   for field, known in (('weights_of', losses), ('gains', names), ('methods', ()), ('goals', ())):
     for name, count in collections.Counter(asked[field]).items():
@@ -75,20 +82,33 @@ def programs_of(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, ConfigDi
         configs.choose(name, space.weighable(known), field=f'config.sweep.{field}')
       if field != 'gains' and count > 1:
         raise ConfigError(f'config.sweep.{field}: {name} stands twice; name it once')
+  for method in asked.methods:
+    parts.find(method, OBJECTIVES, field='config.sweep.methods')
+    if method == config.objective.name:
+      raise ConfigError(f'config.sweep.methods: {method} is the objective of the joint model already; leave it out')
+    if method in names:
+      raise ConfigError(f'config.sweep.methods: {method} is the name of a task, too; rename the task')
+
+
+def check_rules(config: ConfigDict, tasks: Sequence[Task]) -> None:
+  """Raises ConfigError for fields of the sweep that contradict each other, or would have no effect."""
+  asked, names = config.sweep, [task.name for task in tasks]
   by_gains, drawn = asked.best == 'gains', draws_front(config)
   no_gain = by_gains and not any(gain_weight(config, name) for name in names)
+  others = asked.goals and list(asked.goals) != [f'{task.name}/{task.main_metric}' for task in tasks]
+  no_weights = 'weights' not in options.known_options(config.objective.name)
   never = asked.pruner != 'none' and not 0 < config.eval.every_steps < config.train.steps
   for wrong, said in (
     (config.eval.patience, 'eval.patience: a sweep trains every trial to its end; set it to 0'),
     (no_gain, 'sweep.gains is 0 for all tasks, so that nothing would be best; weigh one above 0'),
     (asked.gains and not by_gains, 'sweep.gains says what is best by gains alone; set config.sweep.best=gains'),
-    (asked.goals and by_gains, 'sweep.goals: gains are of the main metric of each task; leave the goals out'),
+    (others and by_gains, 'sweep.goals: gains are of the main metric of each task; leave the goals out'),
     (asked.methods and not asked.front_points, 'sweep.methods stand beside the front, but sweep.front_points is 0'),
     (never, 'sweep.pruner needs evaluations before the end of a trial; set eval.every_steps below train.steps'),
     (
-      drawn and config.objective.name != 'fixed',
-      f'objective.name: a front is of fixed weights; set fixed, and name {config.objective.name} in sweep.methods; or '
-      'sweep.front_points=0',
+      drawn and no_weights,
+      f'objective.name: the front is of fixed weights, and {config.objective.name} has none; set fixed, and name it in '
+      'sweep.methods',
     ),
     (
       (drawn or by_gains) and len(tasks) < 2,
@@ -97,16 +117,6 @@ def programs_of(config: ConfigDict, tasks: Sequence[Task]) -> dict[str, ConfigDi
   ):
     if wrong:
       raise ConfigError(f'config.{said}')
-  for method in asked.methods:
-    parts.find(method, OBJECTIVES, field='config.sweep.methods')
-    if method == config.objective.name:
-      raise ConfigError(f'config.sweep.methods: {method} is the objective of the joint model already; leave it out')
-    if method in names:
-      raise ConfigError(f'config.sweep.methods: {method} is the name of a task, too; rename the task')
-  if drawn or by_gains:
-    found |= {name: with_values(config, {'tasks': name}) for name in names}
-    found |= {name: with_values(config, {'objective.name': name}) for name in asked.methods}
-  return found
 
 
 def gain_weight(config: ConfigDict, task: str) -> float:

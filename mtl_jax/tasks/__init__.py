@@ -4,6 +4,7 @@ To add a task, a data set's reader makes a value of one of these classes; to add
 class in `KINDS`, or name a file of your own in `config.plugins`.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ __all__ = [
   'register',
   'register_plugins',
   'select',
+  'source',
 ]
 
 KINDS: dict[str, type[Task]] = {
@@ -68,6 +70,8 @@ def register(kind: type[Task]) -> None:
   name, measures = getattr(kind, 'kind', None), getattr(kind, 'measures', ())
   if not (isinstance(name, str) and measures and all(isinstance(metric, Metric) for metric in measures)):
     raise ConfigError(f'{kind.__name__}: give the class a name, kind, and its metrics, measures; see docs/own_parts.md')
+  if not isinstance(getattr(kind, 'baseline_name', None), str):
+    raise ConfigError(f"{kind.__name__}: give the class a baseline_name, as 'mean'; see docs/own_parts.md")
   if name in _BUILT_IN and KINDS[name] is not kind:
     raise ConfigError(f'{kind.__name__}: {name!r} is a built-in kind of task; give it another name')
   KINDS[name] = kind
@@ -86,7 +90,7 @@ def register_plugins(config: ConfigDict) -> None:
       try:
         register(kind)
       except ConfigError as error:
-        raise ConfigError(f'config.plugins: {name}: {error}') from error
+        raise ConfigError(f'config.plugins: {name.removesuffix(":")}: {error}') from error
 
 
 def check_plugins(config: ConfigDict, tasks: Sequence[Task]) -> None:
@@ -103,6 +107,11 @@ def check_plugins(config: ConfigDict, tasks: Sequence[Task]) -> None:
 def is_built_in(task: Task) -> bool:
   """True for a task of one of the kinds of this package."""
   return task.kind in _BUILT_IN
+
+
+def source(task: Task) -> str:
+  """The place of the class of a task of the user's own, as `FILE.py:NAME`; empty for a built-in kind."""
+  return '' if is_built_in(task) else f'{inspect.getsourcefile(type(task))}:{type(task).__name__}'
 
 
 def plain(metric: str) -> str:

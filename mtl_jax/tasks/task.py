@@ -116,7 +116,7 @@ class Task:
 
   def loss(self, outputs: Float[Array, 'b n'], targets: Float[Array, 'b k']) -> Float[Array, 'b k']:
     """The loss of each label."""
-    raise NotImplementedError
+    raise NotImplementedError(f'{type(self).__name__} has no method loss(self, outputs, targets)')
 
   def predict(self, outputs: Float[Array, 'b n']) -> Float[Array, 'b n']:
     """Outputs (already in the labels' own units) as predictions."""
