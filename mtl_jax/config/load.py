@@ -79,8 +79,9 @@ def named(overrides: Overrides) -> list[tuple[str, Any]]:
   """
   if isinstance(overrides, Mapping):
     return [one for name, value in overrides.items() for one in _in_group(_plain(str(name)), value)]
-  several = isinstance(overrides, Iterable) and not isinstance(overrides, str)
-  return [_parted(text) for text in (overrides if several else [overrides])]
+  if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+    return [_parted(overrides)]
+  return [_parted(text) for text in overrides]
 
 
 def _in_group(name: str, value: Any) -> Iterator[tuple[str, Any]]:
