@@ -105,7 +105,7 @@ def prepare(
   with devices.wrap_errors(), sets.new_set(place) as folder:
     prepare_set(
       str(name),
-      source=None if source is None else address.local_path(str(source)),
+      source=None if source is None else address.local_path(source),
       out=folder,
       image_size=sides,
       num=num,
@@ -176,7 +176,7 @@ def train(
   """
   from mtl_jax.training import loop, profiling
 
-  checked, directory = _with_effect(config, overrides), address.workdir(str(workdir))
+  checked, directory = _with_effect(config, overrides), address.workdir(workdir)
   with devices.wrap_errors(), profiling.tracing(directory) if profile else nullcontext() as wrap_steps:
     progress = loop.train(checked, directory, allow_config_change=allow_config_change, wrap_steps=wrap_steps)
   return Run(directory, progress.step, progress.best_step or progress.step, progress.stopped_early)
@@ -216,11 +216,11 @@ def evaluate(
 
   with devices.wrap_errors():
     return evaluate_workdir(
-      address.workdir(str(workdir)),
+      address.workdir(workdir),
       data=None if data is None else address.absolute(data),
       split=split,
       step=step,
-      predictions=None if predictions is None else address.local_path(str(predictions)),
+      predictions=None if predictions is None else address.local_path(predictions),
       slices=slices,
       tune_thresholds=tune_thresholds,
       allow_code=allow_code,
@@ -246,7 +246,7 @@ def load(
   from mtl_jax.evaluation.model import Model
   from mtl_jax.run.trained_model import restore
 
-  directory = address.workdir(str(workdir))
+  directory = address.workdir(workdir)
   trained = restore(directory, step=step, allow_code=allow_code)
   return Model(thresholds.tuned(directory, trained) if tuned_thresholds else trained)
 
@@ -297,7 +297,7 @@ def affinity(
 
 
 def _compared(run: Any, config: Config, workdir: Place, overrides: Overrides, allow_config_change: bool) -> Any:
-  checked, directory = get_config(config, overrides), address.workdir(str(workdir))
+  checked, directory = get_config(config, overrides), address.workdir(workdir)
   with devices.wrap_errors():
     found = run(checked, directory, allow_config_change=allow_config_change)
   if found:
@@ -319,7 +319,7 @@ def report(workdir: Place, *, pictures: bool = False, allow_code: bool = False) 
   from mtl_jax import reports
   from mtl_jax.run import own_parts
 
-  directory = address.workdir(str(workdir))
+  directory = address.workdir(workdir)
   for config in (directory / 'config.json', *directory.glob('*/config.json')) if allow_code else ():
     if config.is_file():
       own_parts.allow(config.parent)
@@ -346,7 +346,7 @@ def export(
   from mtl_jax.reports import model_card
   from mtl_jax.run.trained_model import restore
 
-  directory, folder = address.workdir(str(workdir)), address.local_path(str(out))
+  directory, folder = address.workdir(workdir), address.local_path(out)
   writers = {'stablehlo': stablehlo.write, 'safetensors': published.write}
   write = writers[configs.choose(format, tuple(writers), field='--format')]
   try:

@@ -110,7 +110,7 @@ def test_features_are_what_the_heads_read(run):
 
 
 @pytest.mark.parametrize(
-  'images', [[], 'face.png', np.zeros((8, 8, 3), np.uint8), [np.zeros((8, 8, 3))], [np.zeros((8, 8), np.uint8)]]
+  'images', [[], 'face.png', None, np.zeros((8, 8, 3), np.uint8), [np.zeros((8, 8, 3))], [np.zeros((8, 8), np.uint8)]]
 )
 def test_what_is_no_list_of_images_is_refused(run, images):
   with pytest.raises(mtl_jax.UserError, match='images'):
@@ -169,5 +169,9 @@ def test_what_the_command_line_refuses_is_refused_in_the_same_words(run, tmp_pat
     mtl_jax.load(tmp_path)
   with pytest.raises(mtl_jax.UserError, match='--tune_thresholds'):
     run.evaluate(tune_thresholds=True)
+  with pytest.raises(mtl_jax.UserError, match='None is no path'):
+    mtl_jax.train(config_of(run), None)
+  with pytest.raises(mtl_jax.UserError, match=r"step '12'; it has .*12"):
+    run.evaluate(step='12')
   with pytest.raises(mtl_jax.UserError, match='local path'):
     mtl_jax.export(run.workdir, 'gs://bucket/out')

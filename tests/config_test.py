@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -143,12 +144,37 @@ def test_overrides_may_be_one_text_and_groups_and_written_as_on_the_command_line
     ({'train.steps': {'more': 3}}, 'config.train.steps ', "'more'"),
     ('train.steps', 'config.train.steps ', '--config.train.steps=VALUE'),
     ([('train.steps', 3)], 'overrides ', 'a.b=value'),
+    (3, 'overrides ', 'a.b=value'),
   ],
 )
 def test_a_wrong_override_in_another_form_is_refused_alike(overrides, field, hint):
   told = refusal(configs.load, DEFAULT, overrides)
   assert told.startswith(field)
   assert hint in told
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'kept'),
+  [
+    ('optimizer.learning_rate', np.float64(1e-3), 1e-3),
+    ('optimizer.learning_rate', np.float32(0.5), 0.5),
+    ('train.steps', np.int64(3), 3),
+    ('study.learning_rates', np.array([0.5, 1.0]), (0.5, 1.0)),
+    ('data.dir', Path('data/faces'), 'data/faces'),
+    ('data.dirs', [Path('a'), 'b'], ('a', 'b')),
+    ('data.augment.flip', np.bool_(False), False),
+  ],
+)
+def test_numbers_of_numpy_and_paths_are_values_too(name, value, kept):
+  config = configs.load(DEFAULT, {name: value})
+  assert get(config, name) == kept
+  assert type(get(config, name)) is type(kept)
+  json.dumps(configs.to_json(config))
+
+
+@pytest.mark.parametrize('source', [None, {'train.steps': 3}])
+def test_what_is_no_configuration_is_refused(source):
+  assert refusal(configs.load, source).startswith('--config ')
 
 
 def test_the_last_override_counts():

@@ -212,6 +212,7 @@ import flax.linen as nn
 
 from mtl_jax.models import heads
 from mtl_jax.models.backbone import Backbone
+from mtl_jax.models.sharing.hard import Hard
 
 
 def conv(index):
@@ -289,6 +290,29 @@ class OfArray(heads.Head):
   @nn.compact
   def __call__(self, x):
     return nn.Dense(self.outputs)(x)
+
+
+class Dropping(heads.Head):
+  @nn.compact
+  def __call__(self, representation):
+    return nn.Dense(self.outputs)(nn.Dropout(0.5, deterministic=False)(representation.features))
+
+
+class AlwaysDropping(Net):
+  @nn.compact
+  def stage(self, x, index, *, train):
+    return nn.Dropout(0.5, deterministic=False)(x)
+
+
+class Several(Hard):
+  names: tuple = ()
+
+
+class Bare(Hard):
+  flag: bool = True
+
+  def __call__(self, images, *, train):
+    return self.backbone(images, train=train)
 """
 
 
@@ -322,6 +346,10 @@ def state_maker(tmp_path):
     ('backbone', 'Uncounted', 'num_stages'),
     ('head', 'Three', r'\(b, 3\), not \(b, 2\)'),
     ('heads.centre', 'Squeezed', r'\(b,\), not \(b, 2\)'),
+    ('backbone', 'AlwaysDropping', 'InvalidRngError'),
+    ('head', 'Dropping', 'InvalidRngError'),
+    ('sharing', 'Several', 'names needs a default'),
+    ('sharing', 'Bare', r'\(b, \d+\), not a Representation'),
     ('head', 'OfArray', r'; a head reads representation\.features'),
   ],
 )

@@ -65,6 +65,15 @@ def test_a_finished_study_is_not_measured_again(finished, study_config, monkeypa
   assert study.kept_cost(directory / 'replicas', {}) is None
 
 
+def test_networks_that_differ_in_names_of_tasks_are_timed_with_one_compilation(tiny_config, tmp_path):
+  compiled, configured = {}, [tiny_config(tasks=(f'attributes/{name}',)) for name in ('Smiling', 'Male')]
+  store = mixture.open_data(configured[0].data)
+  programs = [program.build(config, store, directory=tmp_path) for config in configured]
+  calls = [one.prediction(compiled) for one in programs]
+  assert len(compiled) == 1
+  assert program.latency_ms(calls, repeats=1) > 0
+
+
 def test_the_best_step_may_be_picked_by_a_mean_over_tasks():
   metrics = {'a': {'macro_f1': 0.5}, 'b': {'macro_f1': 0.7}, 'landmarks': {'nme': 0.2}, 'none': {'macro_f1': None}}
   assert evaluate.score('*/macro_f1', total_loss=0.0, metrics=metrics) == pytest.approx(0.6)

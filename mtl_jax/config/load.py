@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,7 +50,10 @@ def presets() -> tuple[str, ...]:
 
 
 def _from_file(source: str | Path) -> ConfigDict:
-  path = local_path(str(source))
+  if not isinstance(source, str | Path):
+    told = 'is the name of a preset, a Python file or a ConfigDict; values of single fields are overrides'
+    raise ConfigError(f'--config {told}, not {shown(source)}')
+  path = local_path(source)
   if str(source) in presets():
     path = _PRESETS / f'{source}.py'
   elif not path.is_file():
@@ -76,7 +79,9 @@ def named(overrides: Overrides) -> list[tuple[str, Any]]:
   """
   if isinstance(overrides, Mapping):
     return [one for name, value in overrides.items() for one in _in_group(_plain(str(name)), value)]
-  return [_parted(text) for text in ([overrides] if isinstance(overrides, str) else overrides or ())]
+  if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+    return [_parted(overrides)]
+  return [_parted(text) for text in overrides]
 
 
 def _in_group(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -107,7 +112,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
   node, where, parent = kind_of(name), f'config.{name}', config
   *groups, leaf = name.split('.')
   try:
-    value = node.read(value) if isinstance(value, str) else node.convert(_lists_to_tuples(value))
+    value = node.read(value) if isinstance(value, str) else node.convert(_plain_value(value))
   except (ValueError, KeyError):
     raise ConfigError(f'{where} must be {node.words}, not {shown(value)}') from None
   require(value, node, field=where)
@@ -154,7 +159,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 def from_json(value: dict[str, Any]) -> ConfigDict:
   """The configuration `to_json` wrote, in this version or one before: a field that is newer takes its default."""
   complete = _with_newer(value, TREE, DEFAULTS) if all(value.get(name) for name in ESSENTIAL) else value
-  config = ConfigDict(_lists_to_tuples(complete))
+  config = ConfigDict(_plain_value(complete))
   validate(config)
   return config.lock()
 
@@ -167,10 +172,13 @@ def _with_newer(value: dict[str, Any], tree: Tree, default: dict[str, Any]) -> d
   return filled
 
 
-def _lists_to_tuples(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
+  """A value as a configuration keeps it: tuples for lists and arrays, Python's numbers for NumPy's, text for paths."""
   if isinstance(value, dict):
-    return {key: _lists_to_tuples(item) for key, item in value.items()}
-  return tuple(value) if isinstance(value, list) else value
+    return {key: _plain_value(item) for key, item in value.items()}
+  value = value.tolist() if hasattr(value, 'tolist') else value
+  value = str(value) if isinstance(value, Path) else value
+  return tuple(map(_plain_value, value)) if isinstance(value, list | tuple) else value
 
 
 def flat(value: Mapping[str, Any], group: str = '') -> dict[str, Any]:

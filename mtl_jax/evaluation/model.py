@@ -183,7 +183,7 @@ class Model:
     self, images: Images, refused: Callable[[DataError], None] | None
   ) -> Iterator[tuple[list[_Input], np.ndarray]]:
     """Yields images with their pixels, padded to one batch size, so that one program serves all."""
-    if isinstance(images, str | Path | np.ndarray) and np.ndim(images) != 4:
+    if isinstance(images, str | Path) or not hasattr(images, '__len__') or getattr(images, 'ndim', 4) != 4:
       raise DataError(
         'images: give an array [n, h, w, 3], or a list of arrays or files: [image] for one, '
         "sorted(Path(folder).glob('*.jpg')) for a folder"

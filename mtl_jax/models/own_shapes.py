@@ -1,8 +1,7 @@
 """Evaluates the shapes of a network and tasks of the user's own: a mistake is one line before the first step."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ AUTOMATIC = re.compile(r'[A-Z]\w*_\d+')  # The name that Flax gives to a layer w
 
 
 def check(network: Network, settings: ConfigDict, tasks: Sequence[Task], *, image_size: tuple[int, int]) -> None:
-  """Passes a batch through the network in training, without computing it; nothing is done where all is built in.
+  """Passes a batch through the network in training and evaluation, without computing it, unless all is built in.
 
   Args:
     network: of these settings and tasks.
@@ -41,16 +40,16 @@ def check(network: Network, settings: ConfigDict, tasks: Sequence[Task], *, imag
   if parts.is_own(settings.backbone):
     _check_backbone(multitask.backbone_from_config(settings), settings.backbone, images)
   with parts.wrap_errors(settings.backbone, field=BACKBONE), parts.wrap_errors(settings.sharing, field=SHARING):
-    found, _ = _run(partial(network.module.init_with_output, train=True, method='encode'), images)
+    found, _ = _run(network.module, images, trains=True, method='encode')
   of_tasks = dict.fromkeys((task.name for task in tasks), found) if isinstance(found, Representation) else found
   if not (isinstance(of_tasks, Mapping) and all(isinstance(of_tasks.get(task.name), Representation) for task in tasks)):
     raise ConfigError(f'{SHARING}: {settings.sharing} gave {_shown(found)}, not a Representation, or one for each task')
   for task, name, field in heads:
     kind, dtype = multitask.head_of(settings, task), multitask.compute_dtype(settings.dtype)
-    hint = 'a head reads representation.features [b, f], or .maps'
+    hint = 'a head reads representation.features [b, f], or .maps, and does the same in training and evaluation'
     with parts.wrap_errors(settings.backbone, field=BACKBONE), parts.wrap_errors(name, field=field, hint=hint):
       head = kind(task.num_outputs, settings.head_features, dtype)
-      outputs, _ = _run(head.init_with_output, of_tasks[task.name], random=())
+      outputs, _ = _run(head, of_tasks[task.name])
     _require(outputs, *('h', 'w') * task.dense, task.num_outputs, who=f'{field}: {name}')
     if not is_built_in(task):
       _check_task(task, outputs)
@@ -61,7 +60,7 @@ def _check_backbone(backbone: Backbone, name: str, x: Any) -> None:
   stage_of: dict[str, int] = {}
   for index in range(backbone.num_stages):
     with parts.wrap_errors(name, field=BACKBONE):
-      x, variables = _run(partial(backbone.init_with_output, index=index, train=True, method='stage'), x)
+      x, variables = _run(backbone, x, trains=True, index=index, method='stage')
     for layer in sorted({layer for collection in variables.values() for layer in collection}):
       if AUTOMATIC.fullmatch(layer) and stage_of.setdefault(layer, index) != index:
         raise ConfigError(
@@ -69,7 +68,7 @@ def _check_backbone(backbone: Backbone, name: str, x: Any) -> None:
           "the stage's index, as in name=f'conv{index}'"
         )
   with parts.wrap_errors(name, field=BACKBONE):
-    features, _ = _run(partial(backbone.init_with_output, method='pool'), x)
+    features, _ = _run(backbone, x, method='pool')
   _require(features, 'f', who=f'{BACKBONE}: pool of {name}')
 
 
@@ -83,9 +82,18 @@ def _check_task(task: Task, outputs: Any) -> None:
   _require(predictions, *task.prediction_shape, who=f'{field}: predict of {name}')
 
 
-def _run(init: Callable[..., Any], x: Any, *, random: Sequence[str] = RANDOM) -> Any:
-  """The shapes of what a module gives for an input, and of its variables."""
-  return jax.eval_shape(lambda x: init(dict.fromkeys(('params', *random), jax.random.key(0)), x), x)
+def _run(module: Any, x: Any, *, trains: bool = False, **options: Any) -> tuple[Any, Any]:
+  """The shapes of what a module gives in evaluation, and of its variables; one that `trains` has that mode as well."""
+  key, evaluation = jax.random.key(0), {'train': False} if trains else {}
+
+  def run(x: Any) -> tuple[Any, Any]:
+    variables = module.init(key, x, **options, **evaluation)
+    if trains:
+      training: Any = {'train': True, 'rngs': dict.fromkeys(RANDOM, key), 'mutable': ['batch_stats', 'frozen']}
+      module.apply(variables, x, **options, **training)
+    return module.apply(variables, x, **options, **evaluation), variables
+
+  return jax.eval_shape(run, x)
 
 
 def _require(found: Any, *axes: str | int, who: str) -> None:

@@ -18,21 +18,21 @@ def is_address(place: Path | str) -> bool:
   return bool(re.match(r'[a-z][a-z0-9+.-]*://', str(place)))
 
 
-def local_path(text: str) -> Path:
+def local_path(place: Path | str) -> Path:
   """A place that must be local. Raises BucketError for an address."""
-  if is_address(text):
-    raise BucketError(f'{text}: only --workdir and prepared sets may lie in a bucket; name a local path')
-  return _without_circle(text)
+  if is_address(place):
+    raise BucketError(f'{place}: only --workdir and prepared sets may lie in a bucket; name a local path')
+  return _without_circle(place)
 
 
-def workdir(text: str) -> Path:
+def workdir(place: Path | str) -> Path:
   """A run's folder: a local path, or one in gs://, read and written where it is. BucketError for any other store."""
-  if not is_address(text):
-    return _without_circle(text)
-  address = absolute(text)
+  if not is_address(place):
+    return _without_circle(place)
+  address = absolute(place)
   if not address.startswith('gs://'):
     raise BucketError(
-      f'--workdir: {text}: checkpoints are written to folders and gs:// alone (Orbax opens no other store); take a '
+      f'--workdir: {place}: checkpoints are written to folders and gs:// alone (Orbax opens no other store); take a '
       "local or shared folder, and copy it with the store's own tools"
     )
   os.environ.setdefault('EPATH_USE_TF', 'false')  # Else it opens buckets with TensorFlow, where that is installed.
@@ -48,11 +48,13 @@ def _without_circle(place: Path | str) -> Path:
   """A local path, with `~` and `~user` as the home folder: a shell leaves them alone in `--out=~/set`.
 
   Raises:
-    UserError: for one of symbolic links that lead to each other.
+    UserError: for what is no path, and one of symbolic links that lead to each other.
   """
   try:
     path = Path(place).expanduser()
     path.resolve()
+  except TypeError as error:
+    raise UserError(f'{place!r} is no path: {one_line(error)}') from None
   except (RuntimeError, OSError, ValueError) as error:  # The first before Python 3.13.
     raise UserError(f'{place}: cannot be followed: {one_line(error)}') from error
   return path

@@ -81,5 +81,6 @@ def described(error: BaseException, path: Path) -> str:
   frames = traceback.extract_tb(error.__traceback__)
   lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
   said = one_line(error)
-  said = said if len(said) <= MAX_SAID else f'{said[:MAX_SAID]} ...'
+  half = MAX_SAID // 2  # Hints stand at the end, as "Did you mean".
+  said = said if len(said) <= MAX_SAID else f'{said[:half]} ... {said[-half:]}'
   return f'{type(error).__name__}: {said}' + (f' (line {lines[-1]})' if lines else '')

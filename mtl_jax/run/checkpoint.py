@@ -198,9 +198,9 @@ class Checkpoints:
     steps = self.steps()
     if step is None:
       return steps[-1] if steps else None
-    if step not in steps:
+    if step not in steps or not hasattr(step, '__index__'):
       have = ', '.join(map(str, steps)) or 'none'
-      raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step}; it has {have}')
+      raise CheckpointError(f'{self.directory.parent} has no checkpoint of step {step!r}; it has {have}')
     return step
 
   def wait(self) -> None:

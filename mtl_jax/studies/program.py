@@ -131,12 +131,15 @@ class Program:
     variables = jax.eval_shape(lambda: run.make_state().eval_variables)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
     image = np.zeros((1, *run.store.image_size, 3), np.uint8)
-    arguments = jax.device_put((variables, run.label_stats, image), device)
-    predict = partial(predict_step, model=run.model, tasks=run.tasks)
-    lowered = jax.jit(lambda *arguments: jax.tree.leaves(predict(*arguments))).lower(*arguments)  # Without names.
+    leaves, tree = jax.tree.flatten(jax.device_put((variables, run.label_stats, image), device))
+
+    def predict(*leaves: Any) -> Any:  # Without names.
+      return jax.tree.leaves(predict_step(*jax.tree.unflatten(tree, leaves), model=run.model, tasks=run.tasks))
+
+    lowered = jax.jit(predict).lower(*leaves)
     if (text := lowered.as_text()) not in compiled:
       compiled[text] = lowered.compile()
-    return partial(compiled[text], *arguments)
+    return partial(compiled[text], *leaves)
 
   def flops_trained(self) -> float:
     """Floating-point operations a run, of the part that is trained, from features where those are kept; 0: unknown."""

@@ -35,7 +35,7 @@ def draw(name: str, folder: Path, *, num: int, seed: int, parsing: bool = False,
   """
   for flag, value, least in (('--num', num, 1), ('--seed', seed, 0), ('workers', workers, 1)):
     if not hasattr(value, '__index__') or value < least:
-      raise DataError(f'{flag}={value}: must be a whole number of at least {least}')
+      raise DataError(f'{flag}={value!r}: must be a whole number of at least {least}')
   face, tasks = DRAWN[name]
   rows: list[source.Row] = []
   with bar(num, description='draw faces', unit='image') as progress:

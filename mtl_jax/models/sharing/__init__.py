@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_jax.kinds import TEXT, Kind, options, real, whole
+from mtl_jax.errors import ConfigError
+from mtl_jax.kinds import FLAG, TEXT, Kind, options, real, whole
 from mtl_jax.models.sharing.branch import Branch
 from mtl_jax.models.sharing.cross_stitch import CrossStitch
 from mtl_jax.models.sharing.dense import Dense
@@ -37,16 +38,18 @@ SHARING: dict[str, type[Sharing]] = {
 }
 
 
-KINDS: dict[type, Kind] = {str: TEXT, int: whole(1), float: real(0)}
+KINDS: dict[type, Kind] = {str: TEXT, int: whole(1), float: real(0), bool: FLAG}
 
 
 def check_options(way: type[Sharing], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
   """The options of a way, of its fields' types; errors call it by its name.
 
   Raises:
-    ConfigError: for one that it has not, or whose value cannot be.
+    ConfigError: for one that it has not, or whose value cannot be; for a way whose fields cannot be options.
   """
   inherited = {field.name for field in dataclasses.fields(Sharing)}
   own = {field.name: field.default for field in dataclasses.fields(way) if field.name not in inherited}
+  if other := [option for option, default in own.items() if type(default) not in KINDS]:
+    raise ConfigError(f'config.model.sharing: {name}: {other[0]} needs a default: a number, true or false, or text')
   known = {option: KINDS[type(default)] for option, default in own.items()}
   return options(given, known, field='config.model.sharing_options', owner=name)
