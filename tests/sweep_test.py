@@ -93,6 +93,7 @@ def test_the_page_of_a_sweep_shows_its_front_and_files_of_it_lie_beside(drawn):
   page = mtl_jax.report(drawn).read_text()
   assert page.count('class="says"') >= 4
   assert 'uncertainty: attributes' in page
+  assert page.count('; the same as best') == 1  # What gains most lies on the front.
   assert not any(text in page for text in ('http://', 'https://'))
   for kind in ('png', 'svg'):
     assert (drawn / 'plots' / f'front-attributes-landmarks.{kind}').stat().st_size > 1000
