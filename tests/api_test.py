@@ -72,6 +72,31 @@ def test_a_run_tells_its_steps_and_is_evaluated_and_resumed(run):
   assert mtl_jax.train(config_of(run), run.workdir) == run
 
 
+WITHOUT_VAL = """
+import io
+from PIL import Image
+from mtl_jax.data.source import Record
+from mtl_jax.tasks import BinaryTask
+
+class open_source:
+  name, tasks = 'plain', (BinaryTask('look', ('bright',)),)
+
+  def records(self):
+    for i in range(24):
+      content = io.BytesIO()
+      Image.new('RGB', (8, 8), (9 * i,) * 3).save(content, 'png')
+      yield Record(f'{i}.png', ('train', 'test')[i % 2], content.getvalue, {'look': [i > 12]})
+"""
+
+
+def test_without_a_validation_split_the_last_step_counts_and_it_is_said(tmp_path, said):
+  (tmp_path / 'plain.py').write_text(WITHOUT_VAL)
+  plain = mtl_jax.prepare(tmp_path / 'plain.py', out=tmp_path / 'plain', image_size=8)
+  run = mtl_jax.train(small_runs.make_config(plain, tasks='look'), tmp_path / 'run', overrides={'train.steps': 2})
+  assert run.step == run.best_step == run.load().step == 2
+  assert any('no validation split' in line for line in said)
+
+
 def config_of(run: mtl_jax.Run) -> ConfigDict:
   return workdir.read(run.workdir)[0]
 
