@@ -213,12 +213,12 @@ def test_a_diverged_replica_is_dropped_as_a_pair_and_reported():
   assert [value is None for value in found['delta_m']['values']] == [False, True, True, False]
 
 
-def test_an_arm_that_always_diverged_is_not_tested():
+def test_an_arm_that_always_diverged_is_no_evidence():
   found = study(joint=lambda task, seed, predictions: None, single=lambda task, seed, predictions: None)
   json.dumps(found, allow_nan=False)
   main = found['tasks']['landmarks']['nme']
   assert (main['delta']['mean'], main['delta']['ci95'], main['delta']['p_value']) == (None, None, None)
-  assert main['verdict'] is None
+  assert main['verdict'] == 'no evidence'
   assert found['delta_m']['mean'] is None
   assert len(found['dropped']) == 2 * 4 * len(TASKS)
 
@@ -228,7 +228,7 @@ def test_one_seed_gives_means_and_no_verdict():
   json.dumps(found, allow_nan=False)
   main = found['tasks']['age']['mae']
   assert main['delta']['mean'] is not None
-  assert (main['delta']['ci95'], main['delta']['p_value'], main['verdict']) == (None, None, None)
+  assert (main['delta']['ci95'], main['delta']['p_value'], main['verdict']) == (None, None, 'no evidence')
   assert found['power']['tasks']['age']['smallest_difference'] is None
 
 

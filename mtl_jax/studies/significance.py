@@ -138,19 +138,15 @@ def holm(p_values: np.ndarray) -> np.ndarray:
   return np.where(np.isnan(p_values), np.nan, adjusted)
 
 
-def verdict(mean_difference: float | None, p_adjusted: float | None, *, higher_is_better: bool) -> str | None:
-  """Verdict of an adjusted p-value on an arm against the reference; None where no test was made."""
-  if mean_difference is None or p_adjusted is None:
-    return None
-  if not p_adjusted < ALPHA:
+def verdict(mean_difference: float | None, p_adjusted: float | None, *, higher_is_better: bool) -> str:
+  """Verdict of an adjusted p-value on an arm against the reference."""
+  if mean_difference is None or p_adjusted is None or not p_adjusted < ALPHA:
     return NO_EVIDENCE
   return HELPS if (mean_difference > 0) == higher_is_better else HURTS
 
 
-def disagreement(verdict: str | None, ci95: tuple[float, float] | list[float] | None) -> str | None:
-  """Says where the interval and the verdict differ; None where they agree, or there is no verdict."""
-  if verdict is None:
-    return None
+def disagreement(verdict: str, ci95: tuple[float, float] | list[float] | None) -> str | None:
+  """Says where the interval and the verdict differ; None where they agree."""
   if verdict == NO_EVIDENCE:
     excludes_zero = ci95 is not None and (ci95[0] > 0 or ci95[1] < 0)
     return (

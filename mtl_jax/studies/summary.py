@@ -18,8 +18,8 @@ def summarize(scores: Sequence[Scores], *, arms: Sequence[str], seeds: Sequence[
   `arms[0]` is the reference, the single-task models, and `arms[1]` the arm that `delta`, `verdict`, `delta_m`,
   `negative_transfer` and `power` at the top are about; with more arms than two `comparisons` holds these for each. The
   family over which p-values are adjusted is one arm's main metrics, one a task. Only they (`main` is true) have
-  p-values and a verdict, None of one seed: other metrics, and the single outputs of a task under `outputs`, are
-  descriptive, with a difference and an interval and None for the rest.
+  p-values and a verdict: other metrics, and the single outputs of a task under `outputs`, are descriptive, with a
+  difference and an interval and None for the rest.
 
   An arm's `mean` is over its own finite `values`; `delta` over the seeds that both arms have (`num_pairs`). Replicas
   without a finite main metric are listed under `dropped`.
@@ -137,7 +137,7 @@ def _entry(one: Scores, arm: str, reference: str, p_values: tuple[float, float] 
       'standard_error': {'seeds': found.seeds, 'images': found.images} if found else None,
     },
     'verdict': verdict,
-    'disagreement': significance.disagreement(verdict, ci95),
+    'disagreement': None if verdict is None else significance.disagreement(verdict, ci95),
     'main': one.main,
     'higher_is_better': upwards,
   }
