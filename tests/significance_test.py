@@ -70,8 +70,8 @@ def test_a_test_that_cannot_be_made_still_counts_in_the_family():
     (-0.1, 0.04, True, 'hurts'),
     (-0.1, 0.04, False, 'helps'),
     (0.1, 0.05, True, 'no evidence'),
-    (0.1, None, True, None),
-    (None, None, True, None),
+    (0.1, None, True, 'no evidence'),
+    (None, None, True, 'no evidence'),
   ],
 )
 def test_verdict_has_the_metrics_direction(mean, p_adjusted, higher_is_better, expected):
