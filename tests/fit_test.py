@@ -214,5 +214,5 @@ def test_aligning_says_so_and_gives_points_of_the_whole_photo(model, tmp_path, c
 def test_aligning_without_landmarks_is_refused(model, tmp_path):
   without = fitted_by(model, 'squash', tasks=tuple(task for task in model.tasks if task.name != 'landmarks'))
   Image.new('RGB', (30, 30)).save(tmp_path / 'photo.png')
-  with pytest.raises(DataError, match='no landmarks'):
+  with pytest.raises(DataError, match='align: no task'):
     predict_files(without, [tmp_path / 'photo.png'], align=True)
