@@ -97,7 +97,7 @@ ARMS = {
   'configs/study_matching.py': 'joint,both',
   'configs/study_expressions.py': 'joint,both',
   'configs/study_mixture.py': 'joint,both',
-  'study_clothing': 'joint,both',
+  'study_clothing': 'joint,both,co_annotation',
 }
 MAKING = ('train', 'study', 'sweep', 'affinity')  # Verbs with a configuration.
 
