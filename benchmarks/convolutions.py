@@ -90,7 +90,7 @@ def both(
 
 
 def _barred(function: Callable[..., Any]) -> Callable[..., Any]:
-  """What it reads and gives lies in memory, as in a step."""
+  """Puts barriers around a function, so that what it reads and gives lies in memory, as in a step."""
   return lambda *arguments: lax.optimization_barrier(function(*lax.optimization_barrier(arguments)))
 
 

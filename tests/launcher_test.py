@@ -11,7 +11,7 @@ from mtl_jax.platform.launcher import ProcessInfo
 
 
 def slurm(task: int, **more: str) -> dict[str, str]:
-  """What `srun --ntasks=6 --ntasks-per-node=4,2` sets, of two nodes."""
+  """Variables that `srun --ntasks=6 --ntasks-per-node=4,2` sets, of two nodes."""
   return {
     'SLURM_JOB_ID': '70001',
     'SLURM_STEP_NODELIST': 'gpu[007-008]',
