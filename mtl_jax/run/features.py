@@ -119,17 +119,19 @@ class FeatureCache:
 
   def _place(self, split: Split, name: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a split's features, and all that they depend on."""
-    rows = jax.eval_shape(self._compiled, self._frozen, jax.ShapeDtypeStruct(split.images.shape, split.images.dtype))
+    num, *of_image = split.images.shape
+    one = jax.ShapeDtypeStruct((1, *of_image), split.images.dtype)  # Alike for all splits, so they are traced once.
+    row = jax.eval_shape(self._compiled, self._frozen, one)
     frozen: Any = self.model.frozen
     backbone = [self.config.model.backbone, str(multitask.backbone_maker(self.config.model).keywords)]
     made_of = {
       'version': mtl_jax.__version__,
       'data': [self.checksum, name],
-      'pixels': [list(split.images.shape[1:]), list(augment.MEAN), list(augment.STD)],
+      'pixels': [of_image, list(augment.MEAN), list(augment.STD)],
       'stages': [*backbone, frozen.num_frozen, frozen.pooled],
       'weights': self._weights_digest,
-      'shape': list(rows.shape),
-      'dtype': str(rows.dtype),
+      'shape': [num, *row.shape[1:]],
+      'dtype': str(row.dtype),
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:24]
     return self.directory / f'{digest}{_own()}', made_of
